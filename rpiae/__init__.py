@@ -1,0 +1,108 @@
+"""rpiae: a modular toolkit for representation-pivoted autoencoders.
+
+    model = rpiae.build(encoder="tiny", bridge="vb16", decoder="vit-t")
+    for event in rpiae.run({"encoder": "tiny", "out": "runs/a"}): ...
+    model = rpiae.load("runs/a")
+    latent = model.encode(images).mode()
+
+Names are loaded when they are first used, so that ``import rpiae`` is light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rpiae.bridges import BRIDGES
+    from rpiae.core.build import build
+    from rpiae.core.config import (
+        BridgeConfig,
+        DatasetConfig,
+        DecoderConfig,
+        EncoderConfig,
+        LossConfig,
+    )
+    from rpiae.core.errors import RpiaeError
+    from rpiae.core.recipe import RecipeConfig, RunConfig
+    from rpiae.core.registry import Entry, Manifest, Preset
+    from rpiae.core.tokenizer import RPiAE
+    from rpiae.data import DATASETS
+    from rpiae.decoders import DECODERS
+    from rpiae.encoders import ENCODERS
+    from rpiae.evaluation import METRICS
+    from rpiae.losses import CRITICS, LOSSES
+    from rpiae.recipes import RECIPES
+    from rpiae.runs import resume, run
+
+_WHERE = {
+    "BRIDGES": "rpiae.bridges",
+    "BridgeConfig": "rpiae.core.config",
+    "CRITICS": "rpiae.losses",
+    "DATASETS": "rpiae.data",
+    "DECODERS": "rpiae.decoders",
+    "DatasetConfig": "rpiae.core.config",
+    "DecoderConfig": "rpiae.core.config",
+    "ENCODERS": "rpiae.encoders",
+    "EncoderConfig": "rpiae.core.config",
+    "Entry": "rpiae.core.registry",
+    "LOSSES": "rpiae.losses",
+    "LossConfig": "rpiae.core.config",
+    "METRICS": "rpiae.evaluation",
+    "Manifest": "rpiae.core.registry",
+    "Preset": "rpiae.core.registry",
+    "RECIPES": "rpiae.recipes",
+    "RPiAE": "rpiae.core.tokenizer",
+    "RecipeConfig": "rpiae.core.recipe",
+    "RpiaeError": "rpiae.core.errors",
+    "RunConfig": "rpiae.core.recipe",
+    "build": "rpiae.core.build",
+    "resume": "rpiae.runs",
+    "run": "rpiae.runs",
+}
+
+__all__ = [
+    "BRIDGES",
+    "CRITICS",
+    "DATASETS",
+    "DECODERS",
+    "ENCODERS",
+    "LOSSES",
+    "METRICS",
+    "RECIPES",
+    "BridgeConfig",
+    "DatasetConfig",
+    "DecoderConfig",
+    "EncoderConfig",
+    "Entry",
+    "LossConfig",
+    "Manifest",
+    "Preset",
+    "RPiAE",
+    "RecipeConfig",
+    "RpiaeError",
+    "RunConfig",
+    "build",
+    "load",
+    "resume",
+    "run",
+]
+
+__version__ = "0.1.0"
+
+
+def load(folder: str) -> RPiAE:
+    """Load a saved tokenizer from its folder or its run's; see ``RPiAE.from_pretrained``."""
+    from rpiae.core.tokenizer import RPiAE
+
+    return RPiAE.from_pretrained(folder)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'rpiae' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

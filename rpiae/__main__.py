@@ -1,0 +1,7 @@
+"""``python -m rpiae``."""
+
+import sys
+
+from rpiae.cli import main
+
+sys.exit(main())

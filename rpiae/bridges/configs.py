@@ -1,0 +1,49 @@
+"""Configs of the built-in bridges (torch-free)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from attrs import frozen
+
+from rpiae.core.config import BridgeConfig, BridgeDescription, at_least, wired
+
+
+@frozen(kw_only=True)
+class IdentityBridgeConfig(BridgeConfig):
+    """No compression.
+
+    Attributes:
+        features: channels of the encoder's features.
+    """
+
+    module: ClassVar[str] = "rpiae.bridges.identity:IdentityBridge"
+    features: int | None = wired("encoder.width", what="channels")
+
+    def describe(self) -> BridgeDescription:
+        """The latent has the features' channels."""
+        assert self.features is not None
+        return BridgeDescription(latent_channels=self.features, gaussian=False)
+
+
+@frozen(kw_only=True)
+class VariationalBridgeConfig(BridgeConfig):
+    """The paper's variational bridge.
+
+    Attributes:
+        features: channels of the encoder's features.
+        latent_channels: channels C of the latent.
+        decoder_layers: transformer layers on the way back.
+        encoder_mlp_ratio, decoder_mlp_ratio: MLP widths over ``features``.
+    """
+
+    module: ClassVar[str] = "rpiae.bridges.variational:VariationalBridge"
+    features: int | None = wired("encoder.width", what="channels")
+    latent_channels: int = at_least(1, default=64)
+    decoder_layers: int = at_least(0, default=6)
+    encoder_mlp_ratio: float = at_least(0, default=1.0)
+    decoder_mlp_ratio: float = at_least(0, default=4.0)
+
+    def describe(self) -> BridgeDescription:
+        """A Gaussian posterior with ``latent_channels``."""
+        return BridgeDescription(latent_channels=self.latent_channels, gaussian=True)

@@ -1,0 +1,53 @@
+"""The bridge that does nothing."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rpiae.core.contracts import Features
+from rpiae.core.shapes import map_grid, map_to_tokens, tokens_to_map
+
+
+class Delta:
+    """A posterior that is a point.
+
+    Args:
+        value: the point, (b, C, h, w).
+    """
+
+    def __init__(self, value: Float[Tensor, "b c h w"]) -> None:
+        self._value = value
+
+    def mode(self) -> Float[Tensor, "b c h w"]:
+        """The point."""
+        return self._value
+
+    def sample(self, noise: Float[Tensor, "b c h w"] | None = None) -> Float[Tensor, "b c h w"]:
+        """The point; there is nothing to draw."""
+        return self._value
+
+
+class IdentityBridge(nn.Module):
+    """The latent is the feature map; no parameters, so stages that train it are skipped.
+
+    Args:
+        features: channels of the features.
+
+    Source: the tokenizer of RAE (arXiv 2510.11690) has no compression.
+    """
+
+    gaussian = False
+
+    def __init__(self, *, features: int) -> None:
+        super().__init__()
+        self.features = features
+        self.latent_channels = features
+
+    def encode(self, features: Features) -> Delta:
+        """Tokens as a map."""
+        return Delta(tokens_to_map(features.tokens, features.grid))
+
+    def decode(self, latent: Float[Tensor, "b c h w"]) -> Features:
+        """The map as tokens."""
+        return Features(map_to_tokens(latent), map_grid(latent))

@@ -1,0 +1,245 @@
+"""``rpiae build``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from rpiae.cli.screen import count, duration, stderr, stdout
+from rpiae.core import events
+from rpiae.core.config import Tree, read_toml
+from rpiae.core.errors import UsageError
+from rpiae.core.plan import Plan
+
+#: Options that a resumed run takes from its folder.
+FIXED = ("encoder", "bridge", "decoder", "recipe", "data", "config", "out", "init", "seed", "device", "precision")  # fmt: skip
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Plan, and unless it is a dry run, train and evaluate."""
+    from rpiae import runs
+
+    if arguments.resume:
+        given = [f"--{name}" for name in FIXED if getattr(arguments, name) is not None]
+        given += ["--set"] * bool(arguments.overrides) + ["--without"] * bool(arguments.without)
+        if given:
+            raise UsageError(
+                f"--resume goes on with the run as it was configured; leave out {', '.join(given)}. "
+                "To start another run from its weights, use --init"
+            )
+        return _follow(runs.resume(arguments.resume))
+    source = str(arguments.config or "the command line")
+    resolved = runs.resolve(
+        _tree(arguments), overrides=tuple(arguments.overrides), without=_without(arguments),
+        source=source,
+    )  # fmt: skip
+    if arguments.dry_run:
+        print_plan(runs.plan(resolved))
+        return 0
+    try:
+        runs.check_startable(resolved)
+    except UsageError:
+        print_plan(runs.plan(resolved))
+        raise
+    return _follow(runs.run(resolved))
+
+
+def _tree(arguments: argparse.Namespace) -> Tree:
+    tree = read_toml(Path(arguments.config)) if arguments.config else {}
+    named = ("encoder", "bridge", "decoder", "recipe", "data", "out", "init", "seed", "device", "precision")  # fmt: skip
+    for name in named:
+        value = getattr(arguments, name)
+        if value is not None:
+            tree[name] = value
+    return tree
+
+
+def _without(arguments: argparse.Namespace) -> tuple[str, ...]:
+    listed = [name.strip() for text in arguments.without for name in text.split(",")]
+    return tuple(name for name in listed if name)
+
+
+def print_plan(plan: Plan) -> None:
+    """The plan as tables on stdout."""
+    parts = Table(title="model", title_justify="left", box=None, pad_edge=False)
+    for heading in ("role", "part", "parameters", "chosen by"):
+        parts.add_column(heading, overflow="fold")
+    for part in plan.parts:
+        numbers = count(part.parameters)
+        if len(part.children) > 1 and part.role == "bridge":
+            numbers += f" ({' + '.join(count(n) for n in part.children.values())})"
+        parts.add_row(part.role, part.label, numbers, part.origin)
+    stdout.print(parts)
+    c, h, w = plan.latent
+    stdout.print(
+        f"\n{count(plan.parameters)} parameters · images {plan.image_size}×{plan.image_size} · "
+        f"latent {c}×{h}×{w} · {plan.compression:.3g} image values per latent value\n"
+    )
+    stages = Table(
+        title=f"stages of recipe {plan.recipe} ({plan.recipe_origin})",
+        title_justify="left", box=None, pad_edge=False,
+    )  # fmt: skip
+    for heading in ("stage", "trains", "frozen", "path", "terms", "length", "batch"):
+        stages.add_column(heading, overflow="fold")
+    for stage in plan.stages:
+        if stage.skipped:
+            stages.add_row(stage.name, "skipped: nothing to train", "", "", "", "", "")
+            continue
+        roles = stage.report.roles
+        stages.add_row(
+            stage.name,
+            ", ".join(f"{r} {count(n.trained)}" for r, n in roles.items() if n.trained),
+            ", ".join(r for r, n in roles.items() if n.frozen and not n.trained),
+            stage.path + (f", noise ≤ {stage.noise:g}" if stage.noise else ""),
+            " + ".join(stage.terms),
+            stage.length,
+            str(stage.batch_size),
+        )
+    stdout.print(stages)
+    data = f"{plan.data} ({plan.data_origin})" if plan.data else "none yet: name some with --data"
+    lines = [f"data {data}", f"device {plan.device}, precision {plan.precision}"]
+    if plan.out:
+        lines.append(f"out {plan.out}")
+    lines += [f"licence of {text}" for text in plan.licences]
+    lines += [f"note: {text}" for text in plan.notices]
+    if plan.missing_losses:
+        lines.append(f"not in this version: {', '.join(plan.missing_losses)}")
+    stdout.print()
+    for line in lines:
+        stdout.print(escape(line))
+    stdout.print()
+
+
+def _follow(run: Iterator[events.Event]) -> int:
+    """Render a run's events; returns the exit code."""
+    view = _View()
+    with view:
+        for event in run:
+            view.show(event)
+            if isinstance(event, events.RunEnded):
+                view.close()
+                _print_summary(event)
+            elif isinstance(event, events.Interrupted):
+                view.close()
+                stderr.print(
+                    f"{event.signal}: the state is saved. Go on with:\n"
+                    f"  rpiae build --resume {escape(str(event.path))}"
+                )
+                return 130
+    return 0
+
+
+class _View:
+    """A live line per stage on a terminal; a plain line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._live = Live(console=stderr, refresh_per_second=4, transient=False)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[status]}"),
+            console=stderr,
+        )
+        self._task: Any = None
+        self._plain = not stderr.is_terminal
+        self._open = False
+
+    def __enter__(self) -> _View:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the live display."""
+        if self._open:
+            self._live.stop()
+            self._open = False
+
+    def show(self, event: events.Event) -> None:
+        """Render one event."""
+        if isinstance(event, events.Planned):
+            print_plan(event.plan)
+            sys.stdout.flush()
+        elif isinstance(event, events.StageStarted):
+            self._started(event)
+        elif isinstance(event, events.StepDone):
+            self._stepped(event)
+        elif isinstance(event, events.StageSkipped):
+            self._say(f"{event.stage}: skipped, {event.reason}")
+        elif isinstance(event, events.Evaluated):
+            mark = ", the best so far" if event.best else ""
+            self._say(f"{event.stage} {event.step}: held-out {_metrics(event.metrics)}{mark}")
+        elif isinstance(event, events.ImagesSkipped):
+            self._say(f"{event.total} images skipped so far: {'; '.join(event.images)}")
+        elif isinstance(event, events.Notice):
+            self._say(event.text)
+
+    def _started(self, event: events.StageStarted) -> None:
+        self._task = self._progress.add_task(
+            event.stage, total=event.steps, completed=event.step, status=""
+        )
+        if not self._plain and not self._open:
+            self._live.update(self._progress)
+            self._live.start()
+            self._open = True
+
+    def _stepped(self, event: events.StepDone) -> None:
+        terms = " ".join(f"{name} {value:.4f}" for name, value in event.terms.items())
+        status = (
+            f"{terms} · {event.images_per_second:.1f} images/s · "
+            f"{duration(event.remaining_seconds)} left"
+        )
+        if not self._plain:
+            self._progress.update(self._task, completed=event.step, status=status)
+        elif event.step == 1 or event.step % max(1, event.steps // 10) == 0:
+            stderr.print(f"{event.stage} {event.step}/{event.steps}: {status}", soft_wrap=True)
+
+    def _say(self, text: str) -> None:
+        stderr.print(escape(text), soft_wrap=True)
+
+
+def _metrics(metrics: Any) -> str:
+    return f"PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.3f}, drift {metrics['drift']:.3f}"
+
+
+def _print_summary(event: events.RunEnded) -> None:
+    summary = event.summary
+    table = Table(
+        title="held-out photographs (EMA weights, reloaded in a new process)",
+        title_justify="left", box=None, pad_edge=False,
+    )  # fmt: skip
+    for heading in ("photograph", "PSNR dB", "SSIM", "mean colour dB", "linear code dB"):
+        table.add_column(heading, justify="left" if heading == "photograph" else "right")
+    rows = list(summary["photographs"].items())
+    for name, row in rows[:8]:
+        table.add_row(escape(name), *_row(row))
+    if len(rows) > 8:
+        table.add_row(f"… and {len(rows) - 8} more", "", "", "", "")
+    table.add_row("mean", *_row(summary))
+    stdout.print(table)
+    stdout.print(f"\n{escape(summary['verdict'])}")
+    folder = escape(str(event.folder))
+    stdout.print(
+        f"drift from the pivot {summary['drift']:.3f} · trained in "
+        f"{duration(summary['seconds'])} at {summary['images_per_second']:.1f} images/s\n"
+        f"tokenizer {folder}/tokenizer · best evaluated {folder}/best · "
+        f"pictures {folder}/samples · curves {folder}/curves.png, tensorboard --logdir {folder}",
+        soft_wrap=True,
+    )
+
+
+def _row(values: Any) -> list[str]:
+    shown = [values["psnr"], values["ssim"], values["psnr_mean_colour"], values["psnr_pca"]]
+    return [
+        "exact" if v is None else f"{v:.3f}" if i == 1 else f"{v:.2f}" for i, v in enumerate(shown)
+    ]

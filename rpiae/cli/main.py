@@ -1,0 +1,126 @@
+"""Arguments, exit codes and error messages."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import rpiae
+from rpiae.core.errors import RpiaeError
+
+EPILOG = """exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (state saved)
+
+examples:
+  rpiae build
+  rpiae build --encoder dinov2-b --bridge vb64 --data folder:photos --without lpips,adversarial
+  rpiae build --encoder dinov2-b --bridge vb64 --dry-run
+  rpiae reconstruct runs/a photo.jpg --out side_by_side.png"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = parser().parse_args(argv)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if arguments.debug else logging.WARNING,
+        format="%(name)s: %(message)s",
+    )
+    command = importlib.import_module(f"rpiae.cli.{arguments.module}")
+    try:
+        return int(command.execute(arguments) or 0)
+    except RpiaeError as error:
+        if arguments.debug:
+            raise
+        print(f"rpiae: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        if arguments.debug:
+            raise
+        print("rpiae: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if arguments.debug:
+            raise
+        text = " ".join(str(error).split())[:500]
+        print(
+            f"rpiae: unexpected {type(error).__name__}: {text} (--debug shows where)",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="rpiae",
+        description="Build representation-pivoted autoencoders from swappable parts.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"rpiae {rpiae.__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="tracebacks and debug logs")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, module: str, text: str) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=text, description=text, parents=[common])
+        made.set_defaults(module=module)
+        return made
+
+    build = verb("build", "build", "plan, train and evaluate a tokenizer")
+    for part, example in (
+        ("encoder", "tiny, dinov2-b, timm:MODEL"),
+        ("bridge", "vb64, identity"),
+        ("decoder", "vit-t … vit-xl"),
+        ("recipe", "quick, rpiae, rae"),
+        ("data", "sample, folder:PATH, parquet:PATH"),
+    ):
+        build.add_argument(f"--{part}", metavar="NAME", help=f"for example {example}")
+    build.add_argument("--config", metavar="FILE", help="a TOML file; options override it")
+    build.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides",
+        help="set one field, such as recipe.stages[0].noise=0.4; repeatable",
+    )  # fmt: skip
+    build.add_argument(
+        "--without", action="append", default=[], metavar="LOSSES",
+        help="leave losses out of every stage, comma-separated",
+    )  # fmt: skip
+    build.add_argument("--out", metavar="FOLDER", help="the run's folder (default: runs/…)")
+    build.add_argument("--init", metavar="FOLDER", help="start from a run's tokenizer")
+    build.add_argument("--resume", metavar="FOLDER", help="go on with a run")
+    build.add_argument("--seed", type=int)
+    build.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    build.add_argument("--precision", choices=["auto", "fp32", "bf16"])
+    build.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+
+    listing = verb("list", "listing", "list parts and presets")
+    listing.add_argument("family", nargs="?", help="encoders, bridges, …, or plugins")
+    listing.add_argument("--json", action="store_true")
+    show = verb("show", "listing", "everything about one part, preset or recipe")
+    show.add_argument("name")
+    show.add_argument("--json", action="store_true")
+
+    config = verb("config", "config", "make or check a config file")
+    config.add_argument("action", choices=["new", "check"])
+    config.add_argument("file", help="a TOML file; - is standard output for new")
+
+    doctor = verb("doctor", "doctor", "what this machine has, and what would be used")
+    doctor.add_argument("--json", action="store_true")
+
+    fetch = verb("fetch", "fetch", "download an encoder's weights into the local cache")
+    fetch.add_argument("encoder")
+
+    reconstruct = verb("reconstruct", "reconstruct", "a photograph through a tokenizer and back")
+    reconstruct.add_argument("run", help="a run's or tokenizer's folder")
+    reconstruct.add_argument("photo")
+    reconstruct.add_argument("--out", required=True, metavar="PNG", help="side-by-side picture")
+    reconstruct.add_argument("--tile", action="store_true", help="in blended, overlapping tiles")
+    reconstruct.add_argument("--device", default="auto")
+    return top

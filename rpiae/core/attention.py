@@ -1,0 +1,181 @@
+"""One attention function for the whole toolkit, with interchangeable backends.
+
+Every transformer here (encoders, bridges, decoders) computes softmax(q kᵀ · scale) v through
+[`attention`][rpiae.core.attention.attention]. Which kernel does it is decided in this order:
+the ``backend`` argument, the [`attention_backend`][rpiae.core.attention.attention_backend]
+context, the environment variable ``RPIAE_ATTENTION``, and last the automatic choice.
+
+* ``xformers``: memory-efficient attention, on CUDA where the package is installed.
+* ``sdpa``: ``torch.nn.functional.scaled_dot_product_attention``.
+* ``math``: two matrix products and a softmax in fp32. It is the reference the others are tested
+  against.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import importlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from attrs import frozen
+from jaxtyping import Float
+from torch import Tensor
+
+from rpiae.core.errors import UsageError, unknown
+
+BACKENDS = ("math", "sdpa", "xformers")
+ENVIRONMENT = "RPIAE_ATTENTION"
+
+_log = logging.getLogger(__name__)
+_context: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "attention_backend", default=None
+)
+
+
+@frozen(kw_only=True)
+class BackendChoice:
+    """Which backend will run, and the reason in words (``rpiae doctor`` prints it)."""
+
+    name: str
+    reason: str
+
+
+@contextlib.contextmanager
+def attention_backend(name: str) -> Iterator[None]:
+    """Use the backend ``name`` for every attention call inside the ``with`` block."""
+    token = _context.set(_known(name))
+    try:
+        yield
+    finally:
+        _context.reset(token)
+
+
+def attention(
+    q: Float[Tensor, "b heads n d"],
+    k: Float[Tensor, "b heads m d"],
+    v: Float[Tensor, "b heads m d"],
+    *,
+    scale: float | None = None,
+    backend: str | None = None,
+) -> Float[Tensor, "b heads n d"]:
+    """Scaled dot-product attention, not causal and without a mask.
+
+    Args:
+        q: queries.
+        k: keys, of the queries' dtype and device.
+        v: values.
+        scale: factor on q kᵀ; 1/√d where it is not given.
+        backend: one of ``BACKENDS``; see the module's text for what applies where it is not given.
+
+    Returns:
+        The attended values, in the layout and dtype of ``q``.
+
+    Raises:
+        UsageError: if the backend's name is unknown, or an explicitly named one cannot run here.
+    """
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    choice = choose_backend(q.device, q.dtype, q.shape[-1], backend=backend)
+    return _IMPLEMENTATIONS[choice.name](q, k, v, scale)
+
+
+def choose_backend(
+    device: torch.device | str,
+    dtype: torch.dtype,
+    head_dim: int,
+    *,
+    backend: str | None = None,
+) -> BackendChoice:
+    """Decide which backend serves tensors of this device, dtype and head dimension.
+
+    Raises:
+        UsageError: if the backend asked for is unknown or cannot run here.
+    """
+    device = torch.device(device)
+    asked, where = _asked(backend)
+    if asked is None:
+        return _automatic(device, dtype, head_dim)
+    if asked == "xformers":
+        problem = _xformers_problem(device, dtype, head_dim)
+        if problem:
+            raise UsageError(
+                f"attention backend 'xformers' ({where}) cannot run here: {problem}. "
+                "Use 'sdpa', or leave the backend out to have one chosen."
+            )
+    return BackendChoice(name=asked, reason=f"asked for by {where}")
+
+
+def _asked(backend: str | None) -> tuple[str | None, str]:
+    if backend is not None:
+        return _known(backend), "the backend argument"
+    from_context = _context.get()
+    if from_context is not None:
+        return from_context, "the attention_backend context"
+    from_environment = os.environ.get(ENVIRONMENT)
+    if from_environment:
+        return _known(from_environment), f"the environment variable {ENVIRONMENT}"
+    return None, ""
+
+
+def _known(name: str) -> str:
+    if name not in BACKENDS:
+        raise UsageError(unknown("attention backend", name, BACKENDS))
+    return name
+
+
+@functools.cache
+def _automatic(device: torch.device, dtype: torch.dtype, head_dim: int) -> BackendChoice:
+    if device.type != "cuda":
+        return BackendChoice(name="sdpa", reason=f"xformers has no {device.type} kernels")
+    problem = _xformers_problem(device, dtype, head_dim)
+    if problem is None:
+        return BackendChoice(name="xformers", reason="probed on this device and dtype")
+    _log.info("attention: using sdpa, since xformers cannot run here: %s", problem)
+    return BackendChoice(name="sdpa", reason=f"xformers cannot run here: {problem}")
+
+
+@functools.cache
+def _xformers_problem(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Run xformers once on real tensors; the reason it fails, or None."""
+    if device.type != "cuda":
+        return f"it has no {device.type} kernels"
+    try:
+        probe = torch.zeros(1, 1, 8, head_dim, device=device, dtype=dtype, requires_grad=True)
+        _xformers(probe, probe, probe, 1.0).sum().backward()
+    except ImportError:
+        return 'it is not installed: pip install "rpiae[xformers]"'
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def _xformers_ops() -> Any:
+    return importlib.import_module("xformers.ops")
+
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    # xformers wants (b, n, heads, d) and calls the factor `scale`.
+    out = _xformers_ops().memory_efficient_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale
+    )
+    return out.transpose(1, 2)  # type: ignore[no-any-return]  # xformers is untyped
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def _math(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    # Scaling q rather than the product costs n·d instead of n·m multiplications.
+    weights = ((q * scale) @ k.transpose(-2, -1)).float().softmax(dim=-1)
+    return weights.to(v.dtype) @ v
+
+
+_IMPLEMENTATIONS = {"math": _math, "sdpa": _sdpa, "xformers": _xformers}

@@ -1,0 +1,122 @@
+"""Transformer building blocks shared by encoders, bridges and decoders.
+
+Parameter names follow timm (``attn.qkv``, ``attn.proj``, ``mlp.fc1``, ``mlp.fc2``, ``norm1``,
+``norm2``), so that weights of the common layouts map onto them without renaming.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rpiae.core.attention import attention
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one fused query-key-value projection.
+
+    Args:
+        width: channels of the tokens.
+        num_heads: number of heads; must divide ``width``.
+
+    Shapes:
+        (b, n, width) → (b, n, width)
+    """
+
+    def __init__(self, *, width: int, num_heads: int) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width {width} is not divisible by num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
+        b, n, w = tokens.shape
+        qkv = self.qkv(tokens).view(b, n, 3, self.num_heads, w // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(attention(q, k, v).transpose(1, 2).reshape(b, n, w))  # type: ignore[no-any-return]  # nn.Module calls are Any
+
+
+class Mlp(nn.Module):
+    """Linear, GELU (erf), Linear.
+
+    Shapes:
+        (b, n, width) → (b, n, width)
+    """
+
+    def __init__(self, *, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
+        return self.fc2(F.gelu(self.fc1(tokens)))  # type: ignore[no-any-return]  # nn.Module calls are Any
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Args:
+        width: channels of the tokens.
+        num_heads: attention heads.
+        mlp_hidden: width of the MLP's hidden layer.
+        eps: LayerNorm epsilon.
+    """
+
+    def __init__(self, *, width: int, num_heads: int, mlp_hidden: int, eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = SelfAttention(width=width, num_heads=num_heads)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = Mlp(width=width, hidden=mlp_hidden)
+
+    def forward(self, tokens: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
+        tokens = tokens + self.attn(self.norm1(tokens))
+        return tokens + self.mlp(self.norm2(tokens))  # type: ignore[no-any-return]  # nn.Module calls are Any
+
+
+def sincos_positions(height: int, width: int, channels: int) -> Float[Tensor, "n channels"]:
+    """Fixed 2-D sin-cos position embedding of an h × w grid, row-major.
+
+    The first half of the channels encodes the column, the second the row; each half holds the
+    sines of all frequencies, then the cosines, with frequencies 10000^(−i/(channels/4)).
+
+    Raises:
+        ValueError: if ``channels`` is not a multiple of 4.
+
+    Source: MAE (arXiv 2111.06377), as used by the decoder of arXiv 2603.19206.
+    """
+    if channels % 4:
+        raise ValueError(f"sin-cos positions need a width that is a multiple of 4, not {channels}")
+    frequency = 10000.0 ** -(torch.arange(channels // 4, dtype=torch.float64) / (channels / 4))
+    rows, columns = torch.meshgrid(
+        torch.arange(height, dtype=torch.float64),
+        torch.arange(width, dtype=torch.float64),
+        indexing="ij",
+    )
+    halves = []
+    for axis in (columns, rows):
+        angle = axis.reshape(-1, 1) * frequency
+        halves += [angle.sin(), angle.cos()]
+    return torch.cat(halves, dim=1).float()
+
+
+def resample_positions(
+    positions: Float[Tensor, "1 h w d"], size: tuple[int, int], *, antialias: bool
+) -> Float[Tensor, "1 height width d"]:
+    """Bicubic resampling to ``size`` (rows, columns), in fp32; unchanged at the stored size.
+
+    Args:
+        positions: the embedding as it was trained.
+        size: rows and columns wanted.
+        antialias: the source's own rule: true for DINOv2, false for MAE and SigLIP.
+    """
+    if tuple(positions.shape[1:3]) == tuple(size):
+        return positions
+    resampled = F.interpolate(
+        positions.permute(0, 3, 1, 2).float(), size=size, mode="bicubic", antialias=antialias
+    )
+    return resampled.permute(0, 2, 3, 1).to(positions.dtype)

@@ -1,0 +1,108 @@
+"""Resolved configs to modules, also on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from rpiae.core.config import BridgeConfig, DecoderConfig, EncoderConfig, Tree
+from rpiae.core.errors import CheckpointError, UnknownNameError
+from rpiae.core.resolve import ResolvedTokenizer, part_config, resolve_tokenizer
+from rpiae.core.tokenizer import RPiAE
+
+
+def build_tokenizer(
+    resolved: ResolvedTokenizer,
+    *,
+    device: torch.device | str = "cpu",
+    pretrained: bool = False,
+    seed: int | None = None,
+    trained_size: int = 0,
+) -> RPiAE:
+    """Construct a tokenizer.
+
+    Args:
+        resolved: its configs.
+        device: where; ``"meta"`` gives shapes without memory.
+        pretrained: whether the encoder takes its pivot's weights (if its config wants them).
+        seed: makes the initialisation a function of it; the global generator is left alone.
+        trained_size: side of the training crops in pixels.
+
+    Raises:
+        FetchError: if pretrained weights cannot be had.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if device == "meta" else "cpu"):
+        if seed is not None:
+            torch.manual_seed(seed)
+        model = RPiAE(
+            encoder=resolved.encoder.build(),
+            bridge=resolved.bridge.build(),
+            decoder=resolved.decoder.build(),
+            config=resolved,
+            trained_size=trained_size,
+        )
+    if device == "meta":
+        return model
+    if pretrained and resolved.encoder.pretrained:
+        resolved.encoder.load_pretrained(model.encoder)  # type: ignore[arg-type]  # parts are modules
+    return model.to(device)
+
+
+def build(
+    *,
+    encoder: str | Tree | EncoderConfig,
+    bridge: str | Tree | BridgeConfig,
+    decoder: str | Tree | DecoderConfig,
+    pretrained: bool = True,
+    seed: int = 0,
+) -> RPiAE:
+    """An untrained RPiAE from names, tables or configs; wired fields are filled in.
+
+    Args:
+        encoder, bridge, decoder: the parts.
+        pretrained: whether the encoder starts from its pivot's weights.
+        seed: of the initialisation.
+
+    Raises:
+        UnknownNameError: if nobody registered a name.
+        ConfigError: if values do not fit, or the parts do not fit each other.
+        FetchError: if the pivot's weights cannot be had.
+    """
+    return build_tokenizer(_resolved(encoder, bridge, decoder), pretrained=pretrained, seed=seed)
+
+
+def build_saved(saved: Mapping[str, Any], *, source: str) -> RPiAE:
+    """A tokenizer of a saved config, without its weights.
+
+    Raises:
+        CheckpointError: if a part's plugin is missing, or its config no longer fits.
+    """
+    sources = saved.get("sources", {})
+    versions = saved.get("versions", {})
+    for role in ("encoder", "bridge", "decoder"):
+        try:
+            part_config(f"{role}s", saved[role])
+        except KeyError:
+            raise CheckpointError(f"{source}: config.json has no {role}") from None
+        except UnknownNameError as error:
+            distribution = sources.get(role, "another distribution")
+            raise CheckpointError(
+                f"{source} was saved with {role} {saved[role].get('name')!r} of {distribution} "
+                f"{versions.get(distribution, '')}, which is not installed here: "
+                f"pip install {distribution} ({error})"
+            ) from None
+    resolved = _resolved(saved["encoder"], saved["bridge"], saved["decoder"])
+    return build_tokenizer(resolved, trained_size=saved.get("trained_size", 0))
+
+
+def _resolved(encoder: Any, bridge: Any, decoder: Any) -> ResolvedTokenizer:
+    first, second, third = (
+        part_config(family, given)
+        for family, given in (("encoders", encoder), ("bridges", bridge), ("decoders", decoder))
+    )
+    assert isinstance(first, EncoderConfig)
+    assert isinstance(second, BridgeConfig)
+    assert isinstance(third, DecoderConfig)
+    return resolve_tokenizer(first, second, third)

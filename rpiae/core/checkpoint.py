@@ -1,0 +1,72 @@
+"""Training state on disk: atomic, the last K kept, half-written files never picked up."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rpiae.core.errors import CheckpointError
+
+_NAME = re.compile(r"stage(\d+)-step(\d+)\.pt")
+
+
+def checkpoint_path(folder: Path, stage: int, step: int) -> Path:
+    """Where the state after ``step`` steps of stage ``stage`` is kept."""
+    return folder / f"stage{stage}-step{step:08d}.pt"
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any], *, keep: int) -> None:
+    """Write a state under a temporary name, rename it, and remove all but the last ``keep``.
+
+    Raises:
+        CheckpointError: if it cannot be written; what was there before stays.
+    """
+    part = path.with_suffix(".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(path)
+    except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise CheckpointError(
+            f"cannot write checkpoint {path}: {error}. Earlier checkpoints are untouched; free "
+            "some space and go on with --resume"
+        ) from None
+    for old in list_checkpoints(path.parent)[:-keep]:
+        old.unlink()
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [(m, p) for p in folder.glob("*.pt") if (m := _NAME.fullmatch(p.name))]
+    return [p for m, p in sorted(found, key=lambda f: (int(f[0][1]), int(f[0][2])))]
+
+
+def load_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest readable checkpoint, or None where there is none.
+
+    Raises:
+        CheckpointError: if there are checkpoints and none of them can be read.
+    """
+    problem = ""
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            problem = f"{path}: {error}"
+            continue
+        return path, state
+    if problem:
+        raise CheckpointError(f"no checkpoint can be read ({problem})")
+    return None

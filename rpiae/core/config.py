@@ -1,0 +1,450 @@
+"""Part configs, the one strict converter, and loading, dumping and overriding of config trees.
+
+A config *tree* is what a TOML file holds: dicts, lists, strings, numbers, booleans. *Parsing* turns
+it into frozen attrs classes without importing torch. TOML has no null: a field that is None is
+"not given", is left out of every dump, and is filled in by ``rpiae.core.resolve``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args, get_origin
+
+import attrs
+import cattrs
+import tomli_w
+from attrs import field, frozen
+from cattrs.errors import (
+    AttributeValidationNote,
+    BaseValidationError,
+    ClassValidationError,
+    ForbiddenExtraKeysError,
+    IterableValidationNote,
+)
+from cattrs.gen import make_dict_structure_fn
+
+from rpiae.core.errors import ConfigError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Tree = dict[str, Any]
+T = TypeVar("T")
+
+
+def wired(fact: str, *, what: str, strict: bool = True) -> Any:
+    """A field that is filled from another part's description.
+
+    Args:
+        fact: what fills it, such as ``"encoder.width"``.
+        what: the unit in words, for messages ("channels").
+        strict: whether another value is a contradiction, or merely a choice.
+    """
+    return field(default=None, metadata={"wired": fact, "what": what, "strict": strict})
+
+
+def settings_only(default: Any) -> Any:
+    """A field that describes the part and is not an argument of its module."""
+    return field(default=default, metadata={"argument": False})
+
+
+def at_least(minimum: float, *, default: Any = attrs.NOTHING) -> Any:
+    """A numeric field that must not lie below ``minimum``."""
+    return field(default=default, metadata={"minimum": minimum})
+
+
+@frozen(kw_only=True)
+class PartConfig:
+    """Base of all part configs: the config is the part's signature.
+
+    Attributes:
+        name: the registered part.
+        preset: the preset that the values come from, where one was named.
+        family: the registry the part belongs to.
+        module: import string of the class that ``build`` constructs.
+    """
+
+    name: str = settings_only("")
+    preset: str = settings_only("")
+
+    family: ClassVar[str] = ""
+    module: ClassVar[str] = ""
+
+    @property
+    def label(self) -> str:
+        """What the user calls it: the preset where there is one."""
+        return self.preset or self.name
+
+    def arguments(self) -> dict[str, Any]:
+        """The flat keywords of the module's constructor."""
+        return {
+            a.name: getattr(self, a.name)
+            for a in attrs.fields(type(self))
+            if a.metadata.get("argument", True)
+        }
+
+    def build(self) -> Any:
+        """Construct the part (imports torch)."""
+        return load_object(self.module)(**self.arguments())
+
+
+@frozen(kw_only=True)
+class EncoderDescription:
+    """What other parts and the plan need to know about an encoder, without building it.
+
+    Attributes:
+        width: channels of its tokens.
+        patch: input pixels per token and side (p).
+        output_patch: image pixels per token and side (q) that go with it by default.
+        num_blocks: transformer blocks that are used.
+        prefix_tokens: class and register tokens that are dropped.
+        image_size: side of the training crops by default, in image pixels.
+        mean, std: input statistics.
+    """
+
+    width: int
+    patch: int
+    output_patch: int
+    num_blocks: int
+    prefix_tokens: int
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@frozen(kw_only=True)
+class EncoderConfig(PartConfig):
+    """Base of encoder configs.
+
+    Attributes:
+        pretrained: whether the pivot's weights are loaded; otherwise it starts at random.
+    """
+
+    family: ClassVar[str] = "encoders"
+    pretrained: bool = settings_only(True)
+
+    def describe(self) -> EncoderDescription:
+        """Facts about the encoder, torch-free wherever the config holds them."""
+        raise UsageError(f"encoder {self.label!r} does not describe itself")
+
+    def load_pretrained(self, module: nn.Module) -> None:
+        """Load the pivot's weights into a built module.
+
+        Raises:
+            FetchError: if they cannot be had.
+        """
+        raise UsageError(
+            f"encoder {self.label!r} has no pretrained weights: set encoder.pretrained = false"
+        )
+
+    def fetch(self) -> Path:
+        """Make the weights available locally and return their path.
+
+        Raises:
+            FetchError: if they cannot be had.
+        """
+        raise UsageError(f"encoder {self.label!r} has nothing to fetch")
+
+
+@frozen(kw_only=True)
+class BridgeDescription:
+    """What others need to know about a bridge.
+
+    Attributes:
+        latent_channels: channels C of the latent.
+        gaussian: whether its posterior is Gaussian.
+        downsampling: tokens per latent position and side.
+    """
+
+    latent_channels: int
+    gaussian: bool
+    downsampling: int = 1
+
+
+@frozen(kw_only=True)
+class BridgeConfig(PartConfig):
+    """Base of bridge configs."""
+
+    family: ClassVar[str] = "bridges"
+
+    def describe(self) -> BridgeDescription:
+        """Facts about the bridge, after its wired fields are filled."""
+        raise UsageError(f"bridge {self.label!r} does not describe itself")
+
+
+@frozen(kw_only=True)
+class DecoderConfig(PartConfig):
+    """Base of decoder configs.
+
+    Attributes:
+        features: channels of the features it reads.
+        patch: output pixels per token and side (q).
+    """
+
+    family: ClassVar[str] = "decoders"
+    features: int | None = wired("encoder.width", what="channels")
+    patch: int | None = wired("encoder.output_patch", what="pixels per token", strict=False)
+
+
+@frozen(kw_only=True)
+class LossConfig(PartConfig):
+    """Base of loss configs.
+
+    Attributes:
+        needs: names out of ``rpiae.core.contracts.NEEDS``.
+    """
+
+    family: ClassVar[str] = "losses"
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+
+@frozen(kw_only=True)
+class DatasetConfig(PartConfig):
+    """Base of dataset configs."""
+
+    family: ClassVar[str] = "datasets"
+
+
+def load_object(target: str) -> Any:
+    """The object behind an import string ``"package.module:name"``."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+# --- parsing -----------------------------------------------------------------------------------
+
+
+class _Expected(ValueError):
+    """A leaf of the wrong type; the text is the whole message."""
+
+
+def _strict(kind: type, names: str) -> Any:
+    def structure(value: Any, _: Any) -> Any:
+        accepted = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if not accepted:
+            raise _Expected(f"expected {names}, got {value!r}")
+        if kind is float and not math.isfinite(value):
+            raise _Expected(f"expected a finite number, got {value!r}")
+        return value
+
+    return structure
+
+
+def make_converter() -> cattrs.Converter:
+    """A converter that coerces nothing, forbids unknown keys and reports every problem."""
+    converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
+    for kind, names in ((int, "int"), (float, "float"), (bool, "true or false"), (str, "string")):
+        converter.register_structure_hook(kind, _strict(kind, names))
+    converter.register_structure_hook_factory(attrs.has, lambda cls: _structure_attrs(cls, converter))
+    converter.register_structure_hook_func(lambda t: get_origin(t) is Literal, _structure_literal)
+    converter.register_structure_hook_func(
+        lambda t: get_origin(t) in (tuple, Sequence), lambda v, t: _structure_tuple(v, t, converter)
+    )
+    return converter
+
+
+def _structure_attrs(cls: type, converter: cattrs.Converter) -> Any:
+    from_dict = make_dict_structure_fn(
+        cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True
+    )
+
+    def structure(value: Any, _: Any) -> Any:
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, dict):
+            raise _Expected(f"expected a table, got {value!r}")
+        outside = _outside_range(value, cls)
+        try:
+            config = from_dict(value, cls)  # type: ignore[call-arg]  # cattrs passes the class
+        except ClassValidationError as error:
+            raise ClassValidationError(error.message, [*error.exceptions, *outside], cls) from None
+        if outside:
+            raise ClassValidationError(f"values of {cls.__name__}", outside, cls)
+        return config
+
+    return structure
+
+
+def _outside_range(tree: Tree, cls: type) -> list[Exception]:
+    problems: list[Exception] = []
+    for a in attrs.fields(cls):
+        minimum, value = a.metadata.get("minimum"), tree.get(a.name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if minimum is not None and number and value < minimum:
+            problem = _Expected(f"must be at least {minimum}, got {value!r}")
+            problem.add_note(AttributeValidationNote(f"field {a.name}", a.name, a.type))
+            problems.append(problem)
+    return problems
+
+
+def _structure_literal(value: Any, kind: Any) -> Any:
+    choices = get_args(kind)
+    if value not in choices:
+        close = nearest(str(value), map(str, choices), limit=1)
+        hint = f", did you mean {close[0]!r}?" if close else ""
+        raise _Expected(f"expected one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
+    return value
+
+
+def _structure_tuple(value: Any, kind: Any, converter: cattrs.Converter) -> Any:
+    if not isinstance(value, (list, tuple)):
+        raise _Expected(f"expected a list, got {value!r}")
+    arguments = get_args(kind)
+    if arguments[-1:] == (Ellipsis,):
+        return tuple(converter.structure(list(value), list[arguments[0]]))  # type: ignore[valid-type]  # a run-time type
+    if len(arguments) != len(value):
+        raise _Expected(f"expected {len(arguments)} values, got {len(value)}")
+    return tuple(converter.structure(v, a) for v, a in zip(value, arguments, strict=True))
+
+
+def parse(tree: Any, cls: type[T], *, source: str, converter: cattrs.Converter) -> T:
+    """Structure ``tree`` as ``cls``.
+
+    Raises:
+        ConfigError: with every problem and its path.
+    """
+    try:
+        return converter.structure(tree, cls)
+    except (BaseValidationError, ValueError, TypeError) as error:
+        raise ConfigError(source, sorted(set(problems_of(error)))) from None
+
+
+def problems_of(error: BaseException, path: str = "") -> list[str]:
+    """All problems inside a cattrs error, one line each: ``path: what``."""
+    if isinstance(error, ConfigError):
+        return [f"{path}.{p}" if path else p for p in error.problems]
+    if isinstance(error, BaseValidationError):
+        found: list[str] = []
+        for inner in error.exceptions:
+            found += problems_of(inner, _extended(path, inner))
+        return found
+    if isinstance(error, ForbiddenExtraKeysError):
+        known = [a.name for a in attrs.fields(error.cl)]
+        return [_no_such_field(path, extra, error.cl, known) for extra in sorted(error.extra_fields)]
+    if isinstance(error, KeyError):
+        return [f"{_dotted(path, str(error.args[0]))}: missing"]
+    return [f"{path}: {error}" if path else str(error)]
+
+
+def _extended(path: str, error: BaseException) -> str:
+    for note in getattr(error, "__notes__", ()):
+        if isinstance(note, AttributeValidationNote) and not isinstance(error, KeyError):
+            return _dotted(path, note.name)
+        if isinstance(note, IterableValidationNote):
+            return f"{path}[{note.index}]"
+    return path
+
+
+def _dotted(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _no_such_field(path: str, extra: str, cls: type, known: Iterable[str]) -> str:
+    close = nearest(extra, known, limit=1)
+    hint = f", did you mean {close[0]!r}?" if close else f"; it has {', '.join(sorted(known))}"
+    return f"{_dotted(path, extra)}: no such field in {cls.__name__}{hint}"
+
+
+# --- files and overrides -----------------------------------------------------------------------
+
+
+def read_toml(path: Path) -> Tree:
+    """The tree of a TOML file.
+
+    Raises:
+        UsageError: if it cannot be read or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not a TOML file: {error}") from None
+
+
+def unparse(config: Any) -> Any:
+    """A config as a tree; fields that are not given (None or empty names) are left out."""
+    if attrs.has(type(config)):
+        values = {a.name: getattr(config, a.name) for a in attrs.fields(type(config))}
+        return {
+            name: unparse(value)
+            for name, value in values.items()
+            if value is not None and not (name == "preset" and value == "")
+        }
+    if isinstance(config, Mapping):
+        return {name: unparse(value) for name, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [unparse(value) for value in config]
+    return config
+
+
+def dump_toml(config: Any) -> str:
+    """A config as TOML text; parsing it again gives an equal config."""
+    return tomli_w.dumps(unparse(config))
+
+
+_STEP = re.compile(r"([A-Za-z_][\w-]*)|\[(\d+)\]")
+
+
+def parse_override(text: str) -> tuple[list[str | int], Any]:
+    """``"recipe.stages[0].noise=0.4"`` as a path and a value.
+
+    The value is read as TOML where it parses, else it is the bare string.
+
+    Raises:
+        UsageError: if there is no ``=`` or the path is malformed.
+    """
+    dotted, equals, value = text.partition("=")
+    dotted = dotted.strip()
+    steps: list[str | int] = []
+    position = 0
+    while position < len(dotted):
+        if dotted[position] == "." and steps:
+            position += 1
+        match = _STEP.match(dotted, position)
+        if match is None:
+            break
+        steps.append(match.group(1) if match.group(1) else int(match.group(2)))
+        position = match.end()
+    if not equals or not steps or position < len(dotted):
+        raise UsageError(
+            f"--set {text!r} is not of the form path=value, such as recipe.stages[0].noise=0.4"
+        )
+    try:
+        return steps, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return steps, value.strip()
+
+
+def apply_override(tree: Tree, text: str) -> None:
+    """Set one value in a tree in place.
+
+    Raises:
+        UsageError: if the path runs through something that is not a table or list.
+    """
+    steps, value = parse_override(text)
+    node: Any = tree
+    walked = ""
+    for i, step in enumerate(steps):
+        last = i == len(steps) - 1
+        here = f"{walked}[{step}]" if isinstance(step, int) else _dotted(walked, step)
+        if isinstance(step, int):
+            if not isinstance(node, list) or step >= len(node):
+                size = f"a list of {len(node)}" if isinstance(node, list) else "not a list"
+                raise UsageError(f"--set {text!r}: there is no {here}; {walked or 'the top'} is {size}")
+        elif not isinstance(node, dict):
+            raise UsageError(f"--set {text!r}: {walked or 'the top'} is not a table")
+        if last:
+            node[step] = value
+        else:
+            if isinstance(node, dict) and step not in node:
+                node[step] = {}
+            node = node[step]
+        walked = here

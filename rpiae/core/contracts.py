@@ -1,0 +1,255 @@
+"""What the parts of a tokenizer must offer, as types only.
+
+A part is any ``torch.nn.Module`` that fits its Protocol; nothing has to be inherited.
+``rpiae.testing`` checks a part against these contracts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rpiae.core.shapes import Grid
+
+
+class Features(NamedTuple):
+    """Token features with the grid they lie on.
+
+    Attributes:
+        tokens: (b, n, d), row-major over the grid.
+        grid: (t, h, w) with t·h·w = n.
+    """
+
+    tokens: Float[Tensor, "b n d"]
+    grid: Grid
+
+
+class BlockFeatures(NamedTuple):
+    """Outputs of some encoder blocks, before any final norm.
+
+    Attributes:
+        tokens: one (b, n, d) tensor of patch tokens per index asked for.
+        grid: (t, h, w).
+    """
+
+    tokens: list[Tensor]
+    grid: Grid
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A vision transformer that turns normalised images into patch tokens.
+
+    Attributes:
+        width: channels d of the tokens.
+        patch: input pixels per token and side.
+        mean, std: per-channel statistics that its input is normalised with.
+        num_blocks: transformer blocks that are used.
+        last_weight: MLP output weight of the last used block; adaptive weights refer to it.
+
+    Every trainable parameter must receive a gradient from the tokens.
+    """
+
+    width: int
+    patch: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    num_blocks: int
+
+    @property
+    def last_weight(self) -> nn.Parameter: ...
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Features:
+        """Tokens of normalised images whose sides are multiples of ``patch``."""
+
+    def blocks(self, images: Float[Tensor, "b 3 h w"], indices: Sequence[int]) -> BlockFeatures:
+        """Patch tokens after the blocks with these indices (negative ones count from the end)."""
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Features: ...
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """A distribution over latents (b, C, h, w)."""
+
+    def mode(self) -> Float[Tensor, "b c h w"]: ...
+
+    def sample(self, noise: Float[Tensor, "b c h w"] | None = None) -> Float[Tensor, "b c h w"]:
+        """A sample; ``noise`` is standard normal of the latent's shape (drawn where not given)."""
+
+
+@runtime_checkable
+class GaussianPosterior(Posterior, Protocol):
+    """A diagonal Gaussian over latents.
+
+    Attributes:
+        mean, logvar: (b, C, h, w).
+    """
+
+    mean: Float[Tensor, "b c h w"]
+    logvar: Float[Tensor, "b c h w"]
+
+    def kl(self) -> Float[Tensor, ""]: ...
+
+
+@runtime_checkable
+class Bridge(Protocol):
+    """Compresses encoder features into a latent and expands them again.
+
+    Attributes:
+        features: channels of the features on both sides.
+        latent_channels: channels C of the latent.
+        gaussian: whether ``encode`` gives a ``GaussianPosterior``.
+    """
+
+    features: int
+    latent_channels: int
+    gaussian: bool
+
+    def encode(self, features: Features) -> Posterior: ...
+
+    def decode(self, latent: Float[Tensor, "b c h w"]) -> Features: ...
+
+
+@runtime_checkable
+class Fittable(Protocol):
+    """A part with an analytic fit that is run once, before its first trained stage."""
+
+    def fit(self, features: Features) -> None: ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """Turns features into normalised pixels.
+
+    Attributes:
+        features: channels of the features it reads.
+        patch: output pixels per token and side (q).
+        last_weight: weight of the layer that makes the pixels; adaptive weights refer to it.
+    """
+
+    features: int
+    patch: int
+
+    @property
+    def last_weight(self) -> nn.Parameter: ...
+
+    def forward(self, features: Features) -> Float[Tensor, "b 3 h w"]:
+        """Pixels in the encoder's normalised space, h·q × w·q."""
+
+    def __call__(self, features: Features) -> Float[Tensor, "b 3 h w"]: ...
+
+
+class Replica(Protocol):
+    """The frozen copy of the pivot, as loss terms see it."""
+
+    def features(self, images: Float[Tensor, "b 3 h w"]) -> Features:
+        """Tokens of the replica for images in [0, 1]."""
+
+    def blocks(self, images: Float[Tensor, "b 3 h w"], indices: Sequence[int]) -> BlockFeatures:
+        """Intermediate tokens of the replica for images in [0, 1]; gradients pass to the images."""
+
+    @property
+    def num_blocks(self) -> int: ...
+
+
+class StepContext(NamedTuple):
+    """All that a forward pass of the model produced; what a loss term may look at.
+
+    A field is None where the stage has no such thing; a term declares what it ``needs``.
+
+    Attributes:
+        images: x, (b, 3, h, w) in [0, 1].
+        features: clean encoder features z.
+        posterior: the bridge's posterior, where the bridge is in the path.
+        decoded_features: ẑ, the bridge decoder's output in the space of ``features``.
+        reconstruction: x̂, (b, 3, h, w), not clamped.
+        replica: the frozen pivot.
+        latent: what was decoded.
+    """
+
+    images: Tensor
+    features: Features
+    posterior: Posterior | None
+    latent: Tensor | None
+    decoded_features: Features | None
+    reconstruction: Tensor | None
+    replica: Replica
+
+
+#: What a loss term's config can declare to need from a step.
+NEEDS = ("pixels", "features", "decoded_features", "gaussian", "replica", "critic")
+
+
+class Term(Protocol):
+    """A loss term: a scalar from a step's context.
+
+    What it needs of the context stands in its config's ``needs``.
+    """
+
+    def __call__(self, context: StepContext) -> Float[Tensor, ""]: ...
+
+
+class Batch(NamedTuple):
+    """Training images of one optimiser step (or of one of its accumulated parts).
+
+    Attributes:
+        images: (b, 3, s, s) in [0, 1], on CPU.
+        samples: global sample index of each image within the stage; names its random draws.
+        skipped: images that could not be used and were replaced, in words; new ones only.
+    """
+
+    images: Float[Tensor, "b 3 s s"]
+    samples: tuple[int, ...]
+    skipped: tuple[str, ...]
+
+
+class HeldOut(NamedTuple):
+    """Images that are never trained on.
+
+    Attributes:
+        images: (n, 3, s, s) in [0, 1].
+        groups: per image, the photograph it is a tile of; crops of one photograph lie row-major.
+        columns: photograph → tiles per row (1 where the photograph is one crop).
+    """
+
+    images: Float[Tensor, "n 3 s s"]
+    groups: tuple[str, ...]
+    columns: dict[str, int]
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """Images to train on and images held out.
+
+    Attributes:
+        num_images: images to train on (an epoch).
+        image_size: side s of the crops.
+    """
+
+    num_images: int
+    image_size: int
+
+    def batches(
+        self, *, seed: int, stage: str, batch_size: int, start: int, steps: int
+    ) -> Iterator[Batch]:
+        """Batches of the steps ``start`` to ``steps`` − 1 of a stage.
+
+        Which images they hold, and how they are cropped, depends on (seed, stage, step) alone.
+        """
+
+    def held_out(self) -> HeldOut: ...
+
+    def crops(self, count: int, *, seed: int) -> Float[Tensor, "n 3 s s"]:
+        """Random training crops, for fitting."""
+
+
+def standard_normal_like(reference: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal noise of a tensor's shape, dtype and device."""
+    return torch.randn(
+        reference.shape, dtype=reference.dtype, device=reference.device, generator=generator
+    )

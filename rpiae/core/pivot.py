@@ -1,0 +1,54 @@
+"""The run's pivot on disk: written once, never again, so that every resume anchors to it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rpiae.core.config import EncoderConfig
+from rpiae.core.contracts import Encoder
+from rpiae.core.errors import CheckpointError
+from rpiae.core.tokenizer import load_state
+
+FILE = "pivot.safetensors"
+
+
+def write_pivot(folder: Path, encoder: nn.Module) -> None:
+    """Write the encoder as it stands as the run's pivot, unless there is one already."""
+    path = folder / FILE
+    if path.exists():
+        return
+    part = path.with_suffix(".part")
+    try:
+        save_file({name: t.contiguous() for name, t in encoder.state_dict().items()}, part)
+        part.rename(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {path}: {error}") from None
+
+
+def inherit_pivot(folder: Path, source: Path) -> bool:
+    """Take over the pivot of another run, so that going on from it keeps the true anchor."""
+    if not (source / FILE).is_file():
+        return False
+    shutil.copyfile(source / FILE, folder / FILE)
+    return True
+
+
+def read_pivot(folder: Path, config: EncoderConfig) -> Encoder:
+    """The pivot as an encoder of its own.
+
+    Raises:
+        CheckpointError: if it is missing, damaged or of another architecture.
+    """
+    path = folder / FILE
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    encoder = config.build()
+    load_state(encoder, state, source=str(path))
+    return encoder  # type: ignore[no-any-return]  # configs build their contract's part

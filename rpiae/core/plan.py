@@ -1,0 +1,157 @@
+"""The plan of a run: counts and shapes from the meta device, before anything heavy happens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import frozen
+
+from rpiae.core.build import build_tokenizer
+from rpiae.core.errors import ConfigError
+from rpiae.core.freeze import FreezeReport, apply_stage
+from rpiae.core.recipe import batch_size, stage_length
+from rpiae.core.resolve import ResolvedRun
+
+
+@frozen(kw_only=True)
+class PartPlan:
+    """A part of the model: what it is, why, and how many parameters it has (by child module)."""
+
+    role: str
+    label: str
+    origin: str
+    parameters: int
+    children: Mapping[str, int]
+
+
+@frozen(kw_only=True)
+class StagePlan:
+    """A stage: what it trains, on which path, with which terms, for how long.
+
+    Attributes:
+        steps: optimiser steps; None where the data, and so the length, are not known.
+        skipped: the stage has nothing to train.
+        missing: losses that this version does not have.
+    """
+
+    name: str
+    report: FreezeReport
+    path: str
+    noise: float
+    terms: tuple[str, ...]
+    length: str
+    steps: int | None
+    batch_size: int
+    skipped: bool
+
+
+@frozen(kw_only=True)
+class Plan:
+    """Everything ``rpiae build`` says before it starts.
+
+    Attributes:
+        latent: (C, h, w) for a training crop.
+        compression: image values per latent value.
+        image_size: side of the training crops.
+    """
+
+    parts: tuple[PartPlan, ...]
+    stages: tuple[StagePlan, ...]
+    parameters: int
+    latent: tuple[int, int, int]
+    compression: float
+    image_size: int
+    recipe: str
+    recipe_origin: str
+    data: str
+    data_origin: str
+    device: str
+    precision: str
+    out: str
+    licences: tuple[str, ...]
+    missing_losses: tuple[str, ...]
+    notices: tuple[str, ...]
+
+
+def make_plan(resolved: ResolvedRun, *, num_images: int | None = None) -> Plan:
+    """Plan a run.
+
+    Args:
+        resolved: the run.
+        num_images: length of the training data, where it is known.
+
+    Raises:
+        ConfigError: if a stage's patterns match no parameter.
+    """
+    config, tokenizer = resolved.config, resolved.tokenizer
+    model = build_tokenizer(tokenizer, device="meta")
+    configs = {"encoder": config.encoder, "bridge": config.bridge, "decoder": config.decoder}
+    parts = tuple(
+        PartPlan(
+            role=role,
+            label=configs[role].label,
+            origin=resolved.origins.get(role, "given"),
+            parameters=sum(p.numel() for p in module.parameters()),
+            children={
+                name: count
+                for name, child in module.named_children()
+                if (count := sum(p.numel() for p in child.parameters()))
+            },
+        )
+        for role, module in model.roles.items()
+    )
+    stages = []
+    problems: list[str] = []
+    for index, stage in enumerate(config.recipe.stages):
+        try:
+            report = apply_stage(model.roles, stage.train)
+        except ConfigError as error:
+            problems += [f"recipe.stages[{index}].{problem}" for problem in error.problems]
+            continue
+        length = stage_length(stage, config.recipe, num_images or 1)
+        known = num_images is not None or stage.steps is not None or config.recipe.max_steps
+        epochs = f"{stage.epochs:g} epochs" if stage.epochs is not None else ""
+        capped = " (capped)" if length.scale < 1 and known else ""
+        path = "encoder → decoder"
+        if stage.use_bridge:
+            path = f"encoder → bridge ({stage.posterior}) → decoder"
+        stages.append(
+            StagePlan(
+                name=stage.name,
+                report=report,
+                path=path,
+                noise=stage.noise,
+                terms=tuple(
+                    f"{'adaptive ' if term.adaptive else ''}{term.weight:g}·{term.loss.label}"
+                    for term in stage.terms
+                ),
+                length=f"{length.steps} steps{capped}" if known else epochs,
+                steps=length.steps if known else None,
+                batch_size=batch_size(stage, config.recipe),
+                skipped=report.skipped,
+            )
+        )
+    if problems:
+        raise ConfigError("the recipe", problems)
+    size = getattr(config.data, "image_size", None) or tokenizer.encoder_facts.image_size
+    grid = model.geometry(size, size).grid
+    step = tokenizer.bridge_facts.downsampling
+    latent = (tokenizer.bridge_facts.latent_channels, grid[1] // step, grid[2] // step)
+    return Plan(
+        parts=parts,
+        stages=tuple(stages),
+        parameters=sum(part.parameters for part in parts),
+        latent=latent,
+        compression=3 * size * size / (latent[0] * latent[1] * latent[2]),
+        image_size=size,
+        recipe=config.recipe.name,
+        recipe_origin=resolved.origins.get("recipe", "given"),
+        data=config.data.label if config.data else "",
+        data_origin=resolved.origins.get("data", ""),
+        device=config.device,
+        precision=config.precision,
+        out=config.out,
+        licences=tuple(f"{p.name}: {p.licence}" for p in resolved.presets if p.licence),
+        missing_losses=resolved.missing_losses,
+        notices=resolved.notices,
+    )

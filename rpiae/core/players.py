@@ -1,0 +1,148 @@
+"""A player: what is trained, its optimiser, and a module whose forward computes its losses."""
+
+from __future__ import annotations
+
+import torch
+from attrs import frozen
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rpiae.core.contracts import Features, Replica, StepContext
+from rpiae.core.freeze import trained_parameters
+from rpiae.core.objective import Objective, Outcome
+from rpiae.core.randomness import StepRandomness
+from rpiae.core.recipe import OptimiserConfig, StageConfig, StageLength
+from rpiae.core.schedules import learning_rate
+from rpiae.core.tokenizer import RPiAE
+
+
+class ModelPlayer(nn.Module):
+    """The model as a player of one stage.
+
+    Only parts with something to train are its submodules; frozen ones are held aside, so that a
+    distributed wrapper sees just what is trained.
+
+    Args:
+        model: the tokenizer, its modes and requires_grad set for the stage.
+        stage: path, posterior and noise.
+        objective: the stage's terms.
+        replica: the frozen pivot.
+    """
+
+    def __init__(
+        self,
+        model: RPiAE,
+        *,
+        stage: StageConfig,
+        objective: Objective,
+        replica: Replica,
+    ) -> None:
+        super().__init__()
+        self.trained = nn.ModuleDict(
+            {
+                role: part
+                for role, part in model.roles.items()
+                if any(p.requires_grad for p in part.parameters())
+            }
+        )
+        self._held = (model,)
+        self._stage = stage
+        self._objective = objective
+        self._replica = replica
+
+    def forward(
+        self, images: Float[Tensor, "b 3 s s"], draws: StepRandomness, step: int
+    ) -> Outcome:
+        """Losses of a batch."""
+        context = stage_forward(
+            self._held[0], images, stage=self._stage, draws=draws, replica=self._replica
+        )
+        return self._objective(context, step)
+
+
+def stage_forward(
+    model: RPiAE,
+    images: Float[Tensor, "b 3 s s"],
+    *,
+    stage: StageConfig,
+    draws: StepRandomness,
+    replica: Replica,
+) -> StepContext:
+    """One pass along a stage's path; only the frozen prefix runs without gradients.
+
+    The decoder's path (and the bridge, where it is in it) sees the noisy features; terms that
+    compare features see the clean ones.
+    """
+    live = torch.is_grad_enabled() and _trains(model.encoder)
+    with torch.set_grad_enabled(live):
+        features = model.features(images)
+    noisy = with_noise(features, tau=stage.noise, draws=draws)
+    if not stage.use_bridge:
+        return StepContext(
+            images=images, features=features, posterior=None, latent=None, decoded_features=None,
+            reconstruction=_decoded(model, noisy, images), replica=replica,
+        )  # fmt: skip
+    live = live or (torch.is_grad_enabled() and _trains(model.bridge))
+    with torch.set_grad_enabled(live):
+        posterior = model.posterior(noisy)
+        latent = posterior.mode()
+        if stage.posterior == "sample":
+            latent = posterior.sample(draws.normal_like(latent, "posterior"))
+        expanded = model.expand(latent)
+    return StepContext(
+        images=images, features=features, posterior=posterior, latent=latent,
+        decoded_features=expanded, reconstruction=_decoded(model, expanded, images),
+        replica=replica,
+    )  # fmt: skip
+
+
+def with_noise(features: Features, *, tau: float, draws: StepRandomness) -> Features:
+    """z + σ·ε with ε ~ N(0, I) and one σ ~ U(0, τ) per sample; unchanged for τ = 0."""
+    if tau == 0:
+        return features
+    sigma = tau * draws.uniform("noise-level", features.tokens.device)
+    noise = draws.normal_like(features.tokens, "noise")
+    return Features(features.tokens + sigma.view(-1, 1, 1) * noise, features.grid)
+
+
+@frozen(kw_only=True)
+class Optimisation:
+    """AdamW of a player, and its learning rate as a function of the step."""
+
+    optimiser: torch.optim.AdamW
+    config: OptimiserConfig
+    length: StageLength
+
+    @classmethod
+    def of(cls, model: RPiAE, config: OptimiserConfig, length: StageLength) -> Optimisation:
+        """AdamW over everything the stage trains."""
+        optimiser = torch.optim.AdamW(
+            [parameter for _, parameter in trained_parameters(model.roles)],
+            lr=config.learning_rate,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        return cls(optimiser=optimiser, config=config, length=length)
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a step."""
+        return learning_rate(
+            step,
+            base=self.config.learning_rate,
+            final=self.config.final_learning_rate,
+            warmup_steps=self.length.warmup,
+            decay_steps=self.length.decay,
+            shape=self.config.shape,
+            warmup_from_zero=self.config.warmup_from_zero,
+        )
+
+
+def _decoded(model: RPiAE, features: Features, images: Tensor) -> Tensor:
+    return model.decode_features(features, size=(images.shape[-2], images.shape[-1]))
+
+
+def _trains(module: object) -> bool:
+    assert isinstance(module, nn.Module)
+    return any(parameter.requires_grad for parameter in module.parameters())

@@ -1,0 +1,371 @@
+"""From a config tree to a resolved run: names expanded, wired fields filled, contradictions found.
+
+Nothing here imports torch (a part's own ``describe`` may, where its config does not hold the facts).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import attrs
+import cattrs
+from attrs import evolve, frozen
+
+from rpiae.core.config import (
+    BridgeConfig,
+    BridgeDescription,
+    DatasetConfig,
+    DecoderConfig,
+    EncoderConfig,
+    EncoderDescription,
+    LossConfig,
+    PartConfig,
+    Tree,
+    apply_override,
+    make_converter,
+    parse,
+    parse_override,
+)
+from rpiae.core.errors import ConfigError, UsageError, did_you_mean
+from rpiae.core.recipe import ROLES, RunConfig, StageConfig, TermConfig
+from rpiae.core.registry import Preset, registry
+
+P = TypeVar("P", bound=PartConfig)
+
+#: Fields of a run that are parts, with their family; companions come from the first.
+FIELDS: Mapping[str, str] = {
+    "encoder": "encoders",
+    "bridge": "bridges",
+    "decoder": "decoders",
+    "recipe": "recipes",
+    "data": "datasets",
+}
+
+
+@frozen(kw_only=True)
+class ResolvedTokenizer:
+    """Three part configs with every wired field filled, and what they say of themselves."""
+
+    encoder: EncoderConfig
+    bridge: BridgeConfig
+    decoder: DecoderConfig
+    encoder_facts: EncoderDescription
+    bridge_facts: BridgeDescription
+
+    @property
+    def output_patch(self) -> int:
+        """Image pixels per token and side (q)."""
+        assert self.decoder.patch is not None
+        return self.decoder.patch
+
+
+@frozen(kw_only=True)
+class ResolvedRun:
+    """A run that can be planned, and started where ``config.data`` is there and nothing is missing.
+
+    Attributes:
+        config: the run, wired; this is what is saved.
+        tokenizer: its model part.
+        origins: where each of the run's parts came from, in words.
+        presets: the presets that were named.
+        missing_losses: losses that the recipe names and nobody registered.
+        notices: things worth saying (terms left out, and the like).
+    """
+
+    config: RunConfig
+    tokenizer: ResolvedTokenizer
+    origins: Mapping[str, str]
+    presets: tuple[Preset, ...]
+    missing_losses: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+
+
+@functools.cache
+def converter() -> cattrs.Converter:
+    """The strict converter that also reads part tables (``name`` decides the class)."""
+    made = make_converter()
+    bases = (EncoderConfig, BridgeConfig, DecoderConfig, LossConfig, DatasetConfig)
+
+    def structure(value: Any, base: type[PartConfig]) -> PartConfig:
+        if isinstance(value, base):
+            return value
+        family = registry(base.family)
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            raise ValueError(f"expected a {family.singular}: a name, or a table with a name")
+        return made.structure(value, family.config_class(value["name"]))
+
+    made.register_structure_hook_func(lambda t: t in bases, structure)
+    return made
+
+
+def resolve_run(
+    tree: Tree,
+    *,
+    defaults: Mapping[str, str],
+    overrides: Sequence[str] = (),
+    without: Sequence[str] = (),
+    source: str = "the run",
+) -> ResolvedRun:
+    """Expand, parse and wire a run.
+
+    Args:
+        tree: what a file or the command line gave; parts as names or tables.
+        defaults: names for parts that neither the tree nor a preset's companions give.
+        overrides: ``path=value`` texts, applied after names are expanded.
+        without: losses to leave out of every stage.
+        source: what messages call the tree.
+
+    Raises:
+        UnknownNameError: for a part nobody registered.
+        ConfigError: with every problem of the values, or every contradiction between parts.
+    """
+    tree = dict(tree)
+    late = []
+    for text in overrides:
+        steps, _ = parse_override(text)
+        if len(steps) == 1:
+            apply_override(tree, text)
+        else:
+            late.append(text)
+    expanded, origins, presets = _expanded(tree, defaults)
+    for text in late:
+        apply_override(expanded, text)
+    missing, notices = _prepare_terms(expanded, without)
+    config = parse(expanded, RunConfig, source=source, converter=converter())
+    tokenizer = resolve_tokenizer(config.encoder, config.bridge, config.decoder, source=source)
+    facts = _facts(tokenizer.encoder_facts, tokenizer.encoder)
+    data, problems = (config.data, [])
+    if config.data is not None:
+        data, problems = wire(config.data, facts, "data")
+    config = evolve(
+        config, encoder=tokenizer.encoder, bridge=tokenizer.bridge, decoder=tokenizer.decoder,
+        data=data,
+    )  # fmt: skip
+    stages, dropped, needs = _checked_stages(config, tokenizer)
+    problems += needs
+    if problems:
+        raise ConfigError(source, problems)
+    return ResolvedRun(
+        config=evolve(config, recipe=evolve(config.recipe, stages=stages)),
+        tokenizer=tokenizer,
+        origins=origins,
+        presets=presets,
+        missing_losses=missing,
+        notices=(*notices, *dropped),
+    )
+
+
+def resolve_tokenizer(
+    encoder: EncoderConfig,
+    bridge: BridgeConfig,
+    decoder: DecoderConfig,
+    *,
+    source: str = "the tokenizer",
+) -> ResolvedTokenizer:
+    """Fill the wired fields of three part configs.
+
+    Raises:
+        ConfigError: with every contradiction between them.
+    """
+    encoder_facts = encoder.describe()
+    facts = _facts(encoder_facts, encoder)
+    bridge, in_bridge = wire(bridge, facts, "bridge")
+    decoder, in_decoder = wire(decoder, facts, "decoder")
+    if in_bridge or in_decoder:
+        raise ConfigError(source, [*in_bridge, *in_decoder])
+    return ResolvedTokenizer(
+        encoder=encoder,
+        bridge=bridge,
+        decoder=decoder,
+        encoder_facts=encoder_facts,
+        bridge_facts=bridge.describe(),
+    )
+
+
+def part_config(family: str, given: str | Tree | PartConfig) -> PartConfig:
+    """A part's config from a name, a table or a config.
+
+    Raises:
+        UnknownNameError: if nobody registered the name.
+        ConfigError: if the table does not fit.
+    """
+    if isinstance(given, PartConfig):
+        return given
+    tree, _ = _expand(family, given)
+    known = registry(family)
+    cls = known.config_class(tree["name"])
+    return parse(tree, cls, source=f"{known.singular} {tree['name']!r}", converter=converter())
+
+
+def wire(part: P, facts: Mapping[str, tuple[Any, str]], path: str) -> tuple[P, list[str]]:
+    """Fill a part's wired fields from facts; the part, and the contradictions."""
+    filled: dict[str, Any] = {}
+    problems: list[str] = []
+    for a in attrs.fields(type(part)):
+        fact = a.metadata.get("wired")
+        if fact is None or fact not in facts:
+            continue
+        value, origin = facts[fact]
+        given = getattr(part, a.name)
+        if given is None:
+            filled[a.name] = value
+        elif a.metadata["strict"] and given != value:
+            problems.append(
+                f"{path} {part.label!r} was built for {given} {a.metadata['what']} but {origin} "
+                f"gives {value}. Set {path}.{a.name} = {value}, or leave it out to have it filled in."
+            )
+    return evolve(part, **filled), problems
+
+
+def _facts(encoder: EncoderDescription, config: EncoderConfig) -> dict[str, tuple[Any, str]]:
+    origin = f"encoder {config.label!r}"
+    return {
+        f"encoder.{a.name}": (getattr(encoder, a.name), origin)
+        for a in attrs.fields(EncoderDescription)
+    }
+
+
+def _expanded(
+    tree: Tree, defaults: Mapping[str, str]
+) -> tuple[Tree, dict[str, str], tuple[Preset, ...]]:
+    expanded = dict(tree)
+    origins: dict[str, str] = {}
+    presets: list[Preset] = []
+    companions: dict[str, tuple[str, str]] = {}
+    for name, family in FIELDS.items():
+        if name in tree:
+            given, origins[name] = tree[name], "given"
+        elif name in companions:
+            given, origins[name] = companions[name]
+        elif name in defaults:
+            given, origins[name] = defaults[name], "the default"
+        elif name == "data" and isinstance(recipe := expanded.get("recipe"), dict):
+            given = recipe.get("default_data", "")
+            if not given:
+                continue
+            origins[name] = f"the default of recipe {recipe.get('name')!r}"
+        else:
+            continue
+        expanded[name], preset = _expand(family, given)
+        if preset is not None:
+            presets.append(preset)
+            for partner, choice in preset.companions.items():
+                companions.setdefault(partner, (choice, f"companion of {name} {preset.name!r}"))
+    return expanded, origins, tuple(presets)
+
+
+def _expand(family: str, given: Any) -> tuple[Tree, Preset | None]:
+    """A name, or a table with a name, as a table of the part's fields."""
+    if isinstance(given, str):
+        selection = registry(family).select(given)
+        return selection.tree, selection.preset
+    if not isinstance(given, dict):
+        raise UsageError(f"{family}: expected a name or a table, got {given!r}")
+    name = given.get("name")
+    if not isinstance(name, str) or (family == "recipes" and "stages" in given):
+        return dict(given), None
+    selection = registry(family).select(name)
+    preset = selection.preset
+    if preset is None and family != "recipes" and "preset" in given:
+        preset = next((p for p in registry(family).presets() if p.name == given["preset"]), None)
+    rest = {k: v for k, v in given.items() if k != "name"}
+    return selection.tree | rest, preset
+
+
+def _prepare_terms(tree: Tree, without: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Expand the losses of every term in place; the losses nobody registered, and notices."""
+    recipe = tree.get("recipe")
+    stages = recipe.get("stages") if isinstance(recipe, dict) else None
+    if not isinstance(stages, list):
+        return (), []
+    losses = registry("losses")
+    known = {entry.name for entry in losses.entries()}
+    missing: list[str] = []
+    removed: set[str] = set()
+    met: set[str] = set()
+    for stage in stages:
+        terms = stage.get("terms") if isinstance(stage, dict) else None
+        if not isinstance(terms, list):
+            continue
+        kept = []
+        for term in terms:
+            loss = term.get("loss") if isinstance(term, dict) else None
+            name = loss.get("name") if isinstance(loss, dict) else loss
+            met.add(str(name))
+            if name in without:
+                removed.add(str(name))
+            elif isinstance(name, str) and name.partition(":")[0] not in known:
+                missing.append(name)
+            elif isinstance(loss, str):
+                kept.append(term | {"loss": losses.select(loss).tree})
+            else:
+                kept.append(term)
+        stage["terms"] = kept
+    for name in without:
+        if name not in removed:
+            raise UsageError(
+                f"--without {name}: no stage has such a term.{did_you_mean(name, met)} "
+                f"The recipe's terms: {', '.join(sorted(met))}"
+            )
+    notices = [f"left out of every stage: {', '.join(sorted(removed))}"] if removed else []
+    return tuple(dict.fromkeys(missing)), notices
+
+
+def _checked_stages(
+    config: RunConfig, tokenizer: ResolvedTokenizer
+) -> tuple[tuple[StageConfig, ...], list[str], list[str]]:
+    stages: list[StageConfig] = []
+    notices: list[str] = []
+    problems: list[str] = []
+    names = [stage.name for stage in config.recipe.stages]
+    if not names:
+        problems.append("recipe.stages: a recipe needs at least one stage")
+    for name in sorted({n for n in names if names.count(n) > 1}):
+        problems.append(f"recipe.stages: two stages are called {name!r}")
+    for index, stage in enumerate(config.recipe.stages):
+        path = f"recipe.stages[{index}]"
+        if (stage.steps is None) == (stage.epochs is None):
+            problems.append(f"{path}: give one of steps and epochs")
+        for position, pattern in enumerate(stage.train):
+            role = pattern.partition(".")[0]
+            if role not in ROLES:
+                problems.append(
+                    f"{path}.train[{position}]: {pattern!r} does not begin with a role."
+                    f"{did_you_mean(role, ROLES)} Roles: {', '.join(ROLES)}"
+                )
+        offered = _offered(stage, tokenizer)
+        terms: list[TermConfig] = []
+        for position, term in enumerate(stage.terms):
+            unmet = sorted(type(term.loss).needs - offered)
+            if not unmet:
+                terms.append(term)
+            elif term.optional:
+                notices.append(
+                    f"stage {stage.name}: {term.loss.label} left out, it needs {' and '.join(unmet)}"
+                )
+            else:
+                problems.append(
+                    f"{path}.terms[{position}]: loss {term.loss.label!r} needs "
+                    f"{' and '.join(unmet)}, which this stage does not have "
+                    f"(bridge {config.bridge.label!r}, use_bridge = {str(stage.use_bridge).lower()})"
+                    ". Leave the term out, or set optional = true."
+                )
+        if not terms and not problems:
+            problems.append(f"{path}: no loss terms are left")
+        if any(t.adaptive for t in terms) and not any(t.reference for t in terms):
+            problems.append(
+                f"{path}: an adaptive weight needs at least one term with reference = true"
+            )
+        stages.append(evolve(stage, terms=tuple(terms)))
+    return tuple(stages), notices, problems
+
+
+def _offered(stage: StageConfig, tokenizer: ResolvedTokenizer) -> set[str]:
+    offered = {"pixels", "features", "replica"}
+    if stage.use_bridge:
+        offered.add("decoded_features")
+        if tokenizer.bridge_facts.gaussian:
+            offered.add("gaussian")
+    return offered

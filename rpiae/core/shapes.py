@@ -1,0 +1,125 @@
+"""Maps between images, patches, tokens and grids, and the geometry rule.
+
+A grid is ``(t, h, w)``: frames (1 for an image), rows and columns of tokens. Tokens lie row-major,
+frame by frame. No function here takes the square root of a token count, so every aspect ratio works.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, TypeAlias
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+Grid: TypeAlias = tuple[int, int, int]
+
+
+class Geometry(NamedTuple):
+    """How an H×W image becomes tokens and comes back (method.md: geometry is a ratio, not a size).
+
+    Attributes:
+        size: (H, W) of the image.
+        padded: (H, W) after padding to multiples of the output patch.
+        grid: (1, h, w) tokens.
+        encoder_size: (h·p, w·p), what the encoder sees.
+    """
+
+    size: tuple[int, int]
+    padded: tuple[int, int]
+    grid: Grid
+    encoder_size: tuple[int, int]
+
+
+def geometry(size: tuple[int, int], *, patch: int, output_patch: int) -> Geometry:
+    """Geometry of an image of ``size`` (H, W) for encoder patch p and output patch q.
+
+    Raises:
+        ValueError: if the size is not positive.
+    """
+    if min(size) < 1:
+        raise ValueError(f"an image needs at least one pixel, this one is {size[0]}×{size[1]}")
+    h, w = (math.ceil(side / output_patch) for side in size)
+    return Geometry(
+        size=size,
+        padded=(h * output_patch, w * output_patch),
+        grid=(1, h, w),
+        encoder_size=(h * patch, w * patch),
+    )
+
+
+def pad_to(
+    images: Float[Tensor, "b c h w"], size: tuple[int, int]
+) -> Float[Tensor, "b c height width"]:
+    """Pad by reflection at the bottom and the right up to ``size``.
+
+    An image too small to be reflected in one go (padding of a side or more) is reflected again and
+    again; a side of one pixel is repeated.
+    """
+    while images.shape[-2:] != size:
+        missing = (size[0] - images.shape[-2], size[1] - images.shape[-1])
+        if 1 in images.shape[-2:]:
+            axis = -2 if images.shape[-2] == 1 and missing[0] else -1
+            pad = (0, missing[1], 0, 0) if axis == -1 else (0, 0, 0, missing[0])
+            images = F.pad(images, pad, mode="replicate")
+            continue
+        step = [min(m, side - 1) for m, side in zip(missing, images.shape[-2:], strict=True)]
+        images = F.pad(images, (0, step[1], 0, step[0]), mode="reflect")
+    return images
+
+
+def patchify(images: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b n d"]:
+    """Cut images into patches; d = patch·patch·c with the channel fastest.
+
+    Raises:
+        ValueError: if a side is not a multiple of ``patch``.
+    """
+    b, c, height, width = images.shape
+    if height % patch or width % patch:
+        raise ValueError(f"{height}×{width} is not a multiple of patch {patch}")
+    h, w = height // patch, width // patch
+    patches = images.reshape(b, c, h, patch, w, patch).permute(0, 2, 4, 3, 5, 1)
+    return patches.reshape(b, h * w, patch * patch * c)
+
+
+def unpatchify(
+    patches: Float[Tensor, "b n d"], grid: Grid, patch: int, *, channels: int = 3
+) -> Float[Tensor, "b c h w"]:
+    """Inverse of [`patchify`][rpiae.core.shapes.patchify] for a one-frame grid.
+
+    Raises:
+        ValueError: if the tokens do not fill the grid.
+    """
+    _, h, w = _filled(patches, grid)
+    b = patches.shape[0]
+    images = patches.reshape(b, h, w, patch, patch, channels).permute(0, 5, 1, 3, 2, 4)
+    return images.reshape(b, channels, h * patch, w * patch)
+
+
+def tokens_to_map(tokens: Float[Tensor, "b n d"], grid: Grid) -> Float[Tensor, "b d h w"]:
+    """Tokens of a one-frame grid as a feature map.
+
+    Raises:
+        ValueError: if the tokens do not fill the grid.
+    """
+    _, h, w = _filled(tokens, grid)
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, h, w)
+
+
+def map_to_tokens(feature_map: Float[Tensor, "b d h w"]) -> Float[Tensor, "b n d"]:
+    """A feature map as row-major tokens."""
+    return feature_map.flatten(2).transpose(1, 2)
+
+
+def map_grid(feature_map: Float[Tensor, "b d h w"]) -> Grid:
+    """The grid of a feature map."""
+    return (1, feature_map.shape[-2], feature_map.shape[-1])
+
+
+def _filled(tokens: Tensor, grid: Grid) -> Grid:
+    if tokens.shape[1] != math.prod(grid) or grid[0] != 1:
+        raise ValueError(
+            f"{tokens.shape[1]} tokens do not fill the one-frame grid {grid[0]}×{grid[1]}×{grid[2]}"
+        )
+    return grid

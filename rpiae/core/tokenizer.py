@@ -1,0 +1,298 @@
+"""RPiAE: encoder, bridge and decoder composed into a tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rpiae.core.contracts import Bridge, Decoder, Encoder, Features, Posterior
+from rpiae.core.errors import CheckpointError, UsageError
+from rpiae.core.shapes import Geometry, geometry, pad_to
+
+if TYPE_CHECKING:
+    from rpiae.core.resolve import ResolvedTokenizer
+
+FORMAT = 1
+NORM_EPS = 1e-5
+
+
+class RPiAE(nn.Module):
+    """A representation-pivoted autoencoder: images in [0, 1] to latents and back.
+
+    Holds nothing but its parts and their two normalisers; no stage, no loss, no replica.
+
+    Args:
+        encoder, bridge, decoder: parts that fit ``rpiae.core.contracts``.
+        feature_norm: (mean, var) of the features, (D, 1, 1) or (D, h, w), applied before the
+            bridge and inverted before the decoder.
+        latent_norm: (mean, std) of the latents, (C,); stored for the diffusion model, never
+            applied here.
+        config: what the parts were built from; needed to save.
+        trained_size: side of the training crops in pixels; 0 if unknown.
+
+    Source: arXiv 2603.19206.
+    """
+
+    mean: Tensor
+    std: Tensor
+    feature_mean: Tensor | None
+    feature_var: Tensor | None
+    latent_mean: Tensor | None
+    latent_std: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder,
+        bridge: Bridge,
+        decoder: Decoder,
+        feature_norm: tuple[Tensor, Tensor] | None = None,
+        latent_norm: tuple[Tensor, Tensor] | None = None,
+        config: ResolvedTokenizer | None = None,
+        trained_size: int = 0,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.bridge = bridge
+        self.decoder = decoder
+        self.config = config
+        self.trained_size = trained_size
+        self.register_buffer("mean", torch.tensor(encoder.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(encoder.std).view(3, 1, 1), persistent=False)
+        feature_mean, feature_var = feature_norm or (None, None)
+        latent_mean, latent_std = latent_norm or (None, None)
+        self.register_buffer("feature_mean", feature_mean)
+        self.register_buffer("feature_var", feature_var)
+        self.register_buffer("latent_mean", latent_mean)
+        self.register_buffer("latent_std", latent_std)
+
+    @property
+    def roles(self) -> dict[str, nn.Module]:
+        """Role name → part."""
+        return {"encoder": self.encoder, "bridge": self.bridge, "decoder": self.decoder}  # type: ignore[dict-item]  # parts are modules
+
+    def geometry(self, height: int, width: int) -> Geometry:
+        """How an image of this size is padded, resized and tokenised."""
+        return geometry(
+            (height, width), patch=self.encoder.patch, output_patch=self.decoder.patch
+        )
+
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Posterior:
+        """Posterior over latents (b, C, h, w) of images in [0, 1], of any size.
+
+        Raises:
+            UsageError: if the images are not float (b, 3, h, w).
+        """
+        return self.posterior(self.features(images))
+
+    def decode(
+        self, latent: Float[Tensor, "b c h w"], *, size: tuple[int, int] | None = None
+    ) -> Float[Tensor, "b 3 height width"]:
+        """Images of latents, not clamped; cropped to ``size`` (H, W) where it is given."""
+        return self.decode_features(self.expand(latent), size=size)
+
+    def reconstruct(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Images through the posterior's mode and back, clamped to [0, 1], in their own size."""
+        latent = self.encode(images).mode()
+        return self.decode(latent, size=(images.shape[-2], images.shape[-1])).clamp(0, 1)
+
+    forward = reconstruct
+
+    def features(self, images: Float[Tensor, "b 3 h w"]) -> Features:
+        """Clean encoder features z of images in [0, 1]: pad, resize, normalise, encode."""
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise UsageError(
+                "images must be float tensors (batch, 3, height, width) in [0, 1], not "
+                f"{images.dtype} {tuple(images.shape)}"
+            )
+        plan = self.geometry(images.shape[-2], images.shape[-1])
+        images = pad_to(images, plan.padded)
+        if plan.encoder_size != plan.padded:
+            images = F.interpolate(
+                images, size=plan.encoder_size, mode="bicubic", align_corners=False
+            )
+        return self.encoder((images - self.mean) / self.std)
+
+    def posterior(self, features: Features) -> Posterior:
+        """The bridge's posterior of features, normalised first where there is a feature_norm."""
+        if self.feature_mean is not None:
+            mean, std = self._feature_norm(features)
+            features = Features((features.tokens - mean) / std, features.grid)
+        return self.bridge.encode(features)
+
+    def expand(self, latent: Float[Tensor, "b c h w"]) -> Features:
+        """Features ẑ of a latent, in the space of ``features``."""
+        features = self.bridge.decode(latent)
+        if self.feature_mean is not None:
+            mean, std = self._feature_norm(features)
+            features = Features(features.tokens * std + mean, features.grid)
+        return features
+
+    def decode_features(
+        self, features: Features, *, size: tuple[int, int] | None = None
+    ) -> Float[Tensor, "b 3 h w"]:
+        """Images of features, not clamped; cropped to ``size`` (H, W) where it is given."""
+        images = self.decoder(features) * self.std + self.mean
+        return images if size is None else images[..., : size[0], : size[1]]
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``config.json`` and ``model.safetensors``; the folder appears whole or not at all.
+
+        Raises:
+            UsageError: if the tokenizer was put together without configs.
+            CheckpointError: if the folder cannot be written.
+        """
+        if self.config is None:
+            raise UsageError(
+                "this tokenizer was put together by hand and has no config to save: make it with "
+                "rpiae.build, or pass config"
+            )
+        target = Path(folder)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            staged = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        except OSError as error:
+            raise CheckpointError(f"cannot write {target}: {error.strerror}") from None
+        try:
+            (staged / "config.json").write_text(json.dumps(self._saved_config(), indent=2) + "\n")
+            state = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+            save_file(state, staged / "model.safetensors", metadata={"format": "pt"})
+            if target.exists():
+                shutil.rmtree(target)
+            staged.chmod(0o755)
+            staged.rename(target)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"cannot write {target}: {error}") from None
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(staged)
+        return target
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> RPiAE:
+        """Load a saved tokenizer, on CPU and in eval mode; offline, running no code from it.
+
+        Args:
+            folder: a tokenizer's folder, or a run's (its ``tokenizer/`` is taken).
+
+        Raises:
+            CheckpointError: if it is missing, damaged, of another format, or needs a plugin that is
+                not installed.
+        """
+        from rpiae.core.build import build_saved
+
+        path = tokenizer_folder(folder)
+        try:
+            saved = json.loads((path / "config.json").read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path / 'config.json'} cannot be read: {error}") from None
+        if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+            given = saved.get("format") if isinstance(saved, dict) else None
+            raise CheckpointError(
+                f"{path} has tokenizer format {given!r}, this rpiae reads format {FORMAT}"
+            )
+        state = _read_state(path / "model.safetensors")
+        model = build_saved(saved, source=str(path))
+        for name in ("feature_mean", "feature_var", "latent_mean", "latent_std"):
+            if name in state:
+                model.register_buffer(name, state[name])
+        load_state(model, state, source=str(path))
+        return model.eval()
+
+    def _feature_norm(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Mean and std as tokens (1 or n, D)."""
+        assert self.feature_mean is not None and self.feature_var is not None
+        if self.feature_mean.shape[-2:] not in ((1, 1), features.grid[1:]):
+            raise UsageError(
+                f"feature_norm was made for a grid of {tuple(self.feature_mean.shape[-2:])}, not "
+                f"{features.grid[1:]}: use images of the size it was made for"
+            )
+        mean = self.feature_mean.flatten(1).T
+        std = (self.feature_var.flatten(1).T + NORM_EPS).sqrt()
+        return mean, std
+
+    def _saved_config(self) -> dict[str, Any]:
+        from rpiae.core.config import unparse
+        from rpiae.core.registry import registry
+
+        assert self.config is not None
+        parts = {
+            "encoder": self.config.encoder,
+            "bridge": self.config.bridge,
+            "decoder": self.config.decoder,
+        }
+        brought = {registry(part.family).entry(part.name).distribution for part in parts.values()}
+        versions = {}
+        for name in sorted(brought | {"rpiae"}):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                versions[name] = importlib.metadata.version(name)
+        return {
+            "format": FORMAT,
+            **{role: unparse(part) for role, part in parts.items()},
+            "sources": {
+                role: registry(part.family).entry(part.name).distribution
+                for role, part in parts.items()
+            },
+            "versions": versions,
+            "trained_size": self.trained_size,
+        }
+
+
+def tokenizer_folder(folder: str | os.PathLike[str]) -> Path:
+    """The folder that holds ``config.json``: ``folder`` itself or its ``tokenizer/``.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    path = Path(folder)
+    for candidate in (path, path / "tokenizer"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    what = "has no finished tokenizer yet" if path.is_dir() else "does not exist"
+    raise CheckpointError(
+        f"{path} {what}: expected config.json and model.safetensors there or in {path / 'tokenizer'}"
+    )
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
+    """Load all tensors of a state.
+
+    Raises:
+        CheckpointError: if names or shapes are of another architecture.
+    """
+    own = model.state_dict()
+    missing = sorted(set(own) - set(state))
+    extra = sorted(set(state) - set(own))
+    wrong = sorted(n for n in set(own) & set(state) if own[n].shape != state[n].shape)
+    if missing or extra or wrong:
+        first = (
+            f"{wrong[0]} is {tuple(state[wrong[0]].shape)} there and {tuple(own[wrong[0]].shape)} here"
+            if wrong
+            else f"for example {(missing or extra)[0]}"
+        )
+        raise CheckpointError(
+            f"{source} holds another architecture: {len(missing)} tensors missing, {len(extra)} "
+            f"unknown, {len(wrong)} of another shape ({first})"
+        )
+    model.load_state_dict(state)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None

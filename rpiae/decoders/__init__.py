@@ -1,0 +1,16 @@
+"""Decoders: the registry and its built-in table."""
+
+from rpiae.core.registry import Entry, Registry, installed_plugins, read_presets
+
+ENTRIES = (
+    Entry(
+        name="vit",
+        target="rpiae.decoders.configs:VitDecoderConfig",
+        summary="MAE-style ViT decoder with fixed sin-cos positions for any grid",
+        source="arXiv 2111.06377, arXiv 2603.19206",
+    ),
+)
+
+DECODERS = Registry(
+    "decoders", ENTRIES, read_presets("rpiae.decoders"), plugins=installed_plugins
+)

@@ -1,0 +1,87 @@
+"""The paper's MAE-style ViT decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rpiae.core.blocks import Block, resample_positions, sincos_positions
+from rpiae.core.contracts import Features
+from rpiae.core.shapes import Grid, unpatchify
+
+EPS = 1e-12
+
+
+class VitDecoder(nn.Module):
+    """Linear in, one trainable class token, pre-norm blocks, LayerNorm, Linear out, un-patchify.
+
+    Positions are the fixed sin-cos embedding of the grid at hand. Released checkpoints hold a
+    trained embedding instead; with ``stored_grid`` it is a buffer, resampled for other grids.
+
+    Args:
+        features: channels D of the features.
+        patch: output pixels per token and side (q).
+        width, depth, num_heads, mlp_hidden: of the transformer.
+        stored_grid: (rows, columns) of a stored position embedding.
+
+    Shapes:
+        tokens (b, n, D) on the grid (1, h, w) → (b, 3, h·q, w·q)
+
+    Source: arXiv 2111.06377; sizes from arXiv 2603.19206. LayerNorm eps is 1e-12.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        *,
+        features: int,
+        patch: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        mlp_hidden: int,
+        stored_grid: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.patch = patch
+        self.width = width
+        self.embed = nn.Linear(features, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.blocks = nn.ModuleList(
+            Block(width=width, num_heads=num_heads, mlp_hidden=mlp_hidden, eps=EPS)
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.pred = nn.Linear(width, patch * patch * 3)
+        nn.init.normal_(self.cls_token, std=0.02)
+        self._stored = len(stored_grid) > 0
+        if self._stored:
+            rows, columns = stored_grid
+            stored = sincos_positions(rows, columns, width).reshape(1, rows, columns, width)
+            self.register_buffer("positions", stored)
+
+    @property
+    def last_weight(self) -> nn.Parameter:
+        """Weight of the layer that makes the pixels."""
+        return self.pred.weight
+
+    def forward(self, features: Features) -> Float[Tensor, "b 3 h w"]:
+        """Pixels in the encoder's normalised space."""
+        tokens = self.embed(features.tokens)
+        tokens = tokens + self._positions(features.grid, tokens.device)
+        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        pixels = self.pred(self.norm(tokens[:, 1:])).float()
+        return unpatchify(pixels, features.grid, self.patch)
+
+    def _positions(self, grid: Grid, device: torch.device) -> Tensor:
+        _, rows, columns = grid
+        if not self._stored:
+            return sincos_positions(rows, columns, self.width).to(device)
+        return resample_positions(self.positions, (rows, columns), antialias=False).flatten(1, 2)

@@ -1,0 +1,88 @@
+"""Final evaluation of a run from what it saved."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from rpiae.core.config import parse, read_toml
+from rpiae.core.contracts import HeldOut
+from rpiae.core.objective import PivotReplica
+from rpiae.core.pivot import read_pivot
+from rpiae.core.recipe import RunConfig
+from rpiae.core.resolve import converter
+from rpiae.core.tokenizer import RPiAE
+from rpiae.evaluation.pictures import side_by_side
+from rpiae.evaluation.reconstruction import (
+    drift,
+    linear_code,
+    mean_colour,
+    photographs,
+    reconstruct_held_out,
+    score,
+)
+
+#: Training crops that the linear code is fitted on, in pixels; some 65,000 patches of 4×4.
+FITTING_PIXELS = 1 << 20
+
+
+def evaluate_run(folder: Path) -> dict[str, Any]:
+    """Held-out scores of a run's saved tokenizer, the two yardsticks, drift, and sample pictures.
+
+    Args:
+        folder: a run's folder; pictures go to its ``samples/``.
+
+    Returns:
+        psnr, ssim, psnr_mean_colour, psnr_pca, drift, and the first four per photograph; a value
+        that is infinite (a lossless code) is None.
+    """
+    config = parse(
+        read_toml(folder / "config.toml"), RunConfig, source="config.toml", converter=converter()
+    )
+    assert config.data is not None
+    data = config.data.build()
+    held_out: HeldOut = data.held_out()
+    model = RPiAE.from_pretrained(folder)
+    assert model.config is not None
+    use_bridge = config.recipe.stages[-1].use_bridge
+    made = reconstruct_held_out(model, held_out, use_bridge=use_bridge)
+    facts = model.config.bridge_facts
+    patch = model.decoder.patch * facts.downsampling
+    training = data.crops(max(16, FITTING_PIXELS // data.image_size**2), seed=config.seed)
+    coded = linear_code(training, held_out.images, patch=patch, channels=facts.latent_channels)
+    flat = mean_colour(held_out.images, patch=patch)
+    ours, linear, colour = (score(images, held_out) for images in (made, coded, flat))
+    replica = PivotReplica(
+        read_pivot(folder, config.encoder), output_patch=model.decoder.patch
+    )
+    _write_samples(folder / "samples", held_out, [held_out.images, made, flat])
+    return {
+        "psnr": _finite(ours.psnr),
+        "ssim": ours.ssim,
+        "psnr_mean_colour": _finite(colour.psnr),
+        "psnr_pca": _finite(linear.psnr),
+        "drift": drift(model, replica, held_out.images),
+        "photographs": {
+            name: {
+                "psnr": _finite(values["psnr"]),
+                "ssim": values["ssim"],
+                "psnr_mean_colour": _finite(colour.photographs[name]["psnr"]),
+                "psnr_pca": _finite(linear.photographs[name]["psnr"]),
+            }
+            for name, values in ours.photographs.items()
+        },
+    }
+
+
+def _write_samples(folder: Path, held_out: HeldOut, columns: list[Any]) -> None:
+    """Image, reconstruction and mean colours of up to sixteen photographs."""
+    folder.mkdir(exist_ok=True)
+    sheets = [photographs(images, held_out) for images in columns]
+    for name in list(sheets[0])[:16]:
+        stem = "".join(c if c.isalnum() else "-" for c in name)
+        side_by_side([sheet[name] for sheet in sheets]).save(folder / f"{stem}.png")
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,167 @@
+"""Held-out reconstruction, the yardsticks it is measured against, and drift from the pivot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from attrs import frozen
+from jaxtyping import Float
+from sklearn.decomposition import PCA
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from rpiae.core.contracts import HeldOut, Replica
+from rpiae.core.recipe import StageConfig
+from rpiae.core.shapes import pad_to, patchify, unpatchify
+from rpiae.core.tokenizer import RPiAE
+
+#: Tokens per forward pass; bounds the memory of an evaluation.
+TOKENS_PER_BATCH = 8192
+
+
+@frozen(kw_only=True)
+class Scores:
+    """Held-out scores, as means over photographs and for each of them.
+
+    Attributes:
+        psnr: dB, from 8-bit-rounded output, mean over photographs.
+        ssim: mean over photographs.
+        photographs: per photograph, its psnr and ssim.
+    """
+
+    psnr: float
+    ssim: float
+    photographs: Mapping[str, Mapping[str, float]]
+
+
+def to_8_bits(images: Tensor) -> Tensor:
+    """Images clamped to [0, 1] and rounded to 8 bits, still in [0, 1]."""
+    return (images.clamp(0, 1) * 255).round() / 255
+
+
+def score(reconstructions: Float[Tensor, "n 3 s s"], held_out: HeldOut) -> Scores:
+    """PSNR and SSIM per photograph; tiles of one photograph are put together first."""
+    made = photographs(to_8_bits(reconstructions), held_out)
+    wanted = photographs(held_out.images, held_out)
+    found = {}
+    for name, image in made.items():
+        error = F.mse_loss(image.double(), wanted[name].double()).item()
+        similarity = structural_similarity_index_measure(
+            image[None], wanted[name][None], data_range=1.0
+        )
+        assert isinstance(similarity, Tensor)
+        found[name] = {"psnr": psnr_of(error), "ssim": similarity.item()}
+    count = len(found)
+    return Scores(
+        psnr=sum(s["psnr"] for s in found.values()) / count,
+        ssim=sum(s["ssim"] for s in found.values()) / count,
+        photographs=found,
+    )
+
+
+def psnr_of(mean_squared_error: float) -> float:
+    """Peak signal-to-noise ratio in dB for a peak of 1; infinite for no error."""
+    return math.inf if mean_squared_error == 0 else -10 * math.log10(mean_squared_error)
+
+
+def photographs(images: Float[Tensor, "n 3 s s"], held_out: HeldOut) -> dict[str, Tensor]:
+    """Photograph → (3, H, W), tiles put together row by row."""
+    found = {}
+    for name in dict.fromkeys(held_out.groups):
+        chosen = [i for i, group in enumerate(held_out.groups) if group == name]
+        tiles = images[chosen]
+        n, c, h, w = tiles.shape
+        columns = held_out.columns[name]
+        rows = tiles.reshape(n // columns, columns, c, h, w).permute(2, 0, 3, 1, 4)
+        found[name] = rows.reshape(c, n // columns * h, columns * w)
+    return found
+
+
+@torch.no_grad()
+def reconstruct_held_out(
+    model: RPiAE, held_out: HeldOut, *, use_bridge: bool = True
+) -> Float[Tensor, "n 3 s s"]:
+    """Reconstructions of all held-out images, on CPU; without the bridge where a stage has none."""
+
+    def one(images: Tensor) -> Tensor:
+        if use_bridge:
+            return model.reconstruct(images)
+        size = (images.shape[-2], images.shape[-1])
+        return model.decode_features(model.features(images), size=size).clamp(0, 1)
+
+    return _batched(one, held_out.images, model)
+
+
+@torch.no_grad()
+def drift(model: RPiAE, replica: Replica, images: Float[Tensor, "n 3 s s"]) -> float:
+    """Mean 1 − cosine between the encoder's tokens and the pivot's, over all tokens."""
+
+    def one(batch: Tensor) -> Tensor:
+        ours, pivot = model.features(batch).tokens, replica.features(_padded(model, batch)).tokens
+        return 1 - F.cosine_similarity(ours.float(), pivot.float(), dim=-1)
+
+    return _batched(one, images, model).mean().item()
+
+
+def mean_colour(
+    images: Float[Tensor, "n 3 s s"], *, patch: int
+) -> Float[Tensor, "n 3 s s"]:
+    """Every patch replaced by its mean colour: what three numbers per token can say."""
+    return F.interpolate(
+        F.avg_pool2d(images, patch, ceil_mode=True), scale_factor=patch, mode="nearest"
+    )[..., : images.shape[-2], : images.shape[-1]]
+
+
+def linear_code(
+    training: Float[Tensor, "m 3 s s"],
+    images: Float[Tensor, "n 3 s s"],
+    *,
+    patch: int,
+    channels: int,
+) -> Float[Tensor, "n 3 s s"]:
+    """Images through the best linear code of ``channels`` numbers per patch, fitted on others.
+
+    Principal components of the training patches; with ``channels`` of a patch's own size or more,
+    the code is lossless.
+    """
+    size = images.shape[-1] // patch * patch
+    values = patchify(images[..., :size, :size], patch)
+    dimensions = values.shape[-1]
+    if channels >= dimensions:
+        return images
+    fitted = patchify(training[..., :size, :size], patch).flatten(0, 1)
+    pca = PCA(n_components=min(channels, len(fitted)), random_state=0).fit(fitted.numpy())
+    coded = pca.inverse_transform(pca.transform(values.flatten(0, 1).numpy()))
+    grid = (1, size // patch, size // patch)
+    found = images.clone()
+    found[..., :size, :size] = unpatchify(
+        torch.from_numpy(coded).float().view_as(values), grid, patch
+    )
+    return found
+
+
+def stage_metrics(
+    model: RPiAE, stage: StageConfig, *, held_out: HeldOut, replica: Replica
+) -> dict[str, float]:
+    """psnr, ssim and drift of a model on a stage's own path."""
+    scores = score(reconstruct_held_out(model, held_out, use_bridge=stage.use_bridge), held_out)
+    return {
+        "psnr": scores.psnr,
+        "ssim": scores.ssim,
+        "drift": drift(model, replica, held_out.images),
+    }
+
+
+def _batched(function: Callable[[Tensor], Tensor], images: Tensor, model: RPiAE) -> Tensor:
+    tokens = math.prod(model.geometry(images.shape[-2], images.shape[-1]).grid)
+    device = model.mean.device
+    size = max(1, TOKENS_PER_BATCH // tokens)
+    return torch.cat([function(batch.to(device)).float().cpu() for batch in images.split(size)])
+
+
+def _padded(model: RPiAE, images: Tensor) -> Tensor:
+    return pad_to(images, model.geometry(images.shape[-2], images.shape[-1]).padded)
+

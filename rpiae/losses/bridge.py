@@ -1,0 +1,25 @@
+"""Losses on the bridge."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from rpiae.core.contracts import GaussianPosterior, StepContext
+
+
+class KlLoss:
+    """The posterior's own KL: mean of mean² + var − 1 − logvar (L_KL of arXiv 2603.19206)."""
+
+    def __call__(self, context: StepContext) -> Float[Tensor, ""]:
+        assert isinstance(context.posterior, GaussianPosterior)
+        return context.posterior.kl()
+
+
+class FeatureLoss:
+    """Mean squared error between ẑ and the clean z, in one space (L_feat of arXiv 2603.19206)."""
+
+    def __call__(self, context: StepContext) -> Float[Tensor, ""]:
+        assert context.decoded_features is not None
+        return F.mse_loss(context.decoded_features.tokens, context.features.tokens)

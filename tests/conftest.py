@@ -1,0 +1,38 @@
+"""Options, markers and fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+#: Reference files that lie beside a checkout of the project; not part of it.
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    skips = []
+    if not config.getoption("--slow"):
+        skips.append(("slow", pytest.mark.skip(reason="slow: add --slow")))
+    if not torch.cuda.is_available():
+        skips.append(("gpu", pytest.mark.skip(reason="no CUDA device")))
+    if os.environ.get("RPIAE_NETWORK") != "1":
+        skips.append(("network", pytest.mark.skip(reason="network: set RPIAE_NETWORK=1")))
+    for item in items:
+        for name, skip in skips:
+            if name in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of reference files."""
+    if not SHARED.is_dir():
+        pytest.skip(f"reference files are not beside the checkout ({SHARED})")
+    return SHARED

@@ -1,0 +1,57 @@
+"""Golden files: what the reference implementation gave for small random-weight checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from attrs import frozen
+from safetensors.torch import load_file
+from torch import Tensor
+
+FOLDER = Path(__file__).parents[2].parent / "shared" / "golden"
+
+
+@frozen
+class Golden:
+    """One golden file, its tensors by section without the section's name."""
+
+    facts: dict[str, Any]
+    state: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    expected: dict[str, Tensor]
+
+
+Load = Callable[[str], Golden]
+
+
+@pytest.fixture(scope="session")
+def golden() -> Load:
+    """Loads a golden by name; skips where the files are not beside the repository."""
+    loaded: dict[str, Golden] = {}
+
+    def load(name: str) -> Golden:
+        if name not in loaded:
+            path = FOLDER / f"{name}.safetensors"
+            if not path.is_file():
+                pytest.skip(f"the golden files are not here: {path} is missing")
+            tensors = load_file(path)
+            sections = [
+                {k.removeprefix(f"{s}/"): v for k, v in tensors.items() if k.startswith(f"{s}/")}
+                for s in ("state", "input", "expected")
+            ]
+            facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            loaded[name] = Golden(facts, *sections)
+        return loaded[name]
+
+    return load
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients(request: pytest.FixtureRequest) -> Iterator[None]:
+    with torch.set_grad_enabled(request.node.get_closest_marker("gradients") is not None):
+        yield
