@@ -24,11 +24,8 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = parser().parse_args(argv)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.DEBUG if arguments.debug else logging.WARNING,
-        format="%(name)s: %(message)s",
-    )
+    logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
+    logging.getLogger("rpiae").setLevel(logging.DEBUG if arguments.debug else logging.WARNING)
     command = importlib.import_module(f"rpiae.cli.{arguments.module}")
     try:
         return int(command.execute(arguments) or 0)

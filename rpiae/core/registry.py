@@ -414,7 +414,7 @@ def installed_plugins() -> tuple[Plugin, ...]:
     found = []
     for point in _entry_points():
         name = normalised(point.name)
-        distribution = point.distro.name if point.distro else "an unknown distribution"
+        distribution = normalised(point.distro.name) if point.distro else "an unknown distribution"
         version = point.distro.version if point.distro else ""
         try:
             manifest, error = point.load(), ""

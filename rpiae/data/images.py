@@ -20,7 +20,7 @@ from rpiae.core.errors import DataError
 Pixels = NDArray[np.uint8]
 
 #: Formats that are decoded. Pillow's others are no photographs, and some of them run programs.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
 
 
 class TooSmallError(DataError):

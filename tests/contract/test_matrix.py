@@ -6,109 +6,15 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from rpiae import runs
 from rpiae.core import events
-from rpiae.core.build import build_tokenizer
-from rpiae.core.contracts import Batch, HeldOut
-from rpiae.core.objective import PivotReplica
-from rpiae.core.recipe import StageConfig
 from rpiae.core.registry import registry
-from rpiae.core.runtime import Runtime
-from rpiae.core.tokenizer import RPiAE
-from rpiae.core.trainer import TrainerInputs, train
-
-ENCODERS: dict[str, dict[str, Any]] = {
-    "vit": {"name": "vit", "width": 32, "depth": 2, "num_heads": 2},
-    "vit-patch-stem": {"name": "vit", "width": 32, "depth": 2, "num_heads": 2, "stem": "patch"},
-    "timm": {
-        "name": "timm",
-        "model": "vit_small_patch14_reg4_dinov2",
-        "pretrained": False,
-        "model_args": {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 28},
-        "image_size": 32,
-    },
-    "timm-layers": {
-        "name": "timm",
-        "model": "vit_base_patch16_224",
-        "pretrained": False,
-        "layers": [0, 2],
-        "model_args": {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 32},
-        "image_size": 32,
-    },
-    "timm-rotary": {
-        "name": "timm",
-        "model": "vit_small_patch16_dinov3",
-        "pretrained": False,
-        "model_args": {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32},
-        "image_size": 32,
-    },
-}
-BRIDGES = ("vb4", "identity")
-DECODERS: dict[str, dict[str, Any]] = {
-    "vit": {"name": "vit", "width": 32, "depth": 1, "num_heads": 2, "mlp_hidden": 64}
-}
-RECIPES = tuple(preset.name for preset in registry("recipes").presets())
-
-
-class Noise:
-    """Smooth random images as a dataset."""
-
-    def __init__(self, size: int) -> None:
-        self.num_images = 8
-        self.image_size = size
-        coarse = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-        self._images = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear")
-
-    def batches(
-        self, *, seed: int, stage: str, batch_size: int, start: int, steps: int
-    ) -> Iterator[Batch]:
-        for step in range(start, steps):
-            samples = tuple(range(step * batch_size, (step + 1) * batch_size))
-            yield Batch(self._images[[s % 8 for s in samples]], samples, ())
-
-    def held_out(self) -> HeldOut:
-        names = ("a", "b")
-        return HeldOut(self._images[:2], names, dict.fromkeys(names, 1))
-
-    def crops(self, count: int, *, seed: int) -> Tensor:
-        return self._images[:count]
-
-
-def start(
-    folder: Path, encoder: str, bridge: str, decoder: str, recipe: str, *overrides: str
-) -> TrainerInputs:
-    tree = {
-        "encoder": ENCODERS[encoder], "bridge": bridge, "decoder": DECODERS[decoder],
-        "recipe": recipe,
-    }  # fmt: skip
-    terms = {
-        term["loss"]
-        for stage in registry("recipes").select(recipe).tree["stages"]
-        for term in stage["terms"]
-    }
-    without = tuple(sorted(terms & {"lpips", "adversarial"}))
-    resolved = runs.resolve(tree, overrides=overrides, without=without)
-    model = build_tokenizer(resolved.tokenizer, seed=0)
-    pivot = build_tokenizer(resolved.tokenizer, seed=0).encoder
-
-    def evaluate(current: RPiAE, stage: StageConfig) -> dict[str, float]:
-        return {"psnr": 0.0}
-
-    return TrainerInputs(
-        model=model, recipe=resolved.config.recipe, data=Noise(32),
-        runtime=Runtime(device="cpu", precision="fp32"),
-        replica=PivotReplica(pivot, output_patch=model.decoder.patch),
-        evaluate=evaluate, folder=folder, seed=0,
-    )  # fmt: skip
-
+from rpiae.core.trainer import train
+from tests.toys import BRIDGES, DECODERS, ENCODERS, RECIPES, toy_run
 
 LOAD = """
 import sys, torch, pytest_socket
@@ -128,7 +34,7 @@ def test_matrix_trains_saves_and_loads_in_a_fresh_process(tmp_path: Path) -> Non
 
     expected = {}
     for i, combination in enumerate(itertools.product(ENCODERS, BRIDGES, DECODERS, RECIPES)):
-        inputs = start(
+        inputs = toy_run(
             tmp_path / f"run{i}", *combination, "recipe.max_steps=1", "recipe.batch_size=2"
         )
         seen = list(train(inputs))
@@ -156,7 +62,7 @@ def test_matrix_trains_saves_and_loads_in_a_fresh_process(tmp_path: Path) -> Non
 @pytest.mark.parametrize("bridge", BRIDGES)
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_overfits_one_batch(tmp_path: Path, encoder: str, bridge: str, recipe: str) -> None:
-    inputs = start(
+    inputs = toy_run(
         tmp_path, encoder, bridge, "vit", recipe, "recipe.max_steps=40", "recipe.batch_size=8",
         *[f"recipe.stages[{i}].optimiser.learning_rate=3e-3" for i in _stages(recipe)],
         *[f"recipe.stages[{i}].noise=0.0" for i in _stages(recipe)],

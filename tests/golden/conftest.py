@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from attrs import frozen
 from safetensors.torch import load_file
 from torch import Tensor
@@ -49,9 +48,3 @@ def golden() -> Load:
         return loaded[name]
 
     return load
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients(request: pytest.FixtureRequest) -> Iterator[None]:
-    with torch.set_grad_enabled(request.node.get_closest_marker("gradients") is not None):
-        yield

@@ -1,0 +1,161 @@
+"""Checks of a part against ``rpiae.core.contracts``."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from rpiae.core.config import BridgeConfig, DecoderConfig, EncoderConfig, LossConfig
+from rpiae.core.contracts import (
+    NEEDS,
+    BlockFeatures,
+    Bridge,
+    Decoder,
+    Encoder,
+    Features,
+    GaussianPosterior,
+    StepContext,
+)
+from rpiae.core.objective import PivotReplica
+
+
+def check_encoder(config: EncoderConfig, *, grid: tuple[int, int] = (2, 3)) -> None:
+    """An encoder's facts, shapes, non-square grids, gradients and meta construction.
+
+    Args:
+        config: of a small encoder.
+        grid: rows and columns to try.
+    """
+    facts = config.describe()
+    with torch.device("meta"):
+        shapes = {n: p.shape for n, p in config.build().state_dict().items()}
+    encoder = _seeded(config)
+    assert isinstance(encoder, Encoder), _unfit(encoder, Encoder)
+    assert shapes == {n: p.shape for n, p in encoder.state_dict().items()}, "meta build differs"
+    for name in ("width", "patch", "num_blocks", "mean", "std"):
+        said, has = getattr(facts, name), getattr(encoder, name)
+        assert said == has, f"describe() says {name} = {said}, the module has {has}"
+    rows, columns = grid
+    images = torch.randn(2, 3, rows * encoder.patch, columns * encoder.patch)
+    features = encoder(images)
+    _check_features(features, (2, rows * columns, facts.width), (1, rows, columns))
+    turned = encoder(images.transpose(-2, -1))
+    assert turned.grid == (1, columns, rows), "height and width are swapped for non-square images"
+    found = encoder.blocks(images, [0, -1])
+    assert isinstance(found, BlockFeatures)
+    assert [t.shape for t in found.tokens] == [features.tokens.shape] * 2
+    assert found.grid == features.grid
+    _check_gradients(encoder, features.tokens)
+    assert encoder.last_weight.grad is not None, "last_weight takes no part in the tokens"
+    assert any(encoder.last_weight is p for p in encoder.parameters()), "last_weight is no parameter"
+
+
+def check_bridge(config: BridgeConfig) -> None:
+    """A bridge's facts, shapes on a non-square grid, posterior and gradients.
+
+    Args:
+        config: of a small bridge, its wired fields filled.
+    """
+    facts = config.describe()
+    bridge = _seeded(config)
+    assert isinstance(bridge, Bridge), _unfit(bridge, Bridge)
+    assert bridge.latent_channels == facts.latent_channels
+    assert bridge.gaussian == facts.gaussian
+    rows, columns = 2 * facts.downsampling, 3 * facts.downsampling
+    tokens = torch.randn(2, rows * columns, bridge.features)
+    posterior = bridge.encode(Features(tokens, (1, rows, columns)))
+    latent = posterior.mode()
+    assert latent.shape == (2, facts.latent_channels, 2, 3), "describe() gives another latent shape"
+    noise = torch.randn(latent.shape)
+    assert torch.equal(posterior.sample(noise), posterior.sample(noise)), "sample ignores its noise"
+    decoded = bridge.decode(posterior.sample(noise))
+    _check_features(decoded, tuple(tokens.shape), (1, rows, columns))
+    if facts.gaussian:
+        assert isinstance(posterior, GaussianPosterior), _unfit(posterior, GaussianPosterior)
+        assert posterior.kl().ndim == 0
+        assert posterior.kl() >= 0
+    _check_gradients(bridge, decoded.tokens)
+
+
+def check_decoder(config: DecoderConfig) -> None:
+    """A decoder's shapes on a non-square grid, and gradients.
+
+    Args:
+        config: of a small decoder, its wired fields filled.
+    """
+    decoder = _seeded(config)
+    assert isinstance(decoder, Decoder), _unfit(decoder, Decoder)
+    assert decoder.patch == config.patch
+    assert decoder.features == config.features
+    images = decoder(Features(torch.randn(2, 6, decoder.features), (1, 2, 3)))
+    assert images.shape == (2, 3, 2 * decoder.patch, 3 * decoder.patch)
+    _check_gradients(decoder, images)
+    assert decoder.last_weight.grad is not None, "last_weight takes no part in the images"
+
+
+def check_loss(config: LossConfig, replica_encoder: Encoder) -> None:
+    """A loss is a finite scalar that depends on something trainable, and declares known needs.
+
+    Args:
+        config: the loss.
+        replica_encoder: stands for the pivot.
+    """
+    needs = type(config).needs
+    assert needs <= set(NEEDS), f"unknown needs: {sorted(needs - set(NEEDS))}"
+    from rpiae.bridges.variational import DiagonalGaussian
+
+    patch, width = replica_encoder.patch, replica_encoder.width
+    images = torch.rand(2, 3, 2 * patch, 3 * patch)
+    leaves = {
+        "reconstruction": torch.rand(images.shape, requires_grad=True),
+        "tokens": torch.randn(2, 6, width, requires_grad=True),
+        "decoded": torch.randn(2, 6, width, requires_grad=True),
+        "moments": torch.randn(2, 4, 2, 3, requires_grad=True),
+    }
+    context = StepContext(
+        images=images,
+        features=Features(leaves["tokens"], (1, 2, 3)),
+        posterior=DiagonalGaussian(*leaves["moments"].chunk(2, dim=1)),
+        latent=torch.randn(2, 2, 2, 3),
+        decoded_features=Features(leaves["decoded"], (1, 2, 3)),
+        reconstruction=leaves["reconstruction"],
+        replica=PivotReplica(replica_encoder, output_patch=patch),
+    )
+    value = config.build()(context)
+    assert value.shape == (), "a loss is a scalar"
+    assert math.isfinite(value.item())
+    value.backward()
+    assert any(leaf.grad is not None for leaf in leaves.values()), "nothing receives a gradient"
+
+
+def _seeded(config: EncoderConfig | BridgeConfig | DecoderConfig) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = config.build()
+    assert isinstance(module, nn.Module)
+    return module
+
+
+def _check_features(
+    features: Features, shape: tuple[int, ...], grid: tuple[int, int, int]
+) -> None:
+    assert isinstance(features, Features)
+    assert tuple(features.tokens.shape) == shape, f"{tuple(features.tokens.shape)}, not {shape}"
+    assert features.grid == grid, f"grid {features.grid}, not {grid}"
+
+
+def _check_gradients(module: nn.Module, output: Tensor) -> None:
+    """Every parameter takes part; needs weights that are not zero behind each of them."""
+    if not any(True for _ in module.parameters()):
+        return
+    (output * torch.randn(output.shape)).sum().backward()
+    unused = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
+    assert not unused, f"parameters without a gradient: {unused}"
+
+
+def _unfit(part: object, contract: type) -> str:
+    wanted = [n for n in dir(contract) if not n.startswith("_")] + list(contract.__annotations__)
+    lacks = sorted({n for n in wanted if not hasattr(part, n)})
+    return f"{type(part).__name__} lacks {', '.join(lacks)} of {contract.__name__}"
