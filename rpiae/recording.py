@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 import attrs
 from torch.utils.tensorboard import SummaryWriter
@@ -29,7 +29,7 @@ class Recorder(contextlib.AbstractContextManager["Recorder"]):
         self._folder = folder
         self._mode = "a" if resume else "w"
         self._offset = 0
-        self._file: TextIO
+        self._file: IO[str]
         self._board: SummaryWriter
 
     def __enter__(self) -> Recorder:

@@ -131,7 +131,8 @@ def resume(folder: str | os.PathLike[str]) -> Iterator[events.Event]:
     model = build_tokenizer(
         resolved.tokenizer, seed=resolved.config.seed, trained_size=data.image_size
     )
-    load_state(model.encoder, read_pivot(path, resolved.config.encoder).state_dict(), source=str(path))  # type: ignore[attr-defined,arg-type]  # parts are modules
+    pivot = read_pivot(path, resolved.config.encoder)
+    load_state(model.roles["encoder"], pivot.state_dict(), source=str(path))
     if resolved.config.init:
         _load_init(model, resolved.config.init)
     yield from _trained(resolved, model, data, resume=True)
@@ -174,7 +175,9 @@ def _claim(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error.strerror}. Name another --out") from None
+        raise UsageError(
+            f"cannot write to {folder}: {error.strerror}. Name another --out"
+        ) from None
 
 
 def _initial_model(resolved: ResolvedRun, data: Dataset, folder: Path) -> RPiAE:
@@ -186,7 +189,7 @@ def _initial_model(resolved: ResolvedRun, data: Dataset, folder: Path) -> RPiAE:
     if config.init and inherit_pivot(folder, _run_folder(config.init)):
         _load_init(model, config.init)
         return model
-    write_pivot(folder, model.encoder)  # type: ignore[arg-type]  # parts are modules
+    write_pivot(folder, model.roles["encoder"])
     if config.init:
         _load_init(model, config.init)
     return model
@@ -211,8 +214,7 @@ def _trained(
     runtime = Runtime(device=config.device, precision=config.precision)
     yield events.Notice(text=f"{runtime.precision} on {runtime.device}: {runtime.reason}")
     held_out = data.held_out()
-    pivot = read_pivot(folder, config.encoder)
-    pivot.to(runtime.device)  # type: ignore[attr-defined]  # parts are modules
+    pivot = read_pivot(folder, config.encoder).to(runtime.device)
     replica = PivotReplica(pivot, output_patch=model.decoder.patch)
 
     def evaluate(current: RPiAE, stage: StageConfig) -> Mapping[str, float]:
@@ -264,9 +266,7 @@ def verdict(summary: Mapping[str, Any]) -> str:
     ours, flat, linear = (summary[k] for k in ("psnr", "psnr_mean_colour", "psnr_pca"))
     if ours is None:
         return "The reconstruction is exact on the held-out images."
-    against_flat = (
-        f"{abs(ours - flat):.1f} dB {'above' if ours > flat else 'BELOW'} patches of one mean colour"
-    )
+    against_flat = f"{abs(ours - flat):.1f} dB {'above' if ours > flat else 'BELOW'} patches of one mean colour"
     if linear is None:
         return (
             f"{against_flat}. A linear code of this latent's size is lossless here, so the latent "

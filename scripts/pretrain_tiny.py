@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--stop-after", type=int, help="stop after this many of the epochs")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -159,7 +160,8 @@ def main() -> None:
         for opt, state in zip(opts, saved["optimisers"], strict=True):
             opt.load_state_dict(state)
 
-    for epoch in range(first, args.epochs):
+    last = args.stop_after or args.epochs
+    for epoch in range(first, last):
         rng = np.random.default_rng([args.seed, epoch])
         order = torch.from_numpy(rng.permutation(len(train[0])))
         model.train()
@@ -209,11 +211,11 @@ def main() -> None:
                  "optimisers": [opt.state_dict() for opt in opts]}  # fmt: skip
         torch.save(state, checkpoint.with_suffix(".part"))
         checkpoint.with_suffix(".part").rename(checkpoint)
-        weights = args.work / "tiny.safetensors"
-        save_file(export(ema), weights)
+        save_file(export(ema), args.work / "tiny.safetensors")
 
+    weights = args.work / "tiny.safetensors"
     accuracy = probe(weights, train, test)
-    result = {"probe_accuracy": accuracy, "bytes": weights.stat().st_size, "epochs": args.epochs}
+    result = {"probe_accuracy": accuracy, "bytes": weights.stat().st_size, "epochs": last}
     (args.work / "result.json").write_text(json.dumps(result, indent=2))
     print(json.dumps(result))
 

@@ -209,7 +209,9 @@ class _View:
 
 
 def _metrics(metrics: Any) -> str:
-    return f"PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.3f}, drift {metrics['drift']:.3f}"
+    return (
+        f"PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.3f}, drift {metrics['drift']:.3f}"
+    )
 
 
 def _print_summary(event: events.RunEnded) -> None:

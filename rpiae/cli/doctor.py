@@ -33,6 +33,7 @@ def execute(arguments: argparse.Namespace) -> int:
     precision, reason = choose_precision("auto", device)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     backend = choose_backend(device, dtype, 64)
+    training = choose_backend(device, dtype, 64, num_tokens=256, gradients=True)
     report: dict[str, Any] = {
         "rpiae": rpiae.__version__,
         "python": platform.python_version(),
@@ -45,6 +46,7 @@ def execute(arguments: argparse.Namespace) -> int:
         ),
         "precision": f"{precision}: {reason}",
         "attention": f"{backend.name}: {backend.reason}",
+        "in training": f"{training.name}: {training.reason} (256 tokens)",
         "xformers": _version("xformers"),
         "timm": _version("timm"),
         "open_clip_torch": _version("open_clip_torch"),

@@ -109,8 +109,8 @@ def _show(name: str, *, as_json: bool) -> int:
 def _fields(entry: Entry) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for a in attrs.fields(entry.config_class()):
-        if isinstance(a.default, attrs.Factory):  # type: ignore[arg-type]  # Factory is a class at run time
-            found[a.name] = a.default.factory()  # type: ignore[union-attr]  # checked above
+        if isinstance(a.default, attrs.Factory):  # type: ignore[arg-type]  # typed as a function
+            found[a.name] = a.default.factory()
         elif a.name not in ("name", "preset"):
             wired = a.metadata.get("wired")
             found[a.name] = f"filled in from {wired}" if wired else a.default

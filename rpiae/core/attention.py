@@ -33,6 +33,10 @@ from rpiae.core.errors import UsageError, unknown
 BACKENDS = ("math", "sdpa", "xformers")
 ENVIRONMENT = "RPIAE_ATTENTION"
 
+#: In bf16 on CPU, sdpa with its backward pass is slower than two matrix products up to about here:
+#: 4.3 times at 64 tokens, 1.9 times at 256; at 1024 it is twice as fast (benchmarks/attention.py).
+MOST_CPU_MATH_TOKENS = 512
+
 _log = logging.getLogger(__name__)
 _context: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "attention_backend", default=None
@@ -82,7 +86,10 @@ def attention(
     """
     if scale is None:
         scale = q.shape[-1] ** -0.5
-    choice = choose_backend(q.device, q.dtype, q.shape[-1], backend=backend)
+    choice = choose_backend(
+        q.device, q.dtype, q.shape[-1],
+        backend=backend, num_tokens=k.shape[-2], gradients=torch.is_grad_enabled(),
+    )  # fmt: skip
     return _IMPLEMENTATIONS[choice.name](q, k, v, scale)
 
 
@@ -92,8 +99,16 @@ def choose_backend(
     head_dim: int,
     *,
     backend: str | None = None,
+    num_tokens: int = 0,
+    gradients: bool = False,
 ) -> BackendChoice:
     """Decide which backend serves tensors of this device, dtype and head dimension.
+
+    Args:
+        device, dtype, head_dim: of the queries.
+        backend: an explicit choice.
+        num_tokens: length of the keys.
+        gradients: whether a backward pass may follow.
 
     Raises:
         UsageError: if the backend asked for is unknown or cannot run here.
@@ -101,6 +116,9 @@ def choose_backend(
     device = torch.device(device)
     asked, where = _asked(backend)
     if asked is None:
+        half = device.type == "cpu" and dtype == torch.bfloat16
+        if half and gradients and num_tokens <= MOST_CPU_MATH_TOKENS:
+            return BackendChoice(name="math", reason="faster than sdpa's backward in bf16 on CPU")
         return _automatic(device, dtype, head_dim)
     if asked == "xformers":
         problem = _xformers_problem(device, dtype, head_dim)
@@ -148,7 +166,7 @@ def _xformers_problem(device: torch.device, dtype: torch.dtype, head_dim: int) -
         return f"it has no {device.type} kernels"
     try:
         probe = torch.zeros(1, 1, 8, head_dim, device=device, dtype=dtype, requires_grad=True)
-        _xformers(probe, probe, probe, 1.0).sum().backward()
+        torch.autograd.grad(_xformers(probe, probe, probe, 1.0).sum(), probe)
     except ImportError:
         return 'it is not installed: pip install "rpiae[xformers]"'
     except (RuntimeError, NotImplementedError, ValueError) as error:

@@ -46,7 +46,7 @@ def build_tokenizer(
     if device == "meta":
         return model
     if pretrained and resolved.encoder.pretrained:
-        resolved.encoder.load_pretrained(model.encoder)  # type: ignore[arg-type]  # parts are modules
+        resolved.encoder.load_pretrained(model.roles["encoder"])
     return model.to(device)
 
 

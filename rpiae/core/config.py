@@ -242,16 +242,22 @@ def make_converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
     for kind, names in ((int, "int"), (float, "float"), (bool, "true or false"), (str, "string")):
         converter.register_structure_hook(kind, _strict(kind, names))
-    converter.register_structure_hook_factory(attrs.has, lambda cls: _structure_attrs(cls, converter))
-    converter.register_structure_hook_func(lambda t: get_origin(t) is Literal, _structure_literal)
+    converter.register_structure_hook_factory(
+        attrs.has, lambda cls: _structure_attrs(cls, converter)
+    )
+    converter.register_structure_hook_func(lambda t: _origin(t) is Literal, _structure_literal)
     converter.register_structure_hook_func(
-        lambda t: get_origin(t) in (tuple, Sequence), lambda v, t: _structure_tuple(v, t, converter)
+        lambda t: _origin(t) in (tuple, Sequence), lambda v, t: _structure_tuple(v, t, converter)
     )
     return converter
 
 
+def _origin(kind: Any) -> Any:
+    return get_origin(kind)
+
+
 def _structure_attrs(cls: type, converter: cattrs.Converter) -> Any:
-    from_dict = make_dict_structure_fn(
+    from_dict: Any = make_dict_structure_fn(
         cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True
     )
 
@@ -262,7 +268,7 @@ def _structure_attrs(cls: type, converter: cattrs.Converter) -> Any:
             raise _Expected(f"expected a table, got {value!r}")
         outside = _outside_range(value, cls)
         try:
-            config = from_dict(value, cls)  # type: ignore[call-arg]  # cattrs passes the class
+            config = from_dict(value, cls)
         except ClassValidationError as error:
             raise ClassValidationError(error.message, [*error.exceptions, *outside], cls) from None
         if outside:
@@ -327,7 +333,9 @@ def problems_of(error: BaseException, path: str = "") -> list[str]:
         return found
     if isinstance(error, ForbiddenExtraKeysError):
         known = [a.name for a in attrs.fields(error.cl)]
-        return [_no_such_field(path, extra, error.cl, known) for extra in sorted(error.extra_fields)]
+        return [
+            _no_such_field(path, extra, error.cl, known) for extra in sorted(error.extra_fields)
+        ]
     if isinstance(error, KeyError):
         return [f"{_dotted(path, str(error.args[0]))}: missing"]
     return [f"{path}: {error}" if path else str(error)]
@@ -438,7 +446,9 @@ def apply_override(tree: Tree, text: str) -> None:
         if isinstance(step, int):
             if not isinstance(node, list) or step >= len(node):
                 size = f"a list of {len(node)}" if isinstance(node, list) else "not a list"
-                raise UsageError(f"--set {text!r}: there is no {here}; {walked or 'the top'} is {size}")
+                raise UsageError(
+                    f"--set {text!r}: there is no {here}; {walked or 'the top'} is {size}"
+                )
         elif not isinstance(node, dict):
             raise UsageError(f"--set {text!r}: {walked or 'the top'} is not a table")
         if last:

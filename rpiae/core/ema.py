@@ -29,9 +29,7 @@ class Ema:
     def update(self) -> None:
         """Take in the current parameters: ema ← d·ema + (1 − d)·parameter."""
         decay = ema_decay(self._step, decay=self._decay)
-        torch._foreach_lerp_(
-            list(self.values.values()), list(self._parameters.values()), 1 - decay
-        )
+        torch._foreach_lerp_(list(self.values.values()), list(self._parameters.values()), 1 - decay)
         self._step += 1
 
     @contextlib.contextmanager
@@ -50,7 +48,8 @@ class Ema:
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Continue from a saved state."""
         values, step = state["values"], state["step"]
-        assert isinstance(values, dict) and isinstance(step, int)
+        assert isinstance(values, dict)
+        assert isinstance(step, int)
         for name, value in values.items():
             self.values[name].copy_(value)
         self._step = step

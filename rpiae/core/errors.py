@@ -1,17 +1,17 @@
 """The exceptions of rpiae, and the wording they share.
 
-    RpiaeError                    everything raised on purpose; the CLI prints it without traceback
-    ├── UsageError (ValueError)   the call was wrong; exit code 2
-    │   ├── UnknownNameError      a name that nothing is registered under
-    │   ├── ConfigError           a config has problems (all of them, each with its path)
-    │   ├── RegistrationError     a registration that collides or is malformed
-    │   └── MissingExtraError     a part needs a package that is not installed
-    └── RunError (RuntimeError)   the call was right and it failed; exit code 1
-        ├── FetchError            weights or data could not be fetched
-        ├── CheckpointError       a saved file is missing, damaged or of something else
-        ├── DataError             images that cannot be used
-        ├── PluginError           an installed plugin is broken
-        └── TrainingError         training cannot go on (a NaN, for example)
+RpiaeError                    everything raised on purpose; the CLI prints it without traceback
+├── UsageError (ValueError)   the call was wrong; exit code 2
+│   ├── UnknownNameError      a name that nothing is registered under
+│   ├── ConfigError           a config has problems (all of them, each with its path)
+│   ├── RegistrationError     a registration that collides or is malformed
+│   └── MissingExtraError     a part needs a package that is not installed
+└── RunError (RuntimeError)   the call was right and it failed; exit code 1
+    ├── FetchError            weights or data could not be fetched
+    ├── CheckpointError       a saved file is missing, damaged or of something else
+    ├── DataError             images that cannot be used
+    ├── PluginError           an installed plugin is broken
+    └── TrainingError         training cannot go on (a NaN, for example)
 """
 
 from __future__ import annotations
@@ -96,7 +96,4 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 def unknown(what: str, name: str, choices: Iterable[str]) -> str:
     """Message for a name outside a small closed set, which is listed whole."""
     choices = sorted(choices)
-    return (
-        f"no {what} named {name!r}.{did_you_mean(name, choices)} "
-        f"Available: {', '.join(choices)}"
-    )
+    return f"no {what} named {name!r}.{did_you_mean(name, choices)} Available: {', '.join(choices)}"

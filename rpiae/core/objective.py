@@ -128,7 +128,8 @@ def adaptive_ratio(
         if gradient is None:
             return reference.new_zeros(())
         norms.append(reduce(gradient.float()).norm())
-    return (norms[0] / (norms[1] + eps)).clamp(0, maximum).detach()
+    ratio: Tensor = (norms[0] / (norms[1] + eps)).clamp(0, maximum).detach()
+    return ratio
 
 
 class PivotReplica:
@@ -139,8 +140,8 @@ class PivotReplica:
         patch: the tokenizer's output patch, for the geometry.
     """
 
-    def __init__(self, encoder: Encoder, *, output_patch: int) -> None:
-        assert isinstance(encoder, nn.Module)
+    def __init__(self, encoder: nn.Module, *, output_patch: int) -> None:
+        assert isinstance(encoder, Encoder)
         encoder.requires_grad_(False).eval()
         self._encoder: Encoder = encoder
         self._scale = encoder.patch / output_patch

@@ -198,9 +198,7 @@ class Registry:
     def register(self, name: str, config: None = None, **details: Any) -> Callable[[C], C]: ...
     @overload
     def register(self, name: str, config: C, **details: Any) -> C: ...
-    def register(
-        self, name: str, config: C | None = None, **details: Any
-    ) -> C | Callable[[C], C]:
+    def register(self, name: str, config: C | None = None, **details: Any) -> C | Callable[[C], C]:
         """Register a config class of this process, as a call or as a decorator.
 
         Registering the same class under the same name again does nothing.
@@ -428,7 +426,11 @@ def installed_plugins() -> tuple[Plugin, ...]:
             manifest, error = None, f"{type(caught).__name__}: {caught}"
         found.append(
             Plugin(
-                name=name, distribution=distribution, version=version, manifest=manifest, error=error
+                name=name,
+                distribution=distribution,
+                version=version,
+                manifest=manifest,
+                error=error,
             )
         )
     return tuple(found)
@@ -456,7 +458,9 @@ def read_presets(package: str, resource: str = "presets.toml") -> list[Preset]:
 
 
 def _preset(name: str, table: Tree) -> Preset:
-    described = {k: table.pop(k) for k in ("summary", "licence", "paper", "companions") if k in table}
+    described = {
+        k: table.pop(k) for k in ("summary", "licence", "paper", "companions") if k in table
+    }
     return Preset(name=name, part=table.pop("part"), values=table, **described)
 
 

@@ -136,9 +136,9 @@ def resolve_run(
     config = parse(expanded, RunConfig, source=source, converter=converter())
     tokenizer = resolve_tokenizer(config.encoder, config.bridge, config.decoder, source=source)
     facts = _facts(tokenizer.encoder_facts, tokenizer.encoder)
-    data, problems = (config.data, [])
-    if config.data is not None:
-        data, problems = wire(config.data, facts, "data")
+    data, problems = config.data, list[str]()
+    if data is not None:
+        data, problems = wire(data, facts, "data")
     config = evolve(
         config, encoder=tokenizer.encoder, bridge=tokenizer.bridge, decoder=tokenizer.decoder,
         data=data,

@@ -86,9 +86,7 @@ class RPiAE(nn.Module):
 
     def geometry(self, height: int, width: int) -> Geometry:
         """How an image of this size is padded, resized and tokenised."""
-        return geometry(
-            (height, width), patch=self.encoder.patch, output_patch=self.decoder.patch
-        )
+        return geometry((height, width), patch=self.encoder.patch, output_patch=self.decoder.patch)
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Posterior:
         """Posterior over latents (b, C, h, w) of images in [0, 1], of any size.
@@ -214,7 +212,8 @@ class RPiAE(nn.Module):
 
     def _feature_norm(self, features: Features) -> tuple[Tensor, Tensor]:
         """Mean and std as tokens (1 or n, D)."""
-        assert self.feature_mean is not None and self.feature_var is not None
+        assert self.feature_mean is not None
+        assert self.feature_var is not None
         if self.feature_mean.shape[-2:] not in ((1, 1), features.grid[1:]):
             raise UsageError(
                 f"feature_norm was made for a grid of {tuple(self.feature_mean.shape[-2:])}, not "

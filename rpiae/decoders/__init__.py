@@ -11,6 +11,4 @@ ENTRIES = (
     ),
 )
 
-DECODERS = Registry(
-    "decoders", ENTRIES, read_presets("rpiae.decoders"), plugins=installed_plugins
-)
+DECODERS = Registry("decoders", ENTRIES, read_presets("rpiae.decoders"), plugins=installed_plugins)

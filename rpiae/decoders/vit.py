@@ -68,7 +68,9 @@ class VitDecoder(nn.Module):
     @property
     def last_weight(self) -> nn.Parameter:
         """Weight of the layer that makes the pixels."""
-        return self.pred.weight
+        weight = self.pred.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
 
     def forward(self, features: Features) -> Float[Tensor, "b 3 h w"]:
         """Pixels in the encoder's normalised space."""

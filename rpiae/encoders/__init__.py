@@ -20,6 +20,4 @@ ENTRIES = (
     ),
 )
 
-ENCODERS = Registry(
-    "encoders", ENTRIES, read_presets("rpiae.encoders"), plugins=installed_plugins
-)
+ENCODERS = Registry("encoders", ENTRIES, read_presets("rpiae.encoders"), plugins=installed_plugins)

@@ -65,7 +65,9 @@ class TimmEncoder(nn.Module):
         self.std: Triple = tuple(std or network.pretrained_cfg["std"])
         self._eps = getattr(network.norm, "eps", 1e-6)
         # DINOv2 resamples with antialiasing, MAE and SigLIP without.
-        self._antialias = "dinov2" in model or "dinov2" in str(network.pretrained_cfg.get("hf_hub_id", ""))
+        self._antialias = "dinov2" in model or "dinov2" in str(
+            network.pretrained_cfg.get("hf_hub_id", "")
+        )
         self._plain = isinstance(network, VisionTransformer)
         for unused in ("norm", "head", "fc_norm", "head_drop"):
             if hasattr(network, unused):
@@ -179,12 +181,22 @@ class SwitchedAttention(nn.Module):
         self.num_heads = source.num_heads
         self.head_dim = source.head_dim
         self.scale = source.scale
-        for name in ("qkv", "q_norm", "k_norm", "norm", "proj"):
-            setattr(self, name, getattr(source, name, None) or nn.Identity())
+        self.qkv: nn.Module = source.qkv
+        self.q_norm: nn.Module = source.q_norm
+        self.k_norm: nn.Module = source.k_norm
+        self.norm: nn.Module = source.norm
+        self.proj: nn.Module = source.proj
 
-    def forward(self, tokens: Float[Tensor, "b n w"], **_: object) -> Float[Tensor, "b n w"]:
-        # timm's blocks also pass a mask and a causal flag; a ViT encoder sets neither.
-        b, n, _width = tokens.shape
+    def forward(
+        self,
+        tokens: Float[Tensor, "b n w"],
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Float[Tensor, "b n w"]:
+        # timm's blocks pass a mask and a causal flag along; a ViT encoder sets neither.
+        assert attn_mask is None
+        assert not is_causal
+        b, n, _ = tokens.shape
         qkv = self.qkv(tokens).view(b, n, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         attended = attention(self.q_norm(q), self.k_norm(k), v, scale=self.scale)

@@ -106,9 +106,7 @@ def drift(model: RPiAE, replica: Replica, images: Float[Tensor, "n 3 s s"]) -> f
     return _batched(one, images, model).mean().item()
 
 
-def mean_colour(
-    images: Float[Tensor, "n 3 s s"], *, patch: int
-) -> Float[Tensor, "n 3 s s"]:
+def mean_colour(images: Float[Tensor, "n 3 s s"], *, patch: int) -> Float[Tensor, "n 3 s s"]:
     """Every patch replaced by its mean colour: what three numbers per token can say."""
     return F.interpolate(
         F.avg_pool2d(images, patch, ceil_mode=True), scale_factor=patch, mode="nearest"
@@ -159,9 +157,8 @@ def _batched(function: Callable[[Tensor], Tensor], images: Tensor, model: RPiAE)
     tokens = math.prod(model.geometry(images.shape[-2], images.shape[-1]).grid)
     device = model.mean.device
     size = max(1, TOKENS_PER_BATCH // tokens)
-    return torch.cat([function(batch.to(device)).float().cpu() for batch in images.split(size)])
+    return torch.cat([function(batch.to(device)).float().cpu() for batch in torch.split(images, size)])
 
 
 def _padded(model: RPiAE, images: Tensor) -> Tensor:
     return pad_to(images, model.geometry(images.shape[-2], images.shape[-1]).padded)
-

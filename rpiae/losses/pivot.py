@@ -43,9 +43,7 @@ class PivotPerceptualLoss:
         found = context.replica.blocks(context.reconstruction, layers).tokens
         with torch.no_grad():
             wanted = context.replica.blocks(context.images, layers).tokens
-        distances = [
-            F.mse_loss(_normed(a), _normed(b)) for a, b in zip(found, wanted, strict=True)
-        ]
+        distances = [F.mse_loss(_normed(a), _normed(b)) for a, b in zip(found, wanted, strict=True)]
         return torch.stack(distances).mean()
 
 

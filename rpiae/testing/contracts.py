@@ -49,7 +49,9 @@ def check_encoder(config: EncoderConfig, *, grid: tuple[int, int] = (2, 3)) -> N
     assert found.grid == features.grid
     _check_gradients(encoder, features.tokens)
     assert encoder.last_weight.grad is not None, "last_weight takes no part in the tokens"
-    assert any(encoder.last_weight is p for p in encoder.parameters()), "last_weight is no parameter"
+    assert any(encoder.last_weight is p for p in encoder.parameters()), (
+        "last_weight is no parameter"
+    )
 
 
 def check_bridge(config: BridgeConfig) -> None:
@@ -95,7 +97,7 @@ def check_decoder(config: DecoderConfig) -> None:
     assert decoder.last_weight.grad is not None, "last_weight takes no part in the images"
 
 
-def check_loss(config: LossConfig, replica_encoder: Encoder) -> None:
+def check_loss(config: LossConfig, replica_encoder: nn.Module) -> None:
     """A loss is a finite scalar that depends on something trainable, and declares known needs.
 
     Args:
@@ -106,6 +108,7 @@ def check_loss(config: LossConfig, replica_encoder: Encoder) -> None:
     assert needs <= set(NEEDS), f"unknown needs: {sorted(needs - set(NEEDS))}"
     from rpiae.bridges.variational import DiagonalGaussian
 
+    assert isinstance(replica_encoder, Encoder), _unfit(replica_encoder, Encoder)
     patch, width = replica_encoder.patch, replica_encoder.width
     images = torch.rand(2, 3, 2 * patch, 3 * patch)
     leaves = {
@@ -126,7 +129,7 @@ def check_loss(config: LossConfig, replica_encoder: Encoder) -> None:
     value = config.build()(context)
     assert value.shape == (), "a loss is a scalar"
     assert math.isfinite(value.item())
-    value.backward()
+    torch.autograd.backward(value)
     assert any(leaf.grad is not None for leaf in leaves.values()), "nothing receives a gradient"
 
 
@@ -138,9 +141,7 @@ def _seeded(config: EncoderConfig | BridgeConfig | DecoderConfig) -> nn.Module:
     return module
 
 
-def _check_features(
-    features: Features, shape: tuple[int, ...], grid: tuple[int, int, int]
-) -> None:
+def _check_features(features: Features, shape: tuple[int, ...], grid: tuple[int, int, int]) -> None:
     assert isinstance(features, Features)
     assert tuple(features.tokens.shape) == shape, f"{tuple(features.tokens.shape)}, not {shape}"
     assert features.grid == grid, f"grid {features.grid}, not {grid}"

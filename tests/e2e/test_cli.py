@@ -63,9 +63,7 @@ def test_build_leaves_everything_it_promises(run_folder: Path) -> None:
 
 def test_a_second_run_in_one_folder_is_refused(run_folder: Path) -> None:
     before = (run_folder / "summary.json").read_bytes()
-    _, err = rpiae(
-        "build", "--config", "toy.toml", "--out", "a", cwd=run_folder.parent, code=2
-    )
+    _, err = rpiae("build", "--config", "toy.toml", "--out", "a", cwd=run_folder.parent, code=2)
     assert "already holds a run" in err
     assert "--resume" in err
     assert (run_folder / "summary.json").read_bytes() == before
@@ -84,15 +82,11 @@ def test_resume_of_a_finished_run_and_init_from_it(run_folder: Path) -> None:
 
 def test_reconstruct(run_folder: Path, tmp_path: Path) -> None:
     Image.effect_noise((50, 37), 60).convert("RGB").save(tmp_path / "photo.png")
-    out, _ = rpiae(
-        "reconstruct", str(run_folder), "photo.png", "--out", "both.png", cwd=tmp_path
-    )
+    out, _ = rpiae("reconstruct", str(run_folder), "photo.png", "--out", "both.png", cwd=tmp_path)
     assert "37×50" in out
     with Image.open(tmp_path / "both.png") as picture:
         assert picture.size == (104, 37)
-    rpiae(
-        "reconstruct", str(run_folder), "photo.png", "--out", "tiled.png", "--tile", cwd=tmp_path
-    )
+    rpiae("reconstruct", str(run_folder), "photo.png", "--out", "tiled.png", "--tile", cwd=tmp_path)
     Image.new("RGB", (400, 300)).save(tmp_path / "large.png")
     _, err = rpiae(
         "reconstruct", str(run_folder), "large.png", "--out", "x.png", cwd=tmp_path, code=2
@@ -104,7 +98,11 @@ def test_reconstruct(run_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "wanted"),
     [
-        (["build", "--encoder", "dinv2-b"], 2, "no encoder named 'dinv2-b'. Did you mean 'dinov2-b'"),
+        (
+            ["build", "--encoder", "dinv2-b"],
+            2,
+            "no encoder named 'dinv2-b'. Did you mean 'dinov2-b'",
+        ),
         (["build", "--recipe", "rae"], 2, "needs data to train on"),
         (["build", "--recipe", "rae", "--data", "sample"], 2, "--without lpips,adversarial"),
         (["build", "--data", "folder:nowhere"], 1, "nowhere"),
@@ -114,7 +112,11 @@ def test_reconstruct(run_folder: Path, tmp_path: Path) -> None:
         (["build", "--set", "recipe.stages[0].noize=1"], 2, "did you mean 'noise'?"),
         (["build", "--set", "bridge.features=768"], 2, "was built for 768 channels but encoder"),
         (["build", "--set", "recipe.stages[0].train=['decodr']"], 2, "Did you mean 'decoder'"),
-        (["build", "--set", "recipe.stages[0].train=['decoder.blok.*']"], 2, "matches no parameter"),
+        (
+            ["build", "--set", "recipe.stages[0].train=['decoder.blok.*']"],
+            2,
+            "matches no parameter",
+        ),
         (["build", "--without", "lpip"], 2, "no stage has such a term"),
         (["build", "--out", "/proc/nowhere"], 2, "cannot write to"),
         (["build", "--device", "tpu"], 2, "auto, cpu, cuda"),

@@ -128,7 +128,9 @@ def test_with_bridge(golden: Load, name: str) -> None:
     _near(bridged, tokens_to_map(*expanded), "vb_decoded_denorm", "vb_decoded_denorm")
     reconstruction = model.decode(posterior.mode(), size=(256, 256))
     _near(bridged, reconstruction, "reconstruction", "reconstruction")
-    torch.testing.assert_close(posterior.kl(), bridged.expected["stage2_kl_mean"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        posterior.kl(), bridged.expected["stage2_kl_mean"], rtol=1e-5, atol=0
+    )
     torch.testing.assert_close(
         F.l1_loss(reconstruction, images), bridged.expected["stage2_rec_l1"], rtol=1e-5, atol=0
     )

@@ -72,9 +72,7 @@ def test_a_finished_run_resumes_to_itself(tmp_path: Path) -> None:
 
 def test_accumulation_gives_the_same_weights(tmp_path: Path) -> None:
     whole = toy_run(tmp_path / "a", "vit", "vb4", "vit", "quick", *SHORT)
-    parts = toy_run(
-        tmp_path / "b", "vit", "vb4", "vit", "quick", *SHORT, "recipe.accumulate=2"
-    )
+    parts = toy_run(tmp_path / "b", "vit", "vb4", "vit", "quick", *SHORT, "recipe.accumulate=2")
     list(train(whole))
     list(train(parts))
     for name, value in state(whole).items():
