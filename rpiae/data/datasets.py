@@ -6,13 +6,14 @@ import importlib.util
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -165,7 +166,7 @@ class ImageReader:
 class _Crops(TorchDataset[_Crop]):
     """Crops by request; an image that cannot be used is replaced by the next one that can."""
 
-    def __init__(self, reader: ImageReader, training: Sequence[int]) -> None:
+    def __init__(self, reader: ImageReader, training: NDArray[np.int64]) -> None:
         self._reader = reader
         self._training = training
 
@@ -224,7 +225,7 @@ class ImageDataset:
         image_size: side of the crops, in pixels.
     """
 
-    def __init__(self, reader: ImageReader, training: Sequence[int], *, workers: int) -> None:
+    def __init__(self, reader: ImageReader, training: NDArray[np.int64], *, workers: int) -> None:
         self.num_images = len(training)
         self.image_size = reader.image_size
         self._reader = reader
@@ -292,7 +293,7 @@ class ImageDataset:
     def _load(self, requests: _Requests) -> Iterator[_CropBatch]:
         loader = DataLoader(
             _Crops(self._reader, self._training),
-            batch_sampler=requests,  # type: ignore[arg-type]  # indices may be of any type
+            batch_sampler=requests,
             num_workers=min(self._workers, len(requests)),
             collate_fn=_collated,
             worker_init_fn=_ignore_interrupts,
@@ -392,7 +393,7 @@ class _SplitDataset(ImageDataset):
         self._held_out = held_out_indices(len(source), held_out)
         super().__init__(
             _checked_reader(source, image_size, resize),
-            np.setdiff1d(np.arange(len(source)), self._held_out),  # type: ignore[arg-type]  # an array is sequence enough
+            np.setdiff1d(np.arange(len(source)), self._held_out),
             workers=_default_workers() if workers is None else workers,
         )
 
@@ -502,7 +503,7 @@ class SampleDataset(ImageDataset):
         )
         super().__init__(
             _checked_reader(source, image_size, resize, natural=True),
-            range(len(SAMPLE_TRAINING)),
+            np.arange(len(SAMPLE_TRAINING)),
             workers=workers or 0,
         )
 

@@ -64,11 +64,7 @@ class TimmEncoderConfig(EncoderConfig):
             known = describe_model(self.model, self.model_args)
             width, patch, num_blocks, prefix, mean, std = known
         assert width and patch and num_blocks and prefix is not None
-        for layer in self.layers:
-            if not 0 <= layer < num_blocks:
-                raise UsageError(
-                    f"encoder.layers: {self.label!r} has blocks 0 to {num_blocks - 1}, not {layer}"
-                )
+        _check_layers(self.layers, num_blocks, self.label)
         output_patch = self.output_patch or (16 if patch == 14 else patch)
         return EncoderDescription(
             width=width,
@@ -106,7 +102,7 @@ class VitEncoderConfig(EncoderConfig):
     """A plain ViT of ours.
 
     Attributes:
-        width, depth, num_heads, mlp_ratio, patch, native_grid, stem, mean, std: see ``VitEncoder``.
+        width, depth, num_heads, mlp_ratio, patch, native_grid, stem, layers, mean, std: see ``VitEncoder``.
         weights: a local weights file, or ``package:NAME`` for one that ships with rpiae.
         image_size: side of the training crops by default.
     """
@@ -120,6 +116,7 @@ class VitEncoderConfig(EncoderConfig):
     patch: int = at_least(1, default=4)
     native_grid: int = at_least(1, default=8)
     stem: Literal["patch", "conv"] = "conv"
+    layers: tuple[int, ...] = ()
     mean: Triple = (0.5, 0.5, 0.5)
     std: Triple = (0.5, 0.5, 0.5)
     weights: str = settings_only("")
@@ -132,11 +129,12 @@ class VitEncoderConfig(EncoderConfig):
                 f"encoder.width = {self.width} must be divisible by 4 and by "
                 f"encoder.num_heads = {self.num_heads}"
             )
+        _check_layers(self.layers, self.depth, self.label)
         return EncoderDescription(
             width=self.width,
             patch=self.patch,
             output_patch=self.patch,
-            num_blocks=self.depth,
+            num_blocks=max(self.layers) + 1 if self.layers else self.depth,
             prefix_tokens=0,
             image_size=self.image_size or self.patch * self.native_grid,
             mean=self.mean,
@@ -169,3 +167,11 @@ class VitEncoderConfig(EncoderConfig):
         if kind == "package" and name:
             return Path(str(importlib.resources.files("rpiae.encoders") / "weights" / name))
         return local_weights(self.weights, self.label)
+
+
+def _check_layers(layers: tuple[int, ...], num_blocks: int, label: str) -> None:
+    for layer in layers:
+        if not 0 <= layer < num_blocks:
+            raise UsageError(
+                f"encoder.layers: {label!r} has blocks 0 to {num_blocks - 1}, not {layer}"
+            )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ class VitEncoder(nn.Module):
         native_grid: tokens per side that the positions are stored for.
         stem: ``"patch"`` is one convolution with stride ``patch``; ``"conv"`` is 3×3 convolutions,
             the first with stride 1 and then one with stride 2 per halving (arXiv 2106.14881).
+        layers: blocks whose normalised tokens are averaged (layer aggregation of RAEv2); empty is the
+            last block alone. Blocks behind the last one named are left out.
         mean, std: statistics that the input is normalised with.
 
     Shapes:
@@ -46,6 +49,7 @@ class VitEncoder(nn.Module):
         patch: int = 4,
         native_grid: int = 8,
         stem: Literal["patch", "conv"] = "conv",
+        layers: Sequence[int] = (),
         mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         std: tuple[float, float, float] = (0.5, 0.5, 0.5),
     ) -> None:
@@ -54,7 +58,8 @@ class VitEncoder(nn.Module):
         self.patch = patch
         self.mean = mean
         self.std = std
-        self.num_blocks = depth
+        self.layers = tuple(layers) or (depth - 1,)
+        self.num_blocks = max(self.layers) + 1
         self.stem = _stem(stem, width, patch)
         self.pos_embed = nn.Parameter(
             sincos_positions(native_grid, native_grid, width).reshape(
@@ -64,7 +69,7 @@ class VitEncoder(nn.Module):
         )
         self.transformer = nn.ModuleList(
             Block(width=width, num_heads=num_heads, mlp_hidden=int(width * mlp_ratio), eps=1e-6)
-            for _ in range(depth)
+            for _ in range(self.num_blocks)
         )
 
     @property
@@ -74,8 +79,10 @@ class VitEncoder(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Features:
         """Final-normed patch tokens of normalised images."""
-        (tokens,), grid = self.blocks(images, [-1])
-        return Features(F.layer_norm(tokens, (self.width,), eps=1e-6), grid)
+        found = self.blocks(images, self.layers)
+        normed = [F.layer_norm(tokens.float(), (self.width,), eps=1e-6) for tokens in found.tokens]
+        tokens = normed[0] if len(normed) == 1 else torch.stack(normed).mean(0)
+        return Features(tokens, found.grid)
 
     def blocks(self, images: Float[Tensor, "b 3 h w"], indices: Sequence[int]) -> BlockFeatures:
         """Patch tokens after the blocks with these indices, in the order asked for."""

@@ -151,7 +151,7 @@ def _check_gradients(module: nn.Module, output: Tensor) -> None:
     """Every parameter takes part; needs weights that are not zero behind each of them."""
     if not any(True for _ in module.parameters()):
         return
-    (output * torch.randn(output.shape)).sum().backward()
+    torch.autograd.backward([(output * torch.randn(output.shape)).sum()])
     unused = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
     assert not unused, f"parameters without a gradient: {unused}"
 

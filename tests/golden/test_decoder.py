@@ -79,7 +79,7 @@ def test_the_grid_is_never_guessed(stage1: Golden) -> None:
     state = _decoder_state(stage1)
     flat = decoder_from_reference(state, grid=(8, 32))
     assert flat["positions"].shape[:3] == (1, 8, 32)
-    with pytest.raises(CheckpointError, match="256 positions.* do not fill a grid of 16×15"):
+    with pytest.raises(CheckpointError, match=r"256 positions.* do not fill a grid of 16×15"):
         decoder_from_reference(state, grid=(16, 15))
 
 

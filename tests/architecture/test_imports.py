@@ -1,0 +1,280 @@
+"""The import direction of the package, and what is kept out of where, read from the source."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from attrs import frozen
+
+from rpiae.core.registry import FAMILIES, Registry
+
+PACKAGE = "rpiae"
+ROOT = Path(__file__).parents[2] / PACKAGE
+
+#: Lowest first. A module imports from its own group and from those above it in this list.
+GROUPS: tuple[tuple[str, ...], ...] = (
+    ("core.errors",),
+    tuple(
+        f"core.{name}"
+        for name in ("config", "contracts", "shapes", "schedules", "events", "randomness")
+    ),
+    tuple(
+        f"core.{name}"
+        for name in ("registry", "recipe", "attention", "blocks", "freeze", "ema", "runtime")
+    ),
+    ("encoders", "bridges", "decoders", "losses", "recipes"),
+    tuple(
+        f"core.{name}"
+        for name in (
+            "resolve", "build", "tokenizer", "objective", "players", "checkpoint", "adapters",
+            "pivot", "plan", "trainer",
+        )
+    ),
+    ("video", "data", "evaluation"),
+    ("run", "runs", "recording"),
+    ("testing",),
+    ("cli", "__main__"),
+)  # fmt: skip
+PART_FAMILIES = frozenset({"encoders", "bridges", "decoders", "losses", "recipes"})
+STRANGERS = (PART_FAMILIES, frozenset({"data", "evaluation"}))
+
+#: Registered names that core uses as words of its own: the package's name is the distribution that
+#: brings the built-in parts, and a posterior is sampled.
+OWN_WORDS = frozenset({PACKAGE, "sample"})
+
+
+@frozen(kw_only=True)
+class Module:
+    """A source file and what it imports."""
+
+    name: str
+    tree: ast.Module
+    is_package: bool
+
+    def imports(self) -> Iterator[tuple[str, int]]:
+        """Imported modules, with the line, wherever in the file they stand."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                yield from ((alias.name, node.lineno) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                base = self._base(node)
+                for alias in node.names:
+                    full = f"{base}.{alias.name}"
+                    yield (full if full in SOURCES else base), node.lineno
+
+    def _base(self, node: ast.ImportFrom) -> str:
+        if not node.level:
+            return node.module or ""
+        parts = self.name.split(".")
+        parts = parts[: len(parts) - node.level + self.is_package]
+        return ".".join([*parts, *([node.module] if node.module else [])])
+
+    def strings(self) -> Iterator[tuple[str, int]]:
+        """String constants that are not docstrings, with their line."""
+        documentation = {
+            id(node.value) for node in ast.walk(self.tree) if isinstance(node, ast.Expr)
+        }
+        for node in ast.walk(self.tree):
+            if (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and id(node) not in documentation
+            ):
+                yield node.value, node.lineno
+
+
+def _sources() -> dict[str, Path]:
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+SOURCES = _sources()
+MODULES = {
+    name: Module(
+        name=name,
+        tree=ast.parse(path.read_text(encoding="utf-8"), filename=str(path)),
+        is_package=path.name == "__init__.py",
+    )
+    for name, path in SOURCES.items()
+}
+
+
+def _place(module: str) -> tuple[int, str] | None:
+    """The group of a module of the package, and which of its members it belongs to."""
+    inside = module.removeprefix(f"{PACKAGE}.")
+    for level, members in enumerate(GROUPS):
+        for member in members:
+            if inside == member or inside.startswith(f"{member}."):
+                return level, member
+    return None
+
+
+def _objection(module: str, imported: str) -> str | None:
+    here, there = _place(module), _place(imported)
+    assert here is not None
+    if imported == PACKAGE:
+        # What it re-exports reaches up to the runs, so only what lies above them may use it.
+        top = here[0] == len(GROUPS) - 1
+        return None if top else f"imports {imported} itself, name the module instead"
+    if there is None:
+        return f"imports {imported}, which has no place in GROUPS"
+    if there[0] > here[0]:
+        return f"imports {imported}, which lies above it"
+    if here[1] != there[1] and any({here[1], there[1]} <= group for group in STRANGERS):
+        return f"imports {imported}, of another family"
+    return None
+
+
+PLACED = sorted(set(MODULES) - {PACKAGE, f"{PACKAGE}.core"})
+
+
+def test_the_source_was_found() -> None:
+    assert {f"{PACKAGE}.core.errors", f"{PACKAGE}.encoders", f"{PACKAGE}.core.adapters"} <= set(
+        PLACED
+    )
+
+
+@pytest.mark.parametrize("module", PLACED)
+def test_imports_go_one_way(module: str) -> None:
+    assert _place(module), f"{module} has no place in the import direction: add it to GROUPS"
+    problems = [
+        f"{SOURCES[module]}:{line}: {module} {objection}"
+        for imported, line in MODULES[module].imports()
+        if imported.partition(".")[0] == PACKAGE
+        and (objection := _objection(module, imported)) is not None
+    ]
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize(
+    ("module", "imported", "allowed"),
+    [
+        ("core.contracts", "core.shapes", True),
+        ("core.registry", "core.errors", True),
+        ("core.errors", "core.config", False),
+        ("core.freeze", "core.tokenizer", False),
+        ("encoders.timm", "encoders.hub", True),
+        ("encoders.timm", "bridges.variational", False),
+        ("losses.bridge", "bridges.variational", False),
+        ("data.folder", "evaluation.final", False),
+        ("evaluation.final", "data", False),
+        ("data.folder", "core.trainer", True),
+        ("core.trainer", "data", False),
+        ("cli.train", "run", True),
+        ("run", "cli", False),
+        ("testing.contracts", "core.trainer", True),
+        ("core.trainer", "nowhere", False),
+    ],
+)
+def test_the_rule_itself(module: str, imported: str, allowed: bool) -> None:
+    objection = _objection(f"{PACKAGE}.{module}", f"{PACKAGE}.{imported}")
+    assert (objection is None) is allowed
+
+
+def _registries() -> Iterator[Registry]:
+    for target in FAMILIES.values():
+        if target.partition(":")[0] in SOURCES:
+            module, _, name = target.partition(":")
+            yield getattr(importlib.import_module(module), name)
+
+
+def _built_in() -> tuple[set[str], list[str]]:
+    """Names and aliases of built-in parts, presets and recipes; and patterns of parametric ones."""
+    names: set[str] = set()
+    patterns = []
+    for registry in _registries():
+        for entry in registry.entries():
+            if entry.distribution == PACKAGE:
+                names |= {entry.name, *entry.aliases}
+                patterns += [entry.pattern] if entry.pattern else []
+        names |= {p.name for p in registry.presets() if p.distribution == PACKAGE}
+    return names - OWN_WORDS, patterns
+
+
+def _names_a_part(text: str, names: set[str], patterns: list[str]) -> str | None:
+    """The built-in that a string names: the whole string, or inside it what can be no mere word."""
+    if text in names:
+        return text
+    unmistakable = [n for n in names if re.search(r"[\d-]", n)]
+    alternatives = [re.escape(n) for n in sorted(unmistakable, key=len, reverse=True)]
+    alternatives += [re.sub(r"\\\{.*\\\}", r"\\d+", re.escape(p)) for p in patterns]
+    if not alternatives:
+        return None
+    found = re.search(rf"(?<![\w-])({'|'.join(alternatives)})(?![\w-])", text)
+    return found.group(1) if found else None
+
+
+def test_core_names_no_part() -> None:
+    names, patterns = _built_in()
+    assert {"timm", "vit", "variational", "kl"} <= names
+    problems = [
+        f"{SOURCES[name]}:{line}: {text!r} names the built-in {part!r}"
+        for name, module in MODULES.items()
+        if name.startswith(f"{PACKAGE}.core.")
+        for text, line in module.strings()
+        if (part := _names_a_part(text, names, patterns)) is not None
+    ]
+    assert not problems, "\n".join(problems)
+
+
+def test_the_search_for_names_itself() -> None:
+    names, patterns = {"kl", "dinov2-b", "l1"}, ["vb{latent_channels}"]
+    for text in ("kl", "dinov2-b", "try 'dinov2-b'", "an l1 term", "use vb64"):
+        assert _names_a_part(text, names, patterns) is not None
+    for text in ("the kl term", "dinov2", "html1", "vb", "vb64x"):
+        assert _names_a_part(text, names, patterns) is None
+
+
+@pytest.mark.parametrize(
+    ("package", "owner"), [("rich", f"{PACKAGE}.cli"), ("entrypoints", f"{PACKAGE}.core.registry")]
+)
+def test_one_owner(package: str, owner: str) -> None:
+    users = {
+        name
+        for name, module in MODULES.items()
+        for imported, _ in module.imports()
+        if imported.partition(".")[0] == package
+    }
+    strangers = {name for name in users if name != owner and not name.startswith(f"{owner}.")}
+    assert not strangers, f"{package} is imported by {sorted(strangers)}, only {owner} may"
+
+
+def _loaded(statement: str, packages: tuple[str, ...]) -> list[str]:
+    code = f"import sys\n{statement}\nprint(*({packages!r} & sys.modules.keys()))"
+    code = code.replace(repr(packages), f"set({packages!r})")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT.parent
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert _loaded(f"import {PACKAGE}", ("torch", "timm", "numpy", "rich", "entrypoints")) == []
+
+
+TORCH_FREE = [
+    "core.resolve",
+    *(
+        target.partition(":")[0].removeprefix(f"{PACKAGE}.") + suffix
+        for target in dict.fromkeys(FAMILIES.values())
+        for suffix in ("", ".configs")
+    ),
+]
+
+
+@pytest.mark.parametrize("module", list(dict.fromkeys(TORCH_FREE)))
+def test_names_and_configs_need_no_torch(module: str) -> None:
+    if f"{PACKAGE}.{module}" not in SOURCES:
+        pytest.skip(f"there is no {PACKAGE}.{module}")
+    assert _loaded(f"import {PACKAGE}.{module}", ("torch", "timm", "torchvision")) == []
