@@ -218,8 +218,9 @@ def _trained(
     replica = PivotReplica(pivot, output_patch=model.decoder.patch)
 
     def evaluate(current: RPiAE, stage: StageConfig) -> Mapping[str, float]:
-        with runtime.autocast():
-            return stage_metrics(current, stage, held_out=held_out, replica=replica)
+        return stage_metrics(
+            current, stage, held_out=held_out, replica=replica, autocast=runtime.autocast
+        )
 
     inputs = TrainerInputs(
         model=model, recipe=config.recipe, data=data, runtime=runtime, replica=replica,

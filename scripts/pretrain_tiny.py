@@ -1,10 +1,14 @@
 """Pretrain the embedded pivot `tiny` on CIFAR-10 and write its shipped weights.
 
-Supervised classification from the mean of the affine-free normalised patch tokens, so the tokens
-themselves carry the semantics. Batch norm in the convolutional stem exists during pretraining only
+Two runs. The first is supervised classification from the mean of the affine-free normalised patch
+tokens, so the tokens themselves carry the semantics. The second goes on with a pixel loss through a
+linear head, so the tokens carry the picture as well. Batch norm in the convolutional stem exists during pretraining only
 and is folded into the convolutions on export. Interrupted runs continue from the last epoch.
 
-    python scripts/pretrain_tiny.py --train train.parquet --test test.parquet --work work/tiny
+    python scripts/pretrain_tiny.py --train train.parquet --test test.parquet --work work/semantic \
+        --epochs 12 --stop-after 10
+    python scripts/pretrain_tiny.py --train train.parquet --test test.parquet --work work/tiny \
+        --start work/semantic/checkpoint.pt --epochs 1 --lr 1e-3 --pixels 4
 
 The parquet files are in the Hugging Face image layout: columns `image` ({bytes, path}) and `label`.
 Writes `tiny.safetensors` (half precision) into --work and prints the linear-probe accuracy of that
@@ -30,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from rpiae.core.attention import attention_backend
+from rpiae.core.shapes import patchify
 from rpiae.encoders.vit import VitEncoder
 
 MEAN = (0.4914, 0.4822, 0.4465)
@@ -78,9 +83,12 @@ class Classifier(nn.Module):
                 stem.append(nn.BatchNorm2d(layer.out_channels))
         self.encoder.stem = nn.Sequential(*stem)
         self.head = nn.Linear(WIDTH, 10)
+        self.pixels = nn.Linear(WIDTH, 3 * self.encoder.patch**2)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.encoder(images).tokens.mean(1))
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits, and every patch's pixels as a linear map of its token."""
+        tokens = self.encoder(images).tokens
+        return self.head(tokens.mean(1)), self.pixels(tokens)
 
 
 def export(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -139,6 +147,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--stop-after", type=int, help="stop after this many of the epochs")
+    parser.add_argument("--start", type=Path, help="checkpoint of an earlier run to start from")
+    parser.add_argument("--pixels", type=float, default=0.0, help="weight of the pixel loss")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -148,6 +158,8 @@ def main() -> None:
     train, test = load(args.train), load(args.test)
     torch.manual_seed(args.seed)
     model = Classifier()
+    if args.start:
+        model.load_state_dict(torch.load(args.start, weights_only=True)["ema"], strict=False)
     ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
     steps_per_epoch = len(train[0]) // args.batch
     total = args.epochs * steps_per_epoch
@@ -174,14 +186,17 @@ def main() -> None:
             mix = rng.beta(0.2, 0.2)
             images = mix * images + (1 - mix) * images.flip(0)
             targets = mix * targets + (1 - mix) * targets.flip(0)
-            warm = min(1.0, (step + 1) / (steps_per_epoch / 2))
+            warm = min(1.0, (step + 1) / (steps_per_epoch / 4))
             factor = warm * 0.5 * (1 + math.cos(math.pi * step / total))
             for opt in opts:
                 for group in opt.param_groups:
                     group["lr"] = args.lr * factor
             with torch.autocast("cpu", torch.bfloat16), attention_backend("math"):
-                logits = model(images)
+                logits, pixels = model(images)
             loss = F.cross_entropy(logits.float(), targets, label_smoothing=0.1)
+            if args.pixels:
+                wanted = patchify(images, model.encoder.patch)
+                loss = loss + args.pixels * F.l1_loss(pixels.float(), wanted)
             for opt in opts:
                 opt.zero_grad()
             loss.backward()
@@ -203,7 +218,7 @@ def main() -> None:
         evaluated.eval()
         with torch.no_grad():
             right = sum(
-                (evaluated(normalise(x)).argmax(1) == y).sum().item()
+                (evaluated(normalise(x))[0].argmax(1) == y).sum().item()
                 for x, y in zip(test[0].split(500), test[1].split(500), strict=True)
             )
         print(f"epoch {epoch} test accuracy {right / len(test[0]):.4f}", flush=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,13 +25,8 @@ def generator(seed: int, *labels: int | str) -> torch.Generator:
 
 
 def uniform(seed: int, *labels: int | str) -> float:
-    """One number from U(0, 1)."""
-    return key(seed, *labels) / 2**63
-
-
-def permutation(seed: int, epoch: int, length: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """The order of an epoch."""
-    return np.random.default_rng(key(seed, "order", epoch)).permutation(length)
+    """One number from U(0, 1), below 1."""
+    return (key(seed, *labels) >> 10) / 2**53
 
 
 class StepRandomness:

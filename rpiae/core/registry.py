@@ -44,7 +44,7 @@ FAMILIES: Mapping[str, str] = {
 }
 
 C = TypeVar("C", bound=type[PartConfig])
-_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 
 
 def normalised(name: str) -> str:
@@ -315,11 +315,10 @@ class Registry:
         for entry in self._entries.values():
             if not entry.pattern:
                 continue
-            prefix, _, rest = entry.pattern.partition("{")
-            field_name, _, suffix = rest.partition("}")
-            match = re.fullmatch(re.escape(prefix) + r"([1-9]\d*)" + re.escape(suffix), wanted)
+            match = _pattern(entry).fullmatch(wanted)
             if match:
-                tree = {"name": entry.name, "preset": wanted, field_name: int(match.group(1))}
+                ((field_name, number),) = match.groupdict().items()
+                tree = {"name": entry.name, "preset": wanted, field_name: int(number)}
                 return Selection(entry=entry, tree=tree)
         return None
 
@@ -337,20 +336,21 @@ class Registry:
         )
 
     def _add(self, table: dict[str, Any], record: Entry | Preset) -> None:
-        if not _NAME.fullmatch(record.name):
-            raise RegistrationError(
-                f"{self.singular} name {record.name!r}: use lower case letters, digits, '-' and '.'"
-            )
-        for taken in self._all_records():
-            clash = _names_of(record) & _names_of(taken)
-            if not clash:
-                continue
-            if _same(record, taken):
-                return
-            raise RegistrationError(
-                f"{self.singular} {sorted(clash)[0]!r} of {_origin(record)} is already registered "
-                f"by {_origin(taken)}"
-            )
+        names = {record.name, *(_names_of(record) - {normalised(record.name)})}
+        for name in sorted(names):
+            if not _NAME.fullmatch(name):
+                raise RegistrationError(
+                    f"{self.singular} name {name!r}: use lower case letters, digits, '-' and '.'"
+                )
+        clashes = [(taken, _clash(record, taken)) for taken in self._all_records()]
+        if any(clash and _same(record, taken) for taken, clash in clashes):
+            return
+        for taken, clash in clashes:
+            if clash:
+                raise RegistrationError(
+                    f"{self.singular} {clash!r} of {_origin(record)} is already registered by "
+                    f"{_origin(taken)}"
+                )
         table[record.name] = record
 
     def _all_records(self) -> list[Entry | Preset]:
@@ -476,6 +476,33 @@ def _copied(tree: Tree) -> Tree:
 def _names_of(record: Entry | Preset) -> set[str]:
     aliases = record.aliases if isinstance(record, Entry) else ()
     return {normalised(n) for n in (record.name, *aliases)}
+
+
+def _pattern(entry: Entry) -> re.Pattern[str]:
+    """``vb{latent_channels}`` as an expression with one named group."""
+    prefix, _, rest = entry.pattern.partition("{")
+    field_name, _, suffix = rest.partition("}")
+    return re.compile(f"{re.escape(prefix)}(?P<{field_name}>[1-9][0-9]*){re.escape(suffix)}")
+
+
+def _clash(record: Entry | Preset, taken: Entry | Preset) -> str:
+    """The name two records would both answer to, or nothing."""
+    shared = sorted(_names_of(record) & _names_of(taken))
+    if shared:
+        return shared[0]
+    for one, other in ((record, taken), (taken, record)):
+        if not (isinstance(one, Entry) and one.pattern):
+            continue
+        if isinstance(other, Entry) and other.pattern and _form(one) == _form(other):
+            return one.pattern
+        matching = sorted(name for name in _names_of(other) if _pattern(one).fullmatch(name))
+        if matching:
+            return matching[0]
+    return ""
+
+
+def _form(entry: Entry) -> str:
+    return re.sub(r"\{.*\}", "{}", entry.pattern)
 
 
 def _same(record: Entry | Preset, taken: Entry | Preset) -> bool:

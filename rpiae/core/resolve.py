@@ -93,7 +93,7 @@ def converter() -> cattrs.Converter:
             return value
         family = registry(base.family)
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            raise ValueError(f"expected a {family.singular}: a name, or a table with a name")
+            raise ValueError(f"expected one of the {base.family}: a name, or a table with a name")
         return made.structure(value, family.config_class(value["name"]))
 
     made.register_structure_hook_func(lambda t: t in bases, structure)

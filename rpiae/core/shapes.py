@@ -58,14 +58,14 @@ def pad_to(
     again; a side of one pixel is repeated.
     """
     while images.shape[-2:] != size:
-        missing = (size[0] - images.shape[-2], size[1] - images.shape[-1])
-        if 1 in images.shape[-2:]:
-            axis = -2 if images.shape[-2] == 1 and missing[0] else -1
-            pad = (0, missing[1], 0, 0) if axis == -1 else (0, 0, 0, missing[0])
-            images = F.pad(images, pad, mode="replicate")
+        sides = images.shape[-2:]
+        missing = [target - side for target, side in zip(size, sides, strict=True)]
+        rows, columns = (m if side == 1 else 0 for m, side in zip(missing, sides, strict=True))
+        if rows or columns:
+            images = F.pad(images, (0, columns, 0, rows), mode="replicate")
             continue
-        step = [min(m, side - 1) for m, side in zip(missing, images.shape[-2:], strict=True)]
-        images = F.pad(images, (0, step[1], 0, step[0]), mode="reflect")
+        rows, columns = (min(m, side - 1) for m, side in zip(missing, sides, strict=True))
+        images = F.pad(images, (0, columns, 0, rows), mode="reflect")
     return images
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 
@@ -142,15 +143,19 @@ def linear_code(
 
 
 def stage_metrics(
-    model: RPiAE, stage: StageConfig, *, held_out: HeldOut, replica: Replica
+    model: RPiAE,
+    stage: StageConfig,
+    *,
+    held_out: HeldOut,
+    replica: Replica,
+    autocast: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> dict[str, float]:
-    """psnr, ssim and drift of a model on a stage's own path."""
-    scores = score(reconstruct_held_out(model, held_out, use_bridge=stage.use_bridge), held_out)
-    return {
-        "psnr": scores.psnr,
-        "ssim": scores.ssim,
-        "drift": drift(model, replica, held_out.images),
-    }
+    """psnr, ssim and drift of a model on a stage's own path; the scores themselves in fp32."""
+    with autocast():
+        made = reconstruct_held_out(model, held_out, use_bridge=stage.use_bridge)
+        drifted = drift(model, replica, held_out.images)
+    scores = score(made, held_out)
+    return {"psnr": scores.psnr, "ssim": scores.ssim, "drift": drifted}
 
 
 def _batched(function: Callable[[Tensor], Tensor], images: Tensor, model: RPiAE) -> Tensor:

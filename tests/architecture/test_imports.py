@@ -23,11 +23,11 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("core.errors",),
     tuple(
         f"core.{name}"
-        for name in ("config", "contracts", "shapes", "schedules", "events", "randomness")
+        for name in ("config", "contracts", "shapes", "schedules", "randomness")
     ),
     tuple(
         f"core.{name}"
-        for name in ("registry", "recipe", "attention", "blocks", "freeze", "ema", "runtime")
+        for name in ("registry", "recipe", "attention", "blocks", "events", "freeze", "ema", "runtime")
     ),
     ("encoders", "bridges", "decoders", "losses", "recipes"),
     tuple(
