@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from rpiae.core.attention import attention_backend
+from rpiae.core.resolve import part_config
 from rpiae.core.shapes import patchify
 from rpiae.encoders.vit import VitEncoder
 
@@ -117,12 +118,13 @@ def pooled(encoder: VitEncoder, images: Tensor) -> np.ndarray:
 
 
 def probe(weights: Path, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
-    """Accuracy of logistic regression on mean-pooled patch tokens of a weights file."""
+    """Accuracy of logistic regression on the preset's mean-pooled patch tokens with these weights."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    encoder = VitEncoder(width=WIDTH, depth=DEPTH, num_heads=HEADS, mean=MEAN, std=STD).eval()
+    config = part_config("encoders", "tiny")
+    encoder = config.build().eval()
     encoder.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
     classifier.fit(pooled(encoder, train[0]), train[1].numpy())
