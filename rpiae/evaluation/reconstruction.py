@@ -162,7 +162,9 @@ def _batched(function: Callable[[Tensor], Tensor], images: Tensor, model: RPiAE)
     tokens = math.prod(model.geometry(images.shape[-2], images.shape[-1]).grid)
     device = model.mean.device
     size = max(1, TOKENS_PER_BATCH // tokens)
-    return torch.cat([function(batch.to(device)).float().cpu() for batch in torch.split(images, size)])
+    return torch.cat(
+        [function(batch.to(device)).float().cpu() for batch in torch.split(images, size)]
+    )
 
 
 def _padded(model: RPiAE, images: Tensor) -> Tensor:
