@@ -87,3 +87,16 @@ def test_every_entry_has_what_listings_show() -> None:
 
 def _names(family: str) -> set[str]:
     return {entry.name for entry in registry(family).entries()}
+
+
+def test_the_embedded_pivot_is_small_and_makes_unlike_tokens_for_unlike_images() -> None:
+    config = part_config("encoders", "tiny")
+    assert isinstance(config, EncoderConfig)
+    assert config.fetch().stat().st_size <= 8_000_000
+    encoder = config.build()
+    config.load_pretrained(encoder)
+    with torch.no_grad():
+        black, white = encoder(
+            torch.tensor([-2.0, 2.0]).view(2, 1, 1, 1).expand(2, 3, 32, 32)
+        ).tokens
+    assert torch.nn.functional.cosine_similarity(black, white).mean() < 0.9
