@@ -66,6 +66,7 @@ def test_overfits_one_batch(tmp_path: Path, encoder: str, bridge: str, recipe: s
         tmp_path, encoder, bridge, "vit", recipe, "recipe.max_steps=40", "recipe.batch_size=8",
         *[f"recipe.stages[{i}].optimiser.learning_rate=3e-3" for i in _stages(recipe)],
         *[f"recipe.stages[{i}].noise=0.0" for i in _stages(recipe)],
+        *[f"recipe.stages[{i}].epochs=40" for i in _stages(recipe) if _in_epochs(recipe)],
     )  # fmt: skip
     first = None
     totals = []
@@ -80,3 +81,7 @@ def test_overfits_one_batch(tmp_path: Path, encoder: str, bridge: str, recipe: s
 
 def _stages(recipe: str) -> range:
     return range(len(registry("recipes").select(recipe).tree["stages"]))
+
+
+def _in_epochs(recipe: str) -> bool:
+    return "epochs" in registry("recipes").select(recipe).tree["stages"][0]
