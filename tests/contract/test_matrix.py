@@ -64,7 +64,7 @@ def test_matrix_trains_saves_and_loads_in_a_fresh_process(tmp_path: Path) -> Non
 def test_overfits_one_batch(tmp_path: Path, encoder: str, bridge: str, recipe: str) -> None:
     inputs = toy_run(
         tmp_path, encoder, bridge, "vit", recipe, "recipe.max_steps=40", "recipe.batch_size=8",
-        *[f"recipe.stages[{i}].optimiser.learning_rate=3e-3" for i in _stages(recipe)],
+        *[f"recipe.stages[{i}].optimiser.learning_rate=1e-2" for i in _stages(recipe)],
         *[f"recipe.stages[{i}].noise=0.0" for i in _stages(recipe)],
         *[f"recipe.stages[{i}].epochs=40" for i in _stages(recipe) if _in_epochs(recipe)],
     )  # fmt: skip
