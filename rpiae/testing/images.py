@@ -11,20 +11,18 @@ from torch import Tensor
 
 from rpiae.core.contracts import Batch, HeldOut
 
-COUNT = 8
-
-
 class SyntheticImages:
     """Smooth random images as a dataset, the same in every process.
 
     Args:
         size: side in pixels.
+        count: how many.
     """
 
-    def __init__(self, size: int) -> None:
-        self.num_images = COUNT
+    def __init__(self, size: int, *, count: int = 8) -> None:
+        self.num_images = count
         self.image_size = size
-        coarse = torch.rand(COUNT, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+        coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(0))
         self.images: Float[Tensor, "n 3 s s"] = F.interpolate(coarse, size=size, mode="bilinear")
 
     def batches(
@@ -33,7 +31,7 @@ class SyntheticImages:
         """The images in turn."""
         for step in range(start, steps):
             samples = tuple(range(step * batch_size, (step + 1) * batch_size))
-            yield Batch(self.images[[sample % COUNT for sample in samples]], samples, ())
+            yield Batch(self.images[[sample % self.num_images for sample in samples]], samples, ())
 
     def held_out(self) -> HeldOut:
         """The first two images."""

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from attrs import evolve
 
 from rpiae.core import events
 from rpiae.core.registry import registry
 from rpiae.core.trainer import train
+from rpiae.testing import SyntheticImages
 from tests.toys import BRIDGES, DECODERS, ENCODERS, RECIPES, toy_run
 
 LOAD = """
@@ -63,11 +65,12 @@ def test_matrix_trains_saves_and_loads_in_a_fresh_process(tmp_path: Path) -> Non
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_overfits_one_batch(tmp_path: Path, encoder: str, bridge: str, recipe: str) -> None:
     inputs = toy_run(
-        tmp_path, encoder, bridge, "vit", recipe, "recipe.max_steps=40", "recipe.batch_size=8",
-        *[f"recipe.stages[{i}].optimiser.learning_rate=1e-2" for i in _stages(recipe)],
+        tmp_path, encoder, bridge, "vit", recipe, "recipe.max_steps=40", "recipe.batch_size=2",
+        *[f"recipe.stages[{i}].optimiser.learning_rate=5e-3" for i in _stages(recipe)],
         *[f"recipe.stages[{i}].noise=0.0" for i in _stages(recipe)],
         *[f"recipe.stages[{i}].epochs=40" for i in _stages(recipe) if _in_epochs(recipe)],
     )  # fmt: skip
+    inputs = evolve(inputs, data=SyntheticImages(32, count=2))
     first = None
     totals = []
     for event in train(inputs):
