@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from attrs import evolve
+from filelock import FileLock, Timeout
 
 from rpiae.core import events
 from rpiae.core.build import build_tokenizer
+from rpiae.core.changes import Change, allowed_changes
+from rpiae.core.checkpoint import progress
 from rpiae.core.config import Tree, dump_toml, read_toml, unparse
 from rpiae.core.contracts import Dataset
 from rpiae.core.errors import CheckpointError, RunError, UsageError
@@ -22,12 +26,14 @@ from rpiae.core.objective import PivotReplica
 from rpiae.core.pivot import inherit_pivot, read_pivot, write_pivot
 from rpiae.core.plan import Plan, make_plan
 from rpiae.core.recipe import RunConfig, StageConfig
+from rpiae.core.registry import registry
 from rpiae.core.resolve import ResolvedRun, resolve_run
-from rpiae.core.runtime import Runtime
-from rpiae.core.tokenizer import RPiAE, load_state, tokenizer_folder
+from rpiae.core.runtime import LAUNCHER_VARIABLES, Runtime
+from rpiae.core.tokenizer import RPiAE, check_state, load_state
 from rpiae.core.trainer import TrainerInputs, train
-from rpiae.evaluation.reconstruction import stage_metrics
-from rpiae.recording import Recorder
+from rpiae.evaluation.final import evaluate_run
+from rpiae.evaluation.reconstruction import EXACT, stage_metrics
+from rpiae.recording import recorded
 
 #: The run that nothing was said about; presets' companions come before all but the encoder.
 DEFAULTS: Mapping[str, str] = {
@@ -38,8 +44,8 @@ DEFAULTS: Mapping[str, str] = {
 }
 
 CONFIG_FILE = "config.toml"
-STAGES_FILE = "stages.json"
 SUMMARY_FILE = "summary.json"
+LOCK_FILE = ".lock"
 
 
 def resolve(
@@ -89,6 +95,9 @@ def check_startable(resolved: ResolvedRun) -> None:
 def run(config: RunConfig | ResolvedRun | Tree) -> Iterator[events.Event]:
     """Plan, train and evaluate; everything lands in ``config.out``.
 
+    Under a launcher of several processes, each of them calls this and trains on its share of every
+    batch; files are written by the first one, which alone yields ``RunEnded``.
+
     Args:
         config: a run: a config, a tree as in a TOML file, or one already resolved.
 
@@ -100,42 +109,90 @@ def run(config: RunConfig | ResolvedRun | Tree) -> Iterator[events.Event]:
     """
     resolved = config if isinstance(config, ResolvedRun) else _resolved(config)
     check_startable(resolved)
-    resolved = with_folder(resolved)
-    folder = Path(resolved.config.out)
+    runtime = Runtime(device=resolved.config.device, precision=resolved.config.precision)
+    out = runtime.on_main(lambda: with_folder(resolved).config.out)
+    resolved = evolve(resolved, config=evolve(resolved.config, out=out))
+    folder = Path(out)
     data = _dataset(resolved.config)
     yield events.Planned(plan=make_plan(resolved, num_images=data.num_images))
-    _claim(folder)
-    model = _initial_model(resolved, data, folder)
-    _write(folder / CONFIG_FILE, dump_toml(resolved.config))
-    yield from _trained(resolved, model, data, resume=False)
+    with _Claim(folder, runtime, resume=False):
+        model = build_tokenizer(
+            resolved.tokenizer, pretrained=True, seed=resolved.config.seed,
+            trained_size=data.image_size,
+        )  # fmt: skip
+        init = resolved.config.init
+        source = RPiAE.from_pretrained(init) if init else None
+        if source is not None:
+            check_state(model, source.state_dict(), source=init)
+        resolved = _settled(resolved, runtime)
+        anchored = runtime.on_main(lambda: _begin(resolved.config, model, folder))
+        if source is not None:
+            model.load_state_dict(source.state_dict())
+            if not anchored:
+                yield events.Notice(text=f"{init} has no pivot beside it: encoder's own is used")
+        yield from _trained(resolved, model, data, runtime, resume=False)
 
 
-def resume(folder: str | os.PathLike[str]) -> Iterator[events.Event]:
+def resume(
+    folder: str | os.PathLike[str], *, changes: Tree | None = None, overrides: tuple[str, ...] = ()
+) -> Iterator[events.Event]:
     """Go on with a run from its newest checkpoint.
 
     Args:
         folder: the run's folder.
+        changes: top-level fields of the run's config to replace.
+        overrides: single fields to replace, as in ``--set``.
 
     Raises:
         CheckpointError: if it is not a run's folder, or its checkpoints cannot be read.
+        UsageError: if a change concerns what is already trained, or another process is at it.
     """
     path = Path(folder)
-    if not (path / CONFIG_FILE).is_file():
-        raise CheckpointError(f"{path} is not a run's folder: there is no {CONFIG_FILE} in it")
-    tree = read_toml(path / CONFIG_FILE)
-    resolved = resolve_run(
-        tree | {"out": str(path)}, defaults=DEFAULTS, source=str(path / CONFIG_FILE)
-    )
-    data = _dataset(resolved.config)
+    resolved, changed = resumed_config(path, changes=changes, overrides=overrides)
+    config = resolved.config
+    runtime = Runtime(device=config.device, precision=config.precision)
+    data = _dataset(config)
     yield events.Planned(plan=make_plan(resolved, num_images=data.num_images))
-    model = build_tokenizer(
-        resolved.tokenizer, seed=resolved.config.seed, trained_size=data.image_size
-    )
-    pivot = read_pivot(path, resolved.config.encoder)
-    load_state(model.roles["encoder"], pivot.state_dict(), source=str(path))
-    if resolved.config.init:
-        _load_init(model, resolved.config.init)
-    yield from _trained(resolved, model, data, resume=True)
+    for change in changed:
+        yield events.Notice(text=f"changed since the run began: {change}")
+    with _Claim(path, runtime, resume=True):
+        if changed:
+            runtime.on_main(lambda: _write(path / CONFIG_FILE, dump_toml(config)))
+        model = build_tokenizer(resolved.tokenizer, seed=config.seed, trained_size=data.image_size)
+        if progress(path / "checkpoints") == (0, 0):
+            pivot = read_pivot(path, config.encoder)
+            load_state(model.roles["encoder"], pivot.state_dict(), source=str(path))
+            if config.init:
+                load_state(
+                    model, RPiAE.from_pretrained(config.init).state_dict(), source=config.init
+                )
+        yield from _trained(resolved, model, data, runtime, resume=True)
+
+
+def resumed_config(
+    folder: Path, *, changes: Tree | None = None, overrides: tuple[str, ...] = ()
+) -> tuple[ResolvedRun, list[Change]]:
+    """The config a run goes on with, and what differs from the one it began with.
+
+    Raises:
+        CheckpointError: if it is not a run's folder.
+        UsageError: if a change concerns what is already trained.
+    """
+    source = folder / CONFIG_FILE
+    if not source.is_file():
+        raise CheckpointError(f"{folder} is not a run's folder: there is no {CONFIG_FILE} in it")
+    tree = read_toml(source) | {"out": str(folder)}
+    before = resolve_run(tree, defaults=DEFAULTS, source=str(source))
+    resolved = resolve_run(
+        tree | (changes or {}) | {"out": str(folder)}, defaults=DEFAULTS, overrides=overrides,
+        source=str(source),
+    )  # fmt: skip
+    stage, step = progress(folder / "checkpoints")
+    changed = allowed_changes(
+        unparse(before.config), unparse(resolved.config), stage=stage, step=step,
+        source=str(folder),
+    )  # fmt: skip
+    return resolved, changed
 
 
 def with_folder(resolved: ResolvedRun) -> ResolvedRun:
@@ -164,55 +221,76 @@ def _dataset(config: RunConfig) -> Dataset:
     return data
 
 
-def _claim(folder: Path) -> None:
-    if (folder / CONFIG_FILE).exists():
-        raise UsageError(
-            f"{folder} already holds a run: go on with --resume {folder}, or name another --out"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(
-            f"cannot write to {folder}: {error.strerror}. Name another --out"
-        ) from None
+class _Claim(contextlib.AbstractContextManager["_Claim"]):
+    """A run's folder, held by one run at a time.
+
+    The lock is the operating system's, so it ends with the process, however that ends.
+    """
+
+    def __init__(self, folder: Path, runtime: Runtime, *, resume: bool) -> None:
+        self._folder = folder
+        self._runtime = runtime
+        self._resume = resume
+        self._lock: FileLock | None = None
+
+    def __enter__(self) -> _Claim:
+        self._runtime.on_main(self._acquire)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    def _acquire(self) -> None:
+        folder = self._folder
+        lock = FileLock(folder / LOCK_FILE, timeout=0)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise UsageError(
+                f"another run is at work in {folder}: wait for it, or name another --out"
+            ) from None
+        except OSError as error:
+            raise UsageError(
+                f"cannot write to {folder}: {error.strerror}. Name another --out"
+            ) from None
+        self._lock = lock
+        if not self._resume and (folder / CONFIG_FILE).exists():
+            lock.release()
+            raise UsageError(
+                f"{folder} already holds a run: go on with --resume {folder}, or name another --out"
+            )
 
 
-def _initial_model(resolved: ResolvedRun, data: Dataset, folder: Path) -> RPiAE:
-    """The model at step 0, with the run's pivot written down."""
-    config = resolved.config
-    model = build_tokenizer(
-        resolved.tokenizer, pretrained=True, seed=config.seed, trained_size=data.image_size
-    )
-    if config.init and inherit_pivot(folder, _run_folder(config.init)):
-        _load_init(model, config.init)
-        return model
-    write_pivot(folder, model.roles["encoder"])
-    if config.init:
-        _load_init(model, config.init)
-    return model
+def _settled(resolved: ResolvedRun, runtime: Runtime) -> ResolvedRun:
+    """The run with the precision that was chosen, so that a resumed one has the same."""
+    return evolve(resolved, config=evolve(resolved.config, precision=runtime.precision))
 
 
-def _run_folder(init: str) -> Path:
-    found = tokenizer_folder(init)
-    return found.parent if found.name == "tokenizer" else found
+def _begin(config: RunConfig, model: RPiAE, folder: Path) -> bool:
+    """Write down the pivot, then the config: with it, the folder holds a run.
 
-
-def _load_init(model: RPiAE, init: str) -> None:
-    source = RPiAE.from_pretrained(init)
-    load_state(model, source.state_dict(), source=str(init))
+    Returns:
+        Whether the pivot is that of the run that ``init`` is from.
+    """
+    inherited = bool(config.init) and inherit_pivot(folder, Path(config.init))
+    if not inherited:
+        write_pivot(folder, model.roles["encoder"])
+    _write(folder / CONFIG_FILE, dump_toml(config))
+    return inherited
 
 
 def _trained(
-    resolved: ResolvedRun, model: RPiAE, data: Dataset, *, resume: bool
+    resolved: ResolvedRun, model: RPiAE, data: Dataset, runtime: Runtime, *, resume: bool
 ) -> Iterator[events.Event]:
     config = resolved.config
     folder = Path(config.out)
     started = time.perf_counter()
-    runtime = Runtime(device=config.device, precision=config.precision)
-    yield events.Notice(text=f"{runtime.precision} on {runtime.device}: {runtime.reason}")
+    processes = f" in {runtime.num_processes} processes" if runtime.num_processes > 1 else ""
+    yield events.Notice(
+        text=f"{runtime.precision} on {runtime.device}{processes}: {runtime.reason}"
+    )
     held_out = data.held_out()
     pivot = read_pivot(folder, config.encoder).to(runtime.device)
     replica = PivotReplica(pivot, output_patch=model.decoder.patch)
@@ -226,20 +304,22 @@ def _trained(
         model=model, recipe=config.recipe, data=data, runtime=runtime, replica=replica,
         evaluate=evaluate, folder=folder, seed=config.seed,
     )  # fmt: skip
-    stages = _finished_stages(folder) if resume else []
-    with Recorder(folder, resume=resume) as recorder:
-        for event in train(inputs, resume=resume):
-            recorder.record(event)
-            if isinstance(event, (events.StageEnded, events.StageSkipped)):
-                stages = [s for s in stages if s["name"] != event.stage] + [_stage_row(event)]
-                _write(folder / STAGES_FILE, json.dumps(stages, indent=2) + "\n")
-            yield event
-            if isinstance(event, events.Interrupted):
-                return
-        recorder.draw_curves()
+    stages = []
+    training = train(inputs, resume=resume)
+    if runtime.is_main:
+        training = recorded(training, config, resume=resume)
+    for event in training:
+        yield event
+        if isinstance(event, (events.StageEnded, events.StageSkipped)):
+            stages.append(_stage_row(event))
+        if isinstance(event, events.Interrupted):
+            return
+    runtime.close()
+    if not runtime.is_main:
+        return
     model.save_pretrained(folder / "tokenizer")
     summary = {
-        **_evaluated_in_new_process(folder),
+        **_evaluated(config, folder),
         "seconds": sum(stage.get("seconds", 0.0) for stage in stages),
         "images_per_second": _overall_rate(stages),
         "wall_seconds": time.perf_counter() - started,
@@ -250,10 +330,11 @@ def _trained(
             },
             "total": sum(p.numel() for p in model.parameters()),
         },
-        "latent": list(_latent_shape(model, data.image_size)),
+        "latent": list(model.latent_shape(data.image_size, data.image_size)),
         "image_size": data.image_size,
         "precision": runtime.precision,
         "device": str(runtime.device),
+        "processes": runtime.num_processes,
         "stages": stages,
         "tokenizer": str(folder / "tokenizer"),
     }
@@ -265,10 +346,9 @@ def _trained(
 def verdict(summary: Mapping[str, Any]) -> str:
     """How the tokenizer stands against its two yardsticks, in words."""
     ours, flat, linear = (summary[k] for k in ("psnr", "psnr_mean_colour", "psnr_pca"))
-    if ours is None:
-        return "The reconstruction is exact on the held-out images."
-    against_flat = f"{abs(ours - flat):.1f} dB {'above' if ours > flat else 'BELOW'} patches of one mean colour"
-    if linear is None:
+    above = "above" if ours > flat else "BELOW"
+    against_flat = f"{abs(ours - flat):.1f} dB {above} patches of one mean colour"
+    if linear >= EXACT:
         return (
             f"{against_flat}. A linear code of this latent's size is lossless here, so the latent "
             "does not compress; no tokenizer can beat that yardstick."
@@ -280,10 +360,16 @@ def verdict(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _evaluated_in_new_process(folder: Path) -> dict[str, Any]:
+def _evaluated(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """Scores from the saved files: in a new process, where one would find all parts."""
+    parts = (config.encoder, config.bridge, config.decoder)
+    if not all(registry(part.family).entry(part.name).importable for part in parts):
+        return evaluate_run(folder)
+    alone = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
     done = subprocess.run(
-        [sys.executable, "-m", "rpiae.evaluation", str(folder)], capture_output=True, text=True
-    )
+        [sys.executable, "-m", "rpiae.evaluation", str(folder)],
+        capture_output=True, text=True, env=alone,
+    )  # fmt: skip
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise RunError(
@@ -302,13 +388,9 @@ def _stage_row(event: events.StageEnded | events.StageSkipped) -> dict[str, Any]
         "seconds": event.seconds,
         "images_per_second": event.images_per_second,
         "parameters": event.trained,
+        "digests": dict(event.digests),
         **event.metrics,
     }
-
-
-def _finished_stages(folder: Path) -> list[dict[str, Any]]:
-    path = folder / STAGES_FILE
-    return json.loads(path.read_text()) if path.is_file() else []
 
 
 def _overall_rate(stages: list[dict[str, Any]]) -> float:
@@ -316,13 +398,6 @@ def _overall_rate(stages: list[dict[str, Any]]) -> float:
     images = sum(stage["images_per_second"] * stage["seconds"] for stage in ran)
     seconds = sum(stage["seconds"] for stage in ran)
     return float(images / seconds) if seconds else 0.0
-
-
-def _latent_shape(model: RPiAE, size: int) -> tuple[int, int, int]:
-    assert model.config is not None
-    facts = model.config.bridge_facts
-    _, h, w = model.geometry(size, size).grid
-    return facts.latent_channels, h // facts.downsampling, w // facts.downsampling
 
 
 def _write(path: Path, text: str) -> None:

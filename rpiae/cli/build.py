@@ -13,14 +13,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from rpiae.cli.launch import launch, launched, speaks
 from rpiae.cli.screen import count, duration, stderr, stdout
 from rpiae.core import events
 from rpiae.core.config import Tree, read_toml
 from rpiae.core.errors import UsageError
 from rpiae.core.plan import Plan
 
-#: Options that a resumed run takes from its folder.
-FIXED = ("encoder", "bridge", "decoder", "recipe", "data", "config", "out", "init", "seed", "device", "precision")  # fmt: skip
+#: Fields of a run that are options of their own.
+NAMED = ("encoder", "bridge", "decoder", "recipe", "data", "out", "init", "seed", "device", "precision")  # fmt: skip
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -28,14 +29,7 @@ def execute(arguments: argparse.Namespace) -> int:
     from rpiae import runs
 
     if arguments.resume:
-        given = [f"--{name}" for name in FIXED if getattr(arguments, name) is not None]
-        given += ["--set"] * bool(arguments.overrides) + ["--without"] * bool(arguments.without)
-        if given:
-            raise UsageError(
-                f"--resume goes on with the run as it was configured; leave out {', '.join(given)}. "
-                "To start another run from its weights, use --init"
-            )
-        return _follow(runs.resume(arguments.resume))
+        return _resume(arguments)
     source = str(arguments.config or "the command line")
     resolved = runs.resolve(
         _tree(arguments), overrides=tuple(arguments.overrides), without=_without(arguments),
@@ -49,13 +43,34 @@ def execute(arguments: argparse.Namespace) -> int:
     except UsageError:
         print_plan(runs.plan(resolved))
         raise
+    if arguments.processes > 1 and not launched():
+        return launch(arguments.processes)
     return _follow(runs.run(resolved))
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    """Go on with a run, with what may be changed about it."""
+    from rpiae import runs
+
+    refused = [f"--{name}" for name in ("out", "init", "without") if getattr(arguments, name)]
+    if refused:
+        raise UsageError(
+            f"--resume goes on with the run in {arguments.resume}; leave out {', '.join(refused)}. "
+            "To start another run from its weights, use --init"
+        )
+    changes, overrides = _tree(arguments), tuple(arguments.overrides)
+    resolved, _ = runs.resumed_config(Path(arguments.resume), changes=changes, overrides=overrides)
+    if arguments.dry_run:
+        print_plan(runs.plan(resolved))
+        return 0
+    if arguments.processes > 1 and not launched():
+        return launch(arguments.processes)
+    return _follow(runs.resume(arguments.resume, changes=changes, overrides=overrides))
 
 
 def _tree(arguments: argparse.Namespace) -> Tree:
     tree = read_toml(Path(arguments.config)) if arguments.config else {}
-    named = ("encoder", "bridge", "decoder", "recipe", "data", "out", "init", "seed", "device", "precision")  # fmt: skip
-    for name in named:
+    for name in NAMED:
         value = getattr(arguments, name)
         if value is not None:
             tree[name] = value
@@ -123,6 +138,8 @@ def _follow(run: Iterator[events.Event]) -> int:
     view = _View()
     with view:
         for event in run:
+            if not speaks():
+                continue
             view.show(event)
             if isinstance(event, events.RunEnded):
                 view.close()
@@ -242,6 +259,4 @@ def _print_summary(event: events.RunEnded) -> None:
 
 def _row(values: Any) -> list[str]:
     shown = [values["psnr"], values["ssim"], values["psnr_mean_colour"], values["psnr_pca"]]
-    return [
-        "exact" if v is None else f"{v:.3f}" if i == 1 else f"{v:.2f}" for i, v in enumerate(shown)
-    ]
+    return [f"{v:.3f}" if i == 1 else f"{v:.2f}" for i, v in enumerate(shown)]

@@ -113,7 +113,8 @@ def _fields(entry: Entry) -> dict[str, Any]:
             found[a.name] = a.default.factory()
         elif a.name not in ("name", "preset"):
             wired = a.metadata.get("wired")
-            found[a.name] = f"filled in from {wired}" if wired else a.default
+            required = "must be given" if a.default is attrs.NOTHING else a.default
+            found[a.name] = f"filled in from {wired}" if wired else required
     return found
 
 

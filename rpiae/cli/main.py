@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 
 import rpiae
-from rpiae.core.errors import RpiaeError
+from rpiae.cli.launch import speaks
+from rpiae.core.errors import RpiaeError, RunError
 
 EPILOG = """exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (state saved)
 
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RpiaeError as error:
         if arguments.debug:
             raise
-        print(f"rpiae: {error}", file=sys.stderr)
+        if speaks() or isinstance(error, RunError):
+            print(f"rpiae: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         if arguments.debug:
@@ -95,6 +97,10 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--seed", type=int)
     build.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")
     build.add_argument("--precision", choices=["auto", "fp32", "bf16"])
+    build.add_argument(
+        "--processes", type=int, default=1, metavar="N",
+        help="processes on this machine, one per GPU; accelerate launch starts more",
+    )  # fmt: skip
     build.add_argument("--dry-run", action="store_true", help="print the plan and stop")
 
     listing = verb("list", "listing", "list parts and presets")

@@ -56,8 +56,7 @@ def execute(arguments: argparse.Namespace) -> int:
         side_by_side([image[0], made[0]]).save(out)
     except (OSError, ValueError) as error:
         raise RunError(f"cannot write {out}: {error}") from None
-    latent = (model.bridge.latent_channels, rows, columns)
-    shape = "×".join(map(str, latent))
+    shape = "×".join(map(str, model.latent_shape(height, width)))
     how = "in tiles" if arguments.tile else f"through a latent of {shape}"
     stdout.print(f"{out}: {height}×{width} {how}, PSNR {psnr:.2f} dB")
     return 0

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from rpiae.core.config import BridgeConfig, DecoderConfig, EncoderConfig, Tree
-from rpiae.core.errors import CheckpointError, UnknownNameError
+from rpiae.core.config import BridgeConfig, DecoderConfig, EncoderConfig, PartConfig, Tree
+from rpiae.core.contracts import Encoder
+from rpiae.core.errors import CheckpointError, ConfigError, UnknownNameError, UsageError
 from rpiae.core.resolve import ResolvedTokenizer, part_config, resolve_tokenizer
 from rpiae.core.tokenizer import RPiAE
 
@@ -37,17 +38,40 @@ def build_tokenizer(
         if seed is not None:
             torch.manual_seed(seed)
         model = RPiAE(
-            encoder=resolved.encoder.build(),
-            bridge=resolved.bridge.build(),
-            decoder=resolved.decoder.build(),
+            encoder=_part("encoder", resolved.encoder),
+            bridge=_part("bridge", resolved.bridge),
+            decoder=_part("decoder", resolved.decoder),
             config=resolved,
             trained_size=trained_size,
         )
+    _check_facts(model.encoder, resolved)
     if device == "meta":
         return model
     if pretrained and resolved.encoder.pretrained:
         resolved.encoder.load_pretrained(model.roles["encoder"])
     return model.to(device)
+
+
+def _part(role: str, config: PartConfig) -> Any:
+    try:
+        return config.build()
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise ConfigError(role, [f"{config.label}: {error}"]) from None
+
+
+def _check_facts(encoder: Encoder, resolved: ResolvedTokenizer) -> None:
+    """Whether the encoder is what the other parts were told it is."""
+    facts, label = resolved.encoder_facts, resolved.encoder.label
+    wrong = [
+        f"encoder.{name}: {label} says {getattr(facts, name)}, the model it builds has "
+        f"{getattr(encoder, name)}. Set it to that, or take another preset"
+        for name in ("width", "patch", "num_blocks")
+        if getattr(facts, name) != getattr(encoder, name)
+    ]
+    if wrong:
+        raise ConfigError("the encoder", wrong)
 
 
 def build(
@@ -93,8 +117,11 @@ def build_saved(saved: Mapping[str, Any], *, source: str) -> RPiAE:
                 f"{versions.get(distribution, '')}, which is not installed here: "
                 f"pip install {distribution} ({error})"
             ) from None
-    resolved = _resolved(saved["encoder"], saved["bridge"], saved["decoder"])
-    return build_tokenizer(resolved, trained_size=saved.get("trained_size", 0))
+    try:
+        resolved = _resolved(saved["encoder"], saved["bridge"], saved["decoder"])
+        return build_tokenizer(resolved, trained_size=saved.get("trained_size", 0))
+    except UsageError as error:
+        raise CheckpointError(f"{source} does not fit this version of its parts: {error}") from None
 
 
 def _resolved(encoder: Any, bridge: Any, decoder: Any) -> ResolvedTokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pickle
 import re
@@ -31,6 +32,8 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], *, keep: int) -> None:
     part = path.with_suffix(".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for unfinished in path.parent.glob("*.part"):
+            unfinished.unlink()
         with part.open("wb") as file:
             torch.save(dict(state), file)
             file.flush()
@@ -40,17 +43,54 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], *, keep: int) -> None:
         with contextlib.suppress(OSError):
             part.unlink()
         raise CheckpointError(
-            f"cannot write checkpoint {path}: {error}. Earlier checkpoints are untouched; free "
-            "some space and go on with --resume"
+            f"cannot write checkpoint {path}: {_reason(error)}. Earlier checkpoints are untouched; "
+            "free some space in its folder"
         ) from None
     for old in list_checkpoints(path.parent)[:-keep]:
         old.unlink()
+
+
+def digest(state: Any) -> str:
+    """sha256 over all tensors and numbers of a state, in the order of its keys.
+
+    Two runs that agree to the bit have equal digests.
+    """
+    found = hashlib.sha256()
+    _feed(found, state)
+    return found.hexdigest()
+
+
+def _feed(found: Any, state: Any) -> None:
+    if isinstance(state, torch.Tensor):
+        raw = state.detach().cpu().contiguous().flatten().view(torch.uint8)
+        found.update(f"{state.dtype}{tuple(state.shape)}".encode())
+        found.update(raw.numpy().data)
+    elif isinstance(state, Mapping):
+        for key in sorted(state, key=str):
+            found.update(str(key).encode())
+            _feed(found, state[key])
+    elif isinstance(state, (list, tuple)):
+        for value in state:
+            _feed(found, value)
+    else:
+        found.update(repr(state).encode())
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0]
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     found = [(m, p) for p in folder.glob("*.pt") if (m := _NAME.fullmatch(p.name))]
     return [p for m, p in sorted(found, key=lambda f: (int(f[0][1]), int(f[0][2])))]
+
+
+def progress(folder: Path) -> tuple[int, int]:
+    """Stage index and step of the newest checkpoint; (0, 0) where there is none."""
+    found = list_checkpoints(folder)
+    match = _NAME.fullmatch(found[-1].name) if found else None
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def load_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rpiae.core.errors import UsageError
 from rpiae.core.shapes import Grid
 
 
@@ -195,7 +196,7 @@ class Term(Protocol):
 
 
 class Batch(NamedTuple):
-    """Training images of one optimiser step (or of one of its accumulated parts).
+    """Training images of one optimiser step, those of one process.
 
     Attributes:
         images: (b, 3, s, s) in [0, 1], on CPU.
@@ -235,17 +236,48 @@ class Dataset(Protocol):
     image_size: int
 
     def batches(
-        self, *, seed: int, stage: str, batch_size: int, start: int, steps: int
+        self,
+        *,
+        seed: int,
+        stage: str,
+        batch_size: int,
+        start: int,
+        steps: int,
+        rank: int = 0,
+        num_processes: int = 1,
     ) -> Iterator[Batch]:
         """Batches of the steps ``start`` to ``steps`` − 1 of a stage.
 
-        Which images they hold, and how they are cropped, depends on (seed, stage, step) alone.
+        Which images they hold, and how they are cropped, depends on (seed, stage, step) alone. Of
+        the ``batch_size`` samples of step s, which are s·b, s·b + 1, …, process ``rank`` gets
+        ``local_samples``.
         """
 
     def held_out(self) -> HeldOut: ...
 
     def crops(self, count: int, *, seed: int) -> Float[Tensor, "n 3 s s"]:
         """Random training crops, for fitting."""
+
+
+def block_index(index: int, num_blocks: int) -> int:
+    """Position of a block; negative indices count from the end.
+
+    Raises:
+        UsageError: if there is no such block.
+    """
+    if not -num_blocks <= index < num_blocks:
+        raise UsageError(f"there is no block {index}: the encoder has blocks 0 to {num_blocks - 1}")
+    return index % num_blocks
+
+
+def local_samples(step: int, batch_size: int, *, rank: int, num_processes: int) -> range:
+    """Global sample indices that one process has of a step: consecutive ones, as many as others.
+
+    Where the batch is no multiple of the number of processes, the first ones have one more.
+    """
+    small, more = divmod(batch_size, num_processes)
+    first = step * batch_size + rank * small + min(rank, more)
+    return range(first, first + small + (rank < more))
 
 
 def standard_normal_like(reference: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -50,6 +50,7 @@ class StepDone(Event):
         images_per_second: of this step.
         data_seconds: time spent waiting for data.
         remaining_seconds: estimate for the stage.
+        memory: bytes; the most that was allocated on a CUDA device, else what is resident now.
     """
 
     stage: str
@@ -63,6 +64,7 @@ class StepDone(Event):
     images_per_second: float
     data_seconds: float
     remaining_seconds: float
+    memory: int
 
 
 @frozen(kw_only=True)
@@ -100,6 +102,8 @@ class StageEnded(Event):
     Attributes:
         trained: how many numbers it trained.
         metrics: held-out metrics at its end.
+        digests: sha256 of the weights, their moving average and the optimiser's state at its end.
+            Equal digests are equal runs.
     """
 
     stage: str
@@ -109,6 +113,7 @@ class StageEnded(Event):
     images_per_second: float
     trained: int
     metrics: Mapping[str, float]
+    digests: Mapping[str, str]
 
 
 @frozen(kw_only=True)

@@ -70,9 +70,16 @@ def apply_stage(roles: Mapping[str, nn.Module], train: Sequence[str]) -> FreezeR
             wanted = any(_matches(f"{role}.{name}", pattern) for pattern in train)
             parameter.requires_grad_(wanted)
             counts[wanted] += parameter.numel()
-        module.train(counts[True] > 0)
         reports[role] = RoleReport(trained=counts[True], frozen=counts[False])
-    return FreezeReport(roles=reports)
+    report = FreezeReport(roles=reports)
+    set_modes(roles, report)
+    return report
+
+
+def set_modes(roles: Mapping[str, nn.Module], report: FreezeReport) -> None:
+    """Have the roles with something to train in train mode and the others in eval mode."""
+    for role, module in roles.items():
+        module.train(report.roles[role].trained > 0)
 
 
 def trained_parameters(roles: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:

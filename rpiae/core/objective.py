@@ -1,34 +1,58 @@
-"""Weighted loss terms, adaptive weights and the pivot's frozen replica."""
+"""The weighted loss terms of a stage, and the pivot's frozen replica."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from attrs import frozen
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rpiae.core.adaptive import Junction, Pending, Reduce, adaptive_ratio, unreduced
 from rpiae.core.contracts import BlockFeatures, Encoder, Features, StepContext, Term
 from rpiae.core.errors import UsageError
 from rpiae.core.recipe import AdaptiveConfig, StageLength, TermConfig
 from rpiae.core.schedules import term_weight
+from rpiae.core.shapes import encoder_view, geometry
 
 
 @frozen(kw_only=True)
 class Outcome:
-    """Result of an objective.
+    """Result of an objective for one part of a batch.
 
     Attributes:
-        total: the weighted sum; its gradient trains.
+        total: what is back-propagated at once, scaled by the part's share in the batch.
         terms: raw value of every active term by label.
-        weights: the weight it had.
+        fixed: weights that are known before the backward pass, by label.
+        junction: label and junction of a term that is weighed in the backward pass.
+        pending: adaptive terms that wait for the rest of the batch.
     """
 
     total: Tensor
     terms: Mapping[str, Tensor]
-    weights: Mapping[str, Tensor]
+    fixed: Mapping[str, Tensor]
+    junction: tuple[str, Junction] | None
+    pending: Mapping[str, Pending]
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Weights by label, complete but for pending terms after the backward pass."""
+        if self.junction is None:
+            return dict(self.fixed)
+        label, junction = self.junction
+        return {**self.fixed, label: junction.found}
+
+
+@frozen(kw_only=True)
+class _Active:
+    """A term that takes part in a step."""
+
+    label: str
+    config: TermConfig
+    term: Term
+    weight: float
+    adaptive: AdaptiveConfig | None
 
 
 class Objective:
@@ -50,7 +74,7 @@ class Objective:
         *,
         length: StageLength,
         layers: Mapping[str, nn.Parameter],
-        reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+        reduce: Reduce = unreduced,
     ) -> None:
         self._length = length
         self._layers = layers
@@ -69,34 +93,97 @@ class Objective:
                 )
             self._terms.append((label, config, config.loss.build()))
 
-    def __call__(self, context: StepContext, step: int) -> Outcome:
-        """All active terms of a step, in fp32."""
-        active = [
-            (label, config, term(context).float(), self._scheduled(config, step))
-            for label, config, term in self._terms
-            if step >= self._length.start(config)
-        ]
-        references = [value * weight for _, config, value, weight in active if config.reference]
-        reference = torch.stack(references).sum() if references else None
-        weights = {}
-        for label, config, value, weight in active:
-            weights[label] = torch.as_tensor(weight, device=value.device)
-            adaptive = config.adaptive
-            if adaptive and reference is not None and step >= self._warmup(adaptive):
-                ratio = adaptive_ratio(
-                    reference, value, self._layers[adaptive.layer],
-                    eps=adaptive.eps, maximum=adaptive.maximum, reduce=self._reduce,
-                )  # fmt: skip
-                weights[label] = weight * ratio
+    def junction(self, step: int) -> tuple[str, Junction] | None:
+        """A junction at the encoder's output, where one can weigh what this step has to weigh.
+
+        It can where one term is weighed, at the encoder, which looks at the features alone, and all
+        others are reference terms that look at something else.
+        """
+        active = self._active(step)
+        weighed = [a for a in active if a.adaptive]
+        rest = [a for a in active if not a.adaptive]
+        if len(weighed) != 1 or weighed[0].adaptive is None:
+            return None
+        found, adaptive = weighed[0], weighed[0].adaptive
+        if adaptive.layer != "encoder" or not found.config.loss.needs <= {"features", "replica"}:
+            return None
+        if not all(a.config.reference and "features" not in a.config.loss.needs for a in rest):
+            return None
+        return found.label, Junction(
+            layer=self._layers[adaptive.layer], weight=found.weight,
+            eps=adaptive.eps, maximum=adaptive.maximum, reduce=self._reduce,
+        )  # fmt: skip
+
+    def __call__(
+        self,
+        context: StepContext,
+        step: int,
+        *,
+        share: float = 1.0,
+        whole: bool = True,
+        junction: tuple[str, Junction] | None = None,
+    ) -> Outcome:
+        """All active terms of a step, in fp32.
+
+        Args:
+            context: the forward pass.
+            step: optimiser step of the stage.
+            share: of these images in the batch, times the number of processes.
+            whole: whether this process's images of the step are all here; else adaptive terms are
+                left pending.
+            junction: what ``junction`` gave, where the context's features come from it.
+        """
+        active = self._active(step)
+        values = {a.label: a.term(context).float() for a in active}
+        references = [values[a.label] * a.weight for a in active if a.config.reference]
         # A stage may open with no active term (all of them start later): its total is then zero.
         total = context.images.new_zeros(())
-        for label, _, value, _ in active:
-            total = total + weights[label] * value
+        fixed, pending = {}, {}
+        for a in active:
+            value, adaptive = values[a.label], a.adaptive
+            if junction is not None and a.label == junction[0]:
+                total = total + value
+            elif adaptive is None:
+                fixed[a.label] = torch.as_tensor(a.weight, device=value.device)
+                total = total + a.weight * value
+            elif whole:
+                ratio = adaptive_ratio(
+                    share * torch.stack(references).sum(), share * value,
+                    self._layers[adaptive.layer],
+                    eps=adaptive.eps, maximum=adaptive.maximum, reduce=self._reduce,
+                )  # fmt: skip
+                fixed[a.label] = a.weight * ratio
+                total = total + fixed[a.label] * value
+            else:
+                pending[a.label] = Pending(
+                    value=share * value, reference=share * torch.stack(references).sum(),
+                    layer=self._layers[adaptive.layer], weight=a.weight,
+                    eps=adaptive.eps, maximum=adaptive.maximum,
+                )  # fmt: skip
         return Outcome(
-            total=total,
-            terms={label: value.detach() for label, _, value, _ in active},
-            weights=weights,
+            total=share * total,
+            terms={label: value.detach() for label, value in values.items()},
+            fixed=fixed,
+            junction=junction,
+            pending=pending,
         )
+
+    def _active(self, step: int) -> list[_Active]:
+        """Terms that take part in a step; ``adaptive`` is None where the plain weight holds."""
+        started = [t for t in self._terms if step >= self._length.start(t[1])]
+        referred = any(config.reference for _, config, _ in started)
+        return [
+            _Active(
+                label=label,
+                config=config,
+                term=term,
+                weight=self._scheduled(config, step),
+                adaptive=config.adaptive
+                if config.adaptive and referred and step >= self._warmup(config.adaptive)
+                else None,
+            )
+            for label, config, term in started
+        ]
 
     def _scheduled(self, config: TermConfig, step: int) -> float:
         ramp = round(config.ramp_steps * self._length.scale)
@@ -107,44 +194,19 @@ class Objective:
         return round(adaptive.warmup_steps * self._length.scale)
 
 
-def adaptive_ratio(
-    reference: Float[Tensor, ""],
-    loss: Float[Tensor, ""],
-    layer: nn.Parameter,
-    *,
-    eps: float,
-    maximum: float,
-    reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
-) -> Float[Tensor, ""]:
-    """clamp(‖∇ reference‖ / (‖∇ loss‖ + eps), 0, maximum) at ``layer``, detached.
-
-    Zero where ``layer`` does not take part in one of the two.
-
-    Source: λ_piv and the GAN weight of arXiv 2603.19206.
-    """
-    norms = []
-    for value in (reference, loss):
-        (gradient,) = torch.autograd.grad(value, layer, retain_graph=True, allow_unused=True)
-        if gradient is None:
-            return reference.new_zeros(())
-        norms.append(reduce(gradient.float()).norm())
-    ratio: Tensor = (norms[0] / (norms[1] + eps)).clamp(0, maximum).detach()
-    return ratio
-
-
 class PivotReplica:
     """The frozen copy of the pivot (PRE): no gradients of its own, always in eval mode.
 
     Args:
         encoder: an encoder of the same architecture that holds the pivot's weights.
-        patch: the tokenizer's output patch, for the geometry.
+        output_patch: the tokenizer's output patch q, for the geometry.
     """
 
     def __init__(self, encoder: nn.Module, *, output_patch: int) -> None:
         assert isinstance(encoder, Encoder)
         encoder.requires_grad_(False).eval()
         self._encoder: Encoder = encoder
-        self._scale = encoder.patch / output_patch
+        self._output_patch = output_patch
         device = next(encoder.parameters()).device
         self._mean = torch.tensor(encoder.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(encoder.std, device=device).view(1, 3, 1, 1)
@@ -155,15 +217,14 @@ class PivotReplica:
         return self._encoder.num_blocks
 
     def features(self, images: Float[Tensor, "b 3 h w"]) -> Features:
-        """Tokens of images in [0, 1] whose sides are multiples of the output patch."""
+        """Tokens of images of any size in [0, 1], on the tokenizer's grid."""
         return self._encoder(self._prepared(images))
 
     def blocks(self, images: Float[Tensor, "b 3 h w"], indices: Sequence[int]) -> BlockFeatures:
-        """Block outputs for images in [0, 1]."""
+        """Block outputs for images of any size in [0, 1]."""
         return self._encoder.blocks(self._prepared(images), indices)
 
     def _prepared(self, images: Tensor) -> Tensor:
-        size = [round(side * self._scale) for side in images.shape[-2:]]
-        if list(images.shape[-2:]) != size:
-            images = F.interpolate(images, size=size, mode="bicubic", align_corners=False)
-        return (images - self._mean) / self._std
+        size = (images.shape[-2], images.shape[-1])
+        plan = geometry(size, patch=self._encoder.patch, output_patch=self._output_patch)
+        return (encoder_view(images, plan) - self._mean) / self._std

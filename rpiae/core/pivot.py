@@ -17,10 +17,8 @@ FILE = "pivot.safetensors"
 
 
 def write_pivot(folder: Path, encoder: nn.Module) -> None:
-    """Write the encoder as it stands as the run's pivot, unless there is one already."""
+    """Write the encoder as it stands as the pivot of a run that begins."""
     path = folder / FILE
-    if path.exists():
-        return
     part = path.with_suffix(".part")
     try:
         save_file({name: t.contiguous() for name, t in encoder.state_dict().items()}, part)
@@ -30,11 +28,17 @@ def write_pivot(folder: Path, encoder: nn.Module) -> None:
 
 
 def inherit_pivot(folder: Path, source: Path) -> bool:
-    """Take over the pivot of another run, so that going on from it keeps the true anchor."""
-    if not (source / FILE).is_file():
-        return False
-    shutil.copyfile(source / FILE, folder / FILE)
-    return True
+    """Take over the pivot of the run that ``source`` lies in, where there is one.
+
+    So going on from a tuned tokenizer keeps the true anchor.
+    """
+    for place in (source, *source.resolve().parents[:2]):
+        if (place / FILE).is_file():
+            part = folder / f"{FILE}.part"
+            shutil.copyfile(place / FILE, part)
+            part.rename(folder / FILE)
+            return True
+    return False
 
 
 def read_pivot(folder: Path, config: EncoderConfig) -> nn.Module:

@@ -9,8 +9,9 @@ from attrs import frozen
 from rpiae.core.build import build_tokenizer
 from rpiae.core.errors import ConfigError
 from rpiae.core.freeze import FreezeReport, apply_stage
-from rpiae.core.recipe import batch_size, stage_length
+from rpiae.core.recipe import RunConfig, StageConfig, batch_size, stage_length
 from rpiae.core.resolve import ResolvedRun
+from rpiae.core.tokenizer import RPiAE
 
 
 @frozen(kw_only=True)
@@ -102,14 +103,19 @@ def make_plan(resolved: ResolvedRun, *, num_images: int | None = None) -> Plan:
     )
     stages = []
     problems: list[str] = []
+    trained: set[str] = set()
     for index, stage in enumerate(config.recipe.stages):
         try:
             report = apply_stage(model.roles, stage.train)
         except ConfigError as error:
             problems += [f"recipe.stages[{index}].{problem}" for problem in error.problems]
             continue
+        problems += _frozen_layers(model, stage, index)
+        trained |= {role for role, row in report.roles.items() if row.trained}
         length = stage_length(stage, config.recipe, num_images or 1)
-        known = num_images is not None or stage.steps is not None or config.recipe.max_steps
+        known = num_images is not None or stage.steps is not None
+        cap = config.recipe.max_steps
+        at_most = f", at most {cap} steps" if cap else ""
         epochs = f"{stage.epochs:g} epochs" if stage.epochs is not None else ""
         capped = " (capped)" if length.scale < 1 and known else ""
         path = "encoder → decoder"
@@ -125,7 +131,7 @@ def make_plan(resolved: ResolvedRun, *, num_images: int | None = None) -> Plan:
                     f"{'adaptive ' if term.adaptive else ''}{term.weight:g}·{term.loss.label}"
                     for term in stage.terms
                 ),
-                length=f"{length.steps} steps{capped}" if known else epochs,
+                length=f"{length.steps} steps{capped}" if known else epochs + at_most,
                 steps=length.steps if known else None,
                 batch_size=batch_size(stage, config.recipe),
                 skipped=report.skipped,
@@ -134,9 +140,7 @@ def make_plan(resolved: ResolvedRun, *, num_images: int | None = None) -> Plan:
     if problems:
         raise ConfigError("the recipe", problems)
     size = getattr(config.data, "image_size", None) or tokenizer.encoder_facts.image_size
-    grid = model.geometry(size, size).grid
-    step = tokenizer.bridge_facts.downsampling
-    latent = (tokenizer.bridge_facts.latent_channels, grid[1] // step, grid[2] // step)
+    latent = model.latent_shape(size, size)
     return Plan(
         parts=parts,
         stages=tuple(stages),
@@ -153,5 +157,29 @@ def make_plan(resolved: ResolvedRun, *, num_images: int | None = None) -> Plan:
         out=config.out,
         licences=tuple(f"{p.name}: {p.licence}" for p in resolved.presets if p.licence),
         missing_losses=resolved.missing_losses,
-        notices=resolved.notices,
+        notices=(*resolved.notices, *_untrained(parts, trained, config)),
     )
+
+
+def _frozen_layers(model: RPiAE, stage: StageConfig, index: int) -> list[str]:
+    """Adaptive weights that refer to a layer the stage does not train."""
+    layers = {"encoder": model.encoder.last_weight, "decoder": model.decoder.last_weight}
+    return [
+        f"recipe.stages[{index}].terms[{position}]: the adaptive weight of {term.loss.label!r} refers "
+        f"to the {term.adaptive.layer}'s last layer, which this stage does not train: remove "
+        f"`adaptive`, or train the {term.adaptive.layer}"
+        for position, term in enumerate(stage.terms)
+        if term.adaptive and not layers[term.adaptive.layer].requires_grad
+    ]
+
+
+def _untrained(parts: tuple[PartPlan, ...], trained: set[str], config: RunConfig) -> list[str]:
+    """Parts that no stage trains and that begin at random."""
+    begun = {"encoder"} if config.encoder.pretrained or config.init else set()
+    begun |= {"bridge", "decoder"} if config.init else set()
+    return [
+        f"no stage of recipe {config.recipe.name!r} trains the {part.role} {part.label!r}: it stays "
+        "as initialised"
+        for part in parts
+        if part.parameters and part.role not in trained | begun
+    ]

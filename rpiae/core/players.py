@@ -7,6 +7,7 @@ from attrs import frozen
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rpiae.core.adaptive import Junction
 from rpiae.core.contracts import Features, Replica, StepContext
 from rpiae.core.freeze import trained_parameters
 from rpiae.core.objective import Objective, Outcome
@@ -51,13 +52,20 @@ class ModelPlayer(nn.Module):
         self._replica = replica
 
     def forward(
-        self, images: Float[Tensor, "b 3 s s"], draws: StepRandomness, step: int
+        self,
+        images: Float[Tensor, "b 3 s s"],
+        draws: StepRandomness,
+        step: int,
+        share: float = 1.0,
+        whole: bool = True,
     ) -> Outcome:
-        """Losses of a batch."""
+        """Losses of a batch, or of one part of it; see ``Objective.__call__``."""
+        junction = self._objective.junction(step) if whole else None
         context = stage_forward(
-            self._held[0], images, stage=self._stage, draws=draws, replica=self._replica
-        )
-        return self._objective(context, step)
+            self._held[0], images, stage=self._stage, draws=draws, replica=self._replica,
+            junction=junction[1] if junction else None,
+        )  # fmt: skip
+        return self._objective(context, step, share=share, whole=whole, junction=junction)
 
 
 def stage_forward(
@@ -67,16 +75,21 @@ def stage_forward(
     stage: StageConfig,
     draws: StepRandomness,
     replica: Replica,
+    junction: Junction | None = None,
 ) -> StepContext:
     """One pass along a stage's path; only the frozen prefix runs without gradients.
 
     The decoder's path (and the bridge, where it is in it) sees the noisy features; terms that
-    compare features see the clean ones.
+    compare features see the clean ones, from the other side of the junction where there is one.
     """
     live = torch.is_grad_enabled() and _trains(model.encoder)
     with torch.set_grad_enabled(live):
         features = model.features(images)
-    noisy = with_noise(features, tau=stage.noise, draws=draws)
+    path = features
+    if junction is not None:
+        onward, compared = junction.split(features.tokens)
+        path, features = Features(onward, features.grid), Features(compared, features.grid)
+    noisy = with_noise(path, tau=stage.noise, draws=draws)
     if not stage.use_bridge:
         return StepContext(
             images=images, features=features, posterior=None, latent=None, decoded_features=None,

@@ -164,6 +164,7 @@ class RunConfig:
         seed: of every random draw.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``auto`` measures and takes the faster.
+        wandb_project: Weights & Biases project that the events go to; empty is none.
     """
 
     encoder: EncoderConfig
@@ -176,6 +177,7 @@ class RunConfig:
     seed: int = at_least(0, default=0)
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    wandb_project: str = ""
 
 
 @frozen(kw_only=True)

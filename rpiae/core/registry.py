@@ -25,6 +25,7 @@ from rpiae.core.errors import (
     RegistrationError,
     RpiaeError,
     UnknownNameError,
+    did_you_mean,
     nearest,
 )
 
@@ -83,6 +84,11 @@ class Entry:
     argument: str = ""
     source: str = ""
     licence: str = ""
+
+    @property
+    def importable(self) -> bool:
+        """Whether another process would find the part under its name."""
+        return True
 
     def config_class(self) -> type[PartConfig]:
         """Import the config class.
@@ -323,13 +329,13 @@ class Registry:
         return None
 
     def _unknown(self, name: str) -> RpiaeError:
-        for plugin, error in self._broken.items():
-            if normalised(name).startswith(normalised(plugin).removeprefix("rpiae-")):
-                return PluginError(f"plugin {plugin!r} is installed and broken: {error}")
         names = self.names()
         # A parametric name is closer to `vb64` than to its pattern.
         close = nearest(normalised(name), [re.sub(r"\{.*\}", "64", n) for n in names])
         hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+        for plugin, error in self._broken.items():
+            if normalised(name).startswith(normalised(plugin).removeprefix("rpiae-")) and not close:
+                return PluginError(f"plugin {plugin!r} is installed and broken: {error}")
         return UnknownNameError(
             f"no {self.singular} named {name!r}.{hint} "
             f"{len(names)} are available: rpiae list {self.family}"
@@ -367,13 +373,18 @@ class Registry:
             presets = plugin.manifest.presets.get(self.family, ())
             if self.family == "recipes":
                 presets = (*presets, *plugin.manifest.recipes)
+            before = dict(self._entries), dict(self._presets)
             try:
                 for entry in plugin.manifest.entries.get(self.family, ()):
                     self._add(self._entries, evolve(entry, distribution=plugin.distribution))
                 for preset in presets:
                     self._add(self._presets, evolve(preset, distribution=plugin.distribution))
-            except RegistrationError as error:
-                self._broken[plugin.name] = str(error)
+            except Exception as error:  # a stranger's manifest may hold anything
+                self._entries, self._presets = before
+                named = isinstance(error, RegistrationError)
+                self._broken[plugin.name] = (
+                    str(error) if named else f"{type(error).__name__}: {error}"
+                )
 
     def broken(self) -> dict[str, str]:
         """Plugins whose parts of this family could not be registered, with the reason."""
@@ -386,6 +397,10 @@ class _InProcessEntry(Entry):
     """An entry that holds its class, for notebooks, where no import string would find it."""
 
     config: type[PartConfig]
+
+    @property
+    def importable(self) -> bool:
+        return False
 
     def config_class(self) -> type[PartConfig]:
         return self.config
@@ -421,6 +436,12 @@ def installed_plugins() -> tuple[Plugin, ...]:
             if manifest.api != API:
                 raise ValueError(
                     f"it was written for plugin API {manifest.api}, this rpiae has {API}"
+                )
+            strange = sorted({*manifest.entries, *manifest.presets} - set(FAMILIES))
+            if strange:
+                raise ValueError(
+                    f"its manifest names no family {strange[0]!r}."
+                    f"{did_you_mean(strange[0], FAMILIES)} Families: {', '.join(sorted(FAMILIES))}"
                 )
         except Exception as caught:  # a stranger's module may raise anything
             manifest, error = None, f"{type(caught).__name__}: {caught}"

@@ -5,6 +5,7 @@ Nothing here imports torch (a part's own ``describe`` may, where its config does
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -121,7 +122,7 @@ def resolve_run(
         UnknownNameError: for a part nobody registered.
         ConfigError: with every problem of the values, or every contradiction between parts.
     """
-    tree = dict(tree)
+    tree = copy.deepcopy(tree)
     late = []
     for text in overrides:
         steps, _ = parse_override(text)
@@ -131,7 +132,7 @@ def resolve_run(
             late.append(text)
     expanded, origins, presets = _expanded(tree, defaults)
     for text in late:
-        apply_override(expanded, text)
+        _override(expanded, text)
     missing, notices = _prepare_terms(expanded, without)
     config = parse(expanded, RunConfig, source=source, converter=converter())
     tokenizer = resolve_tokenizer(config.encoder, config.bridge, config.decoder, source=source)
@@ -264,6 +265,10 @@ def _expand(family: str, given: Any) -> tuple[Tree, Preset | None]:
     if not isinstance(given, dict):
         raise UsageError(f"{family}: expected a name or a table, got {given!r}")
     name = given.get("name")
+    if not isinstance(name, str) and family != "recipes":
+        raise UsageError(
+            f'{family}: a table needs a name, such as name = "…" (rpiae list {family}), got {given!r}'
+        )
     if not isinstance(name, str) or (family == "recipes" and "stages" in given):
         return dict(given), None
     selection = registry(family).select(name)
@@ -281,7 +286,7 @@ def _prepare_terms(tree: Tree, without: Sequence[str]) -> tuple[tuple[str, ...],
     if not isinstance(stages, list):
         return (), []
     losses = registry("losses")
-    known = {entry.name for entry in losses.entries()}
+    planned = _planned_losses()
     missing: list[str] = []
     removed: set[str] = set()
     met: set[str] = set()
@@ -296,7 +301,7 @@ def _prepare_terms(tree: Tree, without: Sequence[str]) -> tuple[tuple[str, ...],
             met.add(str(name))
             if name in without:
                 removed.add(str(name))
-            elif isinstance(name, str) and name.partition(":")[0] not in known:
+            elif isinstance(name, str) and name in planned:
                 missing.append(name)
             elif isinstance(loss, str):
                 kept.append(term | {"loss": losses.select(loss).tree})
@@ -311,6 +316,48 @@ def _prepare_terms(tree: Tree, without: Sequence[str]) -> tuple[tuple[str, ...],
             )
     notices = [f"left out of every stage: {', '.join(sorted(removed))}"] if removed else []
     return tuple(dict.fromkeys(missing)), notices
+
+
+def _planned_losses() -> set[str]:
+    """Losses that a registered recipe names and nobody brings: not a typing error of the user's."""
+    losses = registry("losses")
+    known = {entry.name for entry in losses.entries()}
+    named = {
+        term["loss"] if isinstance(term["loss"], str) else term["loss"]["name"]
+        for preset in registry("recipes").presets()
+        for stage in preset.values["stages"]
+        for term in stage["terms"]
+    }
+    return {name for name in named if name.partition(":")[0] not in known}
+
+
+#: Fields of which one replaces the other.
+ALTERNATIVES = {
+    one: other
+    for pair in (
+        ("steps", "epochs"), ("warmup_steps", "warmup_epochs"), ("start_steps", "start_epochs")
+    )
+    for one, other in (pair, pair[::-1])
+}  # fmt: skip
+
+
+def _override(tree: Tree, text: str) -> None:
+    """Apply one ``--set``: a field takes the place of its alternative, and a preset's name goes
+    with the values that made it one."""
+    steps, value = parse_override(text)
+    role = str(steps[0])
+    part: Any = tree.get(role)
+    chosen = role in ROLES and len(steps) == 2 and isinstance(part, dict)
+    if chosen and part.get(str(steps[1]), value) != value:
+        fields = attrs.fields_dict(registry(FIELDS[role]).config_class(part["name"]))
+        if steps[1] in fields and fields[str(steps[1])].metadata.get("argument", True):
+            part.pop("preset", None)
+    apply_override(tree, text)
+    node: Any = tree
+    for step in steps[:-1]:
+        node = node[step]
+    if isinstance(node, dict):
+        node.pop(ALTERNATIVES.get(str(steps[-1]), ""), None)
 
 
 def _checked_stages(
@@ -328,6 +375,7 @@ def _checked_stages(
         path = f"recipe.stages[{index}]"
         if (stage.steps is None) == (stage.epochs is None):
             problems.append(f"{path}: give one of steps and epochs")
+        problems += _outside(stage, path)
         for position, pattern in enumerate(stage.train):
             role = pattern.partition(".")[0]
             if role not in ROLES:
@@ -360,6 +408,25 @@ def _checked_stages(
             )
         stages.append(evolve(stage, terms=tuple(terms)))
     return tuple(stages), notices, problems
+
+
+def _outside(stage: StageConfig, path: str) -> list[str]:
+    """Values of a stage that are out of range, or given twice."""
+    problems = []
+    optimiser = stage.optimiser
+    if not 0 <= stage.ema < 1:
+        problems.append(f"{path}.ema: must be at least 0 and below 1, got {stage.ema}")
+    if not all(0 <= beta < 1 for beta in optimiser.betas):
+        given = list(optimiser.betas)
+        problems.append(f"{path}.optimiser.betas: must be at least 0 and below 1, got {given}")
+    if optimiser.warmup_steps and optimiser.warmup_epochs:
+        problems.append(f"{path}.optimiser: give one of warmup_steps and warmup_epochs")
+    problems += [
+        f"{path}.terms[{position}]: give one of start_steps and start_epochs"
+        for position, term in enumerate(stage.terms)
+        if term.start_steps and term.start_epochs
+    ]
+    return problems
 
 
 def _offered(stage: StageConfig, tokenizer: ResolvedTokenizer) -> set[str]:

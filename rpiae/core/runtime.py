@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, TypeVar
 
+import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from attrs import frozen
 from torch import Tensor, nn
 
-from rpiae.core.errors import UsageError
+from rpiae.core.errors import RpiaeError, RunError, TrainingError, UsageError
+
+T = TypeVar("T")
+Precision = Literal["auto", "fp32", "bf16"]
 
 #: bf16 is taken on its own only where its matrix products are at least this much faster.
 WORTHWHILE = 1.3
+
+
+#: What launchers tell a process about the others; a process of its own must not see it.
+LAUNCHER_VARIABLES = frozenset(
+    {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+)
 
 
 @frozen(kw_only=True)
@@ -28,22 +39,40 @@ class MatrixSpeed:
 
 
 class Runtime:
-    """Where and in which precision a run happens.
+    """Where, in which precision and over how many processes a run happens.
 
     Precision is our own autocast: weights, norms' statistics, losses and optimiser stay in fp32.
+    The processes are those of the launcher (``rpiae build --processes``, ``accelerate launch`` or
+    ``torchrun``), as Accelerate finds them in the environment.
 
     Args:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``auto``, ``fp32`` or ``bf16``.
 
+    Attributes:
+        rank: which of the processes this is.
+        num_processes: how many there are.
+
     Raises:
         UsageError: if the device is not there.
     """
 
-    def __init__(self, *, device: str = "auto", precision: str = "auto") -> None:
+    def __init__(self, *, device: str = "auto", precision: Precision = "auto") -> None:
         self.device = choose_device(device)
-        self.precision, self.reason = choose_precision(precision, self.device)
-        self._accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no")
+        if self.device.index is not None:
+            torch.cuda.set_device(self.device)  # Accelerate takes the current one
+        self._accelerator = Accelerator(
+            cpu=self.device.type == "cpu",
+            mixed_precision="no",
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+            ],
+        )
+        self.rank: int = self._accelerator.process_index
+        self.num_processes: int = self._accelerator.num_processes
+        if self.num_processes > 1:
+            self.device = self._accelerator.device
+        self.precision, self.reason = self.on_main(lambda: choose_precision(precision, self.device))
 
     @property
     def is_main(self) -> bool:
@@ -64,18 +93,92 @@ class Runtime:
         """Backward pass."""
         self._accelerator.backward(loss)
 
-    def reduce(self, gradient: Tensor) -> Tensor:
+    def unsynchronised(self, player: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """Where gradients stay in each process, as more parts of the batch follow."""
+        return self._accelerator.no_sync(player)  # type: ignore[no-any-return]  # Accelerate is untyped
+
+    def reduce(self, tensor: Tensor) -> Tensor:
         """Mean over processes."""
-        return self._accelerator.reduce(gradient, reduction="mean")  # type: ignore[no-any-return]  # Accelerate is untyped
+        return self._accelerator.reduce(tensor, reduction="mean")  # type: ignore[no-any-return]  # Accelerate is untyped
+
+    def means(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Mean of every value over processes."""
+        if self.num_processes == 1 or not values:
+            return dict(values)
+        together = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        return dict(zip(values, self.reduce(together).tolist(), strict=True))
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up in any process."""
+        return self.means({"flag": float(flag)})["flag"] > 0
+
+    def on_main(self, function: Callable[[], T]) -> T:
+        """Call a function in the main process alone; every process gets what it returned.
+
+        Raises:
+            RpiaeError: what the function raised, in every process.
+        """
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = function()
+            except RpiaeError as error:
+                if self.num_processes == 1:
+                    raise
+                outcome[1] = error
+        if self.num_processes > 1:
+            shared = [outcome[0], outcome[1] and str(outcome[1])]
+            broadcast_object_list(shared)
+            if self.is_main and outcome[1]:
+                raise outcome[1]
+            if shared[1]:
+                raise RunError(shared[1])
+            outcome = shared
+        return outcome[0]  # type: ignore[no-any-return]  # broadcast objects are untyped
+
+    @contextlib.contextmanager
+    def with_peers(self, where: str) -> Iterator[None]:
+        """Where other processes are talked to: says so clearly if one of them is gone.
+
+        Raises:
+            TrainingError: if another process ended.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            lost = isinstance(error, torch.distributed.DistError) or any(
+                name in str(error) for name in ("gloo", "NCCL", "Connection closed by peer")
+            )
+            if self.num_processes == 1 or not lost:
+                raise
+            raise TrainingError(
+                f"another process of this run is gone ({_first_line(error)}), so this one stops "
+                f"too. {where}"
+            ) from None
 
     def release(self) -> None:
         """Forget everything prepared, at the end of a stage."""
         self._accelerator.free_memory()
 
+    def close(self) -> None:
+        """Leave the group of processes, at the end of a run."""
+        if self.num_processes > 1:
+            self._accelerator.end_training()
+
+    def memory(self) -> int:
+        """Bytes: the most that was allocated on a CUDA device, else what is resident now."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return int(psutil.Process().memory_info().rss)
+
     def synchronise(self) -> None:
         """Wait for the device, for timings."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:200]
 
 
 def choose_device(device: str) -> torch.device:
@@ -100,7 +203,7 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
+def choose_precision(precision: Precision, device: torch.device) -> tuple[Precision, str]:
     """The precision behind a setting, and the reason in words."""
     if precision != "auto":
         return precision, "asked for"

@@ -69,6 +69,14 @@ def pad_to(
     return images
 
 
+def encoder_view(images: Float[Tensor, "b c h w"], plan: Geometry) -> Float[Tensor, "b c y x"]:
+    """Images as an encoder sees them: padded by reflection, then resized (bicubic) to its patches."""
+    images = pad_to(images, plan.padded)
+    if plan.encoder_size == plan.padded:
+        return images
+    return F.interpolate(images, size=plan.encoder_size, mode="bicubic", align_corners=False)
+
+
 def patchify(images: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b n d"]:
     """Cut images into patches; d = patch·patch·c with the channel fastest.
 

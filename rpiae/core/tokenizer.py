@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from rpiae.core.contracts import Bridge, Decoder, Encoder, Features, Posterior
 from rpiae.core.errors import CheckpointError, UsageError
-from rpiae.core.shapes import Geometry, geometry, pad_to
+from rpiae.core.shapes import Geometry, encoder_view, geometry
 
 if TYPE_CHECKING:
     from rpiae.core.resolve import ResolvedTokenizer
@@ -117,12 +116,19 @@ class RPiAE(nn.Module):
                 f"{images.dtype} {tuple(images.shape)}"
             )
         plan = self.geometry(images.shape[-2], images.shape[-1])
-        images = pad_to(images, plan.padded)
-        if plan.encoder_size != plan.padded:
-            images = F.interpolate(
-                images, size=plan.encoder_size, mode="bicubic", align_corners=False
-            )
-        return self.encoder((images - self.mean) / self.std)
+        return self.encoder((encoder_view(images, plan) - self.mean) / self.std)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latent of an image of this size.
+
+        Raises:
+            UsageError: if the tokenizer was put together without configs.
+        """
+        if self.config is None:
+            raise UsageError("this tokenizer was put together by hand: encode an image instead")
+        facts = self.config.bridge_facts
+        _, rows, columns = self.geometry(height, width).grid
+        return facts.latent_channels, rows // facts.downsampling, columns // facts.downsampling
 
     def posterior(self, features: Features) -> Posterior:
         """The bridge's posterior of features, normalised first where there is a feature_norm."""
@@ -159,6 +165,10 @@ class RPiAE(nn.Module):
                 "rpiae.build, or pass config"
             )
         target = Path(folder)
+        if target.exists() and not _replaceable(target):
+            raise CheckpointError(
+                f"{target} holds other things than a tokenizer and is left alone: name a new folder"
+            )
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             staged = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -168,10 +178,12 @@ class RPiAE(nn.Module):
             (staged / "config.json").write_text(json.dumps(self._saved_config(), indent=2) + "\n")
             state = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
             save_file(state, staged / "model.safetensors", metadata={"format": "pt"})
-            if target.exists():
-                shutil.rmtree(target)
             staged.chmod(0o755)
+            replaced = staged.with_name(f"{staged.name}-replaced")
+            if target.exists():
+                target.rename(replaced)
             staged.rename(target)
+            shutil.rmtree(replaced, ignore_errors=True)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"cannot write {target}: {error}") from None
         finally:
@@ -250,6 +262,13 @@ class RPiAE(nn.Module):
         }
 
 
+def _replaceable(target: Path) -> bool:
+    """Whether a folder is empty, or holds a saved tokenizer and nothing else."""
+    if not target.is_dir():
+        return False
+    return {path.name for path in target.iterdir()} <= {"config.json", "model.safetensors"}
+
+
 def tokenizer_folder(folder: str | os.PathLike[str]) -> Path:
     """The folder that holds ``config.json``: ``folder`` itself or its ``tokenizer/``.
 
@@ -272,6 +291,16 @@ def load_state(model: nn.Module, state: dict[str, Tensor], *, source: str) -> No
     Raises:
         CheckpointError: if names or shapes are of another architecture.
     """
+    check_state(model, state, source=source)
+    model.load_state_dict(state)
+
+
+def check_state(model: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
+    """Whether a state fits a model.
+
+    Raises:
+        CheckpointError: if names or shapes are of another architecture.
+    """
     own = model.state_dict()
     missing = sorted(set(own) - set(state))
     extra = sorted(set(state) - set(own))
@@ -286,7 +315,6 @@ def load_state(model: nn.Module, state: dict[str, Tensor], *, source: str) -> No
             f"{source} holds another architecture: {len(missing)} tensors missing, {len(extra)} "
             f"unknown, {len(wrong)} of another shape ({first})"
         )
-    model.load_state_dict(state)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

@@ -6,22 +6,30 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from attrs import define, field, frozen
-from torch import nn
+from attrs import asdict, define, field, frozen
+from torch import Tensor, nn
 
 from rpiae.core import events
-from rpiae.core.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
+from rpiae.core.adaptive import SeparateGradients
+from rpiae.core.checkpoint import (
+    checkpoint_path,
+    digest,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 from rpiae.core.contracts import Batch, Dataset, Replica
 from rpiae.core.ema import Ema
-from rpiae.core.errors import ConfigError, TrainingError
-from rpiae.core.freeze import FreezeReport, apply_stage, trained_parameters
-from rpiae.core.objective import Objective, Outcome
+from rpiae.core.errors import CheckpointError, ConfigError, DataError, TrainingError, UsageError
+from rpiae.core.freeze import FreezeReport, apply_stage, set_modes, trained_parameters
+from rpiae.core.objective import Objective
 from rpiae.core.players import ModelPlayer, Optimisation
 from rpiae.core.randomness import StepRandomness
 from rpiae.core.recipe import (
@@ -68,16 +76,20 @@ def train(inputs: TrainerInputs, *, resume: bool = False) -> Iterator[events.Eve
 
     Args:
         inputs: the run.
-        resume: continue from the newest checkpoint in the run's folder.
+        resume: continue from the newest checkpoint in the run's folder; the stages that had ended
+            are told again.
 
     Raises:
         ConfigError: if a stage's patterns match nothing.
-        TrainingError: if a loss is not finite; the last good checkpoint stays.
+        TrainingError: if a loss is not finite, or another process is gone; the last good checkpoint
+            stays.
+        DataError: if no image can be read any more; the state is saved before.
         CheckpointError: if a checkpoint cannot be read or written.
     """
     inputs.model.to(inputs.runtime.device)
     saved = _load(inputs) if resume else None
     first = saved["stage"] if saved else 0
+    history: dict[str, dict[str, Any]] = saved["history"] if saved else {}
     with _StopSignal() as stop:
         for index, stage in enumerate(inputs.recipe.stages):
             report = _apply(inputs.model, stage, index)
@@ -85,10 +97,11 @@ def train(inputs: TrainerInputs, *, resume: bool = False) -> Iterator[events.Eve
                 trains = ", ".join(stage.train)
                 reason = f"{trains} has no parameters" if stage.train else "it trains nothing"
                 yield events.StageSkipped(stage=stage.name, index=index, reason=reason)
-            elif index >= first:
+            elif index < first:
+                yield events.StageEnded(**history[stage.name])
+            else:
                 state = saved if index == first else None
-                yield from _Stage.open(inputs, index, report, state).run(stop)
-                if stop.received:
+                if not (yield from _Stage.open(inputs, index, report, history, state).run(stop)):
                     return
 
 
@@ -97,6 +110,12 @@ def _load(inputs: TrainerInputs) -> dict[str, Any] | None:
     if found is None:
         return None
     path, state = found
+    if state["num_images"] != inputs.data.num_images:
+        raise CheckpointError(
+            f"{path} was trained on {state['num_images']} images and the data now have "
+            f"{inputs.data.num_images}, so its epochs cannot go on: bring back the data, or start "
+            f"another run from its weights with --init"
+        )
     load_state(inputs.model, state["model"], source=str(path))
     return state
 
@@ -118,11 +137,13 @@ class _Stage:
     config: StageConfig
     following: StageConfig | None
     length: StageLength
+    batch_size: int
     report: FreezeReport
     player: nn.Module
     optimiser: Any
     optimisation: Optimisation
     ema: Ema
+    history: dict[str, dict[str, Any]]
     step: int = 0
     seconds: float = 0.0
     skipped: int = 0
@@ -136,10 +157,17 @@ class _Stage:
         inputs: TrainerInputs,
         index: int,
         report: FreezeReport,
+        history: dict[str, dict[str, Any]],
         saved: Mapping[str, Any] | None,
     ) -> _Stage:
         model, config, runtime = inputs.model, inputs.recipe.stages[index], inputs.runtime
         length = stage_length(config, inputs.recipe, inputs.data.num_images)
+        size = batch_size(config, inputs.recipe)
+        if size < runtime.num_processes:
+            raise UsageError(
+                f"stage {config.name} has {size} images per step, fewer than the "
+                f"{runtime.num_processes} processes: raise recipe.batch_size or start fewer"
+            )
         objective = Objective(
             config.terms,
             length=length,
@@ -151,8 +179,8 @@ class _Stage:
         ema = Ema(trained_parameters(model.roles), decay=config.ema)
         later = [s for s in inputs.recipe.stages[index + 1 :] if _trains(model, s)]
         stage = cls(
-            inputs=inputs, index=index, config=config, length=length, report=report,
-            following=later[0] if later else None,
+            inputs=inputs, index=index, config=config, length=length, batch_size=size,
+            report=report, following=later[0] if later else None, history=history,
             player=player, optimiser=optimisation.optimiser, optimisation=optimisation, ema=ema,
         )  # fmt: skip
         if saved is not None and saved["step"] > 0:
@@ -160,101 +188,105 @@ class _Stage:
         stage.player, stage.optimiser = runtime.prepare(player, optimisation.optimiser)
         return stage
 
-    def run(self, stop: _StopSignal) -> Iterator[events.Event]:
-        """The run loop."""
-        recipe, model = self.inputs.recipe, self.inputs.model
-        size = batch_size(self.config, recipe)
+    def run(self, stop: _StopSignal) -> Generator[events.Event, None, bool]:
+        """The run loop; whether the stage came to its end."""
+        recipe, runtime = self.inputs.recipe, self.inputs.runtime
         yield events.StageStarted(
             stage=self.config.name, index=self.index, steps=self.length.steps, step=self.step,
-            batch_size=size, report=self.report,
+            batch_size=self.batch_size, report=self.report,
         )  # fmt: skip
-        batches = self.inputs.data.batches(
-            seed=self.inputs.seed, stage=self.config.name, batch_size=size,
-            start=self.step, steps=self.length.steps,
-        )  # fmt: skip
-        waiting = time.perf_counter()
-        for batch in batches:
-            waited = time.perf_counter() - waiting
+        for batch, waited in self._batches():
             if batch.skipped:
-                self.skipped += len(batch.skipped)
-                yield events.ImagesSkipped(
-                    stage=self.config.name, images=batch.skipped, total=self.skipped
-                )
-            yield self._step(batch, waited)
-            if _due(self.step, recipe.evaluate_every) and self.step < self.length.steps:
+                yield self._skipped(batch)
+            with runtime.with_peers(self._way_on):
+                done = self._step(batch, waited)
+            yield done
+            if self.step < self.length.steps and _due(self.step, recipe.evaluate_every):
                 yield from self._evaluated()
-            if stop.received or (
-                _due(self.step, recipe.checkpoint_every) and self.step < self.length.steps
-            ):
+            with runtime.with_peers(self._way_on):
+                stopped = runtime.any(bool(stop.received))
+            if stopped:
+                path = self._write(model_only=False)
+                yield events.CheckpointSaved(path=path, stage=self.config.name, step=self.step)
+                yield events.Interrupted(path=self.inputs.folder, signal=stop.received or "a peer")
+                return False
+            if self.step < self.length.steps and _due(self.step, recipe.checkpoint_every):
                 yield self._saved()
-            if stop.received:
-                folder = self.inputs.folder
-                yield events.Interrupted(path=folder, signal=stop.received)
-                return
-            waiting = time.perf_counter()
         yield from self._evaluated()
-        if self.following is None or self.following.start_from == "ema":
-            self.ema.swap()
-        self.inputs.runtime.release()
-        self._write(model_only=True)
-        images = self.step * size
-        yield events.StageEnded(
-            stage=self.config.name, index=self.index, steps=self.step, seconds=self.seconds,
-            images_per_second=images / self.seconds if self.seconds else 0.0,
-            trained=self.report.trained, metrics=self.metrics,
-        )  # fmt: skip
-        model.requires_grad_(False)
+        yield self._ended()
+        return True
 
     def _step(self, batch: Batch, waited: float) -> events.StepDone:
         """One optimiser step."""
         started = time.perf_counter()
-        runtime, parts = self.inputs.runtime, self.inputs.recipe.accumulate
+        set_modes(self.inputs.model.roles, self.report)
         rate = self.optimisation.learning_rate(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        apply_stage(self.inputs.model.roles, self.config.train)
         self.optimiser.zero_grad()
-        outcomes: list[tuple[float, Outcome]] = []
-        for images, samples in _split(batch, parts):
-            draws = StepRandomness(self.inputs.seed, self.config.name, self.step, samples)
-            share = len(samples) / len(batch.samples)
-            with runtime.autocast():
-                outcome = self.player(images.to(runtime.device), draws, self.step)
-            self._check_finite(outcome)
-            if outcome.total.requires_grad:
-                runtime.backward(outcome.total * share)
-            outcomes.append((share, outcome))
+        terms, weights = self._backward(batch)
+        self._check_finite(terms, weights)
         norms = self._gradient_norms()
+        self._check_finite({f"gradient norm of {role}": n for role, n in norms.items()}, {})
         self.optimiser.step()
         self.ema.update()
         self.step += 1
-        runtime.synchronise()
+        self.inputs.runtime.synchronise()
         elapsed = time.perf_counter() - started + waited
         self.seconds += elapsed
-        average = self.seconds / self.step
         return events.StepDone(
             stage=self.config.name, step=self.step, steps=self.length.steps,
-            total=sum(share * o.total.item() for share, o in outcomes),
-            terms=_averaged(outcomes, "terms"), weights=_averaged(outcomes, "weights"),
-            learning_rate=rate, gradient_norms=norms,
-            images_per_second=len(batch.samples) / elapsed, data_seconds=waited,
-            remaining_seconds=average * (self.length.steps - self.step),
+            total=sum(weights[name] * value for name, value in terms.items()),
+            terms=terms, weights=weights, learning_rate=rate, gradient_norms=norms,
+            images_per_second=self.batch_size / elapsed, data_seconds=waited,
+            remaining_seconds=self.seconds / self.step * (self.length.steps - self.step),
+            memory=self.inputs.runtime.memory(),
         )  # fmt: skip
 
-    def _check_finite(self, outcome: Outcome) -> None:
-        if math.isfinite(outcome.total.item()):
-            return
-        bad = [f"{n} = {float(v)}" for n, v in outcome.terms.items() if not math.isfinite(float(v))]
-        bad += [
-            f"weight of {n} = {float(v)}"
-            for n, v in outcome.weights.items()
-            if not math.isfinite(float(v))
-        ]
-        raise TrainingError(
-            f"stage {self.config.name}, step {self.step}: the loss is not finite "
-            f"({', '.join(bad) or 'the weighted sum overflowed'}). The last good checkpoint in "
-            f"{self.inputs.folder / 'checkpoints'} is kept; go on from it with --resume, with a "
-            "lower learning rate, gradient clipping or precision fp32"
+    def _backward(self, batch: Batch) -> tuple[dict[str, float], dict[str, float]]:
+        """Gradients of the whole batch; its terms over all processes, and their weights."""
+        runtime, parts = self.inputs.runtime, _split(batch, self.inputs.recipe.accumulate)
+        trained = [parameter for _, parameter in trained_parameters(self.inputs.model.roles)]
+        apart = SeparateGradients(trained, reduce=runtime.reduce)
+        terms: dict[str, float] = defaultdict(float)
+        weights: dict[str, Tensor] = {}
+        for number, (images, samples) in enumerate(parts, start=1):
+            draws = StepRandomness(self.inputs.seed, self.config.name, self.step, samples)
+            share = len(samples) * runtime.num_processes / self.batch_size
+            more = number < len(parts)
+            with runtime.unsynchronised(self.player) if more else contextlib.nullcontext():
+                with runtime.autocast():
+                    outcome = self.player(
+                        images.to(runtime.device), draws, self.step, share=share,
+                        whole=self.inputs.recipe.accumulate == 1,
+                    )  # fmt: skip
+                apart.add(outcome.pending)
+                if outcome.total.requires_grad:
+                    runtime.backward(outcome.total)
+            for label, value in outcome.terms.items():
+                terms[label] += share * value.item()
+            weights = outcome.weights
+        weights |= apart.settle()
+        return runtime.means(terms), {label: value.item() for label, value in weights.items()}
+
+    def _check_finite(self, terms: Mapping[str, float], weights: Mapping[str, float]) -> None:
+        bad = [f"{n} = {v}" for n, v in terms.items() if not math.isfinite(v)]
+        bad += [f"weight of {n} = {v}" for n, v in weights.items() if not math.isfinite(v)]
+        if bad:
+            raise TrainingError(
+                f"stage {self.config.name}, step {self.step}: not finite "
+                f"({', '.join(bad)}). {self._way_on}, with a lower learning rate, gradient clipping "
+                "or precision fp32"
+            )
+
+    @property
+    def _way_on(self) -> str:
+        checkpoints = self.inputs.folder / "checkpoints"
+        if not list_checkpoints(checkpoints):
+            return f"No checkpoint was due yet: start again in another folder than {self.inputs.folder}"
+        return (
+            f"The last good checkpoint in {checkpoints} is kept; go on from it with "
+            f"--resume {self.inputs.folder}"
         )
 
     def _gradient_norms(self) -> dict[str, float]:
@@ -271,34 +303,102 @@ class _Stage:
             torch._foreach_mul_(gradients, min(1.0, self.config.optimiser.clip / (total + 1e-6)))
         return norms
 
+    def _batches(self) -> Iterator[tuple[Batch, float]]:
+        """The stage's batches from here on, and the seconds each was waited for."""
+        runtime = self.inputs.runtime
+        batches = self.inputs.data.batches(
+            seed=self.inputs.seed, stage=self.config.name, batch_size=self.batch_size,
+            start=self.step, steps=self.length.steps,
+            rank=runtime.rank, num_processes=runtime.num_processes,
+        )  # fmt: skip
+        waiting = time.perf_counter()
+        try:
+            for batch in batches:
+                yield batch, time.perf_counter() - waiting
+                waiting = time.perf_counter()
+        except DataError as error:
+            if not runtime.is_main or self.step == 0:
+                raise
+            self._write(model_only=False)
+            raise DataError(
+                f"{error}. The state after step {self.step} of stage {self.config.name} is saved; "
+                f"once the data are back, go on with --resume {self.inputs.folder}"
+            ) from None
+
+    def _skipped(self, batch: Batch) -> events.ImagesSkipped:
+        self.skipped += len(batch.skipped)
+        return events.ImagesSkipped(
+            stage=self.config.name, images=batch.skipped, total=self.skipped
+        )
+
     def _evaluated(self) -> Iterator[events.Event]:
         if self.evaluated_at == self.step:
             return
-        model = self.inputs.model
-        model.eval()
-        with self.ema.swapped_in(), torch.no_grad():
-            self.metrics = dict(self.inputs.evaluate(model, self.config))
-            best = self.metrics["psnr"] > self.best
-            if best:
-                self.best = self.metrics["psnr"]
-                if self.following is None:
-                    model.save_pretrained(self.inputs.folder / "best")
+        with self.inputs.runtime.with_peers(self._way_on):
+            self.metrics, problem = self.inputs.runtime.on_main(self._evaluate)
+        best = self.metrics["psnr"] > self.best
+        self.best = max(self.best, self.metrics["psnr"])
         self.evaluated_at = self.step
         yield events.Evaluated(
             stage=self.config.name, step=self.step, metrics=self.metrics, best=best
         )
+        if problem:
+            yield events.Notice(text=problem)
 
-    def _saved(self) -> events.CheckpointSaved:
-        path = self._write(model_only=False)
+    def _evaluate(self) -> tuple[dict[str, float], str]:
+        """Held-out metrics of the EMA weights, and what kept the best ones from being saved."""
+        model = self.inputs.model
+        model.eval()
+        with self.ema.swapped_in(), torch.no_grad():
+            metrics = dict(self.inputs.evaluate(model, self.config))
+            if metrics["psnr"] > self.best:
+                try:
+                    model.save_pretrained(self.inputs.folder / "best" / self.config.name)
+                except CheckpointError as error:
+                    return metrics, f"the best weights so far are not saved: {error}"
+        return metrics, ""
+
+    def _saved(self) -> events.Event:
+        """A checkpoint on the way: one that cannot be written does not end the run."""
+        try:
+            path = self._write(model_only=False)
+        except CheckpointError as error:
+            return events.Notice(text=f"{error}. The run goes on and tries again when one is due")
         return events.CheckpointSaved(path=path, stage=self.config.name, step=self.step)
+
+    def _ended(self) -> events.StageEnded:
+        """What the next stage takes over is chosen and saved."""
+        model = self.inputs.model
+        ended = events.StageEnded(
+            stage=self.config.name, index=self.index, steps=self.step, seconds=self.seconds,
+            images_per_second=self.step * self.batch_size / self.seconds if self.seconds else 0.0,
+            trained=self.report.trained, metrics=self.metrics,
+            digests={
+                "weights": digest(model.state_dict()),
+                "ema": digest(self.ema.state_dict()),
+                "optimiser": digest(self.optimisation.optimiser.state_dict()),
+            },
+        )  # fmt: skip
+        self.history[self.config.name] = asdict(ended)
+        if self.following is None or self.following.start_from == "ema":
+            self.ema.swap()
+        self.inputs.runtime.release()
+        self._write(model_only=True)
+        model.requires_grad_(False)
+        return ended
 
     def _write(self, *, model_only: bool) -> Path:
         """Save the state; at a stage's end only what the next stage takes over."""
         index, step = (self.index + 1, 0) if model_only else (self.index, self.step)
+        path = checkpoint_path(self.inputs.folder / "checkpoints", index, step)
+        if not self.inputs.runtime.is_main:
+            return path
         state: dict[str, Any] = {
             "stage": index,
             "step": step,
             "model": self.inputs.model.state_dict(),
+            "num_images": self.inputs.data.num_images,
+            "history": self.history,
         }
         if not model_only:
             state |= {
@@ -308,7 +408,6 @@ class _Stage:
                 "skipped": self.skipped,
                 "best": self.best,
             }
-        path = checkpoint_path(self.inputs.folder / "checkpoints", index, step)
         save_checkpoint(path, state, keep=self.inputs.recipe.keep_checkpoints)
         return path
 
@@ -349,22 +448,15 @@ class _StopSignal(contextlib.AbstractContextManager["_StopSignal"]):
 
     def _remember(self, number: int, _: FrameType | None) -> None:
         self.received = signal.Signals(number).name
-        signal.signal(number, self._previous[signal.Signals(number)])
+        for each, handler in self._previous.items():
+            signal.signal(each, handler)
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _split(batch: Batch, parts: int) -> Iterator[tuple[torch.Tensor, tuple[int, ...]]]:
+def _split(batch: Batch, parts: int) -> list[tuple[Tensor, tuple[int, ...]]]:
     size = math.ceil(len(batch.samples) / parts)
-    for i in range(0, len(batch.samples), size):
-        yield batch.images[i : i + size], batch.samples[i : i + size]
-
-
-def _averaged(outcomes: list[tuple[float, Outcome]], name: str) -> dict[str, float]:
-    labels = getattr(outcomes[0][1], name)
-    return {
-        label: sum(share * float(getattr(o, name)[label]) for share, o in outcomes)
-        for label in labels
-    }
+    starts = range(0, len(batch.samples), size)
+    return [(batch.images[i : i + size], batch.samples[i : i + size]) for i in starts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import importlib.util
 import logging
 import os
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from rpiae.core.contracts import Batch, HeldOut
+from rpiae.core.contracts import Batch, HeldOut, local_samples
 from rpiae.core.errors import DataError, UsageError
 from rpiae.core.randomness import generator, key, uniform
 from rpiae.data.images import (
@@ -208,7 +209,7 @@ class _Requests:
             yield [self._request(sample) for sample in self._samples(step)]
 
 
-class ImageDataset:
+class ImageDataset(abc.ABC):
     """Random square crops of a source's images, and some images that are held out.
 
     Sample k of a stage is crop number k of a stream that depends on (seed, stage) alone: epoch
@@ -234,7 +235,15 @@ class ImageDataset:
         self._reported: set[str] = set()
 
     def batches(
-        self, *, seed: int, stage: str, batch_size: int, start: int, steps: int
+        self,
+        *,
+        seed: int,
+        stage: str,
+        batch_size: int,
+        start: int,
+        steps: int,
+        rank: int = 0,
+        num_processes: int = 1,
     ) -> Iterator[Batch]:
         """Batches of the steps ``start`` to ``steps`` − 1 of a stage; step s has the samples s·b ….
 
@@ -255,7 +264,7 @@ class ImageDataset:
             )
 
         def samples(step: int) -> range:
-            return range(step * batch_size, (step + 1) * batch_size)
+            return local_samples(step, batch_size, rank=rank, num_processes=num_processes)
 
         for batch in self._load(_Requests(request, samples, range(start, steps))):
             fresh = tuple(text for text in batch.skipped if text not in self._reported)
@@ -282,13 +291,13 @@ class ImageDataset:
         parts = [_unit(batch.pixels) for batch in batches]
         return torch.cat(parts) if parts else torch.empty(0, 3, self.image_size, self.image_size)
 
+    @abc.abstractmethod
     def held_out(self) -> HeldOut:
         """The images that are never trained on.
 
         Raises:
             DataError: if none of them can be used.
         """
-        raise NotImplementedError
 
     def _load(self, requests: _Requests) -> Iterator[_CropBatch]:
         loader = DataLoader(
@@ -300,8 +309,19 @@ class ImageDataset:
             # Without one, the loader draws from, and so advances, the global generator.
             generator=torch.Generator(),
         )
-        batch: _CropBatch
-        for batch in loader:
+        batches: Iterator[_CropBatch] = iter(loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                # A worker that dies takes its cause with it; what torch says is all there is.
+                raise DataError(
+                    f"a process that loads images ended ({str(error).partition(chr(10))[0]}): "
+                    "often the machine ran out of memory. Lower data.workers (0 loads in the "
+                    "training process)"
+                ) from None
             if batch.failure:
                 raise DataError(batch.failure)
             yield batch

@@ -47,6 +47,8 @@ class VitDecoder(nn.Module):
         stored_grid: Sequence[int] = (),
     ) -> None:
         super().__init__()
+        if width % 4:
+            raise ValueError(f"width {width} is not a multiple of 4, as sin-cos positions need it")
         self.features = features
         self.patch = patch
         self.width = width

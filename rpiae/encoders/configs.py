@@ -63,7 +63,9 @@ class TimmEncoderConfig(EncoderConfig):
 
             known = describe_model(self.model, self.model_args)
             width, patch, num_blocks, prefix, mean, std = known
-        assert width and patch and num_blocks
+        assert width
+        assert patch
+        assert num_blocks
         assert prefix is not None
         _check_layers(self.layers, num_blocks, self.label)
         output_patch = self.output_patch or (16 if patch == 14 else patch)

@@ -10,13 +10,14 @@ import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from timm.layers import HybridEmbed
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from rpiae.core.attention import attention
 from rpiae.core.blocks import resample_positions
-from rpiae.core.contracts import BlockFeatures, Features
+from rpiae.core.contracts import BlockFeatures, Features, block_index
 from rpiae.core.errors import CheckpointError, FetchError, UsageError, did_you_mean
 from rpiae.core.shapes import map_grid, map_to_tokens
 from rpiae.encoders.hub import read_weights
@@ -68,7 +69,8 @@ class TimmEncoder(nn.Module):
         self._antialias = "dinov2" in model or "dinov2" in str(
             network.pretrained_cfg.get("hf_hub_id", "")
         )
-        self._plain = isinstance(network, VisionTransformer)
+        # Subclasses embed in their own ways (a distillation token, other positions).
+        self._plain = type(network) is VisionTransformer
         for unused in ("norm", "head", "fc_norm", "head_drop"):
             if hasattr(network, unused):
                 setattr(network, unused, nn.Identity())
@@ -96,7 +98,7 @@ class TimmEncoder(nn.Module):
 
     def blocks(self, images: Float[Tensor, "b 3 h w"], indices: Sequence[int]) -> BlockFeatures:
         """Patch tokens after the blocks with these indices, in the order asked for."""
-        wanted = [index % self.num_blocks for index in indices]
+        wanted = [block_index(index, self.num_blocks) for index in indices]
         grid = (1, images.shape[-2] // self.patch, images.shape[-1] // self.patch)
         if not self._plain:
             found = self.network.forward_intermediates(
@@ -250,9 +252,16 @@ def _create(model: str, model_args: Mapping[str, Any]) -> Any:
             f"image size: {error}"
         ) from None
     patch = getattr(getattr(network, "patch_embed", None), "proj", None)
-    if not (isinstance(patch, nn.Conv2d) and hasattr(network, "blocks")):
+    if not (isinstance(patch, nn.Conv2d) and hasattr(network, "blocks")) or isinstance(
+        network.patch_embed, HybridEmbed
+    ):
         raise UsageError(
             f"timm model {model!r} ({type(network).__name__}) cannot be a pivot: it has no patch "
             "embedding and blocks that yield patch tokens"
+        )
+    if not hasattr(getattr(network.blocks[-1], "mlp", None), "fc2"):
+        raise UsageError(
+            f"timm model {model!r} ({type(network).__name__}) cannot be a pivot: its last block has "
+            "no MLP output weight, which adaptive weights refer to"
         )
     return network

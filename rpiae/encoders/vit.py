@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rpiae.core.blocks import Block, resample_positions, sincos_positions
-from rpiae.core.contracts import BlockFeatures, Features
+from rpiae.core.contracts import BlockFeatures, Features, block_index
 from rpiae.core.shapes import Grid, map_grid, map_to_tokens
 
 
@@ -86,7 +86,7 @@ class VitEncoder(nn.Module):
 
     def blocks(self, images: Float[Tensor, "b 3 h w"], indices: Sequence[int]) -> BlockFeatures:
         """Patch tokens after the blocks with these indices, in the order asked for."""
-        wanted = [index % self.num_blocks for index in indices]
+        wanted = [block_index(index, self.num_blocks) for index in indices]
         tokens, grid = self._embed(images)
         kept: dict[int, Tensor] = {}
         for index, block in enumerate(self.transformer[: max(wanted) + 1]):

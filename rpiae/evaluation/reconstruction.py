@@ -16,8 +16,11 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from rpiae.core.contracts import HeldOut, Replica
 from rpiae.core.recipe import StageConfig
-from rpiae.core.shapes import pad_to, patchify, unpatchify
+from rpiae.core.shapes import patchify, unpatchify
 from rpiae.core.tokenizer import RPiAE
+
+#: PSNR in dB that an image without any error counts as; 8-bit images that differ reach at most 99.
+EXACT = 100.0
 
 #: Tokens per forward pass; bounds the memory of an evaluation.
 TOKENS_PER_BATCH = 8192
@@ -64,8 +67,8 @@ def score(reconstructions: Float[Tensor, "n 3 s s"], held_out: HeldOut) -> Score
 
 
 def psnr_of(mean_squared_error: float) -> float:
-    """Peak signal-to-noise ratio in dB for a peak of 1; infinite for no error."""
-    return math.inf if mean_squared_error == 0 else -10 * math.log10(mean_squared_error)
+    """Peak signal-to-noise ratio in dB for a peak of 1, at most ``EXACT``; NaN for NaN."""
+    return EXACT if mean_squared_error < 1e-10 else -10 * math.log10(mean_squared_error)
 
 
 def photographs(images: Float[Tensor, "n 3 s s"], held_out: HeldOut) -> dict[str, Tensor]:
@@ -101,7 +104,7 @@ def drift(model: RPiAE, replica: Replica, images: Float[Tensor, "n 3 s s"]) -> f
     """Mean 1 − cosine between the encoder's tokens and the pivot's, over all tokens."""
 
     def one(batch: Tensor) -> Tensor:
-        ours, pivot = model.features(batch).tokens, replica.features(_padded(model, batch)).tokens
+        ours, pivot = model.features(batch).tokens, replica.features(batch).tokens
         return 1 - F.cosine_similarity(ours.float(), pivot.float(), dim=-1)
 
     return _batched(one, images, model).mean().item()
@@ -165,7 +168,3 @@ def _batched(function: Callable[[Tensor], Tensor], images: Tensor, model: RPiAE)
     return torch.cat(
         [function(batch.to(device)).float().cpu() for batch in torch.split(images, size)]
     )
-
-
-def _padded(model: RPiAE, images: Tensor) -> Tensor:
-    return pad_to(images, model.geometry(images.shape[-2], images.shape[-1]).padded)

@@ -71,7 +71,10 @@ def check_bridge(config: BridgeConfig) -> None:
     latent = posterior.mode()
     assert latent.shape == (2, facts.latent_channels, 2, 3), "describe() gives another latent shape"
     noise = torch.randn(latent.shape)
-    assert torch.equal(posterior.sample(noise), posterior.sample(noise)), "sample ignores its noise"
+    assert torch.equal(posterior.sample(noise), posterior.sample(noise)), "sample is not repeatable"
+    if facts.gaussian:
+        other = posterior.sample(torch.randn(latent.shape))
+        assert not torch.equal(posterior.sample(noise), other), "sample ignores its noise"
     decoded = bridge.decode(posterior.sample(noise))
     _check_features(decoded, tuple(tokens.shape), (1, rows, columns))
     if facts.gaussian:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from rpiae.core.contracts import Batch, HeldOut
+from rpiae.core.contracts import Batch, HeldOut, local_samples
+
 
 class SyntheticImages:
     """Smooth random images as a dataset, the same in every process.
@@ -26,11 +27,19 @@ class SyntheticImages:
         self.images: Float[Tensor, "n 3 s s"] = F.interpolate(coarse, size=size, mode="bilinear")
 
     def batches(
-        self, *, seed: int, stage: str, batch_size: int, start: int, steps: int
+        self,
+        *,
+        seed: int,
+        stage: str,
+        batch_size: int,
+        start: int,
+        steps: int,
+        rank: int = 0,
+        num_processes: int = 1,
     ) -> Iterator[Batch]:
         """The images in turn."""
         for step in range(start, steps):
-            samples = tuple(range(step * batch_size, (step + 1) * batch_size))
+            samples = tuple(local_samples(step, batch_size, rank=rank, num_processes=num_processes))
             yield Batch(self.images[[sample % self.num_images for sample in samples]], samples, ())
 
     def held_out(self) -> HeldOut:

@@ -27,14 +27,17 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ),
     tuple(
         f"core.{name}"
-        for name in ("registry", "recipe", "attention", "blocks", "events", "freeze", "ema", "runtime")
+        for name in (
+            "registry", "recipe", "attention", "adaptive", "blocks", "events", "freeze", "ema",
+            "runtime",
+        )
     ),
     ("encoders", "bridges", "decoders", "losses", "recipes"),
     tuple(
         f"core.{name}"
         for name in (
             "resolve", "build", "tokenizer", "objective", "players", "checkpoint", "adapters",
-            "pivot", "plan", "trainer",
+            "pivot", "plan", "changes", "trainer",
         )
     ),
     ("video", "data", "evaluation"),

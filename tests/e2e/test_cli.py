@@ -55,7 +55,7 @@ def test_build_leaves_everything_it_promises(run_folder: Path) -> None:
         assert {"psnr", "ssim", "drift", "seconds", "images_per_second", "parameters"} <= set(stage)
     assert len(summary["photographs"]) == 2
     assert "mean colour" in summary["verdict"]
-    for name in ("tokenizer/config.json", "best/model.safetensors", "curves.png", "events.jsonl"):
+    for name in ("tokenizer/config.json", "best/polish/model.safetensors", "curves.png", "events.jsonl"):
         assert (run_folder / name).stat().st_size > 0, name
     assert len(list((run_folder / "samples").glob("*.png"))) == 2
     assert list((run_folder / "tensorboard").glob("events.*"))
@@ -121,7 +121,7 @@ def test_reconstruct(run_folder: Path, tmp_path: Path) -> None:
         (["build", "--out", "/proc/nowhere"], 2, "cannot write to"),
         (["build", "--device", "tpu"], 2, "auto, cpu, cuda"),
         (["build", "--resume", "nowhere"], 1, "not a run's folder"),
-        (["build", "--resume", "x", "--seed", "1"], 2, "leave out --seed"),
+        (["build", "--resume", "x", "--out", "y"], 2, "leave out --out"),
         (["build", "--init", "nowhere"], 1, "does not exist"),
         (["build", "--config", "nowhere.toml"], 2, "cannot read nowhere.toml"),
         (["build", "--encoder", "timm:resnet18"], 2, "cannot be a pivot"),

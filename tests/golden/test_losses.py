@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from rpiae.bridges.variational import LOGVAR_RANGE, DiagonalGaussian
+from rpiae.core.adaptive import adaptive_ratio
 from rpiae.core.contracts import BlockFeatures, Features, StepContext
 from rpiae.core.ema import Ema
-from rpiae.core.objective import Objective, adaptive_ratio
+from rpiae.core.objective import Objective
 from rpiae.core.players import Optimisation
 from rpiae.core.recipe import OptimiserConfig, StageLength, TermConfig
 from rpiae.core.schedules import learning_rate
