@@ -47,6 +47,10 @@ CONFIG_FILE = "config.toml"
 SUMMARY_FILE = "summary.json"
 LOCK_FILE = ".lock"
 
+#: Seconds to wait for the folder of a run that was killed just now: its loading processes hold the
+#: lock until they too have ended.
+PATIENCE = 3.0
+
 
 def resolve(
     tree: Tree | None = None,
@@ -243,7 +247,7 @@ class _Claim(contextlib.AbstractContextManager["_Claim"]):
 
     def _acquire(self) -> None:
         folder = self._folder
-        lock = FileLock(folder / LOCK_FILE, timeout=0)
+        lock = FileLock(folder / LOCK_FILE, timeout=PATIENCE)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import abc
 import importlib.util
 import logging
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -305,7 +307,7 @@ class ImageDataset(abc.ABC):
             batch_sampler=requests,
             num_workers=min(self._workers, len(requests)),
             collate_fn=_collated,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_live_with_parent,
             # Without one, the loader draws from, and so advances, the global generator.
             generator=torch.Generator(),
         )
@@ -356,9 +358,20 @@ def _collated(crops: list[_Crop]) -> _CropBatch:
     )
 
 
-def _ignore_interrupts(_: int) -> None:
+def _live_with_parent(_: int) -> None:
+    """Have a loading process end with the training process, and not before."""
     # Ctrl-C reaches the workers too, and the training process still finishes its step with them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # One that outlived a killed run would hold what it inherited: the lock on the run's folder.
+    # Torch's own watch looks every five seconds, and misses a parent that ended before it began.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _unit(pixels: Tensor) -> Tensor:

@@ -1,0 +1,78 @@
+"""A short run in a process of its own, to be killed, starved of disk space or launched in several."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rpiae import runs
+from rpiae.core import events
+from tests.toys import DECODERS, ENCODERS
+
+#: Forks of a process that has imported torch and computed nothing: cheap, and safe to fork.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.short_run", "rpiae.core.trainer", "rpiae.recording"])
+
+
+def write_images(folder: Path, *, count: int = 14, size: int = 40) -> Path:
+    """Random pictures; one of them damaged."""
+    folder.mkdir(parents=True)
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(0, 256, (size, size + i, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02}.png")
+    (folder / "03.png").write_bytes(b"not an image")
+    return folder
+
+
+def short_run(images: Path, out: Path, **recipe: Any) -> dict[str, Any]:
+    """Recipe quick in small, with all that draws at random: noise, samples, crops, two workers."""
+    return {
+        "encoder": ENCODERS["vit"], "bridge": "vb4", "decoder": DECODERS["vit"], "seed": 3,
+        "data": {"name": "folder", "path": str(images), "image_size": 32, "workers": 2,
+                 "held_out": 2},
+        "recipe": {"name": "quick", "batch_size": 4, "max_steps": 6, "checkpoint_every": 2,
+                   "evaluate_every": 4, **recipe},
+        "out": str(out), "device": "cpu", "precision": "fp32",
+    }  # fmt: skip
+
+
+ADAPTIVE = "recipe.stages[0].terms[1].adaptive={layer='encoder', warmup_steps=2}"
+
+
+def train_to_the_end(tree: dict[str, Any], overrides: tuple[str, ...] = (ADAPTIVE,)) -> None:
+    """Start or resume, and write the digests of all stages once they have ended."""
+    out = Path(tree["out"])
+    if (out / runs.CONFIG_FILE).exists():
+        happened = runs.resume(out)
+    else:
+        happened = runs.run(runs.resolve(tree, overrides=overrides))
+    with contextlib.closing(happened):
+        digests = {}
+        for event in happened:
+            if isinstance(event, events.StageEnded):
+                digests[event.stage] = dict(event.digests)
+            if len(digests) == 3:
+                break
+    part = out / "digests.part"
+    part.write_text(json.dumps(digests))
+    part.rename(out / "digests.json")
+
+
+def quietly(log: Path, function: Any, *arguments: Any) -> None:
+    """Call a function in this process, whose output goes to a file."""
+    sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(sink, sys.stderr.fileno())
+    function(*arguments)
+
+
+def digests(folder: Path) -> dict[str, dict[str, str]]:
+    """The digests that ``train_to_the_end`` wrote."""
+    return json.loads((folder / "digests.json").read_text())
