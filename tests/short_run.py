@@ -28,7 +28,7 @@ def write_images(folder: Path, *, count: int = 14, size: int = 40) -> Path:
     for i in range(count):
         pixels = np.random.default_rng(i).integers(0, 256, (size, size + i, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i:02}.png")
-    (folder / "03.png").write_bytes(b"not an image")
+    (folder / "05.png").write_bytes(b"not an image")
     return folder
 
 

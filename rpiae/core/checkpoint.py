@@ -77,6 +77,9 @@ def _feed(found: Any, state: Any) -> None:
 
 
 def _reason(error: BaseException) -> str:
+    # Torch's writer raises an error of its own out of the one that says why.
+    while not isinstance(error, OSError) and error.__context__ is not None:
+        error = error.__context__
     return getattr(error, "strerror", None) or str(error).partition("\n")[0]
 
 

@@ -14,7 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from attrs import frozen
 from torch import Tensor, nn
 
-from rpiae.core.errors import RpiaeError, RunError, TrainingError, UsageError
+from rpiae.core.errors import DataError, RpiaeError, RunError, TrainingError, UsageError
 
 T = TypeVar("T")
 Precision = Literal["auto", "fp32", "bf16"]
@@ -137,15 +137,25 @@ class Runtime:
         return outcome[0]  # type: ignore[no-any-return]  # broadcast objects are untyped
 
     @contextlib.contextmanager
-    def with_peers(self, where: str) -> Iterator[None]:
-        """Where other processes are talked to: says so clearly if one of them is gone.
+    def with_others(self, where: str) -> Iterator[None]:
+        """Where other processes can make themselves felt: says clearly if one of them is gone.
+
+        Args:
+            where: how to go on, for the message.
 
         Raises:
-            TrainingError: if another process ended.
+            TrainingError: if another training process ended.
+            DataError: if a process that loads images was killed; torch raises that at any moment.
         """
         try:
             yield
         except RuntimeError as error:
+            if "DataLoader worker" in str(error):
+                raise DataError(
+                    f"a process that loads images ended ({_first_line(error)}): often the machine "
+                    "ran out of memory. Lower data.workers (0 loads in the training process). "
+                    f"{where}"
+                ) from None
             lost = isinstance(error, torch.distributed.DistError) or any(
                 name in str(error) for name in ("gloo", "NCCL", "Connection closed by peer")
             )

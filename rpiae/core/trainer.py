@@ -198,12 +198,12 @@ class _Stage:
         for batch, waited in self._batches():
             if batch.skipped:
                 yield self._skipped(batch)
-            with runtime.with_peers(self._way_on):
+            with runtime.with_others(self._way_on):
                 done = self._step(batch, waited)
             yield done
             if self.step < self.length.steps and _due(self.step, recipe.evaluate_every):
                 yield from self._evaluated()
-            with runtime.with_peers(self._way_on):
+            with runtime.with_others(self._way_on):
                 stopped = runtime.any(bool(stop.received))
             if stopped:
                 path = self._write(model_only=False)
@@ -283,7 +283,7 @@ class _Stage:
     def _way_on(self) -> str:
         checkpoints = self.inputs.folder / "checkpoints"
         if not list_checkpoints(checkpoints):
-            return f"No checkpoint was due yet: start again in another folder than {self.inputs.folder}"
+            return f"No checkpoint was due yet: --resume {self.inputs.folder} begins anew"
         return (
             f"The last good checkpoint in {checkpoints} is kept; go on from it with "
             f"--resume {self.inputs.folder}"
@@ -317,13 +317,9 @@ class _Stage:
                 yield batch, time.perf_counter() - waiting
                 waiting = time.perf_counter()
         except DataError as error:
-            if not runtime.is_main or self.step == 0:
-                raise
-            self._write(model_only=False)
-            raise DataError(
-                f"{error}. The state after step {self.step} of stage {self.config.name} is saved; "
-                f"once the data are back, go on with --resume {self.inputs.folder}"
-            ) from None
+            if runtime.is_main and self.step > 0:
+                self._write(model_only=False)
+            raise DataError(f"{error}. {self._way_on}") from None
 
     def _skipped(self, batch: Batch) -> events.ImagesSkipped:
         self.skipped += len(batch.skipped)
@@ -334,7 +330,7 @@ class _Stage:
     def _evaluated(self) -> Iterator[events.Event]:
         if self.evaluated_at == self.step:
             return
-        with self.inputs.runtime.with_peers(self._way_on):
+        with self.inputs.runtime.with_others(self._way_on):
             self.metrics, problem = self.inputs.runtime.on_main(self._evaluate)
         best = self.metrics["psnr"] > self.best
         self.best = max(self.best, self.metrics["psnr"])

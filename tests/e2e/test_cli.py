@@ -55,7 +55,12 @@ def test_build_leaves_everything_it_promises(run_folder: Path) -> None:
         assert {"psnr", "ssim", "drift", "seconds", "images_per_second", "parameters"} <= set(stage)
     assert len(summary["photographs"]) == 2
     assert "mean colour" in summary["verdict"]
-    for name in ("tokenizer/config.json", "best/polish/model.safetensors", "curves.png", "events.jsonl"):
+    for name in (
+        "tokenizer/config.json",
+        "best/polish/model.safetensors",
+        "curves.png",
+        "events.jsonl",
+    ):
         assert (run_folder / name).stat().st_size > 0, name
     assert len(list((run_folder / "samples").glob("*.png"))) == 2
     assert list((run_folder / "tensorboard").glob("events.*"))

@@ -1,0 +1,128 @@
+"""Several processes give one process's numbers, and hand runs over to one another."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rpiae import runs
+from rpiae.core import events
+from tests.short_run import ADAPTIVE, short_run, write_images
+
+STAGES = ("tune", "compress")
+LENGTHS = tuple(f"recipe.stages[{i}].steps={n}" for i, n in enumerate((30, 30, 1)))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "images")
+
+
+def tree(images: Path, out: Path) -> dict[str, Any]:
+    made = short_run(images, out, batch_size=5, evaluate_every=0, checkpoint_every=5)
+    del made["recipe"]["max_steps"]
+    return made
+
+
+def curve(out: Path) -> dict[tuple[str, int], float]:
+    rows = map(json.loads, (out / "events.jsonl").read_text().splitlines())
+    return {
+        (row["stage"], row["step"]): row["total"]
+        for row in rows
+        if row["event"] == "StepDone" and row["stage"] in STAGES
+    }
+
+
+def go_on(out: Path, *, until: tuple[str, int]) -> None:
+    happened = runs.resume(out)
+    stop_at(happened, until)
+
+
+def stop_at(happened: Any, until: tuple[str, int]) -> None:
+    for event in happened:
+        if isinstance(event, events.StepDone) and (event.stage, event.step) == until:
+            break
+    happened.close()
+
+
+def launched(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "rpiae", "build", "--processes", "2", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_two_processes_one_killed_and_one_process_goes_on(tmp_path: Path, images: Path) -> None:
+    whole = runs.run(runs.resolve(tree(images, tmp_path / "one"), overrides=(ADAPTIVE, *LENGTHS)))
+    stop_at(whole, ("compress", 30))
+    expected = curve(tmp_path / "one")
+    assert len(expected) == 60
+
+    out = tmp_path / "two"
+    begun = runs.resolve(tree(images, out), overrides=(ADAPTIVE, *LENGTHS))
+    config = tmp_path / "run.toml"
+    config.write_text(runs.dump_toml(begun.config))
+    process = launched("--config", str(config))
+    log = out / "events.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count('"compress", "step"') >= 8):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    ranks = {
+        child.environ().get("RANK"): child
+        for child in psutil.Process(process.pid).children()
+        if "rpiae" in child.cmdline()
+    }
+    ranks["1"].kill()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "process 1 was ended by signal 9" in errors
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+
+    go_on(out, until=("compress", 30))
+    found = curve(out)
+    assert found.keys() == expected.keys()
+    for place, total in expected.items():
+        assert found[place] == pytest.approx(total, abs=1e-4), place
+
+
+def test_one_process_begins_and_two_finish(tmp_path: Path, images: Path) -> None:
+    out = tmp_path / "run"
+    begun = runs.resolve(tree(images, out), overrides=(ADAPTIVE, *LENGTHS))
+    stop_at(runs.run(begun), ("tune", 17))
+    process = launched("--resume", str(out))
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert "in 2 processes" in errors
+    summary = json.loads((out / "summary.json").read_text())
+    assert [stage["steps"] for stage in summary["stages"]] == [30, 30, 1]
+
+    whole = runs.run(runs.resolve(tree(images, tmp_path / "one"), overrides=(ADAPTIVE, *LENGTHS)))
+    stop_at(whole, ("compress", 30))
+    found, expected = curve(out), curve(tmp_path / "one")
+    assert found.keys() == expected.keys()
+    for place, total in expected.items():
+        assert found[place] == pytest.approx(total, abs=1e-4), place
+
+
+def test_more_processes_than_images_in_a_step(tmp_path: Path, images: Path) -> None:
+    made = tree(images, tmp_path / "run")
+    made["recipe"]["batch_size"] = 1
+    config = tmp_path / "run.toml"
+    config.write_text(runs.dump_toml(runs.resolve(made).config))
+    process = launched("--config", str(config))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert errors.count("fewer than the 2 processes") == 1
+    assert "Traceback" not in errors
