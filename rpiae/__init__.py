@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         DatasetConfig,
         DecoderConfig,
         EncoderConfig,
+        EncoderDescription,
         LossConfig,
     )
     from rpiae.core.errors import RpiaeError
@@ -45,6 +46,7 @@ _WHERE = {
     "DecoderConfig": "rpiae.core.config",
     "ENCODERS": "rpiae.encoders",
     "EncoderConfig": "rpiae.core.config",
+    "EncoderDescription": "rpiae.core.config",
     "Entry": "rpiae.core.registry",
     "LOSSES": "rpiae.losses",
     "LossConfig": "rpiae.core.config",
@@ -74,6 +76,7 @@ __all__ = [
     "DatasetConfig",
     "DecoderConfig",
     "EncoderConfig",
+    "EncoderDescription",
     "Entry",
     "LossConfig",
     "Manifest",

@@ -18,9 +18,9 @@ from filelock import FileLock, Timeout
 from rpiae.core import events
 from rpiae.core.build import build_tokenizer
 from rpiae.core.changes import Change, allowed_changes
-from rpiae.core.checkpoint import progress
+from rpiae.core.checkpoint import list_checkpoints, progress
 from rpiae.core.config import Tree, dump_toml, read_toml, unparse
-from rpiae.core.contracts import Dataset
+from rpiae.core.contracts import Dataset, HeldOut
 from rpiae.core.errors import CheckpointError, RunError, UsageError
 from rpiae.core.objective import PivotReplica
 from rpiae.core.pivot import inherit_pivot, read_pivot, write_pivot
@@ -124,6 +124,7 @@ def run(config: RunConfig | ResolvedRun | Tree) -> Iterator[events.Event]:
             resolved.tokenizer, pretrained=True, seed=resolved.config.seed,
             trained_size=data.image_size,
         )  # fmt: skip
+        held_out = data.held_out()
         init = resolved.config.init
         source = RPiAE.from_pretrained(init) if init else None
         if source is not None:
@@ -134,7 +135,7 @@ def run(config: RunConfig | ResolvedRun | Tree) -> Iterator[events.Event]:
             model.load_state_dict(source.state_dict())
             if not anchored:
                 yield events.Notice(text=f"{init} has no pivot beside it: encoder's own is used")
-        yield from _trained(resolved, model, data, runtime, resume=False)
+        yield from _trained(resolved, model, data, held_out, runtime, resume=False)
 
 
 def resume(
@@ -170,7 +171,7 @@ def resume(
                 load_state(
                     model, RPiAE.from_pretrained(config.init).state_dict(), source=config.init
                 )
-        yield from _trained(resolved, model, data, runtime, resume=True)
+        yield from _trained(resolved, model, data, data.held_out(), runtime, resume=True)
 
 
 def resumed_config(
@@ -260,7 +261,7 @@ class _Claim(contextlib.AbstractContextManager["_Claim"]):
                 f"cannot write to {folder}: {error.strerror}. Name another --out"
             ) from None
         self._lock = lock
-        if not self._resume and (folder / CONFIG_FILE).exists():
+        if not self._resume and list_checkpoints(folder / "checkpoints"):
             lock.release()
             raise UsageError(
                 f"{folder} already holds a run: go on with --resume {folder}, or name another --out"
@@ -286,7 +287,13 @@ def _begin(config: RunConfig, model: RPiAE, folder: Path) -> bool:
 
 
 def _trained(
-    resolved: ResolvedRun, model: RPiAE, data: Dataset, runtime: Runtime, *, resume: bool
+    resolved: ResolvedRun,
+    model: RPiAE,
+    data: Dataset,
+    held_out: HeldOut,
+    runtime: Runtime,
+    *,
+    resume: bool,
 ) -> Iterator[events.Event]:
     config = resolved.config
     folder = Path(config.out)
@@ -295,7 +302,6 @@ def _trained(
     yield events.Notice(
         text=f"{runtime.precision} on {runtime.device}{processes}: {runtime.reason}"
     )
-    held_out = data.held_out()
     pivot = read_pivot(folder, config.encoder).to(runtime.device)
     replica = PivotReplica(pivot, output_patch=model.decoder.patch)
 

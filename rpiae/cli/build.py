@@ -32,7 +32,7 @@ def execute(arguments: argparse.Namespace) -> int:
         return _resume(arguments)
     source = str(arguments.config or "the command line")
     resolved = runs.resolve(
-        _tree(arguments), overrides=tuple(arguments.overrides), without=_without(arguments),
+        run_tree(arguments), overrides=tuple(arguments.overrides), without=without(arguments),
         source=source,
     )  # fmt: skip
     if arguments.dry_run:
@@ -58,7 +58,7 @@ def _resume(arguments: argparse.Namespace) -> int:
             f"--resume goes on with the run in {arguments.resume}; leave out {', '.join(refused)}. "
             "To start another run from its weights, use --init"
         )
-    changes, overrides = _tree(arguments), tuple(arguments.overrides)
+    changes, overrides = run_tree(arguments), tuple(arguments.overrides)
     resolved, _ = runs.resumed_config(Path(arguments.resume), changes=changes, overrides=overrides)
     if arguments.dry_run:
         print_plan(runs.plan(resolved))
@@ -68,7 +68,8 @@ def _resume(arguments: argparse.Namespace) -> int:
     return _follow(runs.resume(arguments.resume, changes=changes, overrides=overrides))
 
 
-def _tree(arguments: argparse.Namespace) -> Tree:
+def run_tree(arguments: argparse.Namespace) -> Tree:
+    """The run that the options and ``--config`` describe."""
     tree = read_toml(Path(arguments.config)) if arguments.config else {}
     for name in NAMED:
         value = getattr(arguments, name)
@@ -77,7 +78,8 @@ def _tree(arguments: argparse.Namespace) -> Tree:
     return tree
 
 
-def _without(arguments: argparse.Namespace) -> tuple[str, ...]:
+def without(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The losses that ``--without`` names."""
     listed = [name.strip() for text in arguments.without for name in text.split(",")]
     return tuple(name for name in listed if name)
 

@@ -19,10 +19,12 @@ data = "sample"
 seed = 0
 precision = "auto"
 
+# In place of the line `encoder = ...` above, at the end of the file:
 # [encoder]
 # name = "dinov2-b"
 # pretrained = true
 
+# In place of the line `recipe = ...`:
 # [recipe]
 # name = "quick"
 # batch_size = 16

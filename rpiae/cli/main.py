@@ -73,35 +73,53 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(module=module)
         return made
 
+    def text(given: str) -> str:
+        if not given:
+            raise argparse.ArgumentTypeError("it is empty")
+        return given
+
+    def run_options(verb: argparse.ArgumentParser) -> None:
+        for part, example in (
+            ("encoder", "tiny, dinov2-b, timm:MODEL"),
+            ("bridge", "vb64, identity"),
+            ("decoder", "vit-t … vit-xl"),
+            ("recipe", "quick, rpiae, rae"),
+            ("data", "sample, folder:PATH, parquet:PATH"),
+        ):
+            verb.add_argument(f"--{part}", metavar="NAME", type=text, help=f"for example {example}")
+        verb.add_argument(
+            "--config", metavar="FILE", type=text, help="a TOML file; options override it"
+        )
+        verb.add_argument(
+            "--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides",
+            help="set one field, such as recipe.stages[0].noise=0.4; repeatable",
+        )  # fmt: skip
+        verb.add_argument(
+            "--without", action="append", default=[], metavar="LOSSES",
+            help="leave losses out of every stage, comma-separated",
+        )  # fmt: skip
+        verb.add_argument("--seed", type=int)
+        verb.add_argument("--device", metavar="NAME", type=text, help="auto, cpu, cuda or cuda:N")
+        verb.add_argument("--precision", choices=["auto", "fp32", "bf16"])
+
     build = verb("build", "build", "plan, train and evaluate a tokenizer")
-    for part, example in (
-        ("encoder", "tiny, dinov2-b, timm:MODEL"),
-        ("bridge", "vb64, identity"),
-        ("decoder", "vit-t … vit-xl"),
-        ("recipe", "quick, rpiae, rae"),
-        ("data", "sample, folder:PATH, parquet:PATH"),
-    ):
-        build.add_argument(f"--{part}", metavar="NAME", help=f"for example {example}")
-    build.add_argument("--config", metavar="FILE", help="a TOML file; options override it")
+    run_options(build)
     build.add_argument(
-        "--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides",
-        help="set one field, such as recipe.stages[0].noise=0.4; repeatable",
-    )  # fmt: skip
-    build.add_argument(
-        "--without", action="append", default=[], metavar="LOSSES",
-        help="leave losses out of every stage, comma-separated",
-    )  # fmt: skip
-    build.add_argument("--out", metavar="FOLDER", help="the run's folder (default: runs/…)")
-    build.add_argument("--init", metavar="FOLDER", help="start from a run's tokenizer")
-    build.add_argument("--resume", metavar="FOLDER", help="go on with a run")
-    build.add_argument("--seed", type=int)
-    build.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")
-    build.add_argument("--precision", choices=["auto", "fp32", "bf16"])
+        "--out", metavar="FOLDER", type=text, help="the run's folder (default: runs/…)"
+    )
+    build.add_argument("--init", metavar="FOLDER", type=text, help="start from a run's tokenizer")
+    build.add_argument("--resume", metavar="FOLDER", type=text, help="go on with a run")
     build.add_argument(
         "--processes", type=int, default=1, metavar="N",
         help="processes on this machine, one per GPU; accelerate launch starts more",
     )  # fmt: skip
     build.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+
+    bench = verb("bench", "bench", "measure speed, cost and memory of a combination")
+    run_options(bench)
+    bench.add_argument("--repeats", type=int, default=5, metavar="N")
+    bench.add_argument("--json", action="store_true")
+    bench.set_defaults(out=None, init=None)
 
     listing = verb("list", "listing", "list parts and presets")
     listing.add_argument("family", nargs="?", help="encoders, bridges, …, or plugins")

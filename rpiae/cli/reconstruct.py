@@ -26,9 +26,12 @@ def execute(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     if not out.parent.is_dir():
         raise UsageError(f"cannot write {out}: there is no folder {out.parent}")
+    photo = Path(arguments.photo)
+    if out.exists() and photo.exists() and out.samefile(photo):
+        raise UsageError(f"--out {out} is the photograph itself: name another file")
     device = choose_device(arguments.device)
     model = RPiAE.from_pretrained(arguments.run).to(device)
-    pixels = torch.from_numpy(decode(Path(arguments.photo)))
+    pixels = torch.from_numpy(decode(photo).copy())
     image = pixels.permute(2, 0, 1)[None].float() / 255
     height, width = image.shape[-2:]
     _, rows, columns = model.geometry(height, width).grid

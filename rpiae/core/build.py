@@ -36,7 +36,7 @@ def build_tokenizer(
     """
     with torch.random.fork_rng(devices=[]), torch.device("meta" if device == "meta" else "cpu"):
         if seed is not None:
-            torch.manual_seed(seed)
+            torch.manual_seed(seed % 2**63)
         model = RPiAE(
             encoder=_part("encoder", resolved.encoder),
             bridge=_part("bridge", resolved.bridge),

@@ -109,7 +109,10 @@ def load_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             problem = f"{path}: {error}"
             continue
+        if not {"stage", "step", "model", "num_images", "history"} <= state.keys():
+            problem = f"{path}: it is not a training state of this version"
+            continue
         return path, state
     if problem:
-        raise CheckpointError(f"no checkpoint can be read ({problem})")
+        raise CheckpointError(f"no checkpoint can be read ({problem}): begin another run")
     return None

@@ -29,6 +29,7 @@ from cattrs.errors import (
 from cattrs.gen import make_dict_structure_fn
 
 from rpiae.core.errors import ConfigError, UsageError, nearest
+from rpiae.core.watch import Alarm
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,15 +38,17 @@ Tree = dict[str, Any]
 T = TypeVar("T")
 
 
-def wired(fact: str, *, what: str, strict: bool = True) -> Any:
+def wired(fact: str, *, what: str, strict: bool = True, minimum: int = 1) -> Any:
     """A field that is filled from another part's description.
 
     Args:
         fact: what fills it, such as ``"encoder.width"``.
         what: the unit in words, for messages ("channels").
         strict: whether another value is a contradiction, or merely a choice.
+        minimum: least value that may be given.
     """
-    return field(default=None, metadata={"wired": fact, "what": what, "strict": strict})
+    metadata = {"wired": fact, "what": what, "strict": strict, "minimum": minimum}
+    return field(default=None, metadata=metadata)
 
 
 def settings_only(default: Any) -> Any:
@@ -200,6 +203,7 @@ class LossConfig(PartConfig):
     """
 
     family: ClassVar[str] = "losses"
+    alarm: ClassVar[Alarm | None] = None
     needs: ClassVar[frozenset[str]] = frozenset()
 
 
@@ -370,7 +374,7 @@ def read_toml(path: Path) -> Tree:
         UsageError: if it cannot be read or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -15,6 +15,7 @@ from rpiae.core.errors import UsageError
 from rpiae.core.recipe import AdaptiveConfig, StageLength, TermConfig
 from rpiae.core.schedules import term_weight
 from rpiae.core.shapes import encoder_view, geometry
+from rpiae.core.watch import Alarm
 
 
 @frozen(kw_only=True)
@@ -92,6 +93,11 @@ class Objective:
                     f"train the {config.adaptive.layer}"
                 )
             self._terms.append((label, config, config.loss.build()))
+
+    @property
+    def alarms(self) -> dict[str, Alarm]:
+        """What the terms want to be listened to for, by label."""
+        return {label: config.loss.alarm for label, config, _ in self._terms if config.loss.alarm}
 
     def junction(self, step: int) -> tuple[str, Junction] | None:
         """A junction at the encoder's output, where one can weigh what this step has to weigh.

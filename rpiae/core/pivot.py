@@ -22,6 +22,7 @@ def write_pivot(folder: Path, encoder: nn.Module) -> None:
     part = path.with_suffix(".part")
     try:
         save_file({name: t.contiguous() for name, t in encoder.state_dict().items()}, part)
+        part.chmod(0o644)  # safetensors lets its owner alone read it
         part.rename(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {path}: {error}") from None

@@ -333,6 +333,13 @@ class Registry:
         # A parametric name is closer to `vb64` than to its pattern.
         close = nearest(normalised(name), [re.sub(r"\{.*\}", "64", n) for n in names])
         hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+        if "/" in name:
+            forms = [
+                f"{entry.name}:{entry.argument.upper()}"
+                for entry in self.entries()
+                if entry.argument
+            ]
+            hint += f" For a path, write {' or '.join(forms)}." if forms else ""
         for plugin, error in self._broken.items():
             if normalised(name).startswith(normalised(plugin).removeprefix("rpiae-")) and not close:
                 return PluginError(f"plugin {plugin!r} is installed and broken: {error}")
@@ -351,6 +358,11 @@ class Registry:
         clashes = [(taken, _clash(record, taken)) for taken in self._all_records()]
         if any(clash and _same(record, taken) for taken, clash in clashes):
             return
+        if isinstance(record, _InProcessEntry):  # a notebook's cell that is run again
+            again = table.get(record.name)
+            if isinstance(again, _InProcessEntry) and again.target == record.target:
+                table[record.name] = record
+                return
         for taken, clash in clashes:
             if clash:
                 raise RegistrationError(

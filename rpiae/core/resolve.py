@@ -125,9 +125,11 @@ def resolve_run(
     tree = copy.deepcopy(tree)
     late = []
     for text in overrides:
-        steps, _ = parse_override(text)
+        steps, value = parse_override(text)
         if len(steps) == 1:
             apply_override(tree, text)
+        elif len(steps) == 2 and steps[0] in FIELDS and steps[1] == "name":
+            tree[str(steps[0])] = value
         else:
             late.append(text)
     expanded, origins, presets = _expanded(tree, defaults)

@@ -98,7 +98,18 @@ class RPiAE(nn.Module):
     def decode(
         self, latent: Float[Tensor, "b c h w"], *, size: tuple[int, int] | None = None
     ) -> Float[Tensor, "b 3 height width"]:
-        """Images of latents, not clamped; cropped to ``size`` (H, W) where it is given."""
+        """Images of latents, not clamped; cropped to ``size`` (H, W) where it is given.
+
+        Raises:
+            UsageError: if it is no latent of this tokenizer.
+        """
+        channels = self.bridge.latent_channels
+        if not isinstance(latent, Tensor) or latent.ndim != 4 or latent.shape[1] != channels:
+            given = tuple(latent.shape) if isinstance(latent, Tensor) else type(latent).__name__
+            raise UsageError(
+                f"latents must be tensors (batch, {channels}, h, w), not {given}; a posterior gives "
+                "them with mode() or sample()"
+            )
         return self.decode_features(self.expand(latent), size=size)
 
     def reconstruct(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
@@ -178,6 +189,7 @@ class RPiAE(nn.Module):
             (staged / "config.json").write_text(json.dumps(self._saved_config(), indent=2) + "\n")
             state = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
             save_file(state, staged / "model.safetensors", metadata={"format": "pt"})
+            (staged / "model.safetensors").chmod(0o644)  # safetensors lets its owner alone read it
             staged.chmod(0o755)
             replaced = staged.with_name(f"{staged.name}-replaced")
             if target.exists():
@@ -279,6 +291,8 @@ def tokenizer_folder(folder: str | os.PathLike[str]) -> Path:
     for candidate in (path, path / "tokenizer"):
         if (candidate / "config.json").is_file():
             return candidate
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file: name the folder of a run or tokenizer")
     what = "has no finished tokenizer yet" if path.is_dir() else "does not exist"
     raise CheckpointError(
         f"{path} {what}: expected config.json and model.safetensors there or in {path / 'tokenizer'}"

@@ -41,6 +41,7 @@ from rpiae.core.recipe import (
 )
 from rpiae.core.runtime import Runtime
 from rpiae.core.tokenizer import RPiAE, load_state
+from rpiae.core.watch import Watch
 
 #: Held-out metrics of the model as it stands, on a stage's path; larger ``psnr`` is better.
 Evaluate = Callable[[RPiAE, StageConfig], Mapping[str, float]]
@@ -143,6 +144,7 @@ class _Stage:
     optimiser: Any
     optimisation: Optimisation
     ema: Ema
+    watch: Watch
     history: dict[str, dict[str, Any]]
     step: int = 0
     seconds: float = 0.0
@@ -182,6 +184,7 @@ class _Stage:
             inputs=inputs, index=index, config=config, length=length, batch_size=size,
             report=report, following=later[0] if later else None, history=history,
             player=player, optimiser=optimisation.optimiser, optimisation=optimisation, ema=ema,
+            watch=Watch(steps=length.steps, alarms=objective.alarms),
         )  # fmt: skip
         if saved is not None and saved["step"] > 0:
             stage._restore(saved)
@@ -201,6 +204,8 @@ class _Stage:
             with runtime.with_others(self._way_on):
                 done = self._step(batch, waited)
             yield done
+            for text in self.watch.step(done.terms):
+                yield events.Notice(text=f"stage {self.config.name}, step {self.step}: {text}")
             if self.step < self.length.steps and _due(self.step, recipe.evaluate_every):
                 yield from self._evaluated()
             with runtime.with_others(self._way_on):
@@ -275,8 +280,8 @@ class _Stage:
         if bad:
             raise TrainingError(
                 f"stage {self.config.name}, step {self.step}: not finite "
-                f"({', '.join(bad)}). {self._way_on}, with a lower learning rate, gradient clipping "
-                "or precision fp32"
+                f"({', '.join(bad)}). {self._way_on} --precision fp32, or begin another run with a lower "
+                "learning rate or gradient clipping (optimiser.clip)"
             )
 
     @property
@@ -338,8 +343,8 @@ class _Stage:
         yield events.Evaluated(
             stage=self.config.name, step=self.step, metrics=self.metrics, best=best
         )
-        if problem:
-            yield events.Notice(text=problem)
+        for text in (*self.watch.evaluation(self.metrics), *([problem] if problem else [])):
+            yield events.Notice(text=f"stage {self.config.name}, step {self.step}: {text}")
 
     def _evaluate(self) -> tuple[dict[str, float], str]:
         """Held-out metrics of the EMA weights, and what kept the best ones from being saved."""

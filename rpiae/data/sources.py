@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rpiae.core.errors import DataError
+from rpiae.core.errors import DataError, UsageError
 
 #: File names that are taken for images, in any case.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -81,6 +81,8 @@ def folder_source(folder: str) -> FileSource:
     Raises:
         DataError: if there is no such folder, or no image in it.
     """
+    if not folder:
+        raise UsageError("data: name a folder of images: folder:PATH")
     root = Path(folder).expanduser()
     if not root.exists():
         raise DataError(f"{folder}: there is no such folder; set data.path to a folder of images")

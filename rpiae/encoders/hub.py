@@ -72,7 +72,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
         raise CheckpointError(f"{path} cannot be read as weights: {error}") from None
     except Exception as error:  # torch raises pickle's errors, which share no useful base
-        raise CheckpointError(f"{path} is not a plain weights file: {error}") from None
+        first = str(error).partition("\n")[0].partition(". ")[0]
+        raise CheckpointError(f"{path} is not a plain weights file: {first}") from None
     for wrapper in ("state_dict", "model"):
         if isinstance(state.get(wrapper), dict):
             state = state[wrapper]

@@ -22,6 +22,9 @@ from rpiae.core.tokenizer import RPiAE
 #: PSNR in dB that an image without any error counts as; 8-bit images that differ reach at most 99.
 EXACT = 100.0
 
+#: Share of the most lively latent channel's standard deviation below which one counts as dead.
+DEAD = 0.01
+
 #: Tokens per forward pass; bounds the memory of an evaluation.
 TOKENS_PER_BATCH = 8192
 
@@ -153,12 +156,23 @@ def stage_metrics(
     replica: Replica,
     autocast: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> dict[str, float]:
-    """psnr, ssim and drift of a model on a stage's own path; the scores themselves in fp32."""
+    """psnr, ssim, drift and dead channels of a model on a stage's own path; the scores themselves in fp32."""
     with autocast():
         made = reconstruct_held_out(model, held_out, use_bridge=stage.use_bridge)
         drifted = drift(model, replica, held_out.images)
+        dead = dead_channels(model, held_out.images) if stage.use_bridge else 0
     scores = score(made, held_out)
-    return {"psnr": scores.psnr, "ssim": scores.ssim, "drift": drifted}
+    found = {"psnr": scores.psnr, "ssim": scores.ssim, "drift": drifted}
+    return found | ({"dead_channels": float(dead)} if stage.use_bridge else {})
+
+
+@torch.no_grad()
+def dead_channels(model: RPiAE, images: Float[Tensor, "n 3 s s"]) -> int:
+    """Latent channels whose mode varies, over images and places, by less than ``DEAD`` of the most
+    lively one's standard deviation."""
+    latents = _batched(lambda batch: model.posterior(model.features(batch)).mode(), images, model)
+    spread = latents.transpose(0, 1).flatten(1).std(dim=1)
+    return int((spread < DEAD * spread.max()).sum())
 
 
 def _batched(function: Callable[[Tensor], Tensor], images: Tensor, model: RPiAE) -> Tensor:

@@ -7,6 +7,7 @@ from typing import ClassVar
 from attrs import frozen
 
 from rpiae.core.config import LossConfig
+from rpiae.core.watch import Alarm
 
 
 @frozen(kw_only=True)
@@ -29,6 +30,12 @@ class MseLossConfig(LossConfig):
 class PivotLossConfig(LossConfig):
     """Distance of the encoder's clean tokens from the replica's."""
 
+    alarm: ClassVar[Alarm | None] = Alarm(
+        sign="rising",
+        bound=0.05,
+        advice="the encoder moves away from its pivot. Raise the term's weight, make it adaptive, or "
+        "lower the learning rate",
+    )
     module: ClassVar[str] = "rpiae.losses.pivot:PivotLoss"
     needs: ClassVar[frozenset[str]] = frozenset({"features", "replica"})
 
@@ -50,6 +57,12 @@ class PivotPerceptualLossConfig(LossConfig):
 class KlLossConfig(LossConfig):
     """KL divergence of the posterior from N(0, I), per element and doubled."""
 
+    alarm: ClassVar[Alarm | None] = Alarm(
+        sign="vanishing",
+        bound=0.01,
+        advice="the posterior is its prior and carries nothing. Lower the term's weight, or let it "
+        "grow with ramp_steps",
+    )
     module: ClassVar[str] = "rpiae.losses.bridge:KlLoss"
     needs: ClassVar[frozenset[str]] = frozenset({"gaussian"})
 

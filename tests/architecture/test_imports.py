@@ -23,7 +23,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("core.errors",),
     tuple(
         f"core.{name}"
-        for name in ("config", "contracts", "shapes", "schedules", "randomness")
+        for name in ("config", "contracts", "shapes", "schedules", "randomness", "watch")
     ),
     tuple(
         f"core.{name}"
@@ -43,6 +43,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("video", "data", "evaluation"),
     ("run", "runs", "recording"),
     ("testing",),
+    ("speed",),
     ("cli", "__main__"),
 )  # fmt: skip
 PART_FAMILIES = frozenset({"encoders", "bridges", "decoders", "losses", "recipes"})

@@ -1,0 +1,72 @@
+"""How long a run waits for its images, and what decoding and cropping them costs.
+
+    python benchmarks/data.py FOLDER_OF_JPEGS [--image-size 256] [--seconds-per-step 1.0]
+
+First one process decodes, shrinks and crops as fast as it can; then batches of 8 are taken from the
+loader with the default workers while another thread keeps a core busy as a training step would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from rpiae.data.datasets import FolderDataset
+from rpiae.data.images import crop, decode, resize_short_side
+
+
+def timed_parts(folder: Path, size: int) -> dict[str, float]:
+    """Milliseconds per image of reading, decoding, shrinking and cropping."""
+    spent: dict[str, float] = {"read": 0.0, "decode": 0.0, "shrink": 0.0, "crop": 0.0}
+    files = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in (".jpg", ".jpeg")]
+    for file in files:
+        marks = [time.perf_counter()]
+        raw = file.read_bytes()
+        marks.append(time.perf_counter())
+        pixels = decode(raw, name=file.name)
+        marks.append(time.perf_counter())
+        if min(pixels.shape[:2]) > 1.5 * size:
+            pixels = resize_short_side(pixels, round(1.5 * size))
+        marks.append(time.perf_counter())
+        crop(pixels, min(size, *pixels.shape[:2]), 0.5, 0.5).copy()
+        marks.append(time.perf_counter())
+        for name, start, end in zip(spent, marks, marks[1:], strict=False):
+            spent[name] += end - start
+    return {name: 1000 * seconds / len(files) for name, seconds in spent.items()}
+
+
+def wait_share(folder: Path, size: int, seconds: float, *, steps: int = 20) -> float:
+    """Share of a step that is spent waiting for its batch of 8."""
+    data = FolderDataset(path=str(folder), image_size=size, held_out=2)
+    shares = []
+    waiting = time.perf_counter()
+    for _ in data.batches(seed=0, stage="bench", batch_size=8, start=0, steps=steps):
+        waited = time.perf_counter() - waiting
+        started = time.perf_counter()
+        a = torch.randn(1024, 1024)
+        while time.perf_counter() - started < seconds:
+            a @ a
+        shares.append(waited / (waited + seconds))
+        waiting = time.perf_counter()
+    return statistics.mean(shares[1:])
+
+
+def main() -> None:
+    """Print milliseconds per image, and the share of waiting."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--image-size", type=int, default=256)
+    parser.add_argument("--seconds-per-step", type=float, default=1.0)
+    arguments = parser.parse_args()
+    parts = timed_parts(arguments.folder, arguments.image_size)
+    print(" · ".join(f"{name} {value:.2f} ms" for name, value in parts.items()), "per image")
+    share = wait_share(arguments.folder, arguments.image_size, arguments.seconds_per_step)
+    print(f"waiting for data: {share:.2%} of a step of {arguments.seconds_per_step} s and 8 images")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""``rpiae bench``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import attrs
+from rich.table import Table
+
+from rpiae.cli.build import run_tree, without
+from rpiae.cli.screen import count, stderr, stdout
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Measure a combination in both precisions, and print each figure as it comes."""
+    from rpiae import runs
+    from rpiae.core.runtime import MatrixSpeed, Precision
+    from rpiae.speed import measure
+
+    resolved = runs.resolve(
+        run_tree(arguments), overrides=tuple(arguments.overrides), without=without(arguments),
+        source="the command line",
+    )  # fmt: skip
+    plan = runs.plan(resolved)
+    given: Precision | None = arguments.precision
+    precisions: tuple[Precision, ...] = (given,) if given else ("fp32", "bf16")
+    rows = []
+    peak = None
+    for found in measure(resolved, precisions=precisions, repeats=arguments.repeats):
+        if isinstance(found, MatrixSpeed):
+            peak = found
+            stderr.print(
+                f"matrix products here: {peak.fp32:.2f} TFLOP/s in fp32, {peak.bf16:.2f} in bf16 "
+                f"({peak.size}³)"
+            )
+            continue
+        rows.append(found)
+        stderr.print(f"{found.operation} {found.precision}: {found.images_per_second:.2f} images/s")
+    assert peak is not None
+    parameters = {part.role: part.parameters for part in plan.parts}
+    if arguments.json:
+        report = {
+            "parameters": parameters, "matrix_products": attrs.asdict(peak),
+            "image_size": plan.image_size, "rows": [attrs.asdict(row) for row in rows],
+        }  # fmt: skip
+        print(json.dumps(report, indent=2))
+        return 0
+    stdout.print(
+        " · ".join(f"{role} {count(number)}" for role, number in parameters.items())
+        + f" parameters · images {plan.image_size}×{plan.image_size}"
+    )
+    table = Table(box=None, pad_edge=False)
+    for heading in ("operation", "precision", "images/s", "GMAC/image", "of peak", "memory GiB"):
+        table.add_column(heading, justify="left" if heading in ("operation",) else "right")
+    for row in rows:
+        memory = f"{row.memory / 2**30:.2f}" if row.memory else "?"
+        table.add_row(
+            row.operation, row.precision, f"{row.images_per_second:.2f}",
+            f"{row.multiply_adds / 1e9:.1f}", f"{row.peak_share:.0%}", memory,
+        )  # fmt: skip
+    stdout.print(table)
+    return 0
