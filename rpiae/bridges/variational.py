@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rpiae.core.blocks import Block, Mlp, SelfAttention
+from rpiae.core.blocks import Block, Mlp, SelfAttention, through
 from rpiae.core.contracts import Features, standard_normal_like
 from rpiae.core.shapes import map_grid, map_to_tokens, tokens_to_map
 
@@ -143,5 +143,5 @@ class BridgeDecoder(nn.Module):
     def forward(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
         tokens = self.in_proj(tokens)
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = through(block, tokens)
         return self.out_proj(tokens)  # type: ignore[no-any-return]  # nn.Module calls are Any

@@ -6,12 +6,37 @@ Parameter names follow timm (``attn.qkv``, ``attn.proj``, ``mlp.fc1``, ``mlp.fc2
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rpiae.core.attention import attention
+
+_recompute: contextvars.ContextVar[bool] = contextvars.ContextVar("recompute", default=False)
+
+
+@contextlib.contextmanager
+def recomputing(enabled: bool) -> Iterator[None]:
+    """Have blocks inside the ``with`` block forget their activations and compute them again for the
+    backward pass: about a third more time for far less memory, and the same gradients."""
+    token = _recompute.set(enabled)
+    try:
+        yield
+    finally:
+        _recompute.reset(token)
+
+
+def through(block: nn.Module, tokens: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
+    """Tokens through one transformer block; see ``recomputing``."""
+    if _recompute.get() and torch.is_grad_enabled():
+        return checkpoint(block, tokens, use_reentrant=False)  # type: ignore[no-any-return]  # torch types it loosely
+    return block(tokens)  # type: ignore[no-any-return]  # nn.Module calls are Any
 
 
 class SelfAttention(nn.Module):

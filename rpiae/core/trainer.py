@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rpiae.core import events
 from rpiae.core.adaptive import SeparateGradients
+from rpiae.core.blocks import recomputing
 from rpiae.core.checkpoint import (
     checkpoint_path,
     digest,
@@ -260,7 +261,7 @@ class _Stage:
             share = len(samples) * runtime.num_processes / self.batch_size
             more = number < len(parts)
             with runtime.unsynchronised(self.player) if more else contextlib.nullcontext():
-                with runtime.autocast():
+                with runtime.autocast(), recomputing(self.inputs.recipe.recompute):
                     outcome = self.player(
                         images.to(runtime.device), draws, self.step, share=share,
                         whole=self.inputs.recipe.accumulate == 1,

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rpiae.core.blocks import Block, resample_positions, sincos_positions
+from rpiae.core.blocks import Block, resample_positions, sincos_positions, through
 from rpiae.core.contracts import Features
 from rpiae.core.shapes import Grid, unpatchify
 
@@ -80,7 +80,7 @@ class VitDecoder(nn.Module):
         tokens = tokens + self._positions(features.grid, tokens.device)
         tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = through(block, tokens)
         pixels = self.pred(self.norm(tokens[:, 1:])).float()
         return unpatchify(pixels, features.grid, self.patch)
 

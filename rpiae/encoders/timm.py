@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from rpiae.core.attention import attention
-from rpiae.core.blocks import resample_positions
+from rpiae.core.blocks import resample_positions, through
 from rpiae.core.contracts import BlockFeatures, Features, block_index
 from rpiae.core.errors import CheckpointError, FetchError, UsageError, did_you_mean
 from rpiae.core.shapes import map_grid, map_to_tokens
@@ -114,7 +114,7 @@ class TimmEncoder(nn.Module):
         tokens = self._embed(images)
         kept: dict[int, Tensor] = {}
         for index, block in enumerate(self.network.blocks[: max(wanted) + 1]):
-            tokens = block(tokens)
+            tokens = through(block, tokens)
             if index in wanted:
                 kept[index] = tokens[:, self.network.num_prefix_tokens :]
         return BlockFeatures([kept[index] for index in wanted], grid)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rpiae.core.blocks import Block, resample_positions, sincos_positions
+from rpiae.core.blocks import Block, resample_positions, sincos_positions, through
 from rpiae.core.contracts import BlockFeatures, Features, block_index
 from rpiae.core.shapes import Grid, map_grid, map_to_tokens
 
@@ -90,7 +90,7 @@ class VitEncoder(nn.Module):
         tokens, grid = self._embed(images)
         kept: dict[int, Tensor] = {}
         for index, block in enumerate(self.transformer[: max(wanted) + 1]):
-            tokens = block(tokens)
+            tokens = through(block, tokens)
             if index in wanted:
                 kept[index] = tokens
         return BlockFeatures([kept[index] for index in wanted], grid)

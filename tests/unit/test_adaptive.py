@@ -104,3 +104,37 @@ def test_accumulation_gives_the_same_curve_with_an_adaptive_weight(tmp_path: Pat
     for one, two in zip(*curves, strict=True):
         assert one.total == pytest.approx(two.total, abs=1e-4)
         assert one.weights == pytest.approx(two.weights, rel=1e-3)
+
+
+@pytest.mark.parametrize("encoder", ["vit", "timm"])
+def test_recomputed_activations_give_the_same_curve(tmp_path: Path, encoder: str) -> None:
+    short = (ADAPTIVE, "recipe.max_steps=4", "recipe.batch_size=4")
+    curves = []
+    for recompute in ("false", "true"):
+        inputs = toy_run(
+            tmp_path / recompute, encoder, "vb4", "vit", "quick", *short,
+            f"recipe.recompute={recompute}",
+        )  # fmt: skip
+        curves.append([e.total for e in train(inputs) if isinstance(e, events.StepDone)])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+
+
+def test_recomputing_keeps_less(tmp_path: Path) -> None:
+    kept = {}
+    for recompute in ("false", "true"):
+        inputs = toy_run(
+            tmp_path / recompute, "vit", "vb4", "vit", "quick", f"recipe.recompute={recompute}"
+        )
+        sizes: list[int] = []
+
+        def note(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        happened = train(inputs)
+        next(happened)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            next(happened)
+        happened.close()
+        kept[recompute] = sum(sizes)
+    assert kept["true"] < 0.8 * kept["false"]
