@@ -3,7 +3,7 @@
     python benchmarks/data.py FOLDER_OF_JPEGS [--image-size 256] [--seconds-per-step 1.0]
 
 First one process decodes, shrinks and crops as fast as it can; then batches of 8 are taken from the
-loader with the default workers while another thread keeps a core busy as a training step would.
+loader with the default workers while this process multiplies matrices, as a step would.
 """
 
 from __future__ import annotations
