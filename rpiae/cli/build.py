@@ -215,7 +215,7 @@ class _View:
     def _stepped(self, event: events.StepDone) -> None:
         terms = " ".join(f"{name} {value:.4f}" for name, value in event.terms.items())
         status = (
-            f"{terms} · {event.images_per_second:.1f} images/s · "
+            f"{terms} · {event.images_per_second:.3g} images/s · "
             f"{duration(event.remaining_seconds)} left"
         )
         if not self._plain:
@@ -250,10 +250,11 @@ def _print_summary(event: events.RunEnded) -> None:
     stdout.print(table)
     stdout.print(f"\n{escape(summary['verdict'])}")
     folder = escape(str(event.folder))
+    last = [stage["name"] for stage in summary["stages"] if "skipped" not in stage][-1]
     stdout.print(
         f"drift from the pivot {summary['drift']:.3f} · trained in "
-        f"{duration(summary['seconds'])} at {summary['images_per_second']:.1f} images/s\n"
-        f"tokenizer {folder}/tokenizer · best evaluated {folder}/best · "
+        f"{duration(summary['seconds'])} at {summary['images_per_second']:.3g} images/s\n"
+        f"tokenizer {folder}/tokenizer · best evaluated {folder}/best/{escape(last)} · "
         f"pictures {folder}/samples · curves {folder}/curves.png, tensorboard --logdir {folder}",
         soft_wrap=True,
     )
