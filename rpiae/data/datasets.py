@@ -318,6 +318,8 @@ class ImageDataset(abc.ABC):
             except StopIteration:
                 return
             except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
                 # A worker that dies takes its cause with it; what torch says is all there is.
                 raise DataError(
                     f"a process that loads images ended ({str(error).partition(chr(10))[0]}): "
