@@ -120,6 +120,7 @@ def run(config: RunConfig | ResolvedRun | Tree) -> Iterator[events.Event]:
     data = _dataset(resolved.config)
     yield events.Planned(plan=make_plan(resolved, num_images=data.num_images))
     with _Claim(folder, runtime, resume=False):
+        runtime.on_main(lambda: _fetch_losses(resolved.config))
         model = build_tokenizer(
             resolved.tokenizer, pretrained=True, seed=resolved.config.seed,
             trained_size=data.image_size,
@@ -217,6 +218,13 @@ def with_folder(resolved: ResolvedRun) -> ResolvedRun:
 
 def _resolved(config: RunConfig | Tree) -> ResolvedRun:
     return resolve(unparse(config) if isinstance(config, RunConfig) else config)
+
+
+def _fetch_losses(config: RunConfig) -> None:
+    """Have what the terms of all stages load at hand, before the first one begins."""
+    for stage in config.recipe.stages:
+        for term in stage.terms:
+            term.loss.fetch()
 
 
 def _dataset(config: RunConfig) -> Dataset:

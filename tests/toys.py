@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,35 @@ BRIDGES = ("vb4", "identity")
 DECODERS: dict[str, dict[str, Any]] = {
     "vit": {"name": "vit", "width": 32, "depth": 1, "num_heads": 2, "mlp_hidden": 64}
 }
+CRITICS: dict[str, dict[str, Any]] = {
+    "dino": {
+        "name": "dino",
+        "backbone": {"name": "vit", "width": 32, "depth": 3, "num_heads": 2},
+        "layers": [0, 1],
+        "image_size": 24,
+        "kernel": 3,
+    },
+    "patch": {"name": "patch", "width": 8, "halvings": 2},
+}
 RECIPES = tuple(preset.name for preset in registry("recipes").presets())
+
+
+#: Losses that would load weights, or play against a critic that does, as toys.
+LOSSES: dict[str, dict[str, Any]] = {
+    "lpips": {"name": "lpips", "pretrained": False},
+    "adversarial": {"name": "adversarial", "critic": {"name": "patch", "width": 4, "halvings": 1}},
+}
+
+
+def toy_recipe(name: str) -> dict[str, Any]:
+    """A built-in recipe with all its terms, as toys and from the first step on."""
+    tree = copy.deepcopy(registry("recipes").select(name).tree)
+    for stage in tree["stages"]:
+        for term in stage["terms"]:
+            loss = term["loss"]
+            term["loss"] = LOSSES.get(loss if isinstance(loss, str) else loss["name"], loss)
+            term.pop("start_epochs", None)
+    return tree
 
 
 def toy_run(
@@ -53,15 +82,8 @@ def toy_run(
 ) -> TrainerInputs:
     tree = {
         "encoder": ENCODERS[encoder], "bridge": bridge, "decoder": DECODERS[decoder],
-        "recipe": recipe,
     }  # fmt: skip
-    terms = {
-        term["loss"]
-        for stage in registry("recipes").select(recipe).tree["stages"]
-        for term in stage["terms"]
-    }
-    without = tuple(sorted(terms & {"lpips", "adversarial"}))
-    resolved = runs.resolve(tree, overrides=overrides, without=without)
+    resolved = runs.resolve(tree | {"recipe": toy_recipe(recipe)}, overrides=overrides)
     model = build_tokenizer(resolved.tokenizer, seed=0)
     pivot = build_tokenizer(resolved.tokenizer, seed=0).encoder
 

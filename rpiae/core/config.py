@@ -206,6 +206,36 @@ class LossConfig(PartConfig):
     alarm: ClassVar[Alarm | None] = None
     needs: ClassVar[frozenset[str]] = frozenset()
 
+    def fetch(self) -> Path | None:
+        """Make what the loss loads available locally; the path of it, where it loads anything.
+
+        Raises:
+            FetchError: if it cannot be had.
+        """
+        return None
+
+
+@frozen(kw_only=True)
+class CriticConfig(PartConfig):
+    """Base of critic configs."""
+
+    family: ClassVar[str] = "critics"
+
+    def load_pretrained(self, module: nn.Module) -> None:
+        """Load what a built critic does not learn, such as a backbone's weights.
+
+        Raises:
+            FetchError: if it cannot be had.
+        """
+
+    def fetch(self) -> Path | None:
+        """Make what ``load_pretrained`` loads available locally; the path of it.
+
+        Raises:
+            FetchError: if it cannot be had.
+        """
+        return None
+
 
 @frozen(kw_only=True)
 class DatasetConfig(PartConfig):

@@ -6,7 +6,7 @@ A part is any ``torch.nn.Module`` that fits its Protocol; nothing has to be inhe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rpiae.core.errors import UsageError
+from rpiae.core.randomness import StepRandomness
 from rpiae.core.shapes import Grid
 
 
@@ -158,6 +159,14 @@ class Replica(Protocol):
     def num_blocks(self) -> int: ...
 
 
+@runtime_checkable
+class Critic(Protocol):
+    """Tells images from reconstructions."""
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k"]:
+        """Any number of logits per image in [0, 1], high for images; gradients pass to them."""
+
+
 class StepContext(NamedTuple):
     """All that a forward pass of the model produced; what a loss term may look at.
 
@@ -171,6 +180,9 @@ class StepContext(NamedTuple):
         reconstruction: x̂, (b, 3, h, w), not clamped.
         replica: the frozen pivot.
         latent: what was decoded.
+        draws: the step's random draws, for terms that need some.
+        expand: the bridge's way back, from a latent to features.
+        critic: the stage's critic, frozen.
     """
 
     images: Tensor
@@ -180,10 +192,13 @@ class StepContext(NamedTuple):
     decoded_features: Features | None
     reconstruction: Tensor | None
     replica: Replica
+    draws: StepRandomness
+    expand: Callable[[Tensor], Features] | None = None
+    critic: Critic | None = None
 
 
 #: What a loss term's config can declare to need from a step.
-NEEDS = ("pixels", "features", "decoded_features", "gaussian", "replica", "critic")
+NEEDS = ("pixels", "features", "latent", "decoded_features", "gaussian", "replica", "critic")
 
 
 class Term(Protocol):
@@ -193,6 +208,21 @@ class Term(Protocol):
     """
 
     def __call__(self, context: StepContext) -> Float[Tensor, ""]: ...
+
+
+@runtime_checkable
+class AdversarialTerm(Term, Protocol):
+    """A term that plays against a critic, and knows what the critic's own loss is."""
+
+    def augmented(
+        self, images: Float[Tensor, "b 3 h w"], draws: StepRandomness, purpose: str
+    ) -> Float[Tensor, "b 3 h w"]:
+        """Images as the critic is shown them; differentiable."""
+
+    def critic_loss(
+        self, real: Float[Tensor, "b k"], made: Float[Tensor, "b k"]
+    ) -> Float[Tensor, ""]:
+        """The critic's loss, from its logits of images and of reconstructions."""
 
 
 class Batch(NamedTuple):

@@ -47,6 +47,8 @@ class StepDone(Event):
         weights: their weights in this step (adaptive ones too).
         learning_rate: of this step.
         gradient_norms: by role.
+        critic: how the critic does, where it learned in this step: ``loss``, ``accuracy``, mean
+            logits ``real`` and ``made``, ``gradient_norm``, ``learning_rate``.
         images_per_second: of this step.
         data_seconds: time spent waiting for data.
         remaining_seconds: estimate for the stage.
@@ -61,6 +63,7 @@ class StepDone(Event):
     weights: Mapping[str, float]
     learning_rate: float
     gradient_norms: Mapping[str, float]
+    critic: Mapping[str, float]
     images_per_second: float
     data_seconds: float
     remaining_seconds: float

@@ -10,9 +10,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rpiae.core.adaptive import Junction, Pending, Reduce, adaptive_ratio, unreduced
-from rpiae.core.contracts import BlockFeatures, Encoder, Features, StepContext, Term
+from rpiae.core.contracts import (
+    AdversarialTerm,
+    BlockFeatures,
+    Encoder,
+    Features,
+    StepContext,
+    Term,
+)
 from rpiae.core.errors import UsageError
-from rpiae.core.recipe import AdaptiveConfig, StageLength, TermConfig
+from rpiae.core.recipe import AdaptiveConfig, AdversarialConfig, StageLength, TermConfig
 from rpiae.core.schedules import term_weight
 from rpiae.core.shapes import encoder_view, geometry
 from rpiae.core.watch import Alarm
@@ -28,6 +35,7 @@ class Outcome:
         fixed: weights that are known before the backward pass, by label.
         junction: label and junction of a term that is weighed in the backward pass.
         pending: adaptive terms that wait for the rest of the batch.
+        reconstruction: x̂, detached.
     """
 
     total: Tensor
@@ -35,6 +43,7 @@ class Outcome:
     fixed: Mapping[str, Tensor]
     junction: tuple[str, Junction] | None
     pending: Mapping[str, Pending]
+    reconstruction: Tensor | None
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -64,6 +73,7 @@ class Objective:
         length: the stage's lengths, for starts and ramps.
         layers: role → the weight that adaptive ratios refer to.
         reduce: averages a gradient over processes before its norm is taken.
+        device: where terms with weights of their own are put.
 
     Raises:
         UsageError: if an adaptive weight refers to a layer that the stage does not train.
@@ -76,6 +86,7 @@ class Objective:
         length: StageLength,
         layers: Mapping[str, nn.Parameter],
         reduce: Reduce = unreduced,
+        device: torch.device | str = "cpu",
     ) -> None:
         self._length = length
         self._layers = layers
@@ -92,12 +103,24 @@ class Objective:
                     "layer, which this stage does not train: remove `adaptive` from the term, or "
                     f"train the {config.adaptive.layer}"
                 )
-            self._terms.append((label, config, config.loss.build()))
+            term = config.loss.build()
+            if isinstance(term, nn.Module):
+                term.to(device).requires_grad_(False).eval()
+            self._terms.append((label, config, term))
 
     @property
     def alarms(self) -> dict[str, Alarm]:
         """What the terms want to be listened to for, by label."""
         return {label: config.loss.alarm for label, config, _ in self._terms if config.loss.alarm}
+
+    @property
+    def adversary(self) -> tuple[AdversarialConfig, AdversarialTerm] | None:
+        """The term that plays against a critic, with its settings."""
+        for _, config, term in self._terms:
+            if isinstance(config.loss, AdversarialConfig):
+                assert isinstance(term, AdversarialTerm)
+                return config.loss, term
+        return None
 
     def junction(self, step: int) -> tuple[str, Junction] | None:
         """A junction at the encoder's output, where one can weigh what this step has to weigh.
@@ -172,6 +195,9 @@ class Objective:
             fixed=fixed,
             junction=junction,
             pending=pending,
+            reconstruction=None
+            if context.reconstruction is None
+            else context.reconstruction.detach(),
         )
 
     def _active(self, step: int) -> list[_Active]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from attrs import frozen
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from rpiae.core.adaptive import Junction
-from rpiae.core.contracts import Features, Replica, StepContext
-from rpiae.core.freeze import trained_parameters
+from rpiae.core.contracts import Critic, Features, Replica, StepContext
 from rpiae.core.objective import Objective, Outcome
 from rpiae.core.randomness import StepRandomness
 from rpiae.core.recipe import OptimiserConfig, StageConfig, StageLength
@@ -28,6 +29,7 @@ class ModelPlayer(nn.Module):
         stage: path, posterior and noise.
         objective: the stage's terms.
         replica: the frozen pivot.
+        critic: the stage's critic, where it has one.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class ModelPlayer(nn.Module):
         stage: StageConfig,
         objective: Objective,
         replica: Replica,
+        critic: Critic | None = None,
     ) -> None:
         super().__init__()
         self.trained = nn.ModuleDict(
@@ -46,7 +49,7 @@ class ModelPlayer(nn.Module):
                 if any(p.requires_grad for p in part.parameters())
             }
         )
-        self._held = (model,)
+        self._held = (model, critic)
         self._stage = stage
         self._objective = objective
         self._replica = replica
@@ -63,7 +66,7 @@ class ModelPlayer(nn.Module):
         junction = self._objective.junction(step) if whole else None
         context = stage_forward(
             self._held[0], images, stage=self._stage, draws=draws, replica=self._replica,
-            junction=junction[1] if junction else None,
+            junction=junction[1] if junction else None, critic=self._held[1],
         )  # fmt: skip
         return self._objective(context, step, share=share, whole=whole, junction=junction)
 
@@ -76,6 +79,7 @@ def stage_forward(
     draws: StepRandomness,
     replica: Replica,
     junction: Junction | None = None,
+    critic: Critic | None = None,
 ) -> StepContext:
     """One pass along a stage's path; only the frozen prefix runs without gradients.
 
@@ -93,7 +97,8 @@ def stage_forward(
     if not stage.use_bridge:
         return StepContext(
             images=images, features=features, posterior=None, latent=None, decoded_features=None,
-            reconstruction=_decoded(model, noisy, images), replica=replica,
+            reconstruction=_decoded(model, noisy, images), replica=replica, draws=draws,
+            critic=critic,
         )  # fmt: skip
     live = live or (torch.is_grad_enabled() and _trains(model.bridge))
     with torch.set_grad_enabled(live):
@@ -105,7 +110,7 @@ def stage_forward(
     return StepContext(
         images=images, features=features, posterior=posterior, latent=latent,
         decoded_features=expanded, reconstruction=_decoded(model, expanded, images),
-        replica=replica,
+        replica=replica, draws=draws, expand=model.expand, critic=critic,
     )  # fmt: skip
 
 
@@ -127,10 +132,12 @@ class Optimisation:
     length: StageLength
 
     @classmethod
-    def of(cls, model: RPiAE, config: OptimiserConfig, length: StageLength) -> Optimisation:
-        """AdamW over everything the stage trains."""
+    def of(
+        cls, parameters: Sequence[nn.Parameter], config: OptimiserConfig, length: StageLength
+    ) -> Optimisation:
+        """AdamW over the parameters that a player trains."""
         optimiser = torch.optim.AdamW(
-            [parameter for _, parameter in trained_parameters(model.roles)],
+            parameters,
             lr=config.learning_rate,
             betas=config.betas,
             eps=config.eps,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Literal
 
 from attrs import field, frozen
 
 from rpiae.core.config import (
     BridgeConfig,
+    CriticConfig,
     DatasetConfig,
     DecoderConfig,
     EncoderConfig,
@@ -88,6 +90,32 @@ class OptimiserConfig:
     eps: float = at_least(0, default=1e-8)
     weight_decay: float = at_least(0, default=0.0)
     clip: float = at_least(0, default=0.0)
+
+
+@frozen(kw_only=True)
+class AdversarialConfig(LossConfig):
+    """Base of the configs of losses that play against a critic; a stage has at most one.
+
+    The term's own ``start_steps`` or ``start_epochs`` say when the model sees the critic.
+
+    Attributes:
+        critic: the critic.
+        critic_start_steps, critic_start_epochs: when the critic begins to learn (one of the two).
+        critic_input: what it learns from: ``clean`` is a fresh reconstruction by the updated model,
+            without noise and in eval mode; ``shared`` is the one the model's own loss was of.
+        optimiser: of the critic; as the stage's where it is not given. Its schedule counts the
+            critic's own steps.
+    """
+
+    critic: CriticConfig
+    critic_start_steps: int = at_least(0, default=0)
+    critic_start_epochs: float = at_least(0, default=0.0)
+    critic_input: Literal["clean", "shared"] = "clean"
+    optimiser: OptimiserConfig | None = None
+
+    def fetch(self) -> Path | None:
+        """What the critic loads."""
+        return self.critic.fetch()
 
 
 @frozen(kw_only=True)
@@ -202,8 +230,14 @@ class StageLength:
 
     def start(self, term: TermConfig) -> int:
         """First step in which a term takes part."""
-        steps = term.start_steps + term.start_epochs * self.steps_per_epoch
-        return math.floor(steps * self.scale)
+        return self._after(term.start_steps, term.start_epochs)
+
+    def critic_start(self, loss: AdversarialConfig) -> int:
+        """First step in which a loss's critic learns."""
+        return self._after(loss.critic_start_steps, loss.critic_start_epochs)
+
+    def _after(self, steps: int, epochs: float) -> int:
+        return math.floor((steps + epochs * self.steps_per_epoch) * self.scale)
 
 
 def batch_size(stage: StageConfig, recipe: RecipeConfig) -> int:

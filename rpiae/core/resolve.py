@@ -17,6 +17,7 @@ from attrs import evolve, frozen
 from rpiae.core.config import (
     BridgeConfig,
     BridgeDescription,
+    CriticConfig,
     DatasetConfig,
     DecoderConfig,
     EncoderConfig,
@@ -30,7 +31,7 @@ from rpiae.core.config import (
     parse_override,
 )
 from rpiae.core.errors import ConfigError, UsageError, did_you_mean
-from rpiae.core.recipe import ROLES, RunConfig, StageConfig, TermConfig
+from rpiae.core.recipe import ROLES, AdversarialConfig, RunConfig, StageConfig, TermConfig
 from rpiae.core.registry import Preset, registry
 
 P = TypeVar("P", bound=PartConfig)
@@ -87,15 +88,17 @@ class ResolvedRun:
 def converter() -> cattrs.Converter:
     """The strict converter that also reads part tables (``name`` decides the class)."""
     made = make_converter()
-    bases = (EncoderConfig, BridgeConfig, DecoderConfig, LossConfig, DatasetConfig)
+    bases = (EncoderConfig, BridgeConfig, DecoderConfig, LossConfig, CriticConfig, DatasetConfig)
 
     def structure(value: Any, base: type[PartConfig]) -> PartConfig:
         if isinstance(value, base):
             return value
-        family = registry(base.family)
-        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        named = value.get("name") if isinstance(value, dict) else value
+        if not isinstance(named, str):
             raise ValueError(f"expected one of the {base.family}: a name, or a table with a name")
-        return made.structure(value, family.config_class(value["name"]))
+        # A part inside a part, such as a critic's backbone, is named like any other.
+        tree, _ = _expand(base.family, value)
+        return made.structure(tree, registry(base.family).config_class(tree["name"]))
 
     made.register_structure_hook_func(lambda t: t in bases, structure)
     return made
@@ -388,7 +391,7 @@ def _checked_stages(
         offered = _offered(stage, tokenizer)
         terms: list[TermConfig] = []
         for position, term in enumerate(stage.terms):
-            unmet = sorted(type(term.loss).needs - offered)
+            unmet = sorted(term.loss.needs - offered)
             if not unmet:
                 terms.append(term)
             elif term.optional:
@@ -408,8 +411,36 @@ def _checked_stages(
             problems.append(
                 f"{path}: an adaptive weight needs at least one term with reference = true"
             )
+        against, said = _adversaries(terms, stage.name, path)
+        problems += against
+        notices += said
         stages.append(evolve(stage, terms=tuple(terms)))
     return tuple(stages), notices, problems
+
+
+def _adversaries(terms: Sequence[TermConfig], stage: str, path: str) -> tuple[list[str], list[str]]:
+    """What is wrong with a stage's adversarial terms, and what is odd about them."""
+    problems, notices = [], []
+    playing = [(term, term.loss) for term in terms if isinstance(term.loss, AdversarialConfig)]
+    if len(playing) > 1:
+        problems.append(
+            f"{path}: a stage has one critic, so one adversarial term, not {len(playing)}"
+        )
+    for term, loss in playing:
+        if loss.critic_start_steps and loss.critic_start_epochs:
+            problems.append(f"{path}: give one of critic_start_steps and critic_start_epochs")
+        comparable = not (term.start_epochs and loss.critic_start_steps) and not (
+            term.start_steps and loss.critic_start_epochs
+        )
+        before = (term.start_steps, term.start_epochs) < (
+            loss.critic_start_steps, loss.critic_start_epochs,
+        )  # fmt: skip
+        if comparable and before:
+            notices.append(
+                f"stage {stage}: {loss.label} counts before its critic has begun to learn "
+                "(critic_start_… is later than start_…)"
+            )
+    return problems, notices
 
 
 def _outside(stage: StageConfig, path: str) -> list[str]:
@@ -432,9 +463,9 @@ def _outside(stage: StageConfig, path: str) -> list[str]:
 
 
 def _offered(stage: StageConfig, tokenizer: ResolvedTokenizer) -> set[str]:
-    offered = {"pixels", "features", "replica"}
+    offered = {"pixels", "features", "replica", "critic"}
     if stage.use_bridge:
-        offered.add("decoded_features")
+        offered |= {"latent", "decoded_features"}
         if tokenizer.bridge_facts.gaussian:
             offered.add("gaussian")
     return offered

@@ -93,9 +93,11 @@ class Runtime:
         """Backward pass."""
         self._accelerator.backward(loss)
 
-    def unsynchronised(self, player: nn.Module) -> contextlib.AbstractContextManager[Any]:
-        """Where gradients stay in each process, as more parts of the batch follow."""
-        return self._accelerator.no_sync(player)  # type: ignore[no-any-return]  # Accelerate is untyped
+    def unsynchronised_if(
+        self, player: nn.Module, more: bool
+    ) -> contextlib.AbstractContextManager[Any]:
+        """Where gradients stay in each process, if more parts of the batch follow."""
+        return self._accelerator.no_sync(player) if more else contextlib.nullcontext()
 
     def reduce(self, tensor: Tensor) -> Tensor:
         """Mean over processes."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from attrs import asdict, define, field, frozen
+from attrs import asdict, define, evolve, field, frozen
 from torch import Tensor, nn
 
 from rpiae.core import events
@@ -27,11 +28,12 @@ from rpiae.core.checkpoint import (
     save_checkpoint,
 )
 from rpiae.core.contracts import Batch, Dataset, Replica
+from rpiae.core.critic import CriticTraining, ShownImages
 from rpiae.core.ema import Ema
 from rpiae.core.errors import CheckpointError, ConfigError, DataError, TrainingError, UsageError
 from rpiae.core.freeze import FreezeReport, apply_stage, set_modes, trained_parameters
 from rpiae.core.objective import Objective
-from rpiae.core.players import ModelPlayer, Optimisation
+from rpiae.core.players import ModelPlayer, Optimisation, stage_forward
 from rpiae.core.randomness import StepRandomness
 from rpiae.core.recipe import (
     RecipeConfig,
@@ -130,6 +132,15 @@ def _apply(model: RPiAE, stage: StageConfig, index: int) -> FreezeReport:
         raise ConfigError("the recipe", problems) from None
 
 
+@frozen(kw_only=True)
+class _Part:
+    """Images of a batch that go through the model together."""
+
+    images: Tensor
+    draws: StepRandomness
+    share: float
+
+
 @define(kw_only=True)
 class _Stage:
     """One stage at work."""
@@ -145,6 +156,7 @@ class _Stage:
     optimiser: Any
     optimisation: Optimisation
     ema: Ema
+    critic: CriticTraining | None
     watch: Watch
     history: dict[str, dict[str, Any]]
     step: int = 0
@@ -176,20 +188,35 @@ class _Stage:
             length=length,
             layers={"encoder": model.encoder.last_weight, "decoder": model.decoder.last_weight},
             reduce=runtime.reduce,
+            device=runtime.device,
         )
-        player = ModelPlayer(model, stage=config, objective=objective, replica=inputs.replica)
-        optimisation = Optimisation.of(model, config.optimiser, length)
+        critic = None
+        if objective.adversary is not None:
+            critic = CriticTraining.open(
+                *objective.adversary, stage=config.name, seed=inputs.seed, length=length,
+                optimiser=config.optimiser, device=runtime.device,
+                saved=saved["critic"] if saved is not None and saved["step"] > 0 else None,
+            )  # fmt: skip
+        player = ModelPlayer(
+            model, stage=config, objective=objective, replica=inputs.replica,
+            critic=critic.freeze() if critic else None,
+        )  # fmt: skip
+        trained = [parameter for _, parameter in trained_parameters(model.roles)]
+        optimisation = Optimisation.of(trained, config.optimiser, length)
         ema = Ema(trained_parameters(model.roles), decay=config.ema)
         later = [s for s in inputs.recipe.stages[index + 1 :] if _trains(model, s)]
         stage = cls(
             inputs=inputs, index=index, config=config, length=length, batch_size=size,
             report=report, following=later[0] if later else None, history=history,
             player=player, optimiser=optimisation.optimiser, optimisation=optimisation, ema=ema,
+            critic=critic,
             watch=Watch(steps=length.steps, alarms=objective.alarms),
         )  # fmt: skip
         if saved is not None and saved["step"] > 0:
             stage._restore(saved)
         stage.player, stage.optimiser = runtime.prepare(player, optimisation.optimiser)
+        if critic is not None:
+            critic.prepare(runtime)
         return stage
 
     def run(self, stop: _StopSignal) -> Generator[events.Event, None, bool]:
@@ -230,12 +257,16 @@ class _Stage:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.zero_grad()
-        terms, weights = self._backward(batch)
+        if self.critic is not None:
+            self.critic.freeze()
+        parts = list(self._parts(batch))
+        terms, weights, made = self._backward(parts)
         self._check_finite(terms, weights)
         norms = self._gradient_norms()
         self._check_finite({f"gradient norm of {role}": n for role, n in norms.items()}, {})
         self.optimiser.step()
         self.ema.update()
+        critic = self._critic_step(parts, made)
         self.step += 1
         self.inputs.runtime.synchronise()
         elapsed = time.perf_counter() - started + waited
@@ -243,37 +274,79 @@ class _Stage:
         return events.StepDone(
             stage=self.config.name, step=self.step, steps=self.length.steps,
             total=sum(weights[name] * value for name, value in terms.items()),
-            terms=terms, weights=weights, learning_rate=rate, gradient_norms=norms,
+            terms=terms, weights=weights, learning_rate=rate, gradient_norms=norms, critic=critic,
             images_per_second=self.batch_size / elapsed, data_seconds=waited,
             remaining_seconds=self.seconds / self.step * (self.length.steps - self.step),
             memory=self.inputs.runtime.memory(),
         )  # fmt: skip
 
-    def _backward(self, batch: Batch) -> tuple[dict[str, float], dict[str, float]]:
-        """Gradients of the whole batch; its terms over all processes, and their weights."""
-        runtime, parts = self.inputs.runtime, _split(batch, self.inputs.recipe.accumulate)
+    def _parts(self, batch: Batch) -> Iterator[_Part]:
+        """The batch as it is accumulated."""
+        runtime = self.inputs.runtime
+        for images, samples in _split(batch, self.inputs.recipe.accumulate):
+            yield _Part(
+                images=images.to(runtime.device),
+                draws=StepRandomness(self.inputs.seed, self.config.name, self.step, samples),
+                share=len(samples) * runtime.num_processes / self.batch_size,
+            )
+
+    def _backward(
+        self, parts: Sequence[_Part]
+    ) -> tuple[dict[str, float], dict[str, float], list[Tensor | None]]:
+        """Gradients of the whole batch; its terms over all processes, their weights, and what was
+        reconstructed."""
+        runtime = self.inputs.runtime
         trained = [parameter for _, parameter in trained_parameters(self.inputs.model.roles)]
         apart = SeparateGradients(trained, reduce=runtime.reduce)
         terms: dict[str, float] = defaultdict(float)
         weights: dict[str, Tensor] = {}
-        for number, (images, samples) in enumerate(parts, start=1):
-            draws = StepRandomness(self.inputs.seed, self.config.name, self.step, samples)
-            share = len(samples) * runtime.num_processes / self.batch_size
-            more = number < len(parts)
-            with runtime.unsynchronised(self.player) if more else contextlib.nullcontext():
+        made: list[Tensor | None] = []
+        for number, part in enumerate(parts, start=1):
+            with runtime.unsynchronised_if(self.player, number < len(parts)):
                 with runtime.autocast(), recomputing(self.inputs.recipe.recompute):
                     outcome = self.player(
-                        images.to(runtime.device), draws, self.step, share=share,
+                        part.images, part.draws, self.step, share=part.share,
                         whole=self.inputs.recipe.accumulate == 1,
                     )  # fmt: skip
                 apart.add(outcome.pending)
                 if outcome.total.requires_grad:
                     runtime.backward(outcome.total)
             for label, value in outcome.terms.items():
-                terms[label] += share * value.item()
+                terms[label] += part.share * value.item()
             weights = outcome.weights
+            made.append(outcome.reconstruction)
         weights |= apart.settle()
-        return runtime.means(terms), {label: value.item() for label, value in weights.items()}
+        found = {label: value.item() for label, value in weights.items()}
+        return runtime.means(terms), found, made
+
+    def _critic_step(
+        self, parts: Sequence[_Part], made: Sequence[Tensor | None]
+    ) -> dict[str, float]:
+        """Have the critic learn, where it has begun to; how it does."""
+        if self.critic is None or self.step < self.critic.start:
+            return {}
+        shared = self.critic.config.critic_input == "shared"
+
+        def shown(part: _Part, own: Tensor | None) -> ShownImages:
+            made = own if shared and own is not None else self._clean(part)
+            return ShownImages(part.images, made, part.draws, part.share)
+
+        waiting = [functools.partial(shown, p, m) for p, m in zip(parts, made, strict=True)]
+        scores = self.critic.learn(self.step, waiting, self.inputs.runtime)
+        self._check_finite({f"critic's {name}": value for name, value in scores.items()}, {})
+        return scores
+
+    def _clean(self, part: _Part) -> Tensor:
+        """Reconstructions by the model as it stands, without noise, in eval mode."""
+        model = self.inputs.model
+        model.eval()
+        with torch.no_grad(), self.inputs.runtime.autocast():
+            context = stage_forward(
+                model, part.images, stage=evolve(self.config, noise=0.0, posterior="mode"),
+                draws=part.draws, replica=self.inputs.replica,
+            )  # fmt: skip
+        assert context.reconstruction is not None
+        return context.reconstruction
 
     def _check_finite(self, terms: Mapping[str, float], weights: Mapping[str, float]) -> None:
         bad = [f"{n} = {v}" for n, v in terms.items() if not math.isfinite(v)]
@@ -379,6 +452,7 @@ class _Stage:
                 "weights": digest(model.state_dict()),
                 "ema": digest(self.ema.state_dict()),
                 "optimiser": digest(self.optimisation.optimiser.state_dict()),
+                **({"critic": digest(self.critic.state_dict())} if self.critic else {}),
             },
         )  # fmt: skip
         self.history[self.config.name] = asdict(ended)
@@ -406,6 +480,7 @@ class _Stage:
             state |= {
                 "ema": self.ema.state_dict(),
                 "optimiser": self.optimisation.optimiser.state_dict(),
+                "critic": self.critic.state_dict() if self.critic else None,
                 "seconds": self.seconds,
                 "skipped": self.skipped,
                 "best": self.best,

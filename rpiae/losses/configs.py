@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from attrs import frozen
 
-from rpiae.core.config import LossConfig
+from rpiae.core.config import CriticConfig, EncoderConfig, LossConfig, at_least
+from rpiae.core.errors import UsageError
+from rpiae.core.recipe import AdversarialConfig
 from rpiae.core.watch import Alarm
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PIVOT_ALARM = Alarm(
+    sign="rising",
+    bound=0.05,
+    advice="the encoder moves away from its pivot. Raise the term's weight, make it adaptive, or "
+    "lower the learning rate",
+)
 
 
 @frozen(kw_only=True)
@@ -30,12 +43,7 @@ class MseLossConfig(LossConfig):
 class PivotLossConfig(LossConfig):
     """Distance of the encoder's clean tokens from the replica's."""
 
-    alarm: ClassVar[Alarm | None] = Alarm(
-        sign="rising",
-        bound=0.05,
-        advice="the encoder moves away from its pivot. Raise the term's weight, make it adaptive, or "
-        "lower the learning rate",
-    )
+    alarm: ClassVar[Alarm | None] = PIVOT_ALARM
     module: ClassVar[str] = "rpiae.losses.pivot:PivotLoss"
     needs: ClassVar[frozenset[str]] = frozenset({"features", "replica"})
 
@@ -73,3 +81,165 @@ class FeatureLossConfig(LossConfig):
 
     module: ClassVar[str] = "rpiae.losses.bridge:FeatureLoss"
     needs: ClassVar[frozenset[str]] = frozenset({"features", "decoded_features"})
+
+
+@frozen(kw_only=True)
+class LpipsLossConfig(LossConfig):
+    """LPIPS with VGG-16 features.
+
+    Attributes:
+        weights: a local file of torchvision's VGG-16; empty downloads it on first use.
+        pretrained: false takes random weights, for tests of everything else.
+    """
+
+    module: ClassVar[str] = "rpiae.losses.lpips:LpipsLoss"
+    needs: ClassVar[frozenset[str]] = frozenset({"pixels"})
+    weights: str = ""
+    pretrained: bool = True
+
+    def fetch(self) -> Path | None:
+        """The VGG-16 file, downloaded first where necessary."""
+        if not self.pretrained:
+            return None
+        from rpiae.losses.lpips import vgg_weights
+
+        return vgg_weights(self.weights)
+
+    def build(self) -> Any:
+        """The loss with its weights."""
+        from rpiae.losses.lpips import LpipsLoss, packaged_heads, read_state
+
+        path = self.fetch()
+        if path is None:
+            return LpipsLoss()
+        return LpipsLoss(backbone=read_state(path), heads=read_state(packaged_heads()))
+
+
+@frozen(kw_only=True)
+class AdversarialLossConfig(AdversarialConfig):
+    """The game against a critic.
+
+    Attributes:
+        objective: of both sides, see ``AdversarialLoss``.
+        augment: what every image goes through before the critic sees it.
+    """
+
+    module: ClassVar[str] = "rpiae.losses.adversarial:AdversarialLoss"
+    needs: ClassVar[frozenset[str]] = frozenset({"pixels", "critic"})
+    objective: Literal["hinge", "non-saturating"] = "hinge"
+    augment: tuple[Literal["colour", "translation", "cutout"], ...] = ("colour", "translation")
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of the model's side; the critic is the trainer's."""
+        return {"objective": self.objective, "augment": self.augment}
+
+
+@frozen(kw_only=True)
+class DinoCriticConfig(CriticConfig):
+    """Heads on a frozen vision transformer.
+
+    Attributes:
+        backbone: any encoder.
+        layers: blocks with a head of their own, beside the last one's.
+        image_size: side of the backbone's input, in pixels.
+        kernel: tokens that the heads' residual convolution spans; odd.
+    """
+
+    module: ClassVar[str] = "rpiae.losses.critics:DinoCritic"
+    backbone: EncoderConfig
+    layers: tuple[int, ...] = (2, 5, 8, 11)
+    image_size: int = at_least(1, default=224)
+    kernel: int = at_least(1, default=9)
+
+    def arguments(self) -> dict[str, Any]:
+        """With the backbone built, its weights at random."""
+        facts = self.backbone.describe()
+        for layer in self.layers:
+            if not -facts.num_blocks <= layer < facts.num_blocks:
+                raise UsageError(
+                    f"critic.layers: {self.backbone.label!r} has blocks 0 to "
+                    f"{facts.num_blocks - 1}, not {layer}"
+                )
+        if self.kernel % 2 == 0:
+            raise UsageError(f"critic.kernel must be odd, got {self.kernel}")
+        if self.image_size < facts.patch:
+            raise UsageError(
+                f"critic.image_size = {self.image_size} is less than the patch of "
+                f"{self.backbone.label!r}, {facts.patch}"
+            )
+        return {
+            "backbone": self.backbone.build(),
+            "layers": self.layers,
+            "image_size": self.image_size,
+            "kernel": self.kernel,
+        }
+
+    def load_pretrained(self, module: nn.Module) -> None:
+        """Load the backbone's weights."""
+        if self.backbone.pretrained:
+            self.backbone.load_pretrained(module.backbone)  # type: ignore[arg-type]  # DinoCritic's
+
+    def fetch(self) -> Path | None:
+        """The backbone's weights."""
+        return self.backbone.fetch() if self.backbone.pretrained else None
+
+
+@frozen(kw_only=True)
+class PatchCriticConfig(CriticConfig):
+    """A small convolutional critic; needs no weights.
+
+    Attributes:
+        width: channels after the first convolution.
+        halvings: convolutions with stride 2; 3 gives patches of 70×70 pixels.
+    """
+
+    module: ClassVar[str] = "rpiae.losses.critics:PatchCritic"
+    width: int = at_least(1, default=64)
+    halvings: int = at_least(1, default=3)
+
+
+@frozen(kw_only=True)
+class PivotCosineLossConfig(LossConfig):
+    """Cosine distance of the encoder's clean tokens from the replica's.
+
+    Attributes:
+        margin: distance that costs nothing.
+    """
+
+    alarm: ClassVar[Alarm | None] = PIVOT_ALARM
+    module: ClassVar[str] = "rpiae.losses.pivot:PivotCosineLoss"
+    needs: ClassVar[frozenset[str]] = frozenset({"features", "replica"})
+    margin: float = at_least(0, default=0.0)
+
+
+@frozen(kw_only=True)
+class PivotRelationalLossConfig(LossConfig):
+    """Difference of the tokens' similarity matrices, the model's and the replica's.
+
+    Attributes:
+        of: whose tokens are compared with the replica's.
+        margin: difference of similarity that costs nothing.
+    """
+
+    alarm: ClassVar[Alarm | None] = PIVOT_ALARM
+    module: ClassVar[str] = "rpiae.losses.pivot:PivotRelationalLoss"
+    of: Literal["features", "latent"] = "features"
+    margin: float = at_least(0, default=0.0)
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]  # here it depends on a field
+        """Features or latent, and the replica."""
+        return frozenset({self.of, "replica"})
+
+
+@frozen(kw_only=True)
+class PivotNoisyLossConfig(LossConfig):
+    """Distance of the features decoded from noised latents from the replica's.
+
+    Attributes:
+        most: largest share of noise in a latent, at most 1.
+    """
+
+    module: ClassVar[str] = "rpiae.losses.pivot:PivotNoisyLoss"
+    needs: ClassVar[frozenset[str]] = frozenset({"latent", "decoded_features", "replica"})
+    most: float = at_least(0, default=1.0)

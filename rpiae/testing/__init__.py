@@ -8,7 +8,20 @@
 The checks raise AssertionError with what is wrong.
 """
 
-from rpiae.testing.contracts import check_bridge, check_decoder, check_encoder, check_loss
+from rpiae.testing.contracts import (
+    check_bridge,
+    check_critic,
+    check_decoder,
+    check_encoder,
+    check_loss,
+)
 from rpiae.testing.images import SyntheticImages
 
-__all__ = ["SyntheticImages", "check_bridge", "check_decoder", "check_encoder", "check_loss"]
+__all__ = [
+    "SyntheticImages",
+    "check_bridge",
+    "check_critic",
+    "check_decoder",
+    "check_encoder",
+    "check_loss",
+]

@@ -7,11 +7,18 @@ import math
 import torch
 from torch import Tensor, nn
 
-from rpiae.core.config import BridgeConfig, DecoderConfig, EncoderConfig, LossConfig
+from rpiae.core.config import (
+    BridgeConfig,
+    CriticConfig,
+    DecoderConfig,
+    EncoderConfig,
+    LossConfig,
+)
 from rpiae.core.contracts import (
     NEEDS,
     BlockFeatures,
     Bridge,
+    Critic,
     Decoder,
     Encoder,
     Features,
@@ -19,6 +26,7 @@ from rpiae.core.contracts import (
     StepContext,
 )
 from rpiae.core.objective import PivotReplica
+from rpiae.core.randomness import StepRandomness
 
 
 def check_encoder(config: EncoderConfig, *, grid: tuple[int, int] = (2, 3)) -> None:
@@ -107,27 +115,31 @@ def check_loss(config: LossConfig, replica_encoder: nn.Module) -> None:
         config: the loss.
         replica_encoder: stands for the pivot.
     """
-    needs = type(config).needs
+    needs = config.needs
     assert needs <= set(NEEDS), f"unknown needs: {sorted(needs - set(NEEDS))}"
     from rpiae.bridges.variational import DiagonalGaussian
 
     assert isinstance(replica_encoder, Encoder), _unfit(replica_encoder, Encoder)
     patch, width = replica_encoder.patch, replica_encoder.width
-    images = torch.rand(2, 3, 2 * patch, 3 * patch)
+    images = torch.rand(2, 3, 4 * patch, 6 * patch)
     leaves = {
         "reconstruction": torch.rand(images.shape, requires_grad=True),
-        "tokens": torch.randn(2, 6, width, requires_grad=True),
-        "decoded": torch.randn(2, 6, width, requires_grad=True),
-        "moments": torch.randn(2, 4, 2, 3, requires_grad=True),
+        "tokens": torch.randn(2, 24, width, requires_grad=True),
+        "decoded": torch.randn(2, 24, width, requires_grad=True),
+        "moments": torch.randn(2, 4, 4, 6, requires_grad=True),
+        "latent": torch.randn(2, 1, 4, 6, requires_grad=True),
     }
     context = StepContext(
         images=images,
-        features=Features(leaves["tokens"], (1, 2, 3)),
+        features=Features(leaves["tokens"], (1, 4, 6)),
         posterior=DiagonalGaussian(*leaves["moments"].chunk(2, dim=1)),
-        latent=torch.randn(2, 2, 2, 3),
-        decoded_features=Features(leaves["decoded"], (1, 2, 3)),
+        latent=leaves["latent"],
+        decoded_features=Features(leaves["decoded"], (1, 4, 6)),
         reconstruction=leaves["reconstruction"],
         replica=PivotReplica(replica_encoder, output_patch=patch),
+        draws=StepRandomness(0, "check", 0, (0, 1)),
+        expand=lambda latent: Features(latent.flatten(2).mT.repeat(1, 1, width), (1, 4, 6)),
+        critic=lambda shown: shown.flatten(1),
     )
     value = config.build()(context)
     assert value.shape == (), "a loss is a scalar"
@@ -136,7 +148,32 @@ def check_loss(config: LossConfig, replica_encoder: nn.Module) -> None:
     assert any(leaf.grad is not None for leaf in leaves.values()), "nothing receives a gradient"
 
 
-def _seeded(config: EncoderConfig | BridgeConfig | DecoderConfig) -> nn.Module:
+def check_critic(config: CriticConfig, *, size: tuple[int, int] = (40, 56)) -> None:
+    """A critic's logits, its gradients, and that it judges every image on its own.
+
+    Args:
+        config: of a small critic.
+        size: height and width of the images to try.
+    """
+    critic = _seeded(config)
+    assert isinstance(critic, Critic), _unfit(critic, Critic)
+    trained = [n for n, p in critic.named_parameters() if p.requires_grad]
+    assert trained, "the critic has nothing to learn with"
+    images = torch.rand(3, 3, *size, requires_grad=True)
+    critic.eval()
+    logits = critic(images)
+    assert logits.ndim == 2, f"logits are (images, any number), not {tuple(logits.shape)}"
+    assert logits.shape[0] == 3
+    alone = torch.cat([critic(image[None]) for image in images])
+    torch.testing.assert_close(alone, logits, rtol=1e-4, atol=1e-4)
+    _check_gradients(critic, logits)
+    assert images.grad is not None, "no gradient passes to the images"
+    assert images.grad.abs().sum() > 0
+    frozen = [n for n, p in critic.named_parameters() if not p.requires_grad and p.grad is not None]
+    assert not frozen, f"frozen parameters with a gradient: {frozen}"
+
+
+def _seeded(config: EncoderConfig | BridgeConfig | DecoderConfig | CriticConfig) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = config.build()

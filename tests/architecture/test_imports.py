@@ -36,7 +36,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     tuple(
         f"core.{name}"
         for name in (
-            "resolve", "build", "tokenizer", "objective", "players", "checkpoint", "adapters",
+            "resolve", "build", "tokenizer", "objective", "players", "critic", "checkpoint", "adapters",
             "pivot", "plan", "changes", "trainer",
         )
     ),
@@ -50,8 +50,8 @@ PART_FAMILIES = frozenset({"encoders", "bridges", "decoders", "losses", "recipes
 STRANGERS = (PART_FAMILIES, frozenset({"data", "evaluation"}))
 
 #: Registered names that core uses as words of its own: the package's name is the distribution that
-#: brings the built-in parts, and a posterior is sampled.
-OWN_WORDS = frozenset({PACKAGE, "sample"})
+#: brings the built-in parts, a posterior is sampled, and encoders and decoders have a patch.
+OWN_WORDS = frozenset({PACKAGE, "patch", "sample"})
 
 
 @frozen(kw_only=True)

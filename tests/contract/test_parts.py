@@ -9,6 +9,7 @@ import torch
 
 from rpiae.core.config import (
     BridgeConfig,
+    CriticConfig,
     DecoderConfig,
     EncoderConfig,
     EncoderDescription,
@@ -16,8 +17,8 @@ from rpiae.core.config import (
 )
 from rpiae.core.registry import registry
 from rpiae.core.resolve import part_config, wire
-from rpiae.testing import check_bridge, check_decoder, check_encoder, check_loss
-from tests.toys import DECODERS, ENCODERS
+from rpiae.testing import check_bridge, check_critic, check_decoder, check_encoder, check_loss
+from tests.toys import CRITICS, DECODERS, ENCODERS, LOSSES
 
 FACTS: dict[str, tuple[Any, str]] = {
     "encoder.width": (32, "the test"),
@@ -30,6 +31,7 @@ def test_every_part_is_named_to_the_kit() -> None:
     assert {tree["name"] for tree in ENCODERS.values()} == _names("encoders")
     assert set(BRIDGES) == _names("bridges")
     assert {tree["name"] for tree in DECODERS.values()} == _names("decoders")
+    assert {tree["name"] for tree in CRITICS.values()} == _names("critics")
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -57,10 +59,17 @@ def test_decoder(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(e.name for e in registry("losses").entries()))
 def test_loss(name: str) -> None:
-    config = part_config("losses", name)
+    config = part_config("losses", LOSSES.get(name, name))
     assert isinstance(config, LossConfig)
     torch.manual_seed(0)
     check_loss(config, part_config("encoders", ENCODERS["vit"]).build())
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_critic(name: str) -> None:
+    config = part_config("critics", CRITICS[name])
+    assert isinstance(config, CriticConfig)
+    check_critic(config)
 
 
 @pytest.mark.parametrize("name", [preset.name for preset in registry("encoders").presets()])
@@ -77,7 +86,7 @@ def test_encoder_preset_states_what_its_model_is(name: str) -> None:
 
 
 def test_every_entry_has_what_listings_show() -> None:
-    for family in ("encoders", "bridges", "decoders", "losses", "datasets"):
+    for family in ("encoders", "bridges", "decoders", "losses", "critics", "datasets"):
         for entry in registry(family).entries():
             assert entry.summary, entry.name
             assert entry.config_class().family == family

@@ -6,8 +6,7 @@ elements, for which a relative 1e-6 is a few rounding steps; schedules are float
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,12 +15,14 @@ from torch import Tensor, nn
 from rpiae.bridges.variational import LOGVAR_RANGE, DiagonalGaussian
 from rpiae.core.adaptive import adaptive_ratio
 from rpiae.core.contracts import BlockFeatures, Features, StepContext
+from rpiae.core.critic import eight_bits
 from rpiae.core.ema import Ema
 from rpiae.core.objective import Objective
 from rpiae.core.players import Optimisation
 from rpiae.core.recipe import OptimiserConfig, StageLength, TermConfig
 from rpiae.core.schedules import learning_rate
 from rpiae.core.shapes import map_grid, map_to_tokens
+from rpiae.losses.adversarial import AdversarialLoss
 from rpiae.losses.configs import FeatureLossConfig, KlLossConfig, L1LossConfig, PivotLossConfig
 
 if TYPE_CHECKING:
@@ -168,11 +169,8 @@ def test_moving_average_after_its_warm_up(losses: Golden) -> None:
 
 
 def test_two_optimiser_steps(losses: Golden) -> None:
-    module = nn.Module()
     parameter = nn.Parameter(losses.inputs["adamw/param"].clone())
-    module.register_parameter("weight", parameter)
-    model = cast(Any, SimpleNamespace(roles={"decoder": module}))
-    optimiser = Optimisation.of(model, OptimiserConfig(), LENGTH).optimiser
+    optimiser = Optimisation.of([parameter], OptimiserConfig(), LENGTH).optimiser
     for step in range(2):
         parameter.grad = losses.inputs[f"adamw/grad{step}"].clone()
         optimiser.step()
@@ -247,3 +245,23 @@ def test_adaptive_critic_weight_and_total(
     pivot = 0.75 * adaptive_ratio(rec, piv, network.enc2.weight, eps=1e-4, maximum=1e5)
     total = rec + pivot * piv + 0.75 * critic * gan
     _close(total.detach(), losses.expected["adaptive/total"])
+
+
+def test_both_sides_of_the_game(losses: Golden) -> None:
+    real, made = losses.inputs["gan/logits_real"], losses.inputs["gan/logits_fake"]
+    hinge = AdversarialLoss(objective="hinge", augment=())
+    _close(hinge.critic_loss(real, made), losses.expected["gan/hinge_d"])
+    other = AdversarialLoss(objective="non-saturating", augment=())
+    _close(other.critic_loss(real, made), losses.expected["gan/vanilla_d"])
+    context = _context(
+        reconstruction=torch.zeros(3, 3, 4, 4),
+        images=torch.zeros(3, 3, 4, 4),
+        critic=lambda _: made,
+    )
+    _close(hinge(context), losses.expected["gan/vanilla_g"])
+
+
+def test_the_critic_sees_eight_bits(losses: Golden) -> None:
+    made = (losses.inputs["disc/fake_normed"] + 1) / 2
+    wanted = (losses.expected["disc/fake_discretised"] + 1) / 2
+    torch.testing.assert_close(eight_bits(made), wanted, rtol=0, atol=1.2e-7)
