@@ -78,12 +78,19 @@ def toy_recipe(name: str) -> dict[str, Any]:
 
 
 def toy_run(
-    folder: Path, encoder: str, bridge: str, decoder: str, recipe: str, *overrides: str
+    folder: Path,
+    encoder: str,
+    bridge: str,
+    decoder: str,
+    recipe: str | dict[str, Any],
+    *overrides: str,
 ) -> TrainerInputs:
     tree = {
         "encoder": ENCODERS[encoder], "bridge": bridge, "decoder": DECODERS[decoder],
     }  # fmt: skip
-    resolved = runs.resolve(tree | {"recipe": toy_recipe(recipe)}, overrides=overrides)
+    if isinstance(recipe, str):
+        recipe = toy_recipe(recipe)
+    resolved = runs.resolve(tree | {"recipe": recipe}, overrides=overrides)
     model = build_tokenizer(resolved.tokenizer, seed=0)
     pivot = build_tokenizer(resolved.tokenizer, seed=0).encoder
 

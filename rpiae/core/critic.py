@@ -115,8 +115,8 @@ class CriticTraining:
         *,
         stage: str,
         seed: int,
-        length: StageLength,
         optimiser: OptimiserConfig,
+        length: StageLength,
         device: torch.device,
         saved: Mapping[str, Any] | None = None,
     ) -> CriticTraining:
@@ -126,8 +126,8 @@ class CriticTraining:
             config: the loss's settings.
             term: the loss.
             stage, seed: name the random initialisation.
-            length: the stage's lengths; the critic's schedule has the same, in its own steps.
-            optimiser: the stage's, taken where the loss names none.
+            optimiser: the critic's.
+            length: the stage's lengths with that optimiser; the critic counts them in its own steps.
             device: where.
             saved: what ``state_dict`` gave.
         """
@@ -142,7 +142,7 @@ class CriticTraining:
             critic.load_state_dict(saved["critic"])
         critic.to(device)
         trained = [p for p in critic.parameters() if p.requires_grad]
-        optimisation = Optimisation.of(trained, config.optimiser or optimiser, length)
+        optimisation = Optimisation.of(trained, optimiser, length)
         if saved is not None:
             optimisation.optimiser.load_state_dict(saved["optimiser"])
         return cls(

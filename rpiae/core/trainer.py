@@ -192,9 +192,14 @@ class _Stage:
         )
         critic = None
         if objective.adversary is not None:
+            loss, term = objective.adversary
+            optimiser = loss.optimiser or config.optimiser
             critic = CriticTraining.open(
-                *objective.adversary, stage=config.name, seed=inputs.seed, length=length,
-                optimiser=config.optimiser, device=runtime.device,
+                loss, term, stage=config.name, seed=inputs.seed, optimiser=optimiser,
+                length=stage_length(
+                    evolve(config, optimiser=optimiser), inputs.recipe, inputs.data.num_images
+                ),
+                device=runtime.device,
                 saved=saved["critic"] if saved is not None and saved["step"] > 0 else None,
             )  # fmt: skip
         player = ModelPlayer(
