@@ -1,18 +1,34 @@
-"""``rpiae fetch``."""
+"""``rpiae fetch``: what a part loads, made available locally."""
 
 from __future__ import annotations
 
 import argparse
 
 from rpiae.cli.screen import stdout
-from rpiae.core.config import EncoderConfig
+from rpiae.core.config import CriticConfig, EncoderConfig, LossConfig
+from rpiae.core.registry import normalised, registry
 from rpiae.core.resolve import part_config
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Have an encoder's weights in the local cache, and say where."""
-    config = part_config("encoders", arguments.encoder)
-    assert isinstance(config, EncoderConfig)
+    """Have what an encoder, loss or critic loads in the local cache, and say where."""
+    config = _named(arguments.name)
     path = config.fetch()
-    stdout.print(f"{config.label}: {path} ({path.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
+    if path is None:
+        stdout.print(f"{config.label} has nothing to fetch")
+    else:
+        stdout.print(f"{config.label}: {path} ({path.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
     return 0
+
+
+def _named(name: str) -> EncoderConfig | LossConfig | CriticConfig:
+    """The part of that name, of the first family that has it."""
+    for family in ("losses", "critics"):
+        known = registry(family)
+        if normalised(name) in {*known.names(), *(p.name for p in known.presets())}:
+            config = part_config(family, name)
+            break
+    else:
+        config = part_config("encoders", name)
+    assert isinstance(config, (EncoderConfig, LossConfig, CriticConfig))
+    return config

@@ -17,7 +17,7 @@ EPILOG = """exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (state 
 
 examples:
   rpiae build
-  rpiae build --encoder dinov2-b --bridge vb64 --data folder:photos --without lpips,adversarial
+  rpiae build --encoder dinov2-b --bridge vb64 --data folder:photos
   rpiae build --encoder dinov2-b --bridge vb64 --dry-run
   rpiae reconstruct runs/a photo.jpg --out side_by_side.png"""
 
@@ -135,8 +135,8 @@ def parser() -> argparse.ArgumentParser:
     doctor = verb("doctor", "doctor", "what this machine has, and what would be used")
     doctor.add_argument("--json", action="store_true")
 
-    fetch = verb("fetch", "fetch", "download an encoder's weights into the local cache")
-    fetch.add_argument("encoder")
+    fetch = verb("fetch", "fetch", "download what a part loads into the local cache")
+    fetch.add_argument("name", help="an encoder, loss or critic")
 
     reconstruct = verb("reconstruct", "reconstruct", "a photograph through a tokenizer and back")
     reconstruct.add_argument("run", help="a run's or tokenizer's folder")

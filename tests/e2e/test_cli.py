@@ -109,7 +109,7 @@ def test_reconstruct(run_folder: Path, tmp_path: Path) -> None:
             "no encoder named 'dinv2-b'. Did you mean 'dinov2-b'",
         ),
         (["build", "--recipe", "rae"], 2, "needs data to train on"),
-        (["build", "--recipe", "rae", "--data", "sample"], 2, "--without lpips,adversarial"),
+        (["build", "--recipe", "rae", "--data", "sample", "--without", "lpisp"], 2, "'lpips'"),
         (["build", "--data", "folder:nowhere"], 1, "nowhere"),
         (["build", "--set", "recipe.stages[7].noise=1"], 2, "there is no recipe.stages[7]"),
         (["build", "--set", "seed"], 2, "path=value"),
@@ -182,7 +182,7 @@ def test_plan_of_the_papers_model(tmp_path: Path) -> None:
         "build", "--encoder", "dinov2-b", "--bridge", "vb64", "--dry-run", cwd=tmp_path,
         COLUMNS="200",
     )  # fmt: skip
-    for words in ("4.2 M + 43.2 M", "86.", "415 M", "64×16×16", "lpips, adversarial", "Apache-2.0"):
+    for words in ("4.2 M + 43.2 M", "86.", "415 M", "64×16×16", "1·lpips", "Apache-2.0"):
         assert words in out
     assert not (tmp_path / "runs").exists()
 
