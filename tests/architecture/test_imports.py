@@ -36,7 +36,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     tuple(
         f"core.{name}"
         for name in (
-            "resolve", "build", "tokenizer", "objective", "players", "checkpoint", "adapters",
+            "resolve", "inspection", "build", "tokenizer", "objective", "players", "checkpoint", "adapters",
             "pivot", "plan", "changes", "trainer",
         )
     ),
