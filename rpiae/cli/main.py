@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
     logging.getLogger("rpiae").setLevel(logging.DEBUG if arguments.debug else logging.WARNING)
-    command = importlib.import_module(f"rpiae.cli.{arguments.module}")
     try:
+        command = importlib.import_module(f"rpiae.cli.{arguments.module}")
         return int(command.execute(arguments) or 0)
     except RpiaeError as error:
         if arguments.debug:

@@ -135,8 +135,8 @@ def _check_free(name: str, family: str) -> None:
         record = found.preset or found.entry
         assert record is not None
         raise UsageError(
-            f"the {known.singular} {wanted!r} is already registered by {record.distribution} "
-            f"({record.summary}): choose another name"
+            f"the {known.singular} {wanted!r} is already registered by {record.distribution}: choose "
+            "another name"
         )
     distribution, package = f"{OWN}-{name}", _package(name)
     try:

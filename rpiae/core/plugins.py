@@ -112,7 +112,10 @@ def _not_all(records: Any, kind: type) -> str:
             f"are no tuple but {type(records).__name__} (a tuple of one ends with a comma: (one,))"
         )
     strange = [type(record).__name__ for record in records if not isinstance(record, kind)]
-    return f"hold {strange[0]} where {kind.__name__} belongs" if strange else ""
+    if strange:
+        return f"hold {strange[0]} where {kind.__name__} belongs"
+    nameless = [record.name for record in records if not isinstance(record.name, str)]
+    return f"hold one that is called {nameless[0]!r}" if nameless else ""
 
 
 def _found() -> Iterator[tuple[Plugin, Any]]:

@@ -34,6 +34,7 @@ from rpiae.core.errors import (
     nearest,
 )
 from rpiae.core.plugins import API, GROUP, Plugin, installed_plugins
+from rpiae.core.recipe import RecipeConfig, StageConfig, TermConfig
 
 __all__ = [
     "API",
@@ -193,6 +194,8 @@ class Registry:
         preset = self._presets.get(wanted)
         if preset is not None and not colon:
             entry = self._configured(preset) if preset.part else None
+            if entry is None and preset.distribution != OWN:
+                _check_recipe(preset)
             tree = {"name": entry.name, "preset": preset.name} if entry else {"name": preset.name}
             return Selection(entry=entry, tree=tree | _copied(preset.values), preset=preset)
         if not colon:
@@ -248,14 +251,7 @@ class Registry:
             entry = self.entry(preset.part)
         except UnknownNameError as error:
             raise PluginError(f"{what} is for a part that is not there: {error}") from None
-        cls = self.load(entry)
-        known = [a.name for a in attrs.fields(cls)]
-        strange = sorted(set(preset.values) - set(known))
-        if strange:
-            raise PluginError(
-                f"{what} sets {', '.join(strange)}: no such field in {cls.__name__}."
-                f"{did_you_mean(strange[0], known)} It has {', '.join(sorted(known))}"
-            )
+        _check_fields(preset.values, self.load(entry), what)
         return entry
 
     def _parametric(self, wanted: str) -> Selection | None:
@@ -333,7 +329,7 @@ class Registry:
             return set()
         entries, presets = self._records(plugin.manifest)
         listed: list[Entry | Preset] = [*entries, *presets]
-        return {normalised(record.name) for record in listed if isinstance(record.name, str)}
+        return {normalised(record.name) for record in listed}
 
     def _records(self, manifest: Manifest) -> tuple[tuple[Entry, ...], tuple[Preset, ...]]:
         entries = tuple(manifest.entries.get(self.family, ()))
@@ -438,6 +434,26 @@ def _clash(record: Entry | Preset, taken: Entry | Preset) -> str:
 
 def _form(entry: Entry) -> str:
     return re.sub(r"\{.*\}", "{}", entry.pattern)
+
+
+def _check_recipe(recipe: Preset) -> None:
+    """What a plugin's recipe sets must be fields of recipes, stages and terms."""
+    what = f"recipe {recipe.name!r} of {recipe.distribution}"
+    _check_fields(recipe.values, RecipeConfig, what)
+    for index, stage in enumerate(recipe.values["stages"]):
+        _check_fields(stage, StageConfig, f"{what}: stages[{index}]")
+        for position, term in enumerate(stage["terms"]):
+            _check_fields(term, TermConfig, f"{what}: stages[{index}].terms[{position}]")
+
+
+def _check_fields(values: Tree, cls: type[attrs.AttrsInstance], what: str) -> None:
+    known = [a.name for a in attrs.fields(cls)]
+    strange = sorted(set(values) - set(known))
+    if strange:
+        raise PluginError(
+            f"{what} sets {', '.join(strange)}: no such field in {cls.__name__}."
+            f"{did_you_mean(strange[0], known)} It has {', '.join(sorted(known))}"
+        )
 
 
 def _shapeless(recipe: Tree) -> str:

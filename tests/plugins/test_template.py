@@ -91,7 +91,7 @@ def test_new_writes_a_folder_once(
         (["vb8"], "the bridge 'vb8' is already registered by rpiae"),
         (["vit", "--family", "decoders"], "the decoder 'vit' is already registered by rpiae"),
         (["dinov2", "--family", "encoders"], "the encoder 'dinov2-s' is already registered"),
-        (["foo", "--family", "encodrs"], "Did you mean 'encoders'?"),
+        (["foo", "--family", "encodrs"], "Did you mean 'encoders'"),
         (
             ["foo", "--family", "recipes"],
             "Available: bridges, datasets, decoders, encoders, losses",
