@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 from attrs import evolve
 from filelock import FileLock, Timeout
 
@@ -19,14 +21,14 @@ from rpiae.core import events
 from rpiae.core.build import build_tokenizer
 from rpiae.core.changes import Change, allowed_changes
 from rpiae.core.checkpoint import list_checkpoints, progress
-from rpiae.core.config import Tree, dump_toml, read_toml, unparse
+from rpiae.core.config import PartConfig, Tree, dump_toml, read_toml, unparse
 from rpiae.core.contracts import Dataset, HeldOut
-from rpiae.core.errors import CheckpointError, RunError, UsageError
+from rpiae.core.errors import CheckpointError, ConfigError, RunError, UsageError
 from rpiae.core.objective import PivotReplica
 from rpiae.core.pivot import inherit_pivot, read_pivot, write_pivot
 from rpiae.core.plan import Plan, make_plan
 from rpiae.core.recipe import RunConfig, StageConfig
-from rpiae.core.registry import registry
+from rpiae.core.registry import OWN, registry
 from rpiae.core.resolve import ResolvedRun, resolve_run
 from rpiae.core.runtime import LAUNCHER_VARIABLES, Runtime
 from rpiae.core.tokenizer import RPiAE, check_state, load_state
@@ -59,10 +61,23 @@ def resolve(
     without: tuple[str, ...] = (),
     source: str = "the run",
 ) -> ResolvedRun:
-    """Resolve a run with the toolkit's defaults; see ``rpiae.core.resolve.resolve_run``."""
-    return resolve_run(
-        tree or {}, defaults=DEFAULTS, overrides=overrides, without=without, source=source
-    )
+    """Resolve a run with the toolkit's defaults; see ``rpiae.core.resolve.resolve_run``.
+
+    Where it fails, what the run requires and is not installed is named too.
+    """
+    tree = tree or {}
+    try:
+        return resolve_run(
+            tree, defaults=DEFAULTS, overrides=overrides, without=without, source=source
+        )
+    except UsageError as error:
+        missing = _not_installed(tree.get("requires"))
+        if not missing:
+            raise
+        hint = f"{source} requires {', '.join(missing)}: pip install {' '.join(missing)}"
+        if isinstance(error, ConfigError):
+            raise ConfigError(error.source, [*error.problems, hint]) from None
+        raise type(error)(f"{error}. {hint}") from None
 
 
 def plan(resolved: ResolvedRun) -> Plan:
@@ -188,10 +203,9 @@ def resumed_config(
     if not source.is_file():
         raise CheckpointError(f"{folder} is not a run's folder: there is no {CONFIG_FILE} in it")
     tree = read_toml(source) | {"out": str(folder)}
-    before = resolve_run(tree, defaults=DEFAULTS, source=str(source))
-    resolved = resolve_run(
-        tree | (changes or {}) | {"out": str(folder)}, defaults=DEFAULTS, overrides=overrides,
-        source=str(source),
+    before = resolve(tree, source=str(source))
+    resolved = resolve(
+        tree | (changes or {}) | {"out": str(folder)}, overrides=overrides, source=str(source)
     )  # fmt: skip
     stage, step = progress(folder / "checkpoints")
     changed = allowed_changes(
@@ -277,8 +291,42 @@ class _Claim(contextlib.AbstractContextManager["_Claim"]):
 
 
 def _settled(resolved: ResolvedRun, runtime: Runtime) -> ResolvedRun:
-    """The run with the precision that was chosen, so that a resumed one has the same."""
-    return evolve(resolved, config=evolve(resolved.config, precision=runtime.precision))
+    """The run as it is written down: with the precision that was chosen, so that a resumed one has
+    the same, and the distributions its parts are from."""
+    config = resolved.config
+    brought = {registry(part.family).entry(part.name).distribution for part in _parts(config)}
+    foreign = {name for name in brought if _installed(name)} - {OWN}
+    config = evolve(
+        config,
+        precision=runtime.precision,
+        requires=tuple(sorted(foreign | set(config.requires))),
+    )
+    return evolve(resolved, config=config)
+
+
+def _parts(config: Any) -> Iterator[PartConfig]:
+    """Every part config in a config."""
+    if isinstance(config, PartConfig):
+        yield config
+    if isinstance(config, tuple):
+        for value in config:
+            yield from _parts(value)
+    elif attrs.has(type(config)):
+        for a in attrs.fields(type(config)):
+            yield from _parts(getattr(config, a.name))
+
+
+def _not_installed(distributions: Any) -> list[str]:
+    listed = distributions if isinstance(distributions, (list, tuple)) else ()
+    return [name for name in listed if isinstance(name, str) and name and not _installed(name)]
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _begin(config: RunConfig, model: RPiAE, folder: Path) -> bool:

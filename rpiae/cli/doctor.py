@@ -53,7 +53,7 @@ def execute(arguments: argparse.Namespace) -> int:
         "hub": _hub(),
         "disk": f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free in {Path.cwd()}",
         "plugins": [
-            f"{p.name} {p.version}" + (f" BROKEN: {p.error}" if p.error else "")
+            f"{p.label} {p.version}" + (f" BROKEN: {p.error}" if p.error else "")
             for p in installed_plugins()
         ],
     }

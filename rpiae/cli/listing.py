@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 from rich.markup import escape
 from rich.table import Table
 
-from rpiae.cli.screen import stdout
-from rpiae.core.errors import UnknownNameError, nearest
-from rpiae.core.registry import FAMILIES, Entry, Preset, installed_plugins, registry
+from rpiae.cli.screen import stderr, stdout
+from rpiae.core.config import PartConfig
+from rpiae.core.errors import UnknownNameError, UsageError, nearest
+from rpiae.core.registry import FAMILIES, Entry, Plugin, Preset, installed_plugins, registry
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -20,9 +22,12 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.verb == "show":
         return _show(arguments.name, as_json=arguments.json)
     if arguments.family == "plugins":
-        return _plugins(as_json=arguments.json)
+        return _plugins(as_json=arguments.json, check=arguments.check)
+    if arguments.check:
+        raise UsageError("--check goes with plugins: rpiae list plugins --check")
     families = [arguments.family] if arguments.family else list(FAMILIES)
     listing = {family: _rows(family) for family in families}
+    _warn_of_broken()
     if arguments.json:
         print(json.dumps(listing, indent=2))
         return 0
@@ -85,7 +90,7 @@ def _show(name: str, *, as_json: bool) -> int:
         assert record is not None
         row = _preset_row(record) if isinstance(record, Preset) else _entry_row(record)
         if selection.entry is not None:
-            row["fields"] = _fields(selection.entry) | selection.tree
+            row["fields"] = _fields(known.load(selection.entry)) | selection.tree
         else:
             row["fields"] = dict(selection.tree)
         found[known.singular] = row
@@ -106,9 +111,9 @@ def _show(name: str, *, as_json: bool) -> int:
     return 0
 
 
-def _fields(entry: Entry) -> dict[str, Any]:
+def _fields(config: type[PartConfig]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for a in attrs.fields(entry.config_class()):
+    for a in attrs.fields(config):
         if isinstance(a.default, attrs.Factory):  # type: ignore[arg-type]  # typed as a function
             found[a.name] = a.default.factory()
         elif a.name not in ("name", "preset"):
@@ -118,35 +123,71 @@ def _fields(entry: Entry) -> dict[str, Any]:
     return found
 
 
-def _plugins(*, as_json: bool) -> int:
-    rows = [
-        {
-            "name": plugin.name,
-            "distribution": plugin.distribution,
-            "version": plugin.version,
-            "brings": _brought(plugin.manifest) if plugin.manifest else [],
-            "error": plugin.error or _registration_error(plugin.name),
-        }
-        for plugin in installed_plugins()
-    ]
+def _plugins(*, as_json: bool, check: bool) -> int:
+    rows = [_plugin_row(plugin, check=check) for plugin in installed_plugins()]
     if as_json:
         print(json.dumps(rows, indent=2))
         return 0
     if not rows:
-        stdout.print("no plugins are installed")
+        stdout.print("no plugins are installed; start one with: rpiae plugins new NAME")
+        return 0
+    table = Table(box=None, pad_edge=False)
+    for heading in ("plugin", "version", "brings", "state"):
+        table.add_column(heading, overflow="fold")
     for row in rows:
-        state = f"BROKEN: {row['error']}" if row["error"] else ", ".join(row["brings"])
-        stdout.print(escape(f"{row['name']} ({row['distribution']} {row['version']}): {state}"))
+        brings = [
+            f"{family}: {', '.join((*row['parts'].get(family, ()), *row['presets'].get(family, ())))}"
+            for family in FAMILIES
+            if family in row["parts"] or family in row["presets"]
+        ]
+        state = [f"BROKEN: {row['error']}"] if row["error"] else []
+        state += [f"note: {notice}" for notice in row["notices"]]
+        state += row.get("problems", [])
+        columns = (row["label"], row["version"], "\n".join(brings), "\n".join(state or ["ok"]))
+        table.add_row(*map(escape, columns))
+    stdout.print(table)
     return 0
 
 
-def _brought(manifest: Any) -> list[str]:
-    found = []
-    for table in (manifest.entries, manifest.presets):
-        found += [f"{family} {r.name}" for family, records in table.items() for r in records]
-    return found + [f"recipes {preset.name}" for preset in manifest.recipes]
+def _plugin_row(plugin: Plugin, *, check: bool) -> dict[str, Any]:
+    manifest = plugin.manifest
+    row: dict[str, Any] = {
+        "name": plugin.name,
+        "label": plugin.label,
+        "distribution": plugin.distribution,
+        "version": plugin.version,
+        "parts": _names(manifest.entries) if manifest else {},
+        "presets": _names(manifest.presets) if manifest else {},
+        "error": " · ".join(_errors().get(plugin.label, ())),
+        "notices": list(plugin.notices),
+    }
+    if manifest and manifest.recipes:
+        recipes = [*row["presets"].get("recipes", ()), *(r.name for r in manifest.recipes)]
+        row["presets"]["recipes"] = recipes
+    if check:
+        from rpiae.core.inspection import manifest_problems
+
+        found = manifest_problems(manifest, distribution=plugin.distribution) if manifest else []
+        row["problems"] = found
+    return row
 
 
-def _registration_error(name: str) -> str:
-    errors = (registry(family).broken().get(name, "") for family in FAMILIES)
-    return next((error for error in errors if error), "")
+def _names(table: Mapping[str, Sequence[Entry] | Sequence[Preset]]) -> dict[str, list[str]]:
+    return {family: [record.name for record in table[family]] for family in table}
+
+
+def _errors() -> dict[str, list[str]]:
+    """What is wrong with broken plugins, by label."""
+    errors: dict[str, list[str]] = {}
+    for family in FAMILIES:
+        for label, error in registry(family).broken().items():
+            known = errors.setdefault(label, [])
+            known += [error] if error not in known else []
+    return errors
+
+
+def _warn_of_broken() -> None:
+    """One line on stderr per plugin whose parts are missing from the listing."""
+    for label, errors in _errors().items():
+        text = f"plugin {label} is broken: {' · '.join(errors)} (rpiae list plugins)"
+        stderr.print(escape(text), soft_wrap=True)

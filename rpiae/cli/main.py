@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
     logging.getLogger("rpiae").setLevel(logging.DEBUG if arguments.debug else logging.WARNING)
-    command = importlib.import_module(f"rpiae.cli.{arguments.module}")
     try:
+        command = importlib.import_module(f"rpiae.cli.{arguments.module}")
         return int(command.execute(arguments) or 0)
     except RpiaeError as error:
         if arguments.debug:
@@ -124,9 +124,23 @@ def parser() -> argparse.ArgumentParser:
     listing = verb("list", "listing", "list parts and presets")
     listing.add_argument("family", nargs="?", help="encoders, bridges, …, or plugins")
     listing.add_argument("--json", action="store_true")
+    listing.add_argument(
+        "--check", action="store_true", help="with plugins: also load what each of them names"
+    )
     show = verb("show", "listing", "everything about one part, preset or recipe")
     show.add_argument("name")
     show.add_argument("--json", action="store_true")
+
+    plugins = verb("plugins", "plugins", "start a plugin package with a part of your own")
+    plugins.add_argument("action", choices=["new"])
+    plugins.add_argument("name", help="of the part; the distribution is called rpiae-NAME")
+    plugins.add_argument(
+        "--out", metavar="FOLDER", type=text, help="new folder (default: rpiae-NAME)"
+    )
+    plugins.add_argument(
+        "--family", default="bridges", metavar="FAMILY",
+        help="encoders, bridges (the default), decoders, losses or datasets",
+    )  # fmt: skip
 
     config = verb("config", "config", "make or check a config file")
     config.add_argument("action", choices=["new", "check"])

@@ -12,7 +12,7 @@ from rpiae.core.errors import UsageError
 
 #: Fields that no trained weight depends on (but for rounding), or that the run's folder holds.
 FREE = (
-    "out", "device", "precision", "wandb_project", "data.path", "data.workers", "encoder.weights",
+    "out", "device", "precision", "wandb_project", "requires", "data.path", "data.workers", "encoder.weights",
     "recipe.name", "recipe.summary", "recipe.default_data", "recipe.accumulate", "recipe.recompute",
     "recipe.evaluate_every", "recipe.checkpoint_every", "recipe.keep_checkpoints",
 )  # fmt: skip

@@ -28,7 +28,7 @@ from cattrs.errors import (
 )
 from cattrs.gen import make_dict_structure_fn
 
-from rpiae.core.errors import ConfigError, UsageError, nearest
+from rpiae.core.errors import ConfigError, PluginError, RpiaeError, UsageError, nearest
 from rpiae.core.watch import Alarm
 
 if TYPE_CHECKING:
@@ -92,8 +92,21 @@ class PartConfig:
         }
 
     def build(self) -> Any:
-        """Construct the part (imports torch)."""
-        return load_object(self.module)(**self.arguments())
+        """Construct the part (imports torch).
+
+        Raises:
+            PluginError: if its module cannot be loaded.
+        """
+        try:
+            module = load_object(self.module)
+        except RpiaeError:
+            raise
+        except (ImportError, AttributeError, ValueError) as error:
+            raise PluginError(
+                f"{self.label!r} of the {self.family} cannot be built: its module "
+                f"{self.module!r} cannot be loaded: {error}"
+            ) from error
+        return module(**self.arguments())
 
 
 @frozen(kw_only=True)

@@ -196,6 +196,8 @@ class RunConfig:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``auto`` measures and takes the faster.
         wandb_project: Weights & Biases project that the events go to; empty is none.
+        requires: distributions of plugins that the run takes parts from, such as ``"rpiae-foo"``; a
+            run that begins writes them down, and where one is not installed, messages name it.
     """
 
     encoder: EncoderConfig
@@ -209,6 +211,7 @@ class RunConfig:
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     wandb_project: str = ""
+    requires: tuple[str, ...] = ()
 
 
 @frozen(kw_only=True)

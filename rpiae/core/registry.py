@@ -7,18 +7,23 @@ parts. There is one registry per family, found by the family's name with
 
 from __future__ import annotations
 
-import functools
-import importlib.resources
 import importlib.util
 import re
-import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, overload
 
-import entrypoints
-from attrs import evolve, field, frozen
+import attrs
+from attrs import evolve, frozen
 
 from rpiae.core.config import PartConfig, Tree, load_object
+from rpiae.core.entries import (
+    FAMILIES,
+    Entry,
+    Manifest,
+    Preset,
+    normalised,
+    read_presets,
+)
 from rpiae.core.errors import (
     MissingExtraError,
     PluginError,
@@ -28,131 +33,31 @@ from rpiae.core.errors import (
     did_you_mean,
     nearest,
 )
+from rpiae.core.plugins import API, GROUP, Plugin, installed_plugins
+from rpiae.core.recipe import RecipeConfig, StageConfig, TermConfig
 
-API = 1
-GROUP = "rpiae.plugins"
+__all__ = [
+    "API",
+    "FAMILIES",
+    "GROUP",
+    "Entry",
+    "Manifest",
+    "Plugin",
+    "Preset",
+    "Registry",
+    "Selection",
+    "installed_plugins",
+    "normalised",
+    "read_presets",
+    "registry",
+]
 
-#: Where each family's registry is.
-FAMILIES: Mapping[str, str] = {
-    "encoders": "rpiae.encoders:ENCODERS",
-    "bridges": "rpiae.bridges:BRIDGES",
-    "decoders": "rpiae.decoders:DECODERS",
-    "losses": "rpiae.losses:LOSSES",
-    "critics": "rpiae.losses:CRITICS",
-    "datasets": "rpiae.data:DATASETS",
-    "metrics": "rpiae.evaluation:METRICS",
-    "recipes": "rpiae.recipes:RECIPES",
-}
+#: Who brings the built-in parts.
+OWN = "rpiae"
 
 C = TypeVar("C", bound=type[PartConfig])
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
-
-
-def normalised(name: str) -> str:
-    """Lower case, with ``_`` and blanks as ``-``: the form names are compared in."""
-    return re.sub(r"[\s_]+", "-", name.strip().lower())
-
-
-@frozen(kw_only=True)
-class Entry:
-    """One registered part.
-
-    Attributes:
-        name: what it is called.
-        target: import string of its config class.
-        summary: one line.
-        aliases: other names for it.
-        extra: the extra of ``rpiae`` that installs what it needs.
-        requires: the importable package behind ``extra``.
-        distribution: who brings it.
-        tags: free words for listings.
-        pattern: a parametric name such as ``"vb{latent_channels}"``; the number goes into the field.
-        argument: the field that ``name:argument`` sets.
-        source: paper or code the part follows.
-        licence: licence of what it wraps, where that is not our own.
-    """
-
-    name: str
-    target: str
-    summary: str
-    aliases: tuple[str, ...] = ()
-    extra: str = ""
-    requires: str = ""
-    distribution: str = "rpiae"
-    tags: tuple[str, ...] = ()
-    pattern: str = ""
-    argument: str = ""
-    source: str = ""
-    licence: str = ""
-
-    @property
-    def importable(self) -> bool:
-        """Whether another process would find the part under its name."""
-        return True
-
-    def config_class(self) -> type[PartConfig]:
-        """Import the config class.
-
-        Raises:
-            PluginError: if it cannot be imported.
-        """
-        try:
-            return load_object(self.target)  # type: ignore[no-any-return]  # an import string
-        except (ImportError, AttributeError) as error:
-            raise PluginError(
-                f"{self.name!r} from {self.distribution} cannot be loaded: {error}"
-            ) from error
-
-
-@frozen(kw_only=True)
-class Preset:
-    """Named values for a part (or, in the family of recipes, a whole recipe).
-
-    Attributes:
-        name: what it is called.
-        part: the part it configures; empty for recipes.
-        values: the fields it sets.
-        companions: default partners by field name, such as ``{"bridge": "vb64"}``.
-        summary, licence, paper: for listings and the plan's notices.
-        distribution: who brings it.
-    """
-
-    name: str
-    part: str = ""
-    values: Tree = field(factory=dict)
-    companions: dict[str, str] = field(factory=dict)
-    summary: str = ""
-    licence: str = ""
-    paper: str = ""
-    distribution: str = "rpiae"
-
-
-@frozen(kw_only=True)
-class Manifest:
-    """What a plugin brings; its entry point in group ``rpiae.plugins`` names one. Torch-free.
-
-    Attributes:
-        api: the manifest version it was written for.
-        entries: parts by family.
-        presets: presets by family.
-        recipes: recipe presets.
-    """
-
-    api: int
-    entries: Mapping[str, tuple[Entry, ...]] = field(factory=dict)
-    presets: Mapping[str, tuple[Preset, ...]] = field(factory=dict)
-    recipes: tuple[Preset, ...] = ()
-
-
-@frozen(kw_only=True)
-class Plugin:
-    """An installed plugin: its manifest, or the error that stands in its place."""
-
-    name: str
-    distribution: str
-    version: str
-    manifest: Manifest | None
-    error: str = ""
+_PATTERN = re.compile(r"[a-z0-9.-]*\{[a-z_][a-z0-9_]*\}[a-z0-9.-]*")
 
 
 @frozen(kw_only=True)
@@ -194,7 +99,7 @@ class Registry:
         self._presets: dict[str, Preset] = {}
         self._plugins = plugins
         self._discovered = plugins is None
-        self._broken: dict[str, str] = {}
+        self._broken: list[tuple[Plugin, str]] = []
         for entry in entries:
             self._add(self._entries, entry)
         for preset in presets:
@@ -288,7 +193,9 @@ class Registry:
         wanted = normalised(name)
         preset = self._presets.get(wanted)
         if preset is not None and not colon:
-            entry = self.entry(preset.part) if preset.part else None
+            entry = self._configured(preset) if preset.part else None
+            if entry is None and preset.distribution != OWN:
+                _check_recipe(preset)
             tree = {"name": entry.name, "preset": preset.name} if entry else {"name": preset.name}
             return Selection(entry=entry, tree=tree | _copied(preset.values), preset=preset)
         if not colon:
@@ -315,7 +222,37 @@ class Registry:
                 f"{self.singular} {entry.name!r} needs {entry.requires}, which is not installed: "
                 f'pip install "{entry.distribution}[{entry.extra}]"'
             )
-        return entry.config_class()
+        return self.load(entry)
+
+    def load(self, entry: Entry) -> type[PartConfig]:
+        """The config class of one of the entries, whether or not what the part needs is installed.
+
+        Raises:
+            PluginError: if it cannot be imported, or is no config of this family.
+        """
+        cls = entry.config_class()
+        if not (isinstance(cls, type) and issubclass(cls, PartConfig)):
+            raise PluginError(
+                f"{self.singular} {entry.name!r} of {_origin(entry)} is no PartConfig"
+            )
+        if cls.family != self.family:
+            raise PluginError(
+                f"{self.singular} {entry.name!r} of {_origin(entry)} is a config of the family "
+                f"{cls.family!r}: its manifest lists it in the wrong place"
+            )
+        return cls
+
+    def _configured(self, preset: Preset) -> Entry:
+        """The part of a preset; what a plugin's preset sets must be fields of it."""
+        if preset.distribution == OWN:
+            return self.entry(preset.part)
+        what = f"preset {preset.name!r} of {preset.distribution}"
+        try:
+            entry = self.entry(preset.part)
+        except UnknownNameError as error:
+            raise PluginError(f"{what} is for a part that is not there: {error}") from None
+        _check_fields(preset.values, self.load(entry), what)
+        return entry
 
     def _parametric(self, wanted: str) -> Selection | None:
         for entry in self._entries.values():
@@ -340,9 +277,10 @@ class Registry:
                 if entry.argument
             ]
             hint += f" For a path, write {' or '.join(forms)}." if forms else ""
-        for plugin, error in self._broken.items():
-            if normalised(name).startswith(normalised(plugin).removeprefix("rpiae-")) and not close:
-                return PluginError(f"plugin {plugin!r} is installed and broken: {error}")
+        for plugin, error in self._broken:
+            named = normalised(name).startswith(plugin.name.removeprefix(f"{OWN}-"))
+            if normalised(name) in self._brought(plugin) or (named and not close):
+                return PluginError(f"plugin {plugin.label!r} is installed and broken: {error}")
         return UnknownNameError(
             f"no {self.singular} named {name!r}.{hint} "
             f"{len(names)} are available: rpiae list {self.family}"
@@ -355,6 +293,7 @@ class Registry:
                 raise RegistrationError(
                     f"{self.singular} name {name!r}: use lower case letters, digits, '-' and '.'"
                 )
+        self._check_form(record)
         clashes = [(taken, _clash(record, taken)) for taken in self._all_records()]
         if any(clash and _same(record, taken) for taken, clash in clashes):
             return
@@ -371,6 +310,32 @@ class Registry:
                 )
         table[record.name] = record
 
+    def _check_form(self, record: Entry | Preset) -> None:
+        """What look-ups rely on: a pattern that can be matched, a recipe that has stages and terms."""
+        problem = ""
+        if isinstance(record, Entry):
+            if record.pattern and not _PATTERN.fullmatch(record.pattern):
+                problem = f"pattern {record.pattern!r} is not of the form name{{field}}"
+        elif self.family == "recipes":
+            problem = _shapeless(record.values)
+        if problem:
+            raise RegistrationError(
+                f"{self.singular} {record.name!r} of {_origin(record)}: {problem}"
+            )
+
+    def _brought(self, plugin: Plugin) -> set[str]:
+        """Names in this family that a plugin's manifest lists."""
+        if plugin.manifest is None:
+            return set()
+        entries, presets = self._records(plugin.manifest)
+        listed: list[Entry | Preset] = [*entries, *presets]
+        return {normalised(record.name) for record in listed}
+
+    def _records(self, manifest: Manifest) -> tuple[tuple[Entry, ...], tuple[Preset, ...]]:
+        entries = tuple(manifest.entries.get(self.family, ()))
+        presets = tuple(manifest.presets.get(self.family, ()))
+        return entries, presets + (tuple(manifest.recipes) if self.family == "recipes" else ())
+
     def _all_records(self) -> list[Entry | Preset]:
         return [*self._entries.values(), *self._presets.values()]
 
@@ -380,28 +345,25 @@ class Registry:
         self._discovered = True
         for plugin in self._plugins():
             if plugin.manifest is None:
-                self._broken[plugin.name] = plugin.error
+                self._broken.append((plugin, plugin.error))
                 continue
-            presets = plugin.manifest.presets.get(self.family, ())
-            if self.family == "recipes":
-                presets = (*presets, *plugin.manifest.recipes)
+            entries, presets = self._records(plugin.manifest)
             before = dict(self._entries), dict(self._presets)
             try:
-                for entry in plugin.manifest.entries.get(self.family, ()):
+                for entry in entries:
                     self._add(self._entries, evolve(entry, distribution=plugin.distribution))
                 for preset in presets:
                     self._add(self._presets, evolve(preset, distribution=plugin.distribution))
             except Exception as error:  # a stranger's manifest may hold anything
                 self._entries, self._presets = before
                 named = isinstance(error, RegistrationError)
-                self._broken[plugin.name] = (
-                    str(error) if named else f"{type(error).__name__}: {error}"
-                )
+                text = str(error) if named else f"{type(error).__name__}: {error}"
+                self._broken.append((plugin, text))
 
     def broken(self) -> dict[str, str]:
-        """Plugins whose parts of this family could not be registered, with the reason."""
+        """Plugins whose parts of this family could not be registered, by label, with the reason."""
         self._discover()
-        return dict(self._broken)
+        return {plugin.label: error for plugin, error in self._broken}
 
 
 @frozen(kw_only=True)
@@ -431,70 +393,6 @@ def registry(family: str) -> Registry:
             f"no family named {family!r}.{hint} Families: {', '.join(sorted(FAMILIES))}"
         )
     return load_object(FAMILIES[family])  # type: ignore[no-any-return]  # an import string
-
-
-@functools.cache
-def installed_plugins() -> tuple[Plugin, ...]:
-    """Every plugin on the path, broken ones with their error. The only user of ``entrypoints``."""
-    found = []
-    for point in _entry_points():
-        name = normalised(point.name)
-        distribution = normalised(point.distro.name) if point.distro else "an unknown distribution"
-        version = point.distro.version if point.distro else ""
-        try:
-            manifest, error = point.load(), ""
-            if not isinstance(manifest, Manifest):
-                raise TypeError(f"{point.module_name}:{point.object_name} is not a Manifest")
-            if manifest.api != API:
-                raise ValueError(
-                    f"it was written for plugin API {manifest.api}, this rpiae has {API}"
-                )
-            strange = sorted({*manifest.entries, *manifest.presets} - set(FAMILIES))
-            if strange:
-                raise ValueError(
-                    f"its manifest names no family {strange[0]!r}."
-                    f"{did_you_mean(strange[0], FAMILIES)} Families: {', '.join(sorted(FAMILIES))}"
-                )
-        except Exception as caught:  # a stranger's module may raise anything
-            manifest, error = None, f"{type(caught).__name__}: {caught}"
-        found.append(
-            Plugin(
-                name=name,
-                distribution=distribution,
-                version=version,
-                manifest=manifest,
-                error=error,
-            )
-        )
-    return tuple(found)
-
-
-def _entry_points() -> list[Any]:
-    # get_group_all reads every distribution on the path and raises on the first malformed one, so
-    # the path is read item by item and a bad item costs only its own plugins.
-    import sys
-
-    points: dict[tuple[str, str], Any] = {}
-    for item in sys.path:
-        try:
-            for point in entrypoints.get_group_all(GROUP, path=[item]):
-                points.setdefault((point.name, point.module_name), point)
-        except Exception:  # entrypoints has no base class for malformed metadata
-            continue
-    return [points[key] for key in sorted(points)]
-
-
-def read_presets(package: str, resource: str = "presets.toml") -> list[Preset]:
-    """Presets from a TOML file inside a package: one table per preset."""
-    text = importlib.resources.files(package).joinpath(resource).read_text(encoding="utf-8")
-    return [_preset(name, table) for name, table in tomllib.loads(text).items()]
-
-
-def _preset(name: str, table: Tree) -> Preset:
-    described = {
-        k: table.pop(k) for k in ("summary", "licence", "paper", "companions") if k in table
-    }
-    return Preset(name=name, part=table.pop("part"), values=table, **described)
 
 
 def _copied(tree: Tree) -> Tree:
@@ -536,6 +434,43 @@ def _clash(record: Entry | Preset, taken: Entry | Preset) -> str:
 
 def _form(entry: Entry) -> str:
     return re.sub(r"\{.*\}", "{}", entry.pattern)
+
+
+def _check_recipe(recipe: Preset) -> None:
+    """What a plugin's recipe sets must be fields of recipes, stages and terms."""
+    what = f"recipe {recipe.name!r} of {recipe.distribution}"
+    _check_fields(recipe.values, RecipeConfig, what)
+    for index, stage in enumerate(recipe.values["stages"]):
+        _check_fields(stage, StageConfig, f"{what}: stages[{index}]")
+        for position, term in enumerate(stage["terms"]):
+            _check_fields(term, TermConfig, f"{what}: stages[{index}].terms[{position}]")
+
+
+def _check_fields(values: Tree, cls: type[attrs.AttrsInstance], what: str) -> None:
+    known = [a.name for a in attrs.fields(cls)]
+    strange = sorted(set(values) - set(known))
+    if strange:
+        raise PluginError(
+            f"{what} sets {', '.join(strange)}: no such field in {cls.__name__}."
+            f"{did_you_mean(strange[0], known)} It has {', '.join(sorted(known))}"
+        )
+
+
+def _shapeless(recipe: Tree) -> str:
+    """What a recipe lacks to be looked through for its losses, or nothing."""
+    stages = recipe.get("stages")
+    if not isinstance(stages, list):
+        return "it has no list of stages"
+    for index, stage in enumerate(stages):
+        terms = stage.get("terms") if isinstance(stage, dict) else None
+        if not isinstance(terms, list):
+            return f"stages[{index}] has no list of terms"
+        for position, term in enumerate(terms):
+            loss = term.get("loss") if isinstance(term, dict) else None
+            name = loss.get("name") if isinstance(loss, dict) else loss
+            if not isinstance(name, str):
+                return f"stages[{index}].terms[{position}] names no loss"
+    return ""
 
 
 def _same(record: Entry | Preset, taken: Entry | Preset) -> bool:

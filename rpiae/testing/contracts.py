@@ -27,6 +27,7 @@ from rpiae.core.contracts import (
 )
 from rpiae.core.objective import PivotReplica
 from rpiae.core.randomness import StepRandomness
+from rpiae.encoders.configs import VitEncoderConfig
 
 
 def check_encoder(config: EncoderConfig, *, grid: tuple[int, int] = (2, 3)) -> None:
@@ -108,17 +109,19 @@ def check_decoder(config: DecoderConfig) -> None:
     assert decoder.last_weight.grad is not None, "last_weight takes no part in the images"
 
 
-def check_loss(config: LossConfig, replica_encoder: nn.Module) -> None:
+def check_loss(config: LossConfig, replica_encoder: nn.Module | None = None) -> None:
     """A loss is a finite scalar that depends on something trainable, and declares known needs.
 
     Args:
         config: the loss.
-        replica_encoder: stands for the pivot.
+        replica_encoder: stands for the pivot; a small ViT where it is not given.
     """
     needs = config.needs
     assert needs <= set(NEEDS), f"unknown needs: {sorted(needs - set(NEEDS))}"
     from rpiae.bridges.variational import DiagonalGaussian
 
+    if replica_encoder is None:
+        replica_encoder = _seeded(VitEncoderConfig(width=32, depth=2, num_heads=2))
     assert isinstance(replica_encoder, Encoder), _unfit(replica_encoder, Encoder)
     patch, width = replica_encoder.patch, replica_encoder.width
     images = torch.rand(2, 3, 4 * patch, 6 * patch)

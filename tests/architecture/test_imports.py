@@ -28,7 +28,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     tuple(
         f"core.{name}"
         for name in (
-            "registry", "recipe", "attention", "adaptive", "blocks", "events", "freeze", "ema",
+            "entries", "plugins", "registry", "recipe", "attention", "adaptive", "blocks", "events", "freeze", "ema",
             "runtime",
         )
     ),
@@ -36,7 +36,8 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     tuple(
         f"core.{name}"
         for name in (
-            "resolve", "build", "tokenizer", "objective", "players", "critic", "checkpoint", "adapters",
+            "resolve", "inspection", "build", "tokenizer", "objective", "players", "critic", "checkpoint",
+            "adapters",
             "pivot", "plan", "changes", "trainer",
         )
     ),
@@ -240,7 +241,7 @@ def test_the_search_for_names_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "owner"), [("rich", f"{PACKAGE}.cli"), ("entrypoints", f"{PACKAGE}.core.registry")]
+    ("package", "owner"), [("rich", f"{PACKAGE}.cli"), ("entrypoints", f"{PACKAGE}.core.plugins")]
 )
 def test_one_owner(package: str, owner: str) -> None:
     users = {

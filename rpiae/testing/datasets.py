@@ -1,0 +1,85 @@
+"""Checks of a dataset against ``rpiae.core.contracts.Dataset``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rpiae.core.config import DatasetConfig
+from rpiae.core.contracts import Batch, Dataset
+
+
+def check_dataset(config: DatasetConfig) -> None:
+    """A dataset's images, their range and shapes, and that a step depends on nothing but its number.
+
+    So a run can be resumed in the middle of a stage, and split over processes.
+
+    Args:
+        config: of a small dataset, its wired fields filled.
+    """
+    dataset = config.build()
+    assert isinstance(dataset, Dataset), f"{type(dataset).__name__} does not fit Dataset"
+    assert dataset.num_images > 0
+    size = dataset.image_size
+    whole = _batches(dataset, batch_size=4, start=0, steps=3)
+    assert len(whole) == 3, "batches() gives another number of steps"
+    for step, batch in enumerate(whole):
+        _check_images(batch.images, (4, 3, size, size), "a batch")
+        assert batch.samples == tuple(range(4 * step, 4 * step + 4)), "samples are not s·b, …"
+    later = _batches(dataset, batch_size=4, start=2, steps=3)
+    assert len(later) == 1, "batches() does not begin at start"
+    assert torch.equal(later[0].images, whole[2].images), "a step depends on those before it"
+    again = _batches(config.build(), batch_size=4, start=0, steps=1)
+    assert torch.equal(again[0].images, whole[0].images), "the same seed gives other images"
+    parts = [
+        _batches(dataset, batch_size=4, start=1, steps=2, rank=rank, num_processes=3)[0]
+        for rank in range(3)
+    ]
+    together = torch.cat([part.images for part in parts])
+    assert torch.equal(together, whole[1].images), "three processes see other images than one"
+    assert sum((part.samples for part in parts), ()) == whole[1].samples
+    _check_held_out(dataset)
+    crops = dataset.crops(3, seed=0)
+    _check_images(crops, (3, 3, size, size), "crops()")
+    assert torch.equal(crops, dataset.crops(3, seed=0)), "crops() is not repeatable"
+    assert dataset.crops(0, seed=0).shape[0] == 0
+
+
+def _batches(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    start: int,
+    steps: int,
+    rank: int = 0,
+    num_processes: int = 1,
+) -> list[Batch]:
+    return list(
+        dataset.batches(
+            seed=1, stage="one", batch_size=batch_size, start=start, steps=steps, rank=rank,
+            num_processes=num_processes,
+        )
+    )  # fmt: skip
+
+
+def _check_held_out(dataset: Dataset) -> None:
+    size = dataset.image_size
+    held_out = dataset.held_out()
+    count = held_out.images.shape[0]
+    assert count > 0, "nothing is held out"
+    _check_images(held_out.images, (count, 3, size, size), "held_out()")
+    assert len(held_out.groups) == count, "held_out() needs a group per image"
+    assert set(held_out.groups) == set(held_out.columns), "columns and groups name other things"
+    for group, columns in held_out.columns.items():
+        tiles = held_out.groups.count(group)
+        assert tiles % columns == 0, f"{group}: {tiles} tiles do not fill rows of {columns}"
+    assert torch.equal(held_out.images, dataset.held_out().images), "held_out() is not repeatable"
+
+
+def _check_images(images: Tensor, shape: tuple[int, ...], what: str) -> None:
+    assert tuple(images.shape) == shape, f"{what} is {tuple(images.shape)}, not {shape}"
+    assert images.dtype == torch.float32, f"{what} is {images.dtype}, not float32"
+    assert images.device.type == "cpu", f"{what} is not on the CPU"
+    assert bool(images.isfinite().all()), f"{what} is not finite"
+    low, high = images.min().item(), images.max().item()
+    assert 0 <= low <= high <= 1, f"{what} goes from {low} to {high}, not from 0 to 1"
