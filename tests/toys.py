@@ -41,7 +41,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "image_size": 32,
     },
 }
-BRIDGES = ("vb4", "identity")
+BRIDGES = ("vb4", "identity", "linear4")
 DECODERS: dict[str, dict[str, Any]] = {
     "vit": {"name": "vit", "width": 32, "depth": 1, "num_heads": 2, "mlp_hidden": 64}
 }
@@ -71,6 +71,8 @@ def toy_run(
     return TrainerInputs(
         model=model, recipe=resolved.config.recipe, data=SyntheticImages(32),
         runtime=Runtime(device="cpu", precision="fp32"),
-        replica=PivotReplica(pivot, output_patch=model.decoder.patch),
+        replica=PivotReplica(
+            pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
+        ),
         evaluate=evaluate, folder=folder, seed=0,
     )  # fmt: skip

@@ -11,6 +11,14 @@ ENTRIES = (
         source="arXiv 2510.11690",
     ),
     Entry(
+        name="linear",
+        target="rpiae.bridges.configs:LinearBridgeConfig",
+        summary="an affine map each way, begun as principal components of the features",
+        aliases=("pca",),
+        pattern="linear{latent_channels}",
+        source="Pearson 1901",
+    ),
+    Entry(
         name="variational",
         target="rpiae.bridges.configs:VariationalBridgeConfig",
         summary="attention block to a Gaussian posterior, six transformer layers back",

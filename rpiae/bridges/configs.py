@@ -27,6 +27,26 @@ class IdentityBridgeConfig(BridgeConfig):
 
 
 @frozen(kw_only=True)
+class LinearBridgeConfig(BridgeConfig):
+    """An affine map each way, which begins as principal components.
+
+    Attributes:
+        features: channels of the encoder's features.
+        latent_channels: channels C of the latent; at most ``features``.
+        whiten: whether the fit gives every latent channel unit variance.
+    """
+
+    module: ClassVar[str] = "rpiae.bridges.linear:LinearBridge"
+    features: int | None = wired("encoder.width", what="channels")
+    latent_channels: int = at_least(1, default=64)
+    whiten: bool = False
+
+    def describe(self) -> BridgeDescription:
+        """A point of ``latent_channels``; fitted before it is used."""
+        return BridgeDescription(latent_channels=self.latent_channels, gaussian=False, fitted=True)
+
+
+@frozen(kw_only=True)
 class VariationalBridgeConfig(BridgeConfig):
     """The paper's variational bridge.
 

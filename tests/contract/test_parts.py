@@ -23,7 +23,7 @@ FACTS: dict[str, tuple[Any, str]] = {
     "encoder.width": (32, "the test"),
     "encoder.output_patch": (4, "the test"),
 }
-BRIDGES = {"identity": "identity", "variational": "vb4"}
+BRIDGES = {"identity": "identity", "linear": "linear4", "variational": "vb4"}
 
 
 def test_every_part_is_named_to_the_kit() -> None:
