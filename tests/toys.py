@@ -41,9 +41,19 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "image_size": 32,
     },
 }
-BRIDGES = ("vb4", "identity", "linear4")
+BRIDGES: dict[str, str | dict[str, Any]] = {
+    "vb4": "vb4",
+    "identity": "identity",
+    "linear4": "linear4",
+    "conv4": {"name": "conv", "latent_channels": 4, "width": 16, "blocks": 1},
+    "conv-kl4": {"name": "conv-kl", "latent_channels": 4, "width": 16, "blocks": 1},
+    "conv-kl-half": {
+        "name": "conv-kl", "latent_channels": 4, "width": 16, "blocks": 1, "downsampling": 2,
+    },
+}  # fmt: skip
 DECODERS: dict[str, dict[str, Any]] = {
-    "vit": {"name": "vit", "width": 32, "depth": 1, "num_heads": 2, "mlp_hidden": 64}
+    "vit": {"name": "vit", "width": 32, "depth": 1, "num_heads": 2, "mlp_hidden": 64},
+    "conv": {"name": "conv", "width": 32, "depth": 1, "blocks": 1},
 }
 RECIPES = tuple(preset.name for preset in registry("recipes").presets())
 
@@ -52,8 +62,8 @@ def toy_run(
     folder: Path, encoder: str, bridge: str, decoder: str, recipe: str, *overrides: str
 ) -> TrainerInputs:
     tree = {
-        "encoder": ENCODERS[encoder], "bridge": bridge, "decoder": DECODERS[decoder],
-        "recipe": recipe,
+        "encoder": ENCODERS[encoder], "bridge": BRIDGES.get(bridge, bridge),
+        "decoder": DECODERS[decoder], "recipe": recipe,
     }  # fmt: skip
     terms = {
         term["loss"]
