@@ -39,7 +39,9 @@ def steps(adaptive: bool, precision: Precision, folder: Path) -> Iterator[float]
         model=model, data=SyntheticImages(256, count=8), folder=folder, seed=0,
         recipe=evolve(recipe, stages=recipe.stages[:1], evaluate_every=0, checkpoint_every=0),
         runtime=Runtime(device="cpu", precision=precision),
-        replica=PivotReplica(pivot, output_patch=model.decoder.patch),
+        replica=PivotReplica(
+            pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
+        ),
         evaluate=lambda *_: {"psnr": 0.0},
     )  # fmt: skip
     for event in train(inputs):

@@ -359,7 +359,9 @@ def _trained(
         text=f"{runtime.precision} on {runtime.device}{processes}: {runtime.reason}"
     )
     pivot = read_pivot(folder, config.encoder).to(runtime.device)
-    replica = PivotReplica(pivot, output_patch=model.decoder.patch)
+    replica = PivotReplica(
+        pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
+    )
 
     def evaluate(current: RPiAE, stage: StageConfig) -> Mapping[str, float]:
         return stage_metrics(

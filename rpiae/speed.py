@@ -137,7 +137,10 @@ def _step_seconds(
     with tempfile.TemporaryDirectory() as folder:
         inputs = TrainerInputs(
             model=model, recipe=recipe, data=SyntheticImages(size, count=number), runtime=runtime,
-            replica=PivotReplica(pivot.to(runtime.device), output_patch=model.decoder.patch),
+            replica=PivotReplica(
+                pivot.to(runtime.device), output_patch=model.decoder.patch,
+                downsampling=model.bridge.downsampling,
+            ),
             evaluate=lambda *_: {"psnr": 0.0}, folder=Path(folder), seed=0,
         )  # fmt: skip
         taken = []
@@ -161,7 +164,9 @@ def _meta_step(resolved: ResolvedRun, model: RPiAE, stage: StageConfig, size: in
         layers={"encoder": model.encoder.last_weight, "decoder": model.decoder.last_weight},
     )
     pivot = build_tokenizer(resolved.tokenizer, device="meta").roles["encoder"]
-    replica = PivotReplica(pivot, output_patch=model.decoder.patch)
+    replica = PivotReplica(
+        pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
+    )
     player = ModelPlayer(model, stage=stage, objective=objective, replica=replica)
     draws = StepRandomness(0, stage.name, 0, range(number))
     outcome = player(torch.rand(number, 3, size, size, device="meta"), draws, 0)

@@ -42,9 +42,19 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "image_size": 32,
     },
 }
-BRIDGES = ("vb4", "identity")
+BRIDGES: dict[str, str | dict[str, Any]] = {
+    "vb4": "vb4",
+    "identity": "identity",
+    "linear4": "linear4",
+    "conv4": {"name": "conv", "latent_channels": 4, "width": 16, "blocks": 1},
+    "conv-kl4": {"name": "conv-kl", "latent_channels": 4, "width": 16, "blocks": 1},
+    "conv-kl-half": {
+        "name": "conv-kl", "latent_channels": 4, "width": 16, "blocks": 1, "downsampling": 2,
+    },
+}  # fmt: skip
 DECODERS: dict[str, dict[str, Any]] = {
-    "vit": {"name": "vit", "width": 32, "depth": 1, "num_heads": 2, "mlp_hidden": 64}
+    "vit": {"name": "vit", "width": 32, "depth": 1, "num_heads": 2, "mlp_hidden": 64},
+    "conv": {"name": "conv", "width": 32, "depth": 1, "blocks": 1},
 }
 CRITICS: dict[str, dict[str, Any]] = {
     "dino": {
@@ -86,7 +96,8 @@ def toy_run(
     *overrides: str,
 ) -> TrainerInputs:
     tree = {
-        "encoder": ENCODERS[encoder], "bridge": bridge, "decoder": DECODERS[decoder],
+        "encoder": ENCODERS[encoder], "bridge": BRIDGES.get(bridge, bridge),
+        "decoder": DECODERS[decoder],
     }  # fmt: skip
     if isinstance(recipe, str):
         recipe = toy_recipe(recipe)
@@ -100,6 +111,8 @@ def toy_run(
     return TrainerInputs(
         model=model, recipe=resolved.config.recipe, data=SyntheticImages(32),
         runtime=Runtime(device="cpu", precision="fp32"),
-        replica=PivotReplica(pivot, output_patch=model.decoder.patch),
+        replica=PivotReplica(
+            pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
+        ),
         evaluate=evaluate, folder=folder, seed=0,
     )  # fmt: skip

@@ -4,11 +4,33 @@ from rpiae.core.registry import Entry, Registry, installed_plugins
 
 ENTRIES = (
     Entry(
+        name="conv",
+        target="rpiae.bridges.configs:ConvBridgeConfig",
+        summary="residual convolutions on the feature map, optionally to half its sides",
+        pattern="conv{latent_channels}",
+        source="arXiv 2112.10752",
+    ),
+    Entry(
+        name="conv-kl",
+        target="rpiae.bridges.configs:ConvKlBridgeConfig",
+        summary="as conv, to a Gaussian posterior",
+        pattern="conv-kl{latent_channels}",
+        source="arXiv 2112.10752",
+    ),
+    Entry(
         name="identity",
         target="rpiae.bridges.configs:IdentityBridgeConfig",
         summary="no compression: the latent is the feature map (RAE)",
         aliases=("none",),
         source="arXiv 2510.11690",
+    ),
+    Entry(
+        name="linear",
+        target="rpiae.bridges.configs:LinearBridgeConfig",
+        summary="an affine map each way, begun as principal components of the features",
+        aliases=("pca",),
+        pattern="linear{latent_channels}",
+        source="Pearson 1901",
     ),
     Entry(
         name="variational",

@@ -5,27 +5,9 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rpiae.bridges.posterior import Delta
 from rpiae.core.contracts import Features
 from rpiae.core.shapes import map_grid, map_to_tokens, tokens_to_map
-
-
-class Delta:
-    """A posterior that is a point.
-
-    Args:
-        value: the point, (b, C, h, w).
-    """
-
-    def __init__(self, value: Float[Tensor, "b c h w"]) -> None:
-        self._value = value
-
-    def mode(self) -> Float[Tensor, "b c h w"]:
-        """The point."""
-        return self._value
-
-    def sample(self, noise: Float[Tensor, "b c h w"] | None = None) -> Float[Tensor, "b c h w"]:
-        """The point; there is nothing to draw."""
-        return self._value
 
 
 class IdentityBridge(nn.Module):
@@ -38,6 +20,7 @@ class IdentityBridge(nn.Module):
     """
 
     gaussian = False
+    downsampling = 1
 
     def __init__(self, *, features: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Transformer building blocks shared by encoders, bridges and decoders.
+"""Transformer and convolutional building blocks shared by encoders, bridges and decoders.
 
-Parameter names follow timm (``attn.qkv``, ``attn.proj``, ``mlp.fc1``, ``mlp.fc2``, ``norm1``,
+Parameter names of the transformer follow timm (``attn.qkv``, ``attn.proj``, ``mlp.fc1``, ``mlp.fc2``, ``norm1``,
 ``norm2``), so that weights of the common layouts map onto them without renaming.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Iterator
 
 import torch
@@ -32,11 +33,11 @@ def recomputing(enabled: bool) -> Iterator[None]:
         _recompute.reset(token)
 
 
-def through(block: nn.Module, tokens: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
-    """Tokens through one transformer block; see ``recomputing``."""
+def through(block: nn.Module, values: Tensor) -> Tensor:
+    """Tokens or a map through one block; see ``recomputing``."""
     if _recompute.get() and torch.is_grad_enabled():
-        return checkpoint(block, tokens, use_reentrant=False)  # type: ignore[no-any-return]  # torch types it loosely
-    return block(tokens)  # type: ignore[no-any-return]  # nn.Module calls are Any
+        return checkpoint(block, values, use_reentrant=False)  # type: ignore[no-any-return]  # torch types it loosely
+    return block(values)  # type: ignore[no-any-return]  # nn.Module calls are Any
 
 
 class SelfAttention(nn.Module):
@@ -101,6 +102,54 @@ class Block(nn.Module):
     def forward(self, tokens: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
         tokens = tokens + self.attn(self.norm1(tokens))
         return tokens + self.mlp(self.norm2(tokens))  # type: ignore[no-any-return]  # nn.Module calls are Any
+
+
+class ConvBlock(nn.Module):
+    """Residual block: x + conv(silu(norm(conv(silu(norm(x)))))), with 3×3 convolutions.
+
+    Args:
+        width: channels of the map.
+
+    Shapes:
+        (b, width, h, w) → (b, width, h, w)
+
+    Source: the residual block of latent diffusion's autoencoder (arXiv 2112.10752).
+    """
+
+    def __init__(self, *, width: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.norm2 = group_norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        residual = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(residual)))  # type: ignore[no-any-return]  # nn.Module calls are Any
+
+
+class Upsample(nn.Module):
+    """Twice as many rows and columns: nearest neighbours, then a 3×3 convolution.
+
+    Args:
+        width: channels of the map.
+        out_width: channels that come out; ``width`` where it is not given.
+
+    Shapes:
+        (b, width, h, w) → (b, out_width, 2h, 2w)
+    """
+
+    def __init__(self, *, width: int, out_width: int | None = None) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, out_width or width, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))  # type: ignore[no-any-return]  # nn.Module calls are Any
+
+
+def group_norm(width: int) -> nn.GroupNorm:
+    """GroupNorm of up to 32 groups of at least four channels; fewer where they do not divide."""
+    return nn.GroupNorm(math.gcd(32, width // 4, width), width, eps=1e-6)
 
 
 def sincos_positions(height: int, width: int, channels: int) -> Float[Tensor, "n channels"]:

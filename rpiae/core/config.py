@@ -175,11 +175,13 @@ class BridgeDescription:
         latent_channels: channels C of the latent.
         gaussian: whether its posterior is Gaussian.
         downsampling: tokens per latent position and side.
+        fitted: whether it is fitted to features before it is trained or used.
     """
 
     latent_channels: int
     gaussian: bool
     downsampling: int = 1
+    fitted: bool = False
 
 
 @frozen(kw_only=True)

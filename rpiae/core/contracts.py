@@ -6,11 +6,11 @@ A part is any ``torch.nn.Module`` that fits its Protocol; nothing has to be inhe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rpiae.core.errors import UsageError
@@ -99,6 +99,19 @@ class GaussianPosterior(Posterior, Protocol):
 
 
 @runtime_checkable
+class QuantisedPosterior(Posterior, Protocol):
+    """A point out of a finite set of codes per latent position.
+
+    Attributes:
+        indices: (b, h, w), which code it is.
+        codebook_size: how many there are.
+    """
+
+    indices: Int[Tensor, "b h w"]
+    codebook_size: int
+
+
+@runtime_checkable
 class Bridge(Protocol):
     """Compresses encoder features into a latent and expands them again.
 
@@ -106,22 +119,44 @@ class Bridge(Protocol):
         features: channels of the features on both sides.
         latent_channels: channels C of the latent.
         gaussian: whether ``encode`` gives a ``GaussianPosterior``.
+        downsampling: tokens s per latent position and side. The tokenizer pads images, so that
+            ``encode`` sees grids of multiples of s; ``decode`` gives back s·h × s·w tokens.
     """
 
     features: int
     latent_channels: int
     gaussian: bool
+    downsampling: int
 
     def encode(self, features: Features) -> Posterior: ...
 
     def decode(self, latent: Float[Tensor, "b c h w"]) -> Features: ...
 
 
+class Fit(NamedTuple):
+    """What came of an analytic fit.
+
+    Attributes:
+        tokens: how many tokens it saw.
+        kept: share of their variance that comes back out of the fitted part.
+    """
+
+    tokens: int
+    kept: float
+
+
 @runtime_checkable
 class Fittable(Protocol):
-    """A part with an analytic fit that is run once, before its first trained stage."""
+    """A bridge with an analytic fit, run once: before the first stage that has it in its path.
 
-    def fit(self, features: Features) -> None: ...
+    Attributes:
+        fitted: whether it was; a buffer, so that a saved or resumed model is not fitted again.
+    """
+
+    fitted: Tensor
+
+    def fit(self, batches: Iterable[Features]) -> Fit:
+        """Fit to clean features, which come in batches; a pure function of them."""
 
 
 @runtime_checkable

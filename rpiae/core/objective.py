@@ -232,13 +232,15 @@ class PivotReplica:
     Args:
         encoder: an encoder of the same architecture that holds the pivot's weights.
         output_patch: the tokenizer's output patch q, for the geometry.
+        downsampling: its bridge's, for the same.
     """
 
-    def __init__(self, encoder: nn.Module, *, output_patch: int) -> None:
+    def __init__(self, encoder: nn.Module, *, output_patch: int, downsampling: int = 1) -> None:
         assert isinstance(encoder, Encoder)
         encoder.requires_grad_(False).eval()
         self._encoder: Encoder = encoder
         self._output_patch = output_patch
+        self._downsampling = downsampling
         device = next(encoder.parameters()).device
         self._mean = torch.tensor(encoder.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(encoder.std, device=device).view(1, 3, 1, 1)
@@ -258,5 +260,8 @@ class PivotReplica:
 
     def _prepared(self, images: Tensor) -> Tensor:
         size = (images.shape[-2], images.shape[-1])
-        plan = geometry(size, patch=self._encoder.patch, output_patch=self._output_patch)
+        plan = geometry(
+            size, patch=self._encoder.patch, output_patch=self._output_patch,
+            downsampling=self._downsampling,
+        )  # fmt: skip
         return (encoder_view(images, plan) - self._mean) / self._std

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from attrs import frozen
 
@@ -157,7 +157,11 @@ def make_plan(resolved: ResolvedRun, *, num_images: int | None = None) -> Plan:
         out=config.out,
         licences=tuple(f"{p.name}: {p.licence}" for p in resolved.presets if p.licence),
         missing_losses=resolved.missing_losses,
-        notices=(*resolved.notices, *_untrained(parts, trained, config)),
+        notices=(
+            *resolved.notices,
+            *_fitted(resolved, stages),
+            *_untrained(parts, trained | _begun(resolved), config),
+        ),
     )
 
 
@@ -173,13 +177,31 @@ def _frozen_layers(model: RPiAE, stage: StageConfig, index: int) -> list[str]:
     ]
 
 
-def _untrained(parts: tuple[PartPlan, ...], trained: set[str], config: RunConfig) -> list[str]:
+def _begun(resolved: ResolvedRun) -> set[str]:
+    """Roles that do not begin at random: loaded, or fitted before they are used."""
+    config = resolved.config
+    if config.init:
+        return {"encoder", "bridge", "decoder"}
+    begun = {"encoder"} if config.encoder.pretrained else set()
+    return begun | ({"bridge"} if resolved.tokenizer.bridge_facts.fitted else set())
+
+
+def _fitted(resolved: ResolvedRun, planned: Sequence[StagePlan]) -> list[str]:
+    """When the bridge is fitted, where it is one of that kind."""
+    config = resolved.config
+    if config.init or not resolved.tokenizer.bridge_facts.fitted:
+        return []
+    stages = zip(config.recipe.stages, planned, strict=True)
+    before = [stage.name for stage, plan in stages if stage.use_bridge and not plan.skipped]
+    when = f"before stage {before[0]}" if before else "after the last stage"
+    return [f"bridge {config.bridge.label!r} is fitted to features of training crops {when}"]
+
+
+def _untrained(parts: tuple[PartPlan, ...], begun: set[str], config: RunConfig) -> list[str]:
     """Parts that no stage trains and that begin at random."""
-    begun = {"encoder"} if config.encoder.pretrained or config.init else set()
-    begun |= {"bridge", "decoder"} if config.init else set()
     return [
         f"no stage of recipe {config.recipe.name!r} trains the {part.role} {part.label!r}: it stays "
         "as initialised"
         for part in parts
-        if part.parameters and part.role not in trained | begun
+        if part.parameters and part.role not in begun
     ]

@@ -21,7 +21,8 @@ class Geometry(NamedTuple):
 
     Attributes:
         size: (H, W) of the image.
-        padded: (H, W) after padding to multiples of the output patch.
+        padded: (H, W) after padding to multiples of the output patch, times the bridge's
+            downsampling.
         grid: (1, h, w) tokens.
         encoder_size: (h·p, w·p), what the encoder sees.
     """
@@ -32,15 +33,22 @@ class Geometry(NamedTuple):
     encoder_size: tuple[int, int]
 
 
-def geometry(size: tuple[int, int], *, patch: int, output_patch: int) -> Geometry:
+def geometry(
+    size: tuple[int, int], *, patch: int, output_patch: int, downsampling: int = 1
+) -> Geometry:
     """Geometry of an image of ``size`` (H, W) for encoder patch p and output patch q.
+
+    Args:
+        size: of the image.
+        patch, output_patch: pixels per token and side, in and out.
+        downsampling: tokens per latent position and side; the grid's sides are multiples of it.
 
     Raises:
         ValueError: if the size is not positive.
     """
     if min(size) < 1:
         raise ValueError(f"an image needs at least one pixel, this one is {size[0]}×{size[1]}")
-    h, w = (math.ceil(side / output_patch) for side in size)
+    h, w = (math.ceil(side / (output_patch * downsampling)) * downsampling for side in size)
     return Geometry(
         size=size,
         padded=(h * output_patch, w * output_patch),

@@ -85,7 +85,10 @@ class RPiAE(nn.Module):
 
     def geometry(self, height: int, width: int) -> Geometry:
         """How an image of this size is padded, resized and tokenised."""
-        return geometry((height, width), patch=self.encoder.patch, output_patch=self.decoder.patch)
+        return geometry(
+            (height, width), patch=self.encoder.patch, output_patch=self.decoder.patch,
+            downsampling=self.bridge.downsampling,
+        )  # fmt: skip
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Posterior:
         """Posterior over latents (b, C, h, w) of images in [0, 1], of any size.
@@ -143,10 +146,14 @@ class RPiAE(nn.Module):
 
     def posterior(self, features: Features) -> Posterior:
         """The bridge's posterior of features, normalised first where there is a feature_norm."""
-        if self.feature_mean is not None:
-            mean, std = self._feature_norm(features)
-            features = Features((features.tokens - mean) / std, features.grid)
-        return self.bridge.encode(features)
+        return self.bridge.encode(self.normalised(features))
+
+    def normalised(self, features: Features) -> Features:
+        """Features as the bridge sees them: through the feature_norm, where there is one."""
+        if self.feature_mean is None:
+            return features
+        mean, std = self._feature_norm(features)
+        return Features((features.tokens - mean) / std, features.grid)
 
     def expand(self, latent: Float[Tensor, "b c h w"]) -> Features:
         """Features ẑ of a latent, in the space of ``features``."""

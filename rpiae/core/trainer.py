@@ -31,6 +31,7 @@ from rpiae.core.contracts import Batch, Dataset, Replica
 from rpiae.core.critic import CriticTraining, ShownImages
 from rpiae.core.ema import Ema
 from rpiae.core.errors import CheckpointError, ConfigError, DataError, TrainingError, UsageError
+from rpiae.core.fitting import fit_bridge
 from rpiae.core.freeze import FreezeReport, apply_stage, set_modes, trained_parameters
 from rpiae.core.objective import Objective
 from rpiae.core.players import ModelPlayer, Optimisation, stage_forward
@@ -104,9 +105,12 @@ def train(inputs: TrainerInputs, *, resume: bool = False) -> Iterator[events.Eve
             elif index < first:
                 yield events.StageEnded(**history[stage.name])
             else:
+                if stage.use_bridge:
+                    yield from fit_bridge(inputs.model, inputs.data, inputs.runtime, inputs.seed)
                 state = saved if index == first else None
                 if not (yield from _Stage.open(inputs, index, report, history, state).run(stop)):
                     return
+        yield from fit_bridge(inputs.model, inputs.data, inputs.runtime, inputs.seed)
 
 
 def _load(inputs: TrainerInputs) -> dict[str, Any] | None:

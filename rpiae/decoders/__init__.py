@@ -4,6 +4,12 @@ from rpiae.core.registry import Entry, Registry, installed_plugins, read_presets
 
 ENTRIES = (
     Entry(
+        name="conv",
+        target="rpiae.decoders.configs:ConvDecoderConfig",
+        summary="residual convolutions and nearest-neighbour upsampling, for any grid",
+        source="arXiv 2112.10752",
+    ),
+    Entry(
         name="vit",
         target="rpiae.decoders.configs:VitDecoderConfig",
         summary="MAE-style ViT decoder with fixed sin-cos positions for any grid",

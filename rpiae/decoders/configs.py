@@ -10,6 +10,22 @@ from rpiae.core.config import DecoderConfig, at_least
 
 
 @frozen(kw_only=True)
+class ConvDecoderConfig(DecoderConfig):
+    """A convolutional upsampler.
+
+    Attributes:
+        width: channels on the token grid; halved by every octave, down to 32.
+        depth: residual blocks on the token grid.
+        blocks: residual blocks after every octave.
+    """
+
+    module: ClassVar[str] = "rpiae.decoders.conv:ConvDecoder"
+    width: int = at_least(4, default=512)
+    depth: int = at_least(0, default=4)
+    blocks: int = at_least(0, default=1)
+
+
+@frozen(kw_only=True)
 class VitDecoderConfig(DecoderConfig):
     """The paper's ViT decoder.
 

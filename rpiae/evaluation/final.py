@@ -57,7 +57,10 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
     coded = linear_code(training, held_out.images, patch=patch, channels=facts.latent_channels)
     flat = mean_colour(held_out.images, patch=patch)
     ours, linear, colour = (score(images, held_out) for images in (made, coded, flat))
-    replica = PivotReplica(read_pivot(folder, config.encoder), output_patch=model.decoder.patch)
+    replica = PivotReplica(
+        read_pivot(folder, config.encoder), output_patch=model.decoder.patch,
+        downsampling=model.bridge.downsampling,
+    )  # fmt: skip
     _write_samples(folder / "samples", held_out, [held_out.images, made, flat])
     return {
         "psnr": ours.psnr,

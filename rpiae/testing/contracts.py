@@ -22,7 +22,9 @@ from rpiae.core.contracts import (
     Decoder,
     Encoder,
     Features,
+    Fittable,
     GaussianPosterior,
+    QuantisedPosterior,
     StepContext,
 )
 from rpiae.core.objective import PivotReplica
@@ -64,7 +66,7 @@ def check_encoder(config: EncoderConfig, *, grid: tuple[int, int] = (2, 3)) -> N
 
 
 def check_bridge(config: BridgeConfig) -> None:
-    """A bridge's facts, shapes on a non-square grid, posterior and gradients.
+    """A bridge's facts, fit, shapes on a non-square grid, posterior and gradients.
 
     Args:
         config: of a small bridge, its wired fields filled.
@@ -74,6 +76,10 @@ def check_bridge(config: BridgeConfig) -> None:
     assert isinstance(bridge, Bridge), _unfit(bridge, Bridge)
     assert bridge.latent_channels == facts.latent_channels
     assert bridge.gaussian == facts.gaussian
+    assert bridge.downsampling == facts.downsampling, "describe() gives another downsampling"
+    assert isinstance(bridge, Fittable) == facts.fitted, "describe().fitted is wrong"
+    if isinstance(bridge, Fittable):
+        _check_fit(bridge, _seeded(config))
     rows, columns = 2 * facts.downsampling, 3 * facts.downsampling
     tokens = torch.randn(2, rows * columns, bridge.features)
     posterior = bridge.encode(Features(tokens, (1, rows, columns)))
@@ -90,7 +96,44 @@ def check_bridge(config: BridgeConfig) -> None:
         assert isinstance(posterior, GaussianPosterior), _unfit(posterior, GaussianPosterior)
         assert posterior.kl().ndim == 0
         assert posterior.kl() >= 0
+    if isinstance(posterior, QuantisedPosterior):
+        _check_indices(posterior, latent)
     _check_gradients(bridge, decoded.tokens)
+
+
+def _check_fit(bridge: Fittable, again: nn.Module) -> None:
+    """A fit is told, leaves a trace in the state, and is a pure function of the tokens."""
+    assert isinstance(bridge, Bridge)
+    assert isinstance(bridge, nn.Module)
+    assert isinstance(again, Fittable)
+    assert "fitted" in bridge.state_dict(), "`fitted` is no buffer, so a resumed run fits again"
+    assert not bridge.fitted, "a new bridge is fitted already"
+    side = 4 * bridge.downsampling
+    shape = (math.ceil(8 * bridge.features / side**2), side**2, bridge.features)
+    tokens = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    batches = [Features(part, (1, side, side)) for part in torch.split(tokens, 3)]
+    found = bridge.fit(batch for batch in batches)
+    assert found.tokens == shape[0] * shape[1]
+    assert 0 <= found.kept <= 1 + 1e-6
+    assert bridge.fitted
+    assert again.fit(batches) == found
+    states = zip(bridge.state_dict().items(), again.state_dict().values(), strict=True)
+    changed = [name for (name, one), other in states if not torch.equal(one, other)]
+    assert not changed, f"two fits to the same tokens differ in {changed}"
+    assert all(p.requires_grad for p in bridge.parameters()), "a fitted bridge cannot be trained"
+
+
+def _check_indices(posterior: QuantisedPosterior, latent: Tensor) -> None:
+    """Codes are one per latent position, within the codebook, and the mode is what is sampled."""
+    indices = posterior.indices
+    assert indices.shape == (latent.shape[0], *latent.shape[2:])
+    assert not indices.is_floating_point(), "indices are integers"
+    assert int(indices.min()) >= 0
+    assert int(indices.max()) < posterior.codebook_size
+    assert torch.equal(posterior.sample(torch.randn(latent.shape)), latent)
+    for code in torch.unique(indices):
+        chosen = latent.movedim(1, -1)[indices == code]
+        assert (chosen == chosen[0]).all(), f"code {code} stands for several latents"
 
 
 def check_decoder(config: DecoderConfig) -> None:
@@ -118,7 +161,7 @@ def check_loss(config: LossConfig, replica_encoder: nn.Module | None = None) -> 
     """
     needs = config.needs
     assert needs <= set(NEEDS), f"unknown needs: {sorted(needs - set(NEEDS))}"
-    from rpiae.bridges.variational import DiagonalGaussian
+    from rpiae.bridges.posterior import DiagonalGaussian
 
     if replica_encoder is None:
         replica_encoder = _seeded(VitEncoderConfig(width=32, depth=2, num_heads=2))

@@ -18,18 +18,17 @@ from rpiae.core.config import (
 from rpiae.core.registry import registry
 from rpiae.core.resolve import part_config, wire
 from rpiae.testing import check_bridge, check_critic, check_decoder, check_encoder, check_loss
-from tests.toys import CRITICS, DECODERS, ENCODERS, LOSSES
+from tests.toys import BRIDGES, CRITICS, DECODERS, ENCODERS, LOSSES
 
 FACTS: dict[str, tuple[Any, str]] = {
     "encoder.width": (32, "the test"),
     "encoder.output_patch": (4, "the test"),
 }
-BRIDGES = {"identity": "identity", "variational": "vb4"}
 
 
 def test_every_part_is_named_to_the_kit() -> None:
     assert {tree["name"] for tree in ENCODERS.values()} == _names("encoders")
-    assert set(BRIDGES) == _names("bridges")
+    assert {part_config("bridges", tree).name for tree in BRIDGES.values()} == _names("bridges")
     assert {tree["name"] for tree in DECODERS.values()} == _names("decoders")
     assert {tree["name"] for tree in CRITICS.values()} == _names("critics")
 

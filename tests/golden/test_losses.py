@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rpiae.bridges.variational import LOGVAR_RANGE, DiagonalGaussian
+from rpiae.bridges.posterior import LOGVAR_RANGE, DiagonalGaussian
 from rpiae.core.adaptive import adaptive_ratio
 from rpiae.core.contracts import BlockFeatures, Features, StepContext
 from rpiae.core.critic import eight_bits

@@ -15,7 +15,7 @@ from attrs import evolve
 from torch import Tensor
 
 from rpiae.bridges.configs import IdentityBridgeConfig, VariationalBridgeConfig
-from rpiae.bridges.variational import DiagonalGaussian
+from rpiae.bridges.posterior import DiagonalGaussian
 from rpiae.core.adapters import tokenizer_from_reference, tokenizer_to_reference
 from rpiae.core.build import build_tokenizer
 from rpiae.core.contracts import Features

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from rpiae.bridges.variational import LOGVAR_RANGE, DiagonalGaussian
+from rpiae.bridges.posterior import LOGVAR_RANGE, DiagonalGaussian
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
 seeds = st.integers(0, 2**31)

@@ -81,9 +81,12 @@ def test_tokens_must_fill_the_grid(rows: int, columns: int, extra: int) -> None:
     size=st.tuples(st.integers(1, 5000), st.integers(1, 5000)),
     patch=st.integers(1, 32),
     output_patch=st.integers(1, 32),
+    downsampling=st.integers(1, 3),
 )
-def test_geometry_is_a_ratio(size: tuple[int, int], patch: int, output_patch: int) -> None:
-    plan = geometry(size, patch=patch, output_patch=output_patch)
+def test_geometry_is_a_ratio(
+    size: tuple[int, int], patch: int, output_patch: int, downsampling: int
+) -> None:
+    plan = geometry(size, patch=patch, output_patch=output_patch, downsampling=downsampling)
     assert plan.size == size
     assert plan.grid[0] == 1
     for side, padded, tokens, seen in zip(
@@ -91,7 +94,8 @@ def test_geometry_is_a_ratio(size: tuple[int, int], patch: int, output_patch: in
     ):
         assert padded == tokens * output_patch
         assert seen == tokens * patch
-        assert 0 <= padded - side < output_patch
+        assert tokens % downsampling == 0
+        assert 0 <= padded - side < output_patch * downsampling
 
 
 @given(st.integers(-3, 0), st.integers(-3, 5))

@@ -1,0 +1,145 @@
+"""Finite scalar quantisation of a feature map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from rpiae.core.contracts import Features
+from rpiae.core.errors import UsageError
+from rpiae.core.shapes import map_grid, map_to_tokens, tokens_to_map
+
+#: By how much a channel's bound reaches past its outermost level, so that it can be reached.
+MARGIN = 1e-3
+
+
+class Codes:
+    """A posterior that is one code per latent position.
+
+    Args:
+        latent: (b, C, h, w), the codes in [−1, 1], with straight-through gradients.
+        indices: (b, h, w), which of the ``codebook_size`` codes each is.
+        codebook_size: how many there are.
+    """
+
+    def __init__(
+        self,
+        latent: Float[Tensor, "b c h w"],
+        indices: Int[Tensor, "b h w"],
+        *,
+        codebook_size: int,
+    ) -> None:
+        self._latent = latent
+        self.indices = indices
+        self.codebook_size = codebook_size
+
+    def mode(self) -> Float[Tensor, "b c h w"]:
+        """The codes."""
+        return self._latent
+
+    def sample(self, noise: Float[Tensor, "b c h w"] | None = None) -> Float[Tensor, "b c h w"]:
+        """The codes; there is nothing to draw."""
+        return self._latent
+
+
+class FsqBridge(nn.Module):
+    """Projects features to a few channels and rounds each of them to one of a few levels.
+
+    A channel of L levels is bounded by tanh to just past the integers from −⌊L/2⌋ to ⌈L/2⌉ − 1,
+    rounded with a straight-through gradient and divided by ⌊L/2⌋. No codebook is learned, and
+    nothing has to be kept from collapsing.
+
+    Args:
+        features: channels D of the features.
+        levels: values that each latent channel can take, each at least 2.
+        projection: ``"linear"`` or ``"conv"`` (3×3), both ways.
+
+    Shapes:
+        tokens (b, n, D) on the grid (1, h, w) ↔ latent (b, len(levels), h, w)
+
+    Raises:
+        ValueError: if there is no level, one is below 2, the codes are too many to number, or the
+            projection is unknown.
+
+    Source: arXiv 2309.15505. Ours differs in two points: the shift of an even number of levels is
+    atanh(½/bound), so that an input of zero is at the centre of a level, where the paper's listing
+    has tan; and the bound reaches past the outermost level by 0.001, not within it by a thousandth.
+    """
+
+    gaussian = False
+    downsampling = 1
+    levels: Tensor
+
+    def __init__(
+        self, *, features: int, levels: Sequence[int] = (8, 5, 5, 5), projection: str = "linear"
+    ) -> None:
+        super().__init__()
+        if not levels or min(levels) < 2:
+            raise ValueError(
+                f"levels = {list(levels)}: name at least one channel, each of 2 levels or more, "
+                "such as [8, 5, 5, 5]"
+            )
+        if math.prod(levels) >= 2**63:
+            raise ValueError(f"levels = {list(levels)} are more codes than 64 bits can number")
+        if projection not in ("linear", "conv"):
+            raise ValueError(f"projection is 'linear' or 'conv', not {projection!r}")
+        self.features = features
+        self.latent_channels = len(levels)
+        self.codebook_size = math.prod(levels)
+        kernel = 3 if projection == "conv" else 1
+        self.encoder = nn.Conv2d(features, len(levels), kernel, padding=kernel // 2)
+        self.decoder = nn.Conv2d(len(levels), features, kernel, padding=kernel // 2)
+        self.register_buffer("levels", torch.tensor(levels).view(-1, 1, 1), persistent=False)
+
+    def encode(self, features: Features) -> Codes:
+        """The code of every token."""
+        projected = self.encoder(tokens_to_map(features.tokens, features.grid)).float()
+        bounded = self._bounded(projected)
+        rounded = bounded + (bounded.round() - bounded).detach()
+        return Codes(
+            rounded / self._half,
+            self.indices_of(rounded.detach() / self._half),
+            codebook_size=self.codebook_size,
+        )
+
+    def decode(self, latent: Float[Tensor, "b c h w"]) -> Features:
+        """Features ẑ of a latent."""
+        expanded = self.decoder(latent).float()
+        return Features(map_to_tokens(expanded), map_grid(expanded))
+
+    def indices_of(self, latent: Float[Tensor, "b c h w"]) -> Int[Tensor, "b h w"]:
+        """Numbers of codes, 0 to ``codebook_size`` − 1; the first channel counts fastest."""
+        digits = (latent * self._half).round().long() + self._half
+        return (digits * self._basis).sum(dim=1)
+
+    def latent_of(self, indices: Int[Tensor, "b h w"]) -> Float[Tensor, "b c h w"]:
+        """Codes of their numbers, the inverse of ``indices_of``.
+
+        Raises:
+            UsageError: if a number is not one of the codebook's.
+        """
+        if indices.numel() and not 0 <= indices.min() <= indices.max() < self.codebook_size:
+            raise UsageError(
+                f"codes are numbered 0 to {self.codebook_size - 1}, these go from "
+                f"{int(indices.min())} to {int(indices.max())}"
+            )
+        digits = indices.unsqueeze(1) // self._basis % self.levels
+        return (digits - self._half) / self._half
+
+    @property
+    def _half(self) -> Tensor:
+        return self.levels // 2
+
+    @property
+    def _basis(self) -> Tensor:
+        """What one step of each channel adds to a code's number, (C, 1, 1)."""
+        return self.levels.cumprod(dim=0) // self.levels
+
+    def _bounded(self, values: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        bound = (self.levels - 1) / 2 + MARGIN
+        offset = (1 - self.levels % 2) / 2
+        return torch.tanh(values + torch.atanh(offset / bound)) * bound - offset

@@ -1,0 +1,88 @@
+"""A convolutional decoder."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rpiae.core.blocks import ConvBlock, Upsample, group_norm, through
+from rpiae.core.contracts import Features
+from rpiae.core.shapes import tokens_to_map
+
+#: Channels below which an octave does not go.
+LEAST_WIDTH = 32
+
+
+class ConvDecoder(nn.Module):
+    """Residual convolutions on the token grid, then octave by octave up to the pixels.
+
+    With q = 2ᵏ·r, r odd: 3×3 convolution to ``width``, ``depth`` residual blocks, k octaves (nearest
+    neighbours ×2, a convolution, ``blocks`` residual blocks at half the width, not below 32),
+    GroupNorm, SiLU and one 3×3 convolution to 3·r² channels, which a pixel shuffle lays out.
+
+    Args:
+        features: channels D of the features.
+        patch: output pixels per token and side (q); any.
+        width: channels on the token grid.
+        depth: residual blocks on the token grid.
+        blocks: residual blocks after every octave.
+
+    Shapes:
+        tokens (b, n, D) on the grid (1, h, w) → (b, 3, h·q, w·q)
+
+    Source: the decoder of latent diffusion's autoencoder (arXiv 2112.10752), without attention; the
+    pixel shuffle (arXiv 1609.05158) is for patches such as 14, which are no power of two.
+    """
+
+    def __init__(
+        self, *, features: int, patch: int, width: int = 512, depth: int = 4, blocks: int = 1
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.patch = patch
+        self.in_conv = nn.Conv2d(features, width, 3, padding=1)
+        self.blocks = nn.ModuleList(ConvBlock(width=width) for _ in range(depth))
+        self.octaves = nn.ModuleList()
+        remainder = patch
+        while remainder % 2 == 0:
+            narrower = max(width // 2, min(width, LEAST_WIDTH))
+            self.octaves.append(Octave(width=width, out_width=narrower, blocks=blocks))
+            width, remainder = narrower, remainder // 2
+        self.norm = group_norm(width)
+        self.out_conv = nn.Conv2d(width, 3 * remainder**2, 3, padding=1)
+        self.shuffle = nn.PixelShuffle(remainder)
+
+    @property
+    def last_weight(self) -> nn.Parameter:
+        """Weight of the convolution that makes the pixels."""
+        weight = self.out_conv.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    def forward(self, features: Features) -> Float[Tensor, "b 3 h w"]:
+        """Pixels in the encoder's normalised space."""
+        x = self.in_conv(tokens_to_map(*features))
+        for block in self.blocks:
+            x = through(block, x)
+        for octave in self.octaves:
+            x = through(octave, x)
+        return self.shuffle(self.out_conv(F.silu(self.norm(x)))).float()  # type: ignore[no-any-return]  # nn.Module calls are Any
+
+
+class Octave(nn.Module):
+    """Twice as many rows and columns, then residual blocks: (b, c, h, w) → (b, d, 2h, 2w).
+
+    The convolution after the nearest neighbours also changes the width.
+    """
+
+    def __init__(self, *, width: int, out_width: int, blocks: int) -> None:
+        super().__init__()
+        self.up = Upsample(width=width, out_width=out_width)
+        self.blocks = nn.ModuleList(ConvBlock(width=out_width) for _ in range(blocks))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
+        x = self.up(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
