@@ -80,7 +80,7 @@ def encode_batch(
         with runtime.autocast():
             posterior = model.encode(images.flip(-1) if suffix else images)
         values = _values(posterior, positions, settings, f"posterior{suffix}")
-        found |= {f"{name}{suffix}": value.float().cpu() for name, value in values.items()}
+        found |= {f"{name}{suffix}": v.float().cpu().contiguous() for name, v in values.items()}
     return found
 
 
