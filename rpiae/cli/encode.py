@@ -33,7 +33,7 @@ def execute(arguments: argparse.Namespace) -> int:
     except (KeyboardInterrupt, SignalException):
         if arguments.debug:
             raise
-        if speaks():
+        if not launched():
             _say_how_to_go_on(Path(arguments.out))
         return 130
 

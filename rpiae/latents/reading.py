@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
@@ -36,6 +36,7 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
     Attributes:
         index: what ``index.json`` holds.
         latent_shape: (C, h, w).
+        labels: (n,), int64; −1 where there is none.
         mean, std: statistics of all latents, (C, 1, 1) in fp32; std is 1 for a channel that never
             varies.
 
@@ -62,33 +63,39 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         self._moments = plan.settings.posterior == "moments"
         self._sample = sample and self._moments
         self.latent_shape = plan.latent_shape
-        self._names: list[list[str]] = []
+        counts = []
         for number in range(plan.num_shards):
             try:
-                self._names.append(check_shard(plan, self.folder, number)["names"])
+                counts.append(len(check_shard(plan, self.folder, number)["names"]))
             except CheckpointError as error:
                 raise CheckpointError(
                     f"{error}. Call rpiae encode again with the same arguments: it writes what is "
                     "missing or damaged"
                 ) from None
-        self._starts = np.cumsum([0, *map(len, self._names)])
+        self._starts = np.cumsum([0, *counts])
         statistics = self.index["statistics"]
         mean, std = (torch.tensor(statistics[k], dtype=torch.float64) for k in ("mean", "std"))
         self.mean, self.std = (t.view(-1, 1, 1) for t in latent_norm(mean, std))
         self._files: dict[int, Any] = {}
+        self._names: dict[int, list[str]] = {}
+        self.labels = (
+            torch.cat([self._file(n).get_tensor("label") for n in range(plan.num_shards)])
+            if plan.labelled
+            else torch.full((len(self),), -1)
+        )
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        index = range(len(self))[index]
         number, row = self._locate(index)
         suffix = "_flipped" if self._flip and torch.rand(()) < 0.5 else ""
         latent = self._read(number, "mean" if self._moments else "latent", row, suffix)
         if self._sample:
             logvar = self._read(number, "logvar", row, suffix)
             latent = latent + (0.5 * logvar).exp() * torch.randn(latent.shape)
-        label = self._file(number).get_slice("label")[row].item() if self._plan.labelled else -1
-        return latent, label
+        return latent, int(self.labels[index])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": {}}
@@ -96,14 +103,7 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
     def name(self, index: int) -> str:
         """What the source calls an image."""
         number, row = self._locate(index)
-        return self._names[number][row]
-
-    @property
-    def labels(self) -> Int[Tensor, " n"]:
-        """The labels of all images; −1 where there is none."""
-        if not self._plan.labelled:
-            return torch.full((len(self),), -1)
-        return torch.cat([self._file(n).get_tensor("label") for n in range(len(self._names))])
+        return self._names_of(number)[row]
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -124,7 +124,10 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         """Stored latents (means, where there are moments) in order, with the images' names."""
         kind = "mean" if self._moments else "latent"
         left = len(self) if limit is None else limit
-        for number, names in enumerate(self._names):
+        for number in range(self._plan.num_shards):
+            if not left:
+                return
+            names = self._names_of(number)
             stored = self._file(number).get_slice(kind)
             count = min(len(names), left)
             for start in range(0, count, size):
@@ -133,15 +136,18 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
             left -= count
 
     def _locate(self, index: int) -> tuple[int, int]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"there is no latent {index}: there are {len(self)}")
-        index %= len(self)
+        index = range(len(self))[index]
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return number, index - int(self._starts[number])
 
     def _read(self, number: int, kind: str, row: int, suffix: str) -> Tensor:
         stored: Tensor = self._file(number).get_slice(kind + suffix)[row]
         return stored.float()
+
+    def _names_of(self, number: int) -> list[str]:
+        if number not in self._names:
+            self._names[number] = check_shard(self._plan, self.folder, number)["names"]
+        return self._names[number]
 
     def _file(self, number: int) -> Any:
         if number not in self._files:
