@@ -367,6 +367,7 @@ def _write_shard(
     path = folder / plan.shard_file(number)
     part = path.with_name(f".{path.name}{UNFINISHED}")
     try:
+        # One key alone: safetensors writes several in an order that changes from call to call.
         save_file(tensors, part, metadata={METADATA: json.dumps(described)})
         part.chmod(0o644)  # safetensors lets its owner alone read it
         with part.open("rb") as file:

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -351,16 +352,24 @@ def test_loaders_read_it(toy: Path, parquet: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(dataset.denormalised(unit), latents, atol=1e-5, rtol=0)
 
 
-def test_safetensors_alone_are_enough(toy: Path, parquet: Path, tmp_path: Path) -> None:
-    """What docs/latents.md shows for code without rpiae."""
-    encode(toy, f"parquet:{parquet}", tmp_path / "out")
-    index = json.loads((tmp_path / "out" / "index.json").read_text())
-    names = []
-    for shard in index["shards"]:
-        with safe_open(tmp_path / "out" / shard["file"], "np") as file:
-            assert file.get_slice("latent").get_shape() == [shard["count"], *index["latent_shape"]]
-            names += json.loads(file.metadata()["rpiae"])["names"]
-    assert names == [f"images.parquet#{i}" for i in range(COUNT)]
+def test_safetensors_alone_are_enough(
+    toy: Path, parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code in docs/latents.md that needs no rpiae."""
+    encode(toy, f"parquet:{parquet}", tmp_path / "latents", dtype="bf16")
+    page = (Path(__file__).parents[2] / "docs" / "latents.md").read_text(encoding="utf-8")
+    code = page.partition("## Read them with safetensors alone")[2]
+    code = code.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    seen: dict[str, Any] = {"found": []}
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        exec(code.rstrip() + "\n            found.append(x)\n", seen)
+    dataset = LatentDataset("latents")
+    expected = dataset.normalised(torch.stack([dataset[i][0] for i in range(COUNT)]))
+    torch.testing.assert_close(torch.stack(seen["found"]), expected)
+    with safe_open(shards(Path("latents"))[2], "np") as file:
+        described = json.loads(file.metadata()["rpiae"])
+    assert described["names"] == [f"images.parquet#{i}" for i in (8, 9, 10)]
 
 
 # --- going on ----------------------------------------------------------------------------------
