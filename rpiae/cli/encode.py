@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
@@ -131,7 +132,7 @@ def _described(plan: Plan, kept: int) -> str:
     return (
         f"{plan.num_images} images of {plan.location} ({plan.crop}), {labels} → "
         f"{', '.join(plan.settings.tensors)} {c}×{h}×{w} in {plan.settings.dtype}, "
-        f"{size / 1e6:,.1f} MB in {plan.num_shards} shards{there}"
+        f"{decimal(size)}, shards: {plan.num_shards}{there}"
     )
 
 
@@ -141,7 +142,7 @@ def _summarise(folder: Path, index: dict[str, Any]) -> None:
     skipped = f", {len(index['skipped'])} skipped" if index["skipped"] else ""
     stdout.print(
         escape(
-            f"{folder}: latents of {index['count']} images in {len(index['shards'])} shards{skipped}"
+            f"{folder}: latents of {index['count']} images, shards: {len(index['shards'])}{skipped}"
         ),
         soft_wrap=True,
     )

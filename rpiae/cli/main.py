@@ -82,10 +82,11 @@ def parser() -> argparse.ArgumentParser:
         return given
 
     def positive(given: str) -> int:
-        number = int(given)
-        if number < 1:
-            raise argparse.ArgumentTypeError("it must be at least 1")
-        return number
+        if not given.isdecimal() or int(given) < 1:
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number of at least 1, got {given!r}"
+            )
+        return int(given)
 
     def run_options(verb: argparse.ArgumentParser) -> None:
         for part, example in (

@@ -27,17 +27,15 @@ class Bar:
         self._task = self._progress.add_task(title, total=1, status="")
 
     def __enter__(self) -> Bar:
-        if not self._plain:
-            self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._plain:
-            self._progress.stop()
+        self._progress.stop()
 
     def show(self, done: int, total: int, status: str) -> None:
         """Where things are."""
         if not self._plain:
+            self._progress.start()
             self._progress.update(self._task, completed=done, total=total, status=status)
         elif done * 10 // max(total, 1) != self._tenth:
             self._tenth = done * 10 // max(total, 1)

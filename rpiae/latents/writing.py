@@ -239,8 +239,8 @@ def encode_dataset(
         )  # fmt: skip
         if runtime.is_main and plan.num_shards < runtime.num_processes:
             yield Notice(
-                text=f"{plan.num_shards} shards keep {plan.num_shards} of "
-                f"{runtime.num_processes} processes busy: a smaller --shard-size makes more"
+                text=f"{runtime.num_processes} processes have {plan.num_shards} shards to share: a "
+                "smaller --shard-size makes more"
             )
         size = batch_size or batch_size_for(model, images.image_size)
         pace = _Pace(plan, target, others=not_in(own, plan.num_shards) if runtime.is_main else [])

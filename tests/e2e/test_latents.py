@@ -59,7 +59,7 @@ def test_from_photographs_to_latents_and_back(
 ) -> None:
     encode = ("encode", "run", "folder:photos", "--out", "latents", "--shard-size", "3")
     out, err = done(*encode, "--flip", "--workers", "0", capsys=capsys)
-    assert "latents of 6 images in 3 shards, 1 skipped" in out
+    assert "latents of 6 images, shards: 3, 1 skipped" in out
     assert "skipped: photos/a/2.png: not an image" in err
     assert "with labels" in err
     assert "images/s" in err
@@ -209,8 +209,8 @@ def test_two_processes_write_the_same_files(here: Path) -> None:
     encode = ("encode", "run", "folder:photos", "--shard-size", "2", "--workers", "0", "--out")
     for folder, *more in (("one",), ("two", "--processes", "2")):
         out, err = begun(*encode, folder, *more, folder=here).communicate(timeout=120)
-        assert f"{folder}: latents of 6 images in 4 shards, 1 skipped" in out, err
-        assert out.count("in 4 shards") == 1
+        assert f"{folder}: latents of 6 images, shards: 4, 1 skipped" in out, err
+        assert out.count("shards: 4") == 1
     names = sorted(path.name for path in Path("one").iterdir() if path.name != ".lock")
     assert names == sorted(path.name for path in Path("two").iterdir() if path.name != ".lock")
     for name in names:
@@ -245,7 +245,7 @@ def test_ctrl_c_keeps_complete_shards_and_says_how_to_go_on(here: Path, processe
     assert 3 <= len(complete) < 80
     again = begun(*encode, folder=here)
     out, err = again.communicate(timeout=200)
-    assert "latents of 400 images in 80 shards" in out, err
+    assert "latents of 400 images, shards: 80" in out, err
     assert all(path.stat().st_mtime_ns == modified for path, modified in complete.items())
     assert not list(Path("latents").glob(".*.part"))
     assert LatentDataset("latents").name(399) == "b/99.png"
