@@ -142,7 +142,7 @@ def run(config: RunConfig | ResolvedRun | Tree) -> Iterator[events.Event]:
         )  # fmt: skip
         held_out = data.held_out()
         init = resolved.config.init
-        source = RPiAE.from_pretrained(init) if init else None
+        source = _initial(init) if init else None
         if source is not None:
             check_state(model, source.state_dict(), source=init)
         resolved = _settled(resolved, runtime)
@@ -184,9 +184,7 @@ def resume(
             pivot = read_pivot(path, config.encoder)
             load_state(model.roles["encoder"], pivot.state_dict(), source=str(path))
             if config.init:
-                load_state(
-                    model, RPiAE.from_pretrained(config.init).state_dict(), source=config.init
-                )
+                load_state(model, _initial(config.init).state_dict(), source=config.init)
         yield from _trained(resolved, model, data, data.held_out(), runtime, resume=True)
 
 
@@ -246,6 +244,13 @@ def _dataset(config: RunConfig) -> Dataset:
     data = config.data.build()
     assert isinstance(data, Dataset)
     return data
+
+
+def _initial(folder: str) -> RPiAE:
+    """The tokenizer that a run starts from, without latent_norm: training changes the latents."""
+    source = RPiAE.from_pretrained(folder)
+    source.latent_mean = source.latent_std = None
+    return source
 
 
 class _Claim(contextlib.AbstractContextManager["_Claim"]):

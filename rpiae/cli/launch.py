@@ -18,10 +18,14 @@ def speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def launch(processes: int) -> int:
+def launch(processes: int, *, go_on: str = "rpiae build --resume FOLDER") -> int:
     """Run this command again in several processes, and wait for them.
 
     Where one ends without its work done, the others are told to end too.
+
+    Args:
+        processes: how many.
+        go_on: how to go on where one was killed, for the message.
 
     Returns:
         The exit code: that of the first process that failed.
@@ -41,8 +45,7 @@ def launch(processes: int) -> int:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
             stderr.print(
-                f"process {rank} was ended by signal {-failure.exitcode}; go on with "
-                "rpiae build --resume FOLDER"
+                f"process {rank} was ended by signal {-failure.exitcode}; go on with {go_on}"
             )
         return failure.exitcode if failure.exitcode > 0 else 1
     return 0

@@ -19,7 +19,10 @@ examples:
   rpiae build
   rpiae build --encoder dinov2-b --bridge vb64 --data folder:photos
   rpiae build --encoder dinov2-b --bridge vb64 --dry-run
-  rpiae reconstruct runs/a photo.jpg --out side_by_side.png"""
+  rpiae reconstruct runs/a photo.jpg --out side_by_side.png
+  rpiae encode runs/a folder:photos --out latents --flip --dtype bf16
+  rpiae decode latents --out pictures --limit 64
+  rpiae stats runs/a folder:photos"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,6 +80,13 @@ def parser() -> argparse.ArgumentParser:
         if not given:
             raise argparse.ArgumentTypeError("it is empty")
         return given
+
+    def positive(given: str) -> int:
+        if not given.isdecimal() or int(given) < 1:
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number of at least 1, got {given!r}"
+            )
+        return int(given)
 
     def run_options(verb: argparse.ArgumentParser) -> None:
         for part, example in (
@@ -158,4 +168,79 @@ def parser() -> argparse.ArgumentParser:
     reconstruct.add_argument("--out", required=True, metavar="PNG", help="side-by-side picture")
     reconstruct.add_argument("--tile", action="store_true", help="in blended, overlapping tiles")
     reconstruct.add_argument("--device", default="auto")
+
+    def computing(verb: argparse.ArgumentParser) -> None:
+        verb.add_argument(
+            "--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:N"
+        )
+        verb.add_argument(
+            "--precision", choices=["fp32", "bf16"], default="fp32",
+            help="what is computed in (default: fp32)",
+        )  # fmt: skip
+        verb.add_argument(
+            "--batch-size",
+            type=positive,
+            metavar="N",
+            help="per forward pass; no effect on results",
+        )
+
+    def data_options(verb: argparse.ArgumentParser) -> None:
+        verb.add_argument("run", help="a run's or tokenizer's folder")
+        verb.add_argument("data", type=text, help="for example folder:PATH, parquet:PATH, sample")
+        verb.add_argument(
+            "--image-size", type=positive, metavar="N",
+            help="side of the centre crop (default: of the training crops)",
+        )  # fmt: skip
+        verb.add_argument(
+            "--resize", type=positive, metavar="N", help="short side of every image before the crop"
+        )
+        verb.add_argument("--workers", type=int, metavar="N", help="processes that load images")
+        verb.add_argument(
+            "--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides",
+            help="set one field of the dataset, such as data.column=img; repeatable",
+        )  # fmt: skip
+        verb.add_argument("--seed", type=int, default=0, help="of --posterior sample (default: 0)")
+        computing(verb)
+
+    encode = verb("encode", "encode", "a whole dataset's latents, for a diffusion model")
+    data_options(encode)
+    encode.add_argument("--out", required=True, metavar="FOLDER", type=text)
+    encode.add_argument("--label-column", metavar="NAME", type=text, help="of a Parquet file")
+    encode.add_argument("--posterior", choices=["mode", "sample", "moments"], default="mode")
+    encode.add_argument(
+        "--moments", action="store_const", const="moments", dest="posterior",
+        help="store mean and logvar: --posterior moments",
+    )  # fmt: skip
+    encode.add_argument("--flip", action="store_true", help="store mirrored images' latents too")
+    encode.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32")
+    encode.add_argument(
+        "--shard-size", type=positive, default=4096, metavar="N", help="images per file"
+    )
+    encode.add_argument(
+        "--processes", type=positive, default=1, metavar="N",
+        help="processes on this machine, one per GPU; accelerate launch starts more",
+    )  # fmt: skip
+
+    decode = verb("decode", "decode", "latents to PNG files")
+    decode.add_argument("latents", help="what encode wrote, or a .safetensors, .npy or .pt file")
+    decode.add_argument("--out", required=True, metavar="FOLDER", type=text)
+    decode.add_argument(
+        "--run", metavar="FOLDER", type=text, help="the tokenizer (default: its own)"
+    )
+    decode.add_argument("--limit", type=positive, metavar="N", help="decode the first N")
+    decode.add_argument(
+        "--normalised", action="store_true", help="undo the tokenizer's latent_norm first"
+    )
+    decode.add_argument(
+        "--normalised-by", metavar="FOLDER", type=text,
+        help="undo the normalisation of a folder of latents first",
+    )  # fmt: skip
+    computing(decode)
+
+    stats = verb("stats", "stats", "measure and store latent_norm: mean and std of the latents")
+    data_options(stats)
+    stats.add_argument("--images", type=positive, metavar="N", help="look at N, evenly spread")
+    stats.add_argument("--posterior", choices=["mode", "sample"], default="mode")
+    stats.add_argument("--dry-run", action="store_true", help="print and store nothing")
+    stats.add_argument("--json", action="store_true")
     return top

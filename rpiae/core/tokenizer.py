@@ -132,6 +132,24 @@ class RPiAE(nn.Module):
         plan = self.geometry(images.shape[-2], images.shape[-1])
         return self.encoder((encoder_view(images, plan) - self.mean) / self.std)
 
+    def normalise_latent(self, latent: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
+        """Latents with mean 0 and std 1 per channel over the data that latent_norm is of.
+
+        Raises:
+            UsageError: if there is no latent_norm, or it is no latent of this tokenizer.
+        """
+        mean, std = self._latent_norm(latent)
+        return (latent - mean) / std
+
+    def denormalise_latent(self, latent: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
+        """Inverse of ``normalise_latent``: what a diffusion model generated, for ``decode``.
+
+        Raises:
+            UsageError: if there is no latent_norm, or it is no latent of this tokenizer.
+        """
+        mean, std = self._latent_norm(latent)
+        return latent * std + mean
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latent of an image of this size.
 
@@ -253,6 +271,19 @@ class RPiAE(nn.Module):
         mean = self.feature_mean.flatten(1).T
         std = (self.feature_var.flatten(1).T + NORM_EPS).sqrt()
         return mean, std
+
+    def _latent_norm(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std of the latent's channels (C, 1, 1)."""
+        if self.latent_mean is None or self.latent_std is None:
+            raise UsageError(
+                "this tokenizer has no latent_norm: rpiae stats RUN DATA measures and stores it"
+            )
+        channels = len(self.latent_mean)
+        if latent.ndim < 3 or latent.shape[-3] != channels:
+            raise UsageError(
+                f"latents must be tensors (…, {channels}, h, w), not {tuple(latent.shape)}"
+            )
+        return self.latent_mean.view(-1, 1, 1), self.latent_std.view(-1, 1, 1)
 
     def _saved_config(self) -> dict[str, Any]:
         from rpiae.core.config import unparse

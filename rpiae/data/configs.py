@@ -48,12 +48,15 @@ class ParquetDatasetConfig(ImageDatasetConfig):
     Attributes:
         path: a Parquet file, or a folder of ``*.parquet`` files.
         column: the column of images, a struct of ``bytes`` and ``path``.
+        label_column: the column of labels, integers, that ``rpiae encode`` stores. Not given:
+            ``label``, where there is one.
         held_out: images that are held out, at most half of them.
     """
 
     module: ClassVar[str] = "rpiae.data.datasets:ParquetDataset"
     path: str
     column: str = "image"
+    label_column: str | None = None
     held_out: int = at_least(1, default=32)
 
 

@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from rpiae.data.images import (
     resize_short_side,
     to_tensor,
 )
+from rpiae.data.listed import EveryImage
 from rpiae.data.sources import FileSource, ImageSource, ParquetSource, folder_source
 
 logger = logging.getLogger(__name__)
@@ -118,6 +119,15 @@ class ImageReader:
         self._resize = resize
         self._largest = round(SHRUNK * image_size) if shrink else None
         self._cache: dict[int, Pixels] | None = {} if cached else None
+
+    @property
+    def rule(self) -> str:
+        """How images are resized, in words."""
+        if self._resize is not None:
+            return f"short side resized to {self._resize}"
+        if self._largest is not None:
+            return f"short side above {self._largest} shrunk to it"
+        return "natural size"
 
     def read(self, index: int) -> Pixels:
         """An image (h, w, 3) of at least the crop's size.
@@ -293,6 +303,10 @@ class ImageDataset(abc.ABC):
         parts = [_unit(batch.pixels) for batch in batches]
         return torch.cat(parts) if parts else torch.empty(0, 3, self.image_size, self.image_size)
 
+    def every_image(self) -> EveryImage:
+        """All images of the source in its order, as centre crops."""
+        return EveryImage(self._reader, workers=self._workers)
+
     @abc.abstractmethod
     def held_out(self) -> HeldOut:
         """The images that are never trained on.
@@ -307,28 +321,38 @@ class ImageDataset(abc.ABC):
             batch_sampler=requests,
             num_workers=min(self._workers, len(requests)),
             collate_fn=_collated,
-            worker_init_fn=_live_with_parent,
+            worker_init_fn=live_with_parent,
             # Without one, the loader draws from, and so advances, the global generator.
             generator=torch.Generator(),
         )
-        batches: Iterator[_CropBatch] = iter(loader)
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                # A worker that dies takes its cause with it; what torch says is all there is.
-                raise DataError(
-                    f"a process that loads images ended ({str(error).partition(chr(10))[0]}): "
-                    "often the machine ran out of memory. Lower data.workers (0 loads in the "
-                    "training process)"
-                ) from None
+        for batch in delivered(loader):
             if batch.failure:
                 raise DataError(batch.failure)
             yield batch
+
+
+def delivered(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches of a loader.
+
+    Raises:
+        DataError: if a process that loads images ended.
+    """
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            # A worker that dies takes its cause with it; what torch says is all there is.
+            raise DataError(
+                f"a process that loads images ended ({str(error).partition(chr(10))[0]}): "
+                "often the machine ran out of memory. Lower data.workers (0 loads in the "
+                "training process)"
+            ) from None
+        yield batch
 
 
 class _Orders:
@@ -360,7 +384,7 @@ def _collated(crops: list[_Crop]) -> _CropBatch:
     )
 
 
-def _live_with_parent(_: int) -> None:
+def live_with_parent(_: int) -> None:
     """Have a loading process end with the training process, and not before."""
     # Ctrl-C reaches the workers too, and the training process still finishes its step with them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -488,6 +512,7 @@ class ParquetDataset(_SplitDataset):
         path: a Parquet file, or a folder of them.
         image_size: side of the crops, in pixels.
         column: the column of images.
+        label_column: the column of labels.
         resize, workers, held_out: see ``ParquetDatasetConfig``.
 
     Raises:
@@ -501,12 +526,13 @@ class ParquetDataset(_SplitDataset):
         path: str,
         image_size: int,
         column: str = "image",
+        label_column: str | None = None,
         resize: int | None = None,
         workers: int | None = None,
         held_out: int = 32,
     ) -> None:
         super().__init__(
-            ParquetSource(path, column), image_size=image_size, resize=resize, workers=workers,
+            ParquetSource(path, column, label_column), image_size=image_size, resize=resize, workers=workers,
             held_out=held_out,
         )  # fmt: skip
 

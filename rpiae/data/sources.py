@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from functools import lru_cache
@@ -53,12 +54,23 @@ class FileSource:
         location: what messages call the source.
         names: what each image is called.
         paths: its files, as many as ``names``.
+        classes: first parts of the names; the label of an image is the number of its own.
     """
 
-    def __init__(self, location: str, names: Sequence[str], paths: Sequence[str]) -> None:
+    def __init__(
+        self,
+        location: str,
+        names: Sequence[str],
+        paths: Sequence[str],
+        *,
+        classes: Sequence[str] = (),
+    ) -> None:
         self.location = location
+        self.labelled = bool(classes)
+        self.label_names = classes
         self._names = names
         self._paths = paths
+        self._numbers = {name: number for number, name in enumerate(classes)}
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -72,11 +84,16 @@ class FileSource:
     def read(self, index: int) -> Path:
         return Path(self._paths[index])
 
+    def label(self, index: int) -> int | None:
+        """The number of its class; None for an image outside of them."""
+        return self._numbers.get(self._names[index].partition("/")[0])
+
 
 def folder_source(folder: str) -> FileSource:
     """The images below a folder, sorted by their path relative to it, which is also their name.
 
-    Links are followed; hidden files and folders are left out.
+    Links are followed; hidden files and folders are left out. Subfolders with images in or below
+    them, sorted, are classes.
 
     Raises:
         DataError: if there is no such folder, or no image in it.
@@ -93,7 +110,8 @@ def folder_source(folder: str) -> FileSource:
         raise DataError(
             f"{folder} has no images: no file in it or below it ends in {', '.join(EXTENSIONS)}"
         )
-    return FileSource(str(root), names, [str(root / name) for name in names])
+    classes = sorted({name.partition("/")[0] for name in names if "/" in name})
+    return FileSource(str(root), names, [str(root / name) for name in names], classes=classes)
 
 
 def _image_files(root: Path) -> list[str]:
@@ -127,13 +145,15 @@ class ParquetSource:
     Args:
         path: a Parquet file, or a folder of ``*.parquet`` files, which are taken in sorted order.
         column: the column of images, a struct of ``bytes`` and ``path``.
+        label_column: the column of labels, integers of which negative ones count as none. Where
+            not given, ``label``, if all files have such a column.
 
     Raises:
-        DataError: if there is no such file, it is not a Parquet file, lacks the column, or has no
+        DataError: if there is no such file, it is not a Parquet file, lacks a column, or has no
             rows.
     """
 
-    def __init__(self, path: str, column: str) -> None:
+    def __init__(self, path: str, column: str, label_column: str | None = None) -> None:
         self.location = path
         self._column = column
         self._groups: list[tuple[Path, int, int]] = []
@@ -147,14 +167,23 @@ class ParquetSource:
         if starts[-1] == 0:
             raise DataError(f"{path} has no rows")
         self._starts = np.array(starts, dtype=np.int64)
+        files = list(dict.fromkeys(file for file, _, _ in self._groups))
+        self._label_column = _label_column(files, label_column)
+        self.labelled = self._label_column is not None
+        self.label_names = _label_names(files[0], self._label_column)
+        self._cache()
+
+    def _cache(self) -> None:
         self._images = lru_cache(CACHED_ROW_GROUPS)(self._row_group)
+        self._labels = lru_cache(CACHED_ROW_GROUPS)(self._row_group)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_images"}
+        caches = ("_images", "_labels")
+        return {name: value for name, value in self.__dict__.items() if name not in caches}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._images = lru_cache(CACHED_ROW_GROUPS)(self._row_group)
+        self._cache()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -170,24 +199,33 @@ class ParquetSource:
     def read(self, index: int) -> bytes:
         file, group, _, row = self._locate(index)
         try:
-            content = self._images(file, group)[row].as_py()
+            content = self._images(file, group, self._column)[row].as_py()
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.path(index)}: {error}") from None
         if content is None or content["bytes"] is None:
             raise DataError(f"{self.path(index)}: the row holds no image bytes")
         return bytes(content["bytes"])
 
+    def label(self, index: int) -> int | None:
+        """What the row says; None where it says nothing or a negative number."""
+        file, group, _, row = self._locate(index)
+        try:
+            number = self._labels(file, group, self._label_column)[row].as_py()
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.path(index)}: {error}") from None
+        return None if number is None or number < 0 else int(number)
+
     def _locate(self, index: int) -> tuple[Path, int, int, int]:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         file, group, first = self._groups[number]
         return file, group, first, index - int(self._starts[number])
 
-    def _row_group(self, file: Path, group: int) -> Any:
+    def _row_group(self, file: Path, group: int, column: str) -> Any:
         # Opened anew for every row group and read without threads: neither handles nor Arrow's
         # thread pool live on in a forked worker.
         with pq.ParquetFile(file) as parquet:
-            table = parquet.read_row_group(group, columns=[self._column], use_threads=False)
-        return table.column(self._column)
+            table = parquet.read_row_group(group, columns=[column], use_threads=False)
+        return table.column(column)
 
 
 def _parquet_files(path: str) -> list[Path]:
@@ -219,3 +257,36 @@ def _rows_per_group(file: Path, column: str) -> list[int]:
             f"{file}: column {column!r} holds {kind}; images are struct<bytes: binary, path: string>"
         )
     return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+def _label_column(files: Sequence[Path], given: str | None) -> str | None:
+    """The column of labels: the given one, or ``label`` where all files have integers there."""
+    column = given or "label"
+    for file in files:
+        schema = pq.read_schema(file)
+        found = column in schema.names and pa.types.is_integer(schema.field(column).type)
+        if not found and given is None:
+            return None
+        if column not in schema.names:
+            raise DataError(
+                f"{file} has no column {column!r}; it has {', '.join(schema.names)}. "
+                "Set data.label_column to the one that holds the labels"
+            )
+        if not found:
+            raise DataError(
+                f"{file}: column {column!r} holds {schema.field(column).type}; labels are integers. "
+                "Set data.label_column to another one"
+            )
+    return column
+
+
+def _label_names(file: Path, column: str | None) -> tuple[str, ...]:
+    """Names of the labels as ``datasets`` writes them into a file; empty where it did not."""
+    metadata = pq.read_schema(file).metadata or {}
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        names = features[column]["names"]
+    except (KeyError, TypeError, ValueError):
+        return ()
+    listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if listed else ()

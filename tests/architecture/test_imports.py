@@ -41,6 +41,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
         )
     ),
     ("video", "data", "evaluation"),
+    ("latents",),
     ("run", "runs", "recording"),
     ("testing",),
     ("speed",),

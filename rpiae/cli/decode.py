@@ -1,0 +1,69 @@
+"""``rpiae decode``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+from rich.markup import escape
+
+from rpiae.cli.progress import Bar
+from rpiae.cli.screen import duration, stderr, stdout
+from rpiae.core.errors import CheckpointError, UsageError
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Decode a folder or a file of latents into PNG files."""
+    from rpiae.core.runtime import Runtime
+    from rpiae.core.tokenizer import RPiAE
+    from rpiae.latents import LatentDataset
+    from rpiae.latents.decoding import decode_latents, read_tensor
+    from rpiae.latents.encoding import TOKENS_PER_BATCH, tokenizer_digest
+
+    given = Path(arguments.latents)
+    latents = read_tensor(given) if given.is_file() else LatentDataset(given)
+    run = arguments.run
+    if run is None and isinstance(latents, LatentDataset):
+        run = latents.index["tokenizer"]["path"]
+    if run is None:
+        raise UsageError(f"{given} does not say what made it: name a tokenizer with --run")
+    try:
+        model = RPiAE.from_pretrained(run)
+    except CheckpointError as error:
+        if arguments.run is None:
+            raise CheckpointError(
+                f"the tokenizer that made {given} is gone or damaged ({error}): name it with --run"
+            ) from None
+        raise
+    if isinstance(latents, LatentDataset) and latents.index["tokenizer"][
+        "sha256"
+    ] != tokenizer_digest(model):
+        stderr.print(
+            escape(f"note: {given} was made by another tokenizer than the one in {run}"),
+            soft_wrap=True,
+        )
+    if arguments.normalised and arguments.normalised_by:
+        raise UsageError("--normalised and --normalised-by exclude each other")
+    norm = model if arguments.normalised else None
+    by = LatentDataset(arguments.normalised_by) if arguments.normalised_by else None
+    if isinstance(latents, LatentDataset) and (norm or by):
+        raise UsageError(
+            f"the latents in {given} are not normalised: leave out --normalised and --normalised-by"
+        )
+    shape = latents.latent_shape if isinstance(latents, LatentDataset) else latents.shape[1:]
+    runtime = Runtime(device=arguments.device, precision=arguments.precision)
+    size = arguments.batch_size or max(1, TOKENS_PER_BATCH // max(1, math.prod(shape[1:])))
+    started, done = time.perf_counter(), 0
+    with Bar("decode") as bar:
+        for event in decode_latents(
+            model, latents, arguments.out, runtime=runtime, batch_size=size,
+            limit=arguments.limit, norm=norm or by,
+        ):  # fmt: skip
+            done = event.done
+            rate = done / (time.perf_counter() - started)
+            left = duration((event.total - done) / rate)
+            bar.show(done, event.total, f"{rate:.3g} images/s · {left} left")
+    stdout.print(escape(f"{arguments.out}: {done} pictures"), soft_wrap=True)
+    return 0

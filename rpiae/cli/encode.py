@@ -1,0 +1,164 @@
+"""``rpiae encode``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from rpiae.cli.launch import launch, launched, speaks
+from rpiae.cli.progress import Bar
+from rpiae.cli.screen import duration, stderr, stdout
+
+if TYPE_CHECKING:
+    from rpiae.core.tokenizer import RPiAE
+    from rpiae.data.listed import EveryImage
+    from rpiae.latents.layout import Plan
+
+#: Images whose reason for being left out is printed; all are in the index.
+MENTIONED = 10
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Encode a dataset into a folder of shards."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    try:
+        return _encode(arguments)
+    except (KeyboardInterrupt, SignalException):
+        if arguments.debug:
+            raise
+        if not launched():
+            _say_how_to_go_on(Path(arguments.out))
+        return 130
+
+
+def dataset(arguments: argparse.Namespace, model: RPiAE) -> tuple[EveryImage, dict[str, Any]]:
+    """The images that DATA and the options about it name, and the dataset's fields."""
+    from rpiae.data.listed import every_image
+
+    assert model.config is not None
+    given = {
+        "image_size": arguments.image_size, "resize": arguments.resize,
+        "workers": arguments.workers, "label_column": getattr(arguments, "label_column", None),
+    }  # fmt: skip
+    options = [f"data.{name}={value}" for name, value in given.items() if value is not None]
+    return every_image(
+        arguments.data, model.config,
+        image_size=model.trained_size or model.config.encoder_facts.image_size,
+        overrides=(*arguments.overrides, *options),
+    )  # fmt: skip
+
+
+def _encode(arguments: argparse.Namespace) -> int:
+    from rpiae.core.runtime import Runtime, choose_device
+    from rpiae.core.tokenizer import RPiAE, tokenizer_folder
+    from rpiae.latents import writing
+    from rpiae.latents.layout import Settings
+
+    model = RPiAE.from_pretrained(arguments.run)
+    images, data = dataset(arguments, model)
+    settings = Settings(
+        posterior=arguments.posterior, flip=arguments.flip, dtype=arguments.dtype,
+        precision=arguments.precision, seed=arguments.seed, shard_size=arguments.shard_size,
+    )  # fmt: skip
+    tokenizer = tokenizer_folder(arguments.run)
+    if arguments.processes > 1 and not launched():
+        # Whatever is wrong is said once, before there are several to say it.
+        choose_device(arguments.device)
+        plan = writing.make_plan(model, images, settings=settings, data=data, tokenizer=tokenizer)
+        writing.check_folder(Path(arguments.out), plan)
+        return launch(arguments.processes, go_on=f"the same command: {_command()}")
+    runtime = Runtime(device=arguments.device, precision=arguments.precision)
+    happened = writing.encode_dataset(
+        model, images, arguments.out, data=data, tokenizer=tokenizer, settings=settings,
+        runtime=runtime, batch_size=arguments.batch_size,
+    )  # fmt: skip
+    mentioned = 0
+    with Bar("encode") as bar:
+        for event in happened:
+            if isinstance(event, writing.Skipped):
+                mentioned += 1
+                if mentioned <= MENTIONED:
+                    bar.say(f"skipped: {event.reason}")
+                if mentioned == MENTIONED:
+                    bar.say("further ones are listed in index.json alone")
+            elif isinstance(event, writing.Notice):
+                bar.say(event.text)
+            elif not speaks():
+                continue
+            elif isinstance(event, writing.Started):
+                bar.say(_described(event.plan, event.kept))
+            elif isinstance(event, writing.Progressed):
+                rate = f"{event.images_per_second:.3g} images/s"
+                left = event.remaining_seconds
+                rest = f" · {duration(left)} left" if left < float("inf") else ""
+                bar.show(event.done, event.total, rate + rest)
+            elif isinstance(event, writing.Finished):
+                index = event.index
+    runtime.close()
+    if speaks():
+        _summarise(Path(arguments.out), index)
+    return 0
+
+
+def statistics_table(mean: list[float], std: list[float]) -> Table:
+    """Mean and std per channel; the middle of many channels is left out."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("channel", "mean", "std"):
+        table.add_column(heading, justify="right")
+    many = len(mean) > 2 * MENTIONED
+    for channel, (m, s) in enumerate(zip(mean, std, strict=True)):
+        if many and MENTIONED <= channel < len(mean) - MENTIONED:
+            if channel == MENTIONED:
+                table.add_row("…", "", "")
+            continue
+        table.add_row(str(channel), f"{m:.5g}", f"{s:.5g}")
+    return table
+
+
+def _described(plan: Plan, kept: int) -> str:
+    width = {"fp32": 4, "bf16": 2, "fp16": 2}[plan.settings.dtype]
+    c, h, w = plan.latent_shape
+    size = plan.num_images * c * h * w * width * len(plan.settings.tensors)
+    labels = "with labels" if plan.labelled else "without labels"
+    there = f", {kept} of them complete already" if kept else ""
+    return (
+        f"{plan.num_images} images of {plan.location} ({plan.crop}), {labels} → "
+        f"{', '.join(plan.settings.tensors)} {c}×{h}×{w} in {plan.settings.dtype}, "
+        f"{decimal(size)}, shards: {plan.num_shards}{there}"
+    )
+
+
+def _summarise(folder: Path, index: dict[str, Any]) -> None:
+    statistics = index["statistics"]
+    stdout.print(statistics_table(statistics["mean"], statistics["std"]))
+    skipped = f", {len(index['skipped'])} skipped" if index["skipped"] else ""
+    stdout.print(
+        escape(
+            f"{folder}: latents of {index['count']} images, shards: {len(index['shards'])}{skipped}"
+        ),
+        soft_wrap=True,
+    )
+
+
+def _say_how_to_go_on(folder: Path) -> None:
+    there = sorted(folder.glob("latents-*.safetensors"))
+    total = there[0].stem.rpartition("-")[2].lstrip("0") if there else ""
+    complete = f"{len(there)} of {total}" if there else "no"
+    stderr.print(
+        escape(
+            f"interrupted: {complete} shards are complete and stay. Go on with:\n  {_command()}"
+        ),
+        soft_wrap=True,
+    )
+
+
+def _command() -> str:
+    return shlex.join(["rpiae", *sys.argv[1:]])

@@ -1,0 +1,46 @@
+"""A progress bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+
+from rpiae.cli.screen import stderr
+
+
+class Bar:
+    """Images done, with a status, on stderr.
+
+    Args:
+        title: what is going on.
+    """
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._plain = not stderr.is_terminal
+        self._tenth = -1
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=20),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[status]}"), console=stderr,
+        )  # fmt: skip
+        self._task = self._progress.add_task(title, total=1, status="")
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, done: int, total: int, status: str) -> None:
+        """Where things are."""
+        if not self._plain:
+            self._progress.start()
+            self._progress.update(self._task, completed=done, total=total, status=status)
+        elif done * 10 // max(total, 1) != self._tenth:
+            self._tenth = done * 10 // max(total, 1)
+            stderr.print(f"{self._title} {done}/{total}: {status}", soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        stderr.print(escape(text), soft_wrap=True)

@@ -1,0 +1,102 @@
+"""``rpiae stats``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from rpiae.cli.encode import dataset, statistics_table
+from rpiae.cli.progress import Bar
+from rpiae.cli.screen import duration, stderr, stdout
+from rpiae.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rpiae.core.tokenizer import RPiAE
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Measure latent_norm, print it, and store it with the tokenizer."""
+    from rpiae.core.tokenizer import RPiAE, tokenizer_folder
+    from rpiae.latents.layout import INDEX_FILE
+    from rpiae.latents.statistics import latent_norm
+
+    model = RPiAE.from_pretrained(arguments.run)
+    folder = tokenizer_folder(arguments.run)
+    made = Path(arguments.data)
+    from_latents = (made / INDEX_FILE).is_file()
+    mean, std, count = (
+        _of_latents(arguments, model) if from_latents else _measured(arguments, model)
+    )
+    stored_mean, stored_std = latent_norm(mean, std)
+    model = model.cpu()
+    model.register_buffer("latent_mean", stored_mean)
+    model.register_buffer("latent_std", stored_std)
+    if not arguments.dry_run:
+        model.save_pretrained(folder)
+    if arguments.json:
+        report = {
+            "tokenizer": str(folder), "data": arguments.data, "count": count,
+            "mean": mean.tolist(), "std": std.tolist(), "stored": not arguments.dry_run,
+        }  # fmt: skip
+        print(json.dumps(report, indent=2))
+        return 0
+    stdout.print(statistics_table(mean.tolist(), std.tolist()))
+    dead = [str(channel) for channel, value in enumerate(std.tolist()) if value == 0]
+    if dead:
+        stderr.print(f"note: channels that never vary, stored with std 1: {', '.join(dead)}")
+    where = "not stored (--dry-run)" if arguments.dry_run else f"stored in {folder} as latent_norm"
+    stdout.print(escape(f"over {count} values per channel; {where}"), soft_wrap=True)
+    return 0
+
+
+def _measured(arguments: argparse.Namespace, model: RPiAE) -> tuple[Tensor, Tensor, int]:
+    from rpiae.core.runtime import Runtime
+    from rpiae.latents.encoding import Measured, measure_latents
+
+    images, _ = dataset(arguments, model)
+    runtime = Runtime(device=arguments.device, precision=arguments.precision)
+    started = time.perf_counter()
+    with Bar("stats") as bar:
+
+        def progress(event: Measured) -> None:
+            for reason in event.skipped:
+                bar.say(f"skipped: {reason}")
+            rate = event.done / (time.perf_counter() - started)
+            left = duration((event.total - event.done) / rate)
+            bar.show(event.done, event.total, f"{rate:.3g} images/s · {left} left")
+
+        found = measure_latents(
+            model, images, runtime=runtime, num_images=arguments.images,
+            posterior=arguments.posterior, seed=arguments.seed, batch_size=arguments.batch_size,
+            progress=progress,
+        )  # fmt: skip
+    return found.mean, found.std, found.count
+
+
+def _of_latents(arguments: argparse.Namespace, model: RPiAE) -> tuple[Tensor, Tensor, int]:
+    """What ``rpiae encode`` measured while it wrote a folder of latents."""
+    import torch
+
+    from rpiae.latents import LatentDataset
+    from rpiae.latents.encoding import tokenizer_digest
+
+    made = LatentDataset(arguments.data)
+    if arguments.images is not None or arguments.overrides:
+        raise UsageError(
+            f"{arguments.data} holds latents, whose statistics are known: leave out --images and --set"
+        )
+    if made.index["tokenizer"]["sha256"] != tokenizer_digest(model):
+        raise UsageError(
+            f"{arguments.data} was made by another tokenizer ({made.index['tokenizer']['path']}) "
+            f"than the one in {arguments.run}"
+        )
+    statistics = made.index["statistics"]
+    mean, std = (torch.tensor(statistics[k], dtype=torch.float64) for k in ("mean", "std"))
+    return mean, std, int(statistics["count"])

@@ -1,0 +1,188 @@
+"""Every image of a dataset, one after the other: what encoding a whole dataset needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from rpiae.core.config import Tree, apply_override, parse_override, unparse
+from rpiae.core.contracts import Dataset
+from rpiae.core.errors import ConfigError, DataError, UsageError
+from rpiae.core.resolve import ResolvedTokenizer, part_config, wire
+from rpiae.data.images import Pixels, centre_crop
+from rpiae.data.sources import ImageSource
+
+#: Images that are looked at again to say why none can be used.
+EXAMINED = 64
+
+
+@runtime_checkable
+class LabelledSource(Protocol):
+    """What an ``ImageSource`` offers besides where its images have labels.
+
+    Attributes:
+        labelled: whether it has any.
+        label_names: name of every label, by its number; empty where unknown.
+    """
+
+    labelled: bool
+    label_names: Sequence[str]
+
+    def label(self, index: int) -> int | None:
+        """The label of an image, at least 0; None where it has none.
+
+        Raises:
+            DataError: if it cannot be read.
+        """
+
+
+class Reader(Protocol):
+    """Decoded images of a source, as ``rpiae.data.datasets.ImageReader`` has them.
+
+    Attributes:
+        source: the encoded images.
+        image_size: side s of the crops; no image that is read is smaller.
+        rule: how images are resized, in words.
+    """
+
+    source: ImageSource
+    image_size: int
+
+    @property
+    def rule(self) -> str: ...
+
+    def read(self, index: int) -> Pixels: ...
+
+    def none_usable(self, errors: Iterable[DataError]) -> str: ...
+
+
+class CentreCrop(NamedTuple):
+    """The centre crop of one image.
+
+    Attributes:
+        position: index in the source.
+        name: what the source calls it.
+        label: its label; −1 where it has none.
+        pixels: (3, s, s), uint8; None where the image cannot be used.
+        failure: why it cannot, else empty.
+    """
+
+    position: int
+    name: str
+    label: int
+    pixels: Tensor | None
+    failure: str
+
+
+class EveryImage(TorchDataset[CentreCrop]):
+    """All images of a source in its order, each as the centre crop that held-out images get.
+
+    Args:
+        reader: the images.
+        workers: processes that load them; 0 loads in this process.
+
+    Attributes:
+        location: what messages call the source.
+        image_size: side s of the crops, in pixels.
+        rule: how an image becomes a crop, in words.
+        labelled: whether the source has labels.
+        label_names: name of every label, by its number; empty where unknown.
+        workers: as given.
+    """
+
+    def __init__(self, reader: Reader, *, workers: int = 0) -> None:
+        source = reader.source
+        self._reader = reader
+        self._labels = source if isinstance(source, LabelledSource) and source.labelled else None
+        self.location = source.location
+        self.image_size = reader.image_size
+        self.rule = f"{reader.rule}, centre crop {self.image_size}×{self.image_size}"
+        self.labelled = self._labels is not None
+        self.label_names = tuple(self._labels.label_names) if self._labels else ()
+        self.workers = workers
+
+    def __len__(self) -> int:
+        return len(self._reader.source)
+
+    def name(self, index: int) -> str:
+        """What the source calls an image."""
+        return self._reader.source.name(index)
+
+    def __getitem__(self, index: int) -> CentreCrop:
+        name, side = self.name(index), self.image_size
+        try:
+            label = self._labels.label(index) if self._labels else None
+            pixels = centre_crop(self._reader.read(index), side, side)
+        except DataError as error:
+            return CentreCrop(index, name, -1, None, str(error))
+        made = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        return CentreCrop(index, name, -1 if label is None else label, made, "")
+
+    def none_usable(self) -> str:
+        """Message for a source none of whose images can be used."""
+        errors = []
+        for index in range(min(len(self), EXAMINED)):
+            try:
+                self._reader.read(index)
+            except DataError as error:
+                errors.append(error)
+        return self._reader.none_usable(errors)
+
+
+@runtime_checkable
+class Listed(Protocol):
+    """A dataset that can also be gone through image by image."""
+
+    def every_image(self) -> EveryImage:
+        """All its images, those to train on and those held out, in the order of its source."""
+
+
+def every_image(
+    data: str | Tree,
+    tokenizer: ResolvedTokenizer,
+    *,
+    image_size: int,
+    overrides: Sequence[str] = (),
+) -> tuple[EveryImage, Tree]:
+    """The images of a dataset by its name, and the table of its fields.
+
+    Args:
+        data: a dataset as in ``rpiae build --data``, or a table.
+        tokenizer: what wired fields are filled from.
+        image_size: side of the crops, where ``data`` does not give one.
+        overrides: ``data.field=value`` texts, as in ``--set``.
+
+    Raises:
+        UsageError: if it is malformed, or the dataset cannot be gone through image by image.
+        DataError: if there are no such data.
+    """
+    config = part_config("datasets", data)
+    if overrides:
+        tree = {"data": unparse(config)}
+        for text in overrides:
+            steps, _ = parse_override(text)
+            if steps[0] != "data" or len(steps) < 2:
+                raise UsageError(
+                    f"--set {text}: set fields of the dataset, such as data.resize=288"
+                )
+            apply_override(tree, text)
+        config = part_config("datasets", tree["data"])
+    facts = {
+        f"encoder.{name}": (getattr(tokenizer.encoder_facts, name), "the tokenizer")
+        for name in ("width", "patch", "output_patch")
+    }
+    config, problems = wire(config, facts | {"encoder.image_size": (image_size, "")}, "data")
+    if problems:
+        raise ConfigError("the dataset", problems)
+    dataset = config.build()
+    assert isinstance(dataset, Dataset)
+    if not isinstance(dataset, Listed):
+        raise UsageError(
+            f"dataset {config.label!r} has random crops only and cannot be gone through image by "
+            "image; folder:PATH and parquet:PATH can"
+        )
+    return dataset.every_image(), unparse(config)

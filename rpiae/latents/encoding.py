@@ -1,0 +1,191 @@
+"""Images to latents, and their statistics over a dataset."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from rpiae.core.checkpoint import digest
+from rpiae.core.config import unparse
+from rpiae.core.contracts import GaussianPosterior, Posterior
+from rpiae.core.errors import DataError, RunError, UsageError
+from rpiae.core.randomness import generator
+from rpiae.core.runtime import Runtime
+from rpiae.core.tokenizer import RPiAE
+from rpiae.data.listed import EveryImage
+from rpiae.latents.layout import PosteriorUse, Settings
+from rpiae.latents.loading import load_batches
+from rpiae.latents.statistics import ChannelStatistics
+
+#: Tokens per forward pass where no batch size is given.
+TOKENS_PER_BATCH = 8192
+
+
+def tokenizer_digest(model: RPiAE) -> str:
+    """sha256 of what the latents of a tokenizer depend on: its parts' configs and weights.
+
+    latent_norm does not count, as it is never applied here.
+    """
+    assert model.config is not None
+    parts = (model.config.encoder, model.config.bridge, model.config.decoder)
+    state = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name not in ("latent_mean", "latent_std")
+    }
+    return digest({"parts": [unparse(part) for part in parts], "state": state})
+
+
+def batch_size_for(model: RPiAE, image_size: int) -> int:
+    """Images per forward pass where no batch size is given."""
+    tokens = math.prod(model.geometry(image_size, image_size).grid)
+    return max(1, TOKENS_PER_BATCH // tokens)
+
+
+def check_posterior(model: RPiAE, posterior: PosteriorUse) -> None:
+    """Whether the bridge's posterior can be used so.
+
+    Raises:
+        UsageError: if it is no Gaussian and moments are asked for.
+    """
+    if posterior == "moments" and not model.bridge.gaussian:
+        assert model.config is not None
+        raise UsageError(
+            f"bridge {model.config.bridge.label!r} has no Gaussian posterior, so there are no "
+            "moments: leave out --moments"
+        )
+
+
+@torch.no_grad()
+def encode_batch(
+    model: RPiAE, images: Tensor, positions: Sequence[int], settings: Settings, runtime: Runtime
+) -> dict[str, Tensor]:
+    """The tensors of a shard for some images, in fp32 on CPU.
+
+    Args:
+        model: what encodes.
+        images: (b, 3, s, s) in [0, 1].
+        positions: of the images in their source; they name the random draws.
+        settings: what is stored.
+        runtime: device and precision.
+    """
+    found: dict[str, Tensor] = {}
+    for suffix in ("", "_flipped") if settings.flip else ("",):
+        with runtime.autocast():
+            posterior = model.encode(images.flip(-1) if suffix else images)
+        values = _values(posterior, positions, settings, f"posterior{suffix}")
+        found |= {f"{name}{suffix}": v.float().cpu().contiguous() for name, v in values.items()}
+    return found
+
+
+def _values(
+    posterior: Posterior, positions: Sequence[int], settings: Settings, purpose: str
+) -> dict[str, Tensor]:
+    if settings.posterior == "moments":
+        assert isinstance(posterior, GaussianPosterior)
+        return {"mean": posterior.mean, "logvar": posterior.logvar}
+    mode = posterior.mode()
+    if settings.posterior == "mode":
+        return {"latent": mode}
+    noise = torch.stack(
+        [
+            torch.randn(mode.shape[1:], generator=generator(settings.seed, "latents", i, purpose))
+            for i in positions
+        ]
+    )
+    return {"latent": posterior.sample(noise.to(mode.device))}
+
+
+def check_finite(tensors: dict[str, Tensor], names: Sequence[str]) -> None:
+    """Whether latents are numbers.
+
+    Raises:
+        RunError: if not, with the image.
+    """
+    for kind, tensor in tensors.items():
+        fine = tensor.isfinite().flatten(1).all(dim=1)
+        if not fine.all():
+            bad = int((~fine).nonzero()[0])
+            raise RunError(
+                f"the {kind.replace('_', ' ')} of {names[bad]} is not finite as "
+                f"{str(tensor.dtype).removeprefix('torch.')}: check the tokenizer, or store "
+                "--dtype fp32"
+            )
+
+
+@frozen(kw_only=True)
+class Measured:
+    """Progress of ``measure_latents``.
+
+    Attributes:
+        done, total: images.
+        skipped: images that could not be used, in words; new ones only.
+    """
+
+    done: int
+    total: int
+    skipped: tuple[str, ...]
+
+
+def measure_latents(
+    model: RPiAE,
+    images: EveryImage,
+    *,
+    runtime: Runtime,
+    num_images: int | None = None,
+    posterior: Literal["mode", "sample"] = "mode",
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: Callable[[Measured], None] = lambda _: None,
+) -> ChannelStatistics:
+    """Statistics of a dataset's latents, without storing these.
+
+    Args:
+        model: what encodes.
+        images: the dataset.
+        runtime: device and precision.
+        num_images: how many are looked at, spread evenly over the dataset; all where not given.
+        posterior: mode, or samples from ``seed``.
+        seed: of the samples.
+        batch_size: images per forward pass.
+        progress: is told after every batch.
+
+    Raises:
+        DataError: if no image can be used.
+        UsageError: if ``num_images`` is not positive.
+    """
+    if num_images is not None and num_images < 1:
+        raise UsageError(f"--images must be at least 1, got {num_images}")
+    settings = Settings(posterior=posterior, seed=seed)
+    model = model.to(runtime.device)
+    total = min(len(images), num_images or len(images))
+    chosen = np.linspace(0, len(images), total, endpoint=False).astype(int).tolist()
+    size = batch_size or batch_size_for(model, images.image_size)
+    found = ChannelStatistics(model.bridge.latent_channels)
+    done = 0
+    for batch in load_batches(images, [chosen[i : i + size] for i in range(0, total, size)]):
+        usable = batch.usable
+        if usable:
+            made = encode_batch(
+                model, batch.images(runtime.device), [c.position for c in usable], settings, runtime
+            )
+            check_finite(made, [c.name for c in usable])
+            found.add(made["latent"])
+        done += len(batch.crops)
+        failures = tuple(crop.failure for crop in batch.crops if crop.failure)
+        progress(Measured(done=done, total=total, skipped=failures))
+    if not found.count:
+        raise DataError(images.none_usable())
+    return found
+
+
+def positions_in_batches(shard: range, size: int) -> Iterator[list[int]]:
+    """A shard's positions, ``size`` at a time."""
+    for start in range(shard.start, shard.stop, size):
+        yield list(range(start, min(start + size, shard.stop)))

@@ -1,0 +1,224 @@
+"""The files of a folder of latents: shards and their index. ``docs/latents.md`` is the reference."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from attrs import asdict, fields, frozen
+from safetensors import SafetensorError, safe_open
+
+from rpiae.core.errors import CheckpointError
+
+FORMAT = 1
+INDEX_FILE = "index.json"
+METADATA = "rpiae"
+
+PosteriorUse = Literal["mode", "sample", "moments"]
+StoredType = Literal["fp32", "bf16", "fp16"]
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+@frozen(kw_only=True)
+class Settings:
+    """What decides the values in a folder of latents; part of its index.
+
+    Attributes:
+        posterior: ``mode``; ``sample``, drawn once per image from ``seed``; or ``moments``, the mean
+            and log-variance of a Gaussian posterior.
+        flip: whether latents of the mirrored images are stored too.
+        dtype: what latents are stored in.
+        precision: what they are computed in.
+        seed: of the samples.
+        shard_size: images per shard.
+    """
+
+    posterior: PosteriorUse = "mode"
+    flip: bool = False
+    dtype: StoredType = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    shard_size: int = 4096
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the tensors (n, C, h, w) of a shard."""
+        names = ("mean", "logvar") if self.posterior == "moments" else ("latent",)
+        return names + tuple(f"{name}_flipped" for name in names if self.flip)
+
+
+@frozen(kw_only=True)
+class Plan:
+    """What a folder of latents is to hold; known before the first image is encoded.
+
+    Attributes:
+        settings: what decides the values.
+        tokenizer: ``path`` and ``sha256`` of what encodes; the path does not count as different.
+        data: the dataset's fields.
+        location: where the images come from, in words.
+        num_images: images of the source, usable or not.
+        image_size: side of the crops, in pixels.
+        crop: how images become crops, in words.
+        latent_shape: (C, h, w).
+        labelled: whether labels are stored.
+        label_names: name of every label, by its number; empty where unknown.
+    """
+
+    settings: Settings
+    tokenizer: Mapping[str, str]
+    data: Mapping[str, Any]
+    location: str
+    num_images: int
+    image_size: int
+    crop: str
+    latent_shape: tuple[int, int, int]
+    labelled: bool
+    label_names: tuple[str, ...] = ()
+
+    #: Fields of a dataset that say nothing about the images it gives one after the other.
+    IRRELEVANT = ("workers", "held_out")
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards there are in the end."""
+        return -(-self.num_images // self.settings.shard_size)
+
+    def shard(self, number: int) -> range:
+        """Positions in the source of a shard's images."""
+        first = number * self.settings.shard_size
+        return range(first, min(first + self.settings.shard_size, self.num_images))
+
+    def shard_file(self, number: int) -> str:
+        """File name of a shard."""
+        return f"latents-{number:05}-of-{self.num_shards:05}.safetensors"
+
+    def identity(self) -> dict[str, Any]:
+        """All that two calls must agree in to write into one folder."""
+        settings = asdict(self.settings)
+        if self.settings.posterior != "sample":
+            del settings["seed"]
+        data = {k: v for k, v in self.data.items() if k not in self.IRRELEVANT}
+        return {
+            **settings,
+            "tokenizer": self.tokenizer["sha256"],
+            "data": data,
+            "num_images": self.num_images,
+            "image_size": self.image_size,
+            "crop": self.crop,
+            "labelled": self.labelled,
+        }
+
+    def digest(self) -> str:
+        """A name for the identity, as every shard carries it."""
+        text = json.dumps(self.identity(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def as_tree(self) -> dict[str, Any]:
+        """As it stands in the index."""
+        return {
+            "tokenizer": dict(self.tokenizer),
+            "data": dict(self.data),
+            "location": self.location,
+            "num_images": self.num_images,
+            "image_size": self.image_size,
+            "crop": self.crop,
+            "latent_shape": list(self.latent_shape),
+            "labelled": self.labelled,
+            "label_names": list(self.label_names),
+            "settings": asdict(self.settings),
+        }
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> Plan:
+        """Inverse of ``as_tree``; other keys are left alone."""
+        values = {a.name: tree[a.name] for a in fields(cls)}
+        values["settings"] = Settings(**tree["settings"])
+        values["latent_shape"] = tuple(tree["latent_shape"])
+        values["label_names"] = tuple(tree["label_names"])
+        return cls(**values)
+
+
+def read_index(folder: Path) -> tuple[Plan, dict[str, Any]]:
+    """The plan of a folder of latents, and its whole index.
+
+    Raises:
+        CheckpointError: if there is none, or it is damaged or of another format.
+    """
+    path = folder / INDEX_FILE
+    if not folder.exists():
+        raise CheckpointError(f"{folder} does not exist; rpiae encode makes a folder of latents")
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} holds no latents: there is no {INDEX_FILE} in it; rpiae encode writes one"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    version = tree.get("format") if isinstance(tree, dict) else None
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{path} has latent format {version!r}, this rpiae reads format {FORMAT}"
+        )
+    try:
+        return Plan.from_tree(tree), tree
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}") from None
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], str]]]:
+    """What a shard says of itself, and shape and type of its tensors.
+
+    Raises:
+        CheckpointError: if it is missing, cut short, or no shard of ours.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = json.loads((file.metadata() or {}).get(METADATA, "null"))
+            tensors = {}
+            for name in file.keys():  # noqa: SIM118  # not a dict
+                part = file.get_slice(name)
+                tensors[name] = (tuple(part.get_shape()), str(part.get_dtype()))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{path} is no shard that rpiae encode wrote")
+    return metadata, tensors
+
+
+def check_shard(plan: Plan, folder: Path, number: int) -> dict[str, Any]:
+    """What a complete shard of a plan says of itself.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, or not of this plan.
+    """
+    path = folder / plan.shard_file(number)
+    metadata, tensors = read_header(path)
+    try:
+        skipped = {row["position"] for row in metadata["skipped"]}
+        names, found = metadata["names"], metadata["plan"]
+        count = int(metadata["statistics"]["count"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}") from None
+    if found != plan.digest() or metadata.get("shard") != number:
+        raise CheckpointError(f"{path} is a shard of other latents")
+    n = len(names)
+    per_image = plan.latent_shape[1] * plan.latent_shape[2] * (2 if plan.settings.flip else 1)
+    stored = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}[plan.settings.dtype]
+    shape: tuple[int, ...] = (n, *plan.latent_shape)
+    wanted = dict.fromkeys(plan.settings.tensors, (shape, stored))
+    wanted["position"] = ((n,), "I64")
+    if plan.labelled:
+        wanted["label"] = ((n,), "I64")
+    if tensors != wanted or n + len(skipped) != len(plan.shard(number)) or count != n * per_image:
+        raise CheckpointError(f"{path} is damaged: its tensors are not those that it should hold")
+    return metadata

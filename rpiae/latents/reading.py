@@ -1,0 +1,159 @@
+"""Latents from a folder that ``rpiae encode`` wrote, for training a diffusion model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from rpiae.core.errors import CheckpointError, UsageError
+from rpiae.latents.layout import check_shard, read_index
+from rpiae.latents.statistics import latent_norm
+
+
+class LatentDataset(TorchDataset[tuple[Tensor, int]]):
+    """Latents and labels in the order of the images, read from memory-mapped shards.
+
+    ``dataset[i]`` is (latent (C, h, w) in fp32, label); the label is −1 where there is none. Latents
+    are as the tokenizer made them: ``normalised`` and ``denormalised`` convert, and nothing is ever
+    converted unasked. Where moments are stored, every access draws a new sample; with ``flip``, it
+    takes the mirrored image's latent half of the time. Both draw from torch's global generator,
+    which a ``DataLoader`` seeds differently in each of its workers and epochs.
+
+    Args:
+        folder: what ``rpiae encode`` wrote.
+        flip: whether mirrored images are used too; they must be stored.
+        sample: whether stored moments are sampled; otherwise the mean is taken.
+
+    Attributes:
+        index: what ``index.json`` holds.
+        latent_shape: (C, h, w).
+        labels: (n,), int64; −1 where there is none.
+        mean, std: statistics of all latents, (C, 1, 1) in fp32; std is 1 for a channel that never
+            varies.
+
+    Raises:
+        CheckpointError: if the folder is incomplete or damaged.
+        UsageError: if ``flip`` is asked for and not stored.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], *, flip: bool = False, sample: bool = True
+    ) -> None:
+        self.folder = Path(folder)
+        self._plan, self.index = read_index(self.folder)
+        plan = self._plan
+        if not self.index.get("complete"):
+            there = sum((self.folder / plan.shard_file(n)).exists() for n in range(plan.num_shards))
+            raise CheckpointError(
+                f"{self.folder} is not complete: {there} of {plan.num_shards} shards are there. "
+                "Call rpiae encode again with the same arguments to go on"
+            )
+        if flip and not plan.settings.flip:
+            raise UsageError(f"{self.folder} has no mirrored latents: encode with --flip")
+        self._flip = flip
+        self._moments = plan.settings.posterior == "moments"
+        self._sample = sample and self._moments
+        self.latent_shape = plan.latent_shape
+        counts = []
+        for number in range(plan.num_shards):
+            try:
+                counts.append(len(check_shard(plan, self.folder, number)["names"]))
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f"{error}. Call rpiae encode again with the same arguments: it writes what is "
+                    "missing or damaged"
+                ) from None
+        self._starts = np.cumsum([0, *counts])
+        statistics = self.index["statistics"]
+        mean, std = (torch.tensor(statistics[k], dtype=torch.float64) for k in ("mean", "std"))
+        self.mean, self.std = (t.view(-1, 1, 1) for t in latent_norm(mean, std))
+        self._files: dict[int, Any] = {}
+        self._names: dict[int, list[str]] = {}
+        self.labels = (
+            torch.cat([self._file(n).get_tensor("label") for n in range(plan.num_shards)])
+            if plan.labelled
+            else torch.full((len(self),), -1)
+        )
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        index = range(len(self))[index]
+        number, row = self._locate(index)
+        suffix = "_flipped" if self._flip and torch.rand(()) < 0.5 else ""
+        latent = self._read(number, "mean" if self._moments else "latent", row, suffix)
+        if self._sample:
+            logvar = self._read(number, "logvar", row, suffix)
+            latent = latent + (0.5 * logvar).exp() * torch.randn(latent.shape)
+        return latent, int(self.labels[index])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": {}}
+
+    def name(self, index: int) -> str:
+        """What the source calls an image."""
+        number, row = self._locate(index)
+        return self._names_of(number)[row]
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Name of every label, by its number; empty where unknown."""
+        return self._plan.label_names
+
+    def normalised(self, latent: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
+        """Latents with mean 0 and std 1 per channel over this dataset."""
+        return (latent - self.mean.to(latent)) / self.std.to(latent)
+
+    def denormalised(self, latent: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
+        """Inverse of ``normalised``."""
+        return latent * self.std.to(latent) + self.mean.to(latent)
+
+    def batches(
+        self, size: int, *, limit: int | None = None
+    ) -> Iterator[tuple[Float[Tensor, "b c h w"], list[str]]]:
+        """Stored latents (means, where there are moments) in order, with the images' names."""
+        kind = "mean" if self._moments else "latent"
+        left = len(self) if limit is None else limit
+        for number in range(self._plan.num_shards):
+            if not left:
+                return
+            names = self._names_of(number)
+            stored = self._file(number).get_slice(kind)
+            count = min(len(names), left)
+            for start in range(0, count, size):
+                stop = min(start + size, count)
+                yield stored[start:stop].float(), names[start:stop]
+            left -= count
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        index = range(len(self))[index]
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return number, index - int(self._starts[number])
+
+    def _read(self, number: int, kind: str, row: int, suffix: str) -> Tensor:
+        stored: Tensor = self._file(number).get_slice(kind + suffix)[row]
+        return stored.float()
+
+    def _names_of(self, number: int) -> list[str]:
+        if number not in self._names:
+            self._names[number] = check_shard(self._plan, self.folder, number)["names"]
+        return self._names[number]
+
+    def _file(self, number: int) -> Any:
+        if number not in self._files:
+            path = self.folder / self._plan.shard_file(number)
+            try:
+                self._files[number] = safe_open(path, "pt")
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{path} cannot be read: {error}") from None
+        return self._files[number]

@@ -1,0 +1,483 @@
+"""A dataset's latents into a folder: shard by shard, in several processes, going on where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from attrs import frozen
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rpiae.core.config import Tree
+from rpiae.core.errors import CheckpointError, DataError, RunError, UsageError
+from rpiae.core.runtime import Runtime
+from rpiae.core.tokenizer import RPiAE
+from rpiae.data.listed import CentreCrop, EveryImage
+from rpiae.latents.encoding import (
+    batch_size_for,
+    check_finite,
+    check_posterior,
+    encode_batch,
+    positions_in_batches,
+    tokenizer_digest,
+)
+from rpiae.latents.layout import (
+    DTYPES,
+    FORMAT,
+    INDEX_FILE,
+    METADATA,
+    Plan,
+    Settings,
+    check_shard,
+    read_index,
+)
+from rpiae.latents.loading import load_batches
+from rpiae.latents.statistics import ChannelStatistics
+
+LOCK_FILE = ".lock"
+UNFINISHED = ".part"
+
+#: Seconds between two looks at what other processes have written.
+GLANCE = 0.5
+
+
+@frozen(kw_only=True)
+class Started:
+    """What is about to be written.
+
+    Attributes:
+        plan: all of it.
+        kept: shards of this process that are complete already.
+        process: which of the processes this is.
+        num_processes: how many there are.
+    """
+
+    plan: Plan
+    kept: int
+    process: int
+    num_processes: int
+
+
+@frozen(kw_only=True)
+class Progressed:
+    """Images that are done in all processes.
+
+    Attributes:
+        done, total: images.
+        images_per_second: of this session, in all processes.
+        remaining_seconds: at this rate.
+    """
+
+    done: int
+    total: int
+    images_per_second: float
+    remaining_seconds: float
+
+
+@frozen(kw_only=True)
+class Skipped:
+    """An image that cannot be used."""
+
+    reason: str
+
+
+@frozen(kw_only=True)
+class Notice:
+    """Something to know that changes nothing."""
+
+    text: str
+
+
+@frozen(kw_only=True)
+class Finished:
+    """All shards are written.
+
+    Attributes:
+        folder: where.
+        index: what its index says.
+    """
+
+    folder: Path
+    index: dict[str, Any]
+
+
+Event: TypeAlias = Started | Progressed | Skipped | Notice | Finished
+
+
+def make_plan(
+    model: RPiAE, images: EveryImage, *, settings: Settings, data: Tree, tokenizer: Path
+) -> Plan:
+    """What a folder of a dataset's latents is to hold.
+
+    Args:
+        model: what encodes.
+        images: the dataset.
+        settings: what decides the values.
+        data: the dataset's fields.
+        tokenizer: the folder that ``model`` is from.
+
+    Raises:
+        UsageError: if the settings do not fit.
+    """
+    if settings.shard_size < 1:
+        raise UsageError(f"--shard-size must be at least 1, got {settings.shard_size}")
+    check_posterior(model, settings.posterior)
+    return Plan(
+        settings=settings,
+        tokenizer={"path": str(tokenizer.absolute()), "sha256": tokenizer_digest(model)},
+        data=data,
+        location=images.location,
+        num_images=len(images),
+        image_size=images.image_size,
+        crop=images.rule,
+        latent_shape=model.latent_shape(images.image_size, images.image_size),
+        labelled=images.labelled,
+        label_names=images.label_names,
+    )
+
+
+def check_folder(folder: Path, plan: Plan) -> None:
+    """Whether a plan may be carried out in a folder: it is new, or holds a part of just that.
+
+    Raises:
+        UsageError: if it holds anything else.
+        CheckpointError: if its index is damaged.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file: name another --out")
+    if not (folder / INDEX_FILE).exists():
+        others = [p.name for p in folder.iterdir() if not _ours(p)] if folder.exists() else []
+        if others:
+            raise UsageError(
+                f"{folder} holds other things than latents, such as {sorted(others)[0]}: name "
+                "another --out"
+            )
+        return
+    before, _ = read_index(folder)
+    there, here = before.identity(), plan.identity()
+    different = [
+        f"{name} is {_shown(there.get(name))} there and {_shown(here.get(name))} here"
+        for name in {**here, **there}
+        if there.get(name) != here.get(name)
+    ]
+    if different:
+        raise UsageError(
+            f"{folder} holds latents that were made otherwise: {' · '.join(different)}. Ask for the "
+            "same to go on with them, or name another --out"
+        )
+
+
+def encode_dataset(
+    model: RPiAE,
+    images: EveryImage,
+    folder: str | os.PathLike[str],
+    *,
+    data: Tree,
+    tokenizer: Path,
+    settings: Settings,
+    runtime: Runtime,
+    batch_size: int | None = None,
+) -> Iterator[Event]:
+    """Encode every image of a dataset once, in its order, into a folder of shards.
+
+    Complete shards that are there already are kept. Under a launcher of several processes each of
+    them calls this; shard k is written by process k modulo their number, and the first process
+    waits for the others' shards and writes the index.
+
+    Args:
+        model: what encodes.
+        images: the dataset.
+        folder: where to.
+        data: the dataset's fields, for the index.
+        tokenizer: the folder that ``model`` is from, for the index.
+        settings: what decides the values.
+        runtime: device, precision and processes.
+        batch_size: images per forward pass; changes the latents by no more than rounding.
+
+    Yields:
+        ``Started``, then what happens, and in the first process ``Finished``.
+
+    Raises:
+        UsageError: if the folder holds anything else, or another process is at work in it.
+        DataError: if no image can be used.
+        RunError: if latents are not finite, or cannot be written.
+    """
+    target = Path(folder)
+    with contextlib.ExitStack() as held:
+
+        def begin() -> Tree:
+            plan = make_plan(model, images, settings=settings, data=data, tokenizer=tokenizer)
+            _claim(target, held)
+            check_folder(target, plan)
+            _clear(target)
+            if not (target / INDEX_FILE).exists():
+                _write_index(target, plan, complete=False)
+            return plan.as_tree()
+
+        plan = Plan.from_tree(runtime.on_main(begin))
+        own = range(runtime.rank, plan.num_shards, runtime.num_processes)
+        missing = []
+        for number in own:
+            problem = _problem(plan, target, number, images)
+            if problem:
+                missing.append(number)
+                if (target / plan.shard_file(number)).exists():
+                    yield Notice(text=f"{problem}; it is written anew")
+        yield Started(
+            plan=plan, kept=len(own) - len(missing), process=runtime.rank,
+            num_processes=runtime.num_processes,
+        )  # fmt: skip
+        if runtime.is_main and plan.num_shards < runtime.num_processes:
+            yield Notice(
+                text=f"{runtime.num_processes} processes have {plan.num_shards} shards to share: a "
+                "smaller --shard-size makes more"
+            )
+        size = batch_size or batch_size_for(model, images.image_size)
+        pace = _Pace(plan, target, others=not_in(own, plan.num_shards) if runtime.is_main else [])
+        pace.done = sum(len(plan.shard(number)) for number in own if number not in missing)
+        if missing:
+            model = model.to(runtime.device)
+            yield from _encoded(model, images, target, plan, missing, size, runtime, pace)
+        if runtime.is_main:
+            while not pace.others_are_done():
+                time.sleep(GLANCE)
+                yield pace.progressed()
+            yield Finished(folder=target, index=_finish(target, plan, images))
+
+
+def not_in(own: range, count: int) -> list[int]:
+    """The numbers below ``count`` that are not in a range."""
+    return [number for number in range(count) if number not in own]
+
+
+class _Pace:
+    """How far all processes are, as the first one sees it."""
+
+    def __init__(self, plan: Plan, folder: Path, *, others: list[int]) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._waiting = others
+        self._elsewhere = 0
+        self._glanced = 0.0
+        self.done = 0
+        self.others_are_done()
+        self._started = time.perf_counter()
+        self._before: int | None = None
+
+    def others_are_done(self) -> bool:
+        """Whether all shards of the other processes are there."""
+        there = [n for n in self._waiting if (self._folder / self._plan.shard_file(n)).exists()]
+        self._elsewhere += sum(len(self._plan.shard(number)) for number in there)
+        self._waiting = [number for number in self._waiting if number not in there]
+        self._glanced = time.perf_counter()
+        return not self._waiting
+
+    def start(self) -> None:
+        """Count what is done from here on."""
+        self._before = self.done + self._elsewhere
+        self._started = time.perf_counter()
+
+    def progressed(self) -> Progressed:
+        """Where things are."""
+        now = time.perf_counter()
+        if self._waiting and now - self._glanced > GLANCE:
+            self.others_are_done()
+        done = self.done + self._elsewhere
+        total = self._plan.num_images
+        rate = (done - (self._before or 0)) / max(now - self._started, 1e-9)
+        return Progressed(
+            done=done, total=total, images_per_second=rate,
+            remaining_seconds=(total - done) / rate if rate else float("inf"),
+        )  # fmt: skip
+
+
+def _encoded(
+    model: RPiAE,
+    images: EveryImage,
+    folder: Path,
+    plan: Plan,
+    missing: list[int],
+    size: int,
+    runtime: Runtime,
+    pace: _Pace,
+) -> Iterator[Event]:
+    batches = [b for number in missing for b in positions_in_batches(plan.shard(number), size)]
+    dtype = DTYPES[plan.settings.dtype]
+    parts: list[dict[str, Tensor]] = []
+    crops: list[CentreCrop] = []
+    pace.start()
+    for batch in load_batches(images, batches):
+        usable = batch.usable
+        if usable:
+            made = encode_batch(
+                model, batch.images(runtime.device), [crop.position for crop in usable],
+                plan.settings, runtime,
+            )  # fmt: skip
+            stored = {name: tensor.to(dtype) for name, tensor in made.items()}
+            check_finite(stored, [crop.name for crop in usable])
+            parts.append(stored)
+        crops += batch.crops
+        pace.done += len(batch.crops)
+        for crop in batch.crops:
+            if crop.failure:
+                yield Skipped(reason=crop.failure)
+        number = crops[0].position // plan.settings.shard_size
+        if len(crops) == len(plan.shard(number)):
+            _write_shard(folder, plan, number, crops, parts)
+            crops, parts = [], []
+        yield pace.progressed()
+
+
+def _write_shard(
+    folder: Path, plan: Plan, number: int, crops: list[CentreCrop], parts: list[dict[str, Tensor]]
+) -> None:
+    """A shard under a temporary name, which is then renamed."""
+    usable = [crop for crop in crops if not crop.failure]
+    empty = torch.empty(0, *plan.latent_shape, dtype=DTYPES[plan.settings.dtype])
+    tensors = {
+        name: torch.cat([part[name] for part in parts]) if parts else empty.clone()
+        for name in plan.settings.tensors
+    }
+    statistics = _statistics(plan, tensors)
+    tensors["position"] = torch.tensor([crop.position for crop in usable], dtype=torch.int64)
+    if plan.labelled:
+        tensors["label"] = torch.tensor([crop.label for crop in usable], dtype=torch.int64)
+    described = {
+        "format": FORMAT,
+        "plan": plan.digest(),
+        "shard": number,
+        "names": [crop.name for crop in usable],
+        "skipped": [
+            {"position": crop.position, "name": crop.name, "reason": crop.failure}
+            for crop in crops
+            if crop.failure
+        ],
+        "statistics": statistics.as_tree(),
+    }
+    path = folder / plan.shard_file(number)
+    part = path.with_name(f".{path.name}{UNFINISHED}")
+    try:
+        # One key alone: safetensors writes several in an order that changes from call to call.
+        save_file(tensors, part, metadata={METADATA: json.dumps(described)})
+        part.chmod(0o644)  # safetensors lets its owner alone read it
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.rename(path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise RunError(
+            f"cannot write {path}: {error}. Shards that are complete stay; free some space and call "
+            "again to go on"
+        ) from None
+
+
+def _statistics(plan: Plan, tensors: dict[str, Tensor]) -> ChannelStatistics:
+    """Of what a shard stores, mirrored images included."""
+    found = ChannelStatistics(plan.latent_shape[0])
+    for suffix in ("", "_flipped") if plan.settings.flip else ("",):
+        if plan.settings.posterior == "moments":
+            variance = tensors[f"logvar{suffix}"].double().exp()
+            found.add(tensors[f"mean{suffix}"], variance=variance)
+        else:
+            found.add(tensors[f"latent{suffix}"])
+    return found
+
+
+def _problem(plan: Plan, folder: Path, number: int, images: EveryImage) -> str:
+    """Why a shard has to be written, or nothing."""
+    try:
+        metadata = check_shard(plan, folder, number)
+    except CheckpointError as error:
+        return str(error)
+    skipped = {row["position"]: row["name"] for row in metadata["skipped"]}
+    names = iter(metadata["names"])
+    for position in plan.shard(number):
+        recorded = skipped[position] if position in skipped else next(names)
+        if recorded != images.name(position):
+            return (
+                f"{folder / plan.shard_file(number)} has {recorded} where the dataset now has "
+                f"{images.name(position)}"
+            )
+    return ""
+
+
+def _finish(folder: Path, plan: Plan, images: EveryImage) -> dict[str, Any]:
+    """Look at all shards, and write the index."""
+    found = ChannelStatistics(plan.latent_shape[0])
+    shards, skipped = [], []
+    for number in range(plan.num_shards):
+        metadata = check_shard(plan, folder, number)
+        found.merge(ChannelStatistics.from_tree(metadata["statistics"]))
+        shards.append({"file": plan.shard_file(number), "count": len(metadata["names"])})
+        skipped += metadata["skipped"]
+    if not found.count:
+        raise DataError(images.none_usable())
+    return _write_index(
+        folder, plan, complete=True, count=sum(shard["count"] for shard in shards),
+        statistics={
+            "count": found.count, "mean": found.mean.tolist(), "std": found.std.tolist(),
+        },
+        shards=shards, skipped=skipped,
+    )  # fmt: skip
+
+
+def _write_index(folder: Path, plan: Plan, **more: Any) -> dict[str, Any]:
+    path = folder / INDEX_FILE
+    part = path.with_name(f".{path.name}{UNFINISHED}")
+    index = {
+        "format": FORMAT,
+        "rpiae": importlib.metadata.version("rpiae"),
+        **plan.as_tree(),
+        **more,
+    }
+    try:
+        part.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.rename(path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from None
+    return index
+
+
+def _claim(folder: Path, held: contextlib.ExitStack) -> None:
+    """Hold a folder, so that one call at a time writes into it."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file: name another --out")
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UsageError(
+            f"another rpiae encode is at work in {folder}: wait for it, or name another --out"
+        ) from None
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to {folder}: {error.strerror}. Name another --out"
+        ) from None
+    held.callback(lock.release)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what interrupted calls left half-written."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
+
+
+def _ours(path: Path) -> bool:
+    return path.name == LOCK_FILE or (path.name.startswith(".") and path.suffix == UNFINISHED)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text[:13] + '…"' if len(text) == 66 else text  # a sha256
