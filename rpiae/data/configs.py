@@ -20,11 +20,20 @@ class ImageDatasetConfig(DatasetConfig):
             shrunk to that, and no image is enlarged.
         workers: processes that load images; 0 loads in the training process. Not given: one per
             CPU, at most 4.
+        buckets: number of aspect-ratio buckets, from 1:2 to 2:1: images go to the bucket with the
+            nearest aspect ratio, are resized to cover it and cropped to it, and every batch is of
+            one bucket. Held-out images stay square. Not given: all crops are square.
+        bucket_sizes: the buckets themselves, as pairs of height and width in pixels, instead of a
+            number.
+        bucket_step: pixels that the sides of buckets are multiples of.
     """
 
     image_size: int | None = wired("encoder.image_size", what="pixels", strict=False)
     resize: int | None = at_least(1, default=None)
     workers: int | None = at_least(0, default=None)
+    buckets: int | None = at_least(1, default=None)
+    bucket_sizes: tuple[tuple[int, int], ...] = ()
+    bucket_step: int | None = wired("encoder.output_patch", what="pixels", strict=False)
 
 
 @frozen(kw_only=True)

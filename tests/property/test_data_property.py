@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rpiae.data.datasets import held_out_indices
+from rpiae.data.image_dataset import held_out_indices
 from rpiae.data.images import crop, resize_short_side
 
 
@@ -28,7 +28,7 @@ def test_crops_lie_inside_the_image(
     size: int, extra: tuple[int, int], top: float, left: float
 ) -> None:
     pixels = np.zeros((size + extra[0], size + extra[1], 3), dtype=np.uint8)
-    assert crop(pixels, size, top, left).shape == (size, size, 3)
+    assert crop(pixels, (size, size), top, left).shape == (size, size, 3)
 
 
 @given(height=st.integers(1, 60), width=st.integers(1, 60), side=st.integers(1, 40))
