@@ -85,17 +85,20 @@ class ResolvedRun:
 
 @functools.cache
 def converter() -> cattrs.Converter:
-    """The strict converter that also reads part tables (``name`` decides the class)."""
+    """The strict converter that also reads parts: names, and tables whose ``name`` decides the class."""
     made = make_converter()
     bases = (EncoderConfig, BridgeConfig, DecoderConfig, LossConfig, DatasetConfig)
 
     def structure(value: Any, base: type[PartConfig]) -> PartConfig:
         if isinstance(value, base):
             return value
-        family = registry(base.family)
-        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        if not isinstance(value, str) and not (
+            isinstance(value, dict) and isinstance(value.get("name"), str)
+        ):
             raise ValueError(f"expected one of the {base.family}: a name, or a table with a name")
-        return made.structure(value, family.config_class(value["name"]))
+        # A part inside a part is expanded here; the run's own parts already are.
+        tree, _ = _expand(base.family, value)
+        return made.structure(tree, registry(base.family).config_class(tree["name"]))
 
     made.register_structure_hook_func(lambda t: t in bases, structure)
     return made

@@ -88,6 +88,7 @@ class CropDataset(abc.ABC):
     Attributes:
         num_images: images to train on (an epoch).
         image_size: side of the square crops, in pixels.
+        notices: what is said once, with the first batch after it is known.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class CropDataset(abc.ABC):
         self.num_images = num_images
         self.image_size = image_size
         self._workers = workers
-        self._notices = tuple(notices)
+        self.notices = tuple(notices)
         self._reported: set[str] = set()
 
     def batches(
@@ -127,7 +128,7 @@ class CropDataset(abc.ABC):
         for batch in self._load(pools, _Requests(request, samples, range(start, steps))):
             yield Batch(
                 unit(batch.pixels), batch.samples, self._fresh(batch.skipped),
-                self._fresh(self._notices),
+                self._fresh(self.notices),
             )  # fmt: skip
 
     def crops(self, count: int, *, seed: int) -> Float[Tensor, "n 3 s s"]:
@@ -283,7 +284,7 @@ class ImageDataset(CropDataset):
                 errors.append(DataError(shape))
             else:
                 members[nearest_bucket(shape, self._shapes)].append(int(index))
-        self._notices += tuple(map(str, errors))
+        self.notices += tuple(map(str, errors))
         if not any(members):
             raise DataError(self._reader.none_usable(errors))
         readable = np.array(sorted(index for images in members for index in images))
