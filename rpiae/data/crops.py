@@ -248,5 +248,4 @@ def cut(
 ) -> Crop:
     """A crop out of a fitted image."""
     part = crop(pixels, shape, top, left)
-    channels_first = np.ascontiguousarray(part.transpose(2, 0, 1))
-    return Crop(sample, torch.from_numpy(channels_first), skipped, "")
+    return Crop(sample, torch.from_numpy(part.transpose(2, 0, 1).copy()), skipped, "")

@@ -16,6 +16,9 @@ from rpiae.data.streams import Encoded, StreamDataset, check_not_streaming
 SAVED = "state.json"
 SAVED_SPLITS = "dataset_dict.json"
 
+#: Rows of a stream that are read at once.
+READ = 16
+
 
 class HubSource:
     """Images of a dataset by index; see ``ImageSource``.
@@ -80,17 +83,19 @@ class HubStream:
         return self.total if len(self) == 1 else None
 
     def images(self, index: int) -> Iterator[Encoded | str]:
-        rows = iter(self._data.shard(num_shards=len(self), index=index))
+        # Iterated row by row, it would split itself over the loading processes.
+        blocks = self._data.shard(num_shards=len(self), index=index).iter(batch_size=READ)
         number = 0
         while True:
             try:
-                row = next(rows)
+                block = next(blocks)
             except StopIteration:
                 return
             except Exception as error:  # Arrow, the file system or the hub
                 raise DataError(f"{self.shard(index)}: {error}") from None
-            yield Encoded(f"{self.shard(index)}, image {number}", content(row[self._column]))
-            number += 1
+            for cell in block[self._column]:
+                yield Encoded(f"{self.shard(index)}, image {number}", content(cell))
+                number += 1
 
 
 def content(cell: Any) -> bytes | Path | None:
@@ -132,21 +137,23 @@ def huggingface(
     """
     if not path:
         raise UsageError("data: name a dataset: hf:OWNER/NAME or hf:FOLDER")
-    data = _loaded(path, split=split, subset=subset, revision=revision, streaming=streaming)
+    data, total = _loaded(path, split=split, subset=subset, revision=revision, streaming=streaming)
     data = _undecoded(data, column, path)
+    if total == 0:
+        raise DataError(f"{path} has no rows in split {split!r}")
     if not streaming:
         check_not_streaming(num_images)
         return SplitDataset(HubSource(data, column, location=path, split=split), options)
-    total = None
-    if num_images is None and split in (data.info.splits or {}):
-        total = data.info.splits[split].num_examples or None
     return StreamDataset(
         HubStream(data, column, location=path, total=total),
         {**options, "num_images": num_images, "buffer": buffer, "readers": readers},
     )
 
 
-def _loaded(path: str, *, split: str, subset: str, revision: str, streaming: bool) -> Any:
+def _loaded(
+    path: str, *, split: str, subset: str, revision: str, streaming: bool
+) -> tuple[Any, int | None]:
+    """The dataset, and its number of rows where it is known."""
     folder = Path(path).expanduser()
     if folder.is_file():
         raise DataError(f"{path} is a file: name its folder, or take parquet:{path}")
@@ -155,20 +162,25 @@ def _loaded(path: str, *, split: str, subset: str, revision: str, streaming: boo
     try:
         if (folder / SAVED).is_file() or (folder / SAVED_SPLITS).is_file():
             return _saved(folder, path, split, streaming)
-        return datasets.load_dataset(
+        data = datasets.load_dataset(
             str(folder) if folder.is_dir() else path,
             name=subset or None,
             split=split,
             revision=revision or None,
             streaming=streaming,
         )
+        if not streaming:
+            return data, len(data)
+        told = (data.info.splits or {}).get(split)
+        # Where nobody has counted, it says 0.
+        return data, (told.num_examples or None) if told else None
     except DataError:
         raise
     except Exception as error:  # the hub, the file system, a builder: each has errors of its own
         raise DataError(_not_loaded(path, folder, error)) from None
 
 
-def _saved(folder: Path, path: str, split: str, streaming: bool) -> Any:
+def _saved(folder: Path, path: str, split: str, streaming: bool) -> tuple[Any, int]:
     data = datasets.load_from_disk(str(folder))
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
@@ -176,16 +188,18 @@ def _saved(folder: Path, path: str, split: str, streaming: bool) -> Any:
                 f"{path} has no split {split!r}; it has {', '.join(data)}. Set data.split"
             )
         data = data[split]
-    if not streaming:
-        return data
-    files = max(1, len(data.cache_files))
-    return data.to_iterable_dataset(num_shards=min(files, max(1, len(data))))
+    rows = len(data)
+    if not streaming or not rows:
+        return data, rows
+    return data.to_iterable_dataset(num_shards=len(data.cache_files)), rows
 
 
 def _not_loaded(path: str, folder: Path, error: Exception) -> str:
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    if folder.is_dir() or isinstance(error, ValueError):
+    reason = (str(error).strip().partition("\n")[0] or type(error).__name__).rstrip(".")
+    if isinstance(error, ValueError):
         return f"{path} cannot be loaded: {reason}. Set data.split or data.subset to what there is"
+    if folder.is_dir():
+        return f"{path} cannot be loaded: {reason}"
     return (
         f"{path} cannot be loaded: {reason}. Check the name and the network (private datasets need "
         "`hf auth login`), or download it elsewhere with `hf download --repo-type dataset` and "

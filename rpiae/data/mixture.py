@@ -106,7 +106,7 @@ def _mixable(source: object, path: str, image_size: int) -> ImageDataset:
     if not isinstance(source, ImageDataset):
         raise UsageError(
             f"{path} is a {type(source).__name__}, which cannot be mixed: a mixture needs datasets "
-            "whose images can be read in any order (no streams, no mixtures)"
+            "whose images can be read in any order (data.streaming = false, and no other mixture)"
         )
     if source.has_buckets:
         raise UsageError(

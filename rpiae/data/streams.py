@@ -288,20 +288,22 @@ class _Parts(IterableDataset[_Part]):
         if slot is None:
             why = "; ".join(dict.fromkeys(reader.reading.problems)) or "all are held out"
             return Crop(sample, None, (), f"no image in {where} can be trained on: {why}")
-        errors: list[DataError] = []
+        errors: dict[str, DataError] = {}
         for image in slot.candidates(self._longest):
+            if image.name in errors:
+                continue
             try:
                 pixels = opened(image, self._fitting)
             except DataError as error:
-                errors.append(error)
+                errors[image.name] = error
                 continue
             return cut(
                 sample, pixels, (size, size),
                 uniform(reader.seed, reader.stage, sample, "crop-y"),
                 uniform(reader.seed, reader.stage, sample, "crop-x"),
-                skipped=tuple(map(str, errors)),
+                skipped=tuple(map(str, errors.values())),
             )  # fmt: skip
-        return Crop(sample, None, (), none_usable(errors, where, size))
+        return Crop(sample, None, (), none_usable(errors.values(), where, size))
 
 
 def opened(image: Encoded, fitting: Fitting) -> Pixels:

@@ -34,7 +34,7 @@ CLOSED = (None, 0, 23, 141, -13)
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose damaged header is an error; ``tarfile`` takes it for the archive's end."""
+    """A member whose damaged or missing header is an error; ``tarfile`` takes it for the end."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
@@ -42,6 +42,10 @@ class _Member(tarfile.TarInfo):
             return super().fromtarfile(archive)
         except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]  # undocumented
             raise tarfile.ReadError(f"damaged header at byte {archive.offset} ({error})") from None
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError):  # type: ignore[attr-defined]  # undocumented
+            if archive.offset == 0:
+                raise tarfile.ReadError("it is empty") from None
+            raise tarfile.ReadError(f"it ends at byte {archive.offset}, unfinished") from None
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -140,7 +144,7 @@ def _ending(file: Any) -> str:
     with suppress(*READING):
         file.close()
     status = getattr(file, "status", None)
-    return f" (its command ended with status {status})" if status not in CLOSED else ""
+    return f"its command ended with status {status}" if status not in CLOSED else ""
 
 
 def _reason(error: BaseException) -> str:
@@ -282,7 +286,7 @@ class PipedTars:
                 pass
             file.close()
         except READING as error:
-            raise DataError(f"{url}: {_reason(error)}{_ending(file)}") from None
+            raise DataError(f"{url}: {_ending(file) or _reason(error)}") from None
         finally:
             with suppress(*READING):
                 file.close()
