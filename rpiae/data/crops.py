@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,7 +105,14 @@ class Fitting:
         self.resize = resize
         self._largest = round(SHRUNK * image_size) if shrink else None
 
-    def fitted(self, content: bytes | Path, name: str, cover: Shape | None = None) -> Pixels:
+    def fitted(
+        self,
+        content: bytes | Path,
+        name: str,
+        cover: Shape | None = None,
+        *,
+        enlarge: bool = False,
+    ) -> Pixels:
         """An image (h, w, 3) of at least the crop's size.
 
         Args:
@@ -113,6 +120,7 @@ class Fitting:
             name: what messages call it.
             cover: shape of the crop, which the image is resized to cover; the square one, and no
                 such resizing, where not given.
+            enlarge: whether an image smaller than ``cover`` is enlarged.
 
         Raises:
             TooSmallError: if it is smaller than the crop.
@@ -121,7 +129,7 @@ class Fitting:
         if cover is not None:
             pixels = decode(content, name=name)
             height, width = pixels.shape[:2]
-            if height < cover[0] or width < cover[1]:
+            if not enlarge and (height < cover[0] or width < cover[1]):
                 raise TooSmallError(name, width, height, crop=cover)
             return resize_to_cover(pixels, cover)
         pixels = decode(content, name=name, min_side=self.image_size if self.resize is None else 1)
@@ -146,22 +154,32 @@ class ImageReader:
         self.fitting = fitting
         self._cache: dict[tuple[int, Shape | None], Pixels] | None = {} if cached else None
 
-    def read(self, index: int, cover: Shape | None = None) -> Pixels:
+    def read(self, index: int, cover: Shape | None = None, *, enlarge: bool = False) -> Pixels:
         """An image; see ``Fitting.fitted``."""
         if self._cache is not None and (index, cover) in self._cache:
             return self._cache[index, cover]
-        pixels = self.fitting.fitted(self.source.read(index), self.source.path(index), cover)
+        content, name = self.source.read(index), self.source.path(index)
+        pixels = self.fitting.fitted(content, name, cover, enlarge=enlarge)
         if self._cache is not None:
             self._cache[index, cover] = pixels
         return pixels
 
-    def none_usable(self, errors: Iterable[DataError]) -> str:
+    def none_usable(self, errors: Iterable[DataError], cover: Shape | None = None) -> str:
         """Message for a source of which every image that was asked for raised an error."""
-        return none_usable(errors, self.source.location, self.fitting.image_size)
+        return none_usable(errors, self.source.location, self.fitting.image_size, cover)
 
 
-def none_usable(errors: Iterable[DataError], where: str, image_size: int) -> str:
-    """Message for images that all raised an error."""
+def none_usable(
+    errors: Iterable[DataError], where: str, image_size: int, cover: Shape | None = None
+) -> str:
+    """Message for images that all raised an error.
+
+    Args:
+        errors: theirs.
+        where: what messages call the source.
+        image_size: side of the square crops, in pixels.
+        cover: shape of the bucket, where the crops were not square.
+    """
     small: TooSmallError | None = None
     unreadable, example, count = 0, "", 0
     for error in errors:
@@ -177,6 +195,12 @@ def none_usable(errors: Iterable[DataError], where: str, image_size: int) -> str
         return f"none of {count} images in {where} can be used: {damage}"
     (width, height), s = small.size, image_size
     rest = f" ({damage})" if unreadable else ""
+    if cover is not None:
+        return (
+            f"none of {count} images in {where} is as large as the bucket of {cover[1]}×{cover[0]} "
+            f"pixels; the largest has {width}×{height}{rest}. Lower data.image_size, or leave out "
+            "the buckets and set data.resize, which enlarges them"
+        )
     return (
         f"none of {count} images in {where} is as large as the crop of {s}×{s} pixels; the "
         f"largest has {width}×{height}{rest}. Set data.image_size to {min(width, height)} or "
@@ -192,7 +216,8 @@ class Pool:
         reader: the images.
         images: their indices in the source; not empty.
         cover: shape that they are resized to cover; None for square crops.
-        spare: indices of images that are taken where none of ``images`` can be used.
+        spare: indices of images that are taken, and enlarged if need be, where none of ``images``
+            can be used.
     """
 
     reader: ImageReader
@@ -206,12 +231,13 @@ class Pool:
         size = self.reader.fitting.image_size
         return self.cover or (size, size)
 
-    def candidates(self, image: int) -> Iterable[int]:
-        """Source indices of an image and of those that take its place, in order."""
+    def candidates(self, image: int) -> Iterator[tuple[int, bool]]:
+        """Source indices of an image and of those that take its place; whether they are spare."""
         number = len(self.images)
         for offset in range(number):
-            yield int(self.images[(image + offset) % number])
-        yield from map(int, self.spare)
+            yield int(self.images[(image + offset) % number]), False
+        for index in self.spare:
+            yield int(index), True
 
 
 class Crops(TorchDataset[Crop]):
@@ -223,9 +249,9 @@ class Crops(TorchDataset[Crop]):
     def __getitem__(self, request: CropRequest) -> Crop:
         pool = self._pools[request.pool]
         errors: list[DataError] = []
-        for index in pool.candidates(request.image):
+        for index, spare in pool.candidates(request.image):
             try:
-                pixels = pool.reader.read(index, pool.cover)
+                pixels = pool.reader.read(index, pool.cover, enlarge=spare)
             except DataError as error:
                 errors.append(error)
                 continue
@@ -234,7 +260,7 @@ class Crops(TorchDataset[Crop]):
                 skipped=tuple(map(str, errors)),
             )  # fmt: skip
         # An exception would leave a worker with the worker's traceback as its message.
-        return Crop(request.sample, None, (), pool.reader.none_usable(errors))
+        return Crop(request.sample, None, (), pool.reader.none_usable(errors, pool.cover))
 
 
 def cut(

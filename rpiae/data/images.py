@@ -80,7 +80,11 @@ def shape_of(source: bytes | str | Path, *, name: str | None = None) -> Shape:
     """
     with _opened(source, name) as (image, _):
         width, height = image.size
-        lying = image.getexif().get(_ORIENTATION) in LYING
+        exif = image.getexif() if image.format != "PNG" else Image.Exif()
+        # Pillow decodes a whole PNG for its EXIF data; what comes before the pixels is read already.
+        if image.format == "PNG" and "exif" in image.info:
+            exif.load(image.info["exif"])
+        lying = exif.get(_ORIENTATION) in LYING
     return (width, height) if lying else (height, width)
 
 
