@@ -264,14 +264,16 @@ class Batch(NamedTuple):
     """Training images of one optimiser step, those of one process.
 
     Attributes:
-        images: (b, 3, s, s) in [0, 1], on CPU.
+        images: (b, 3, h, w) in [0, 1], on CPU; all processes have the same h and w at a step.
         samples: global sample index of each image within the stage; names its random draws.
         skipped: images that could not be used and were replaced, in words; new ones only.
+        notices: what else is worth saying, such as a shard that was left out; new ones only.
     """
 
-    images: Float[Tensor, "b 3 s s"]
+    images: Float[Tensor, "b 3 h w"]
     samples: tuple[int, ...]
     skipped: tuple[str, ...]
+    notices: tuple[str, ...] = ()
 
 
 class HeldOut(NamedTuple):
@@ -294,7 +296,7 @@ class Dataset(Protocol):
 
     Attributes:
         num_images: images to train on (an epoch).
-        image_size: side s of the crops.
+        image_size: side s of square crops; other shapes have about their area.
     """
 
     num_images: int

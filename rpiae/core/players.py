@@ -56,7 +56,7 @@ class ModelPlayer(nn.Module):
 
     def forward(
         self,
-        images: Float[Tensor, "b 3 s s"],
+        images: Float[Tensor, "b 3 h w"],
         draws: StepRandomness,
         step: int,
         share: float = 1.0,
@@ -73,7 +73,7 @@ class ModelPlayer(nn.Module):
 
 def stage_forward(
     model: RPiAE,
-    images: Float[Tensor, "b 3 s s"],
+    images: Float[Tensor, "b 3 h w"],
     *,
     stage: StageConfig,
     draws: StepRandomness,

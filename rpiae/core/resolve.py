@@ -86,7 +86,7 @@ class ResolvedRun:
 
 @functools.cache
 def converter() -> cattrs.Converter:
-    """The strict converter that also reads part tables (``name`` decides the class)."""
+    """The strict converter that also reads parts: names, and tables whose ``name`` decides the class."""
     made = make_converter()
     bases = (EncoderConfig, BridgeConfig, DecoderConfig, LossConfig, CriticConfig, DatasetConfig)
 

@@ -238,6 +238,8 @@ class _Stage:
         for batch, waited in self._batches():
             if batch.skipped:
                 yield self._skipped(batch)
+            for text in batch.notices:
+                yield events.Notice(text=f"stage {self.config.name}: {text}")
             with runtime.with_others(self._way_on):
                 done = self._step(batch, waited)
             yield done

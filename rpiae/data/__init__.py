@@ -10,6 +10,19 @@ ENTRIES = (
         argument="path",
     ),
     Entry(
+        name="hf",
+        target="rpiae.data.configs:HuggingFaceDatasetConfig",
+        summary="a dataset on the Hugging Face hub or saved by its library, as hf:OWNER/NAME or hf:FOLDER",
+        extra="hf",
+        requires="datasets",
+        argument="path",
+    ),
+    Entry(
+        name="mixture",
+        target="rpiae.data.configs:MixtureDatasetConfig",
+        summary="several datasets, drawn with weights (data.sources in a config file)",
+    ),
+    Entry(
         name="parquet",
         target="rpiae.data.configs:ParquetDatasetConfig",
         summary="Parquet files in the image layout of Hugging Face datasets, as parquet:PATH",
@@ -19,6 +32,14 @@ ENTRIES = (
         name="sample",
         target="rpiae.data.configs:SampleDatasetConfig",
         summary="nine colour photographs that scikit-image and scikit-learn bring along; offline",
+    ),
+    Entry(
+        name="webdataset",
+        target="rpiae.data.configs:WebDatasetConfig",
+        summary="tar shards in the WebDataset layout, as webdataset:/data/train-{0000..0099}.tar",
+        extra="webdataset",
+        requires="webdataset",
+        argument="path",
     ),
 )
 

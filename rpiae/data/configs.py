@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from rpiae.core.config import DatasetConfig, at_least, wired
+from rpiae.core.errors import UsageError
 
 
 @frozen(kw_only=True)
@@ -20,11 +21,20 @@ class ImageDatasetConfig(DatasetConfig):
             shrunk to that, and no image is enlarged.
         workers: processes that load images; 0 loads in the training process. Not given: one per
             CPU, at most 4.
+        buckets: number of aspect-ratio buckets, from 1:2 to 2:1: images go to the bucket with the
+            nearest aspect ratio, are resized to cover it and cropped to it, and every batch is of
+            one bucket. Held-out images stay square. Not given: all crops are square.
+        bucket_sizes: the buckets themselves, as pairs of height and width in pixels, instead of a
+            number.
+        bucket_step: pixels that the sides of buckets are multiples of.
     """
 
     image_size: int | None = wired("encoder.image_size", what="pixels", strict=False)
     resize: int | None = at_least(1, default=None)
     workers: int | None = at_least(0, default=None)
+    buckets: int | None = at_least(1, default=None)
+    bucket_sizes: tuple[tuple[int, int], ...] = ()
+    bucket_step: int | None = wired("encoder.output_patch", what="pixels", strict=False)
 
 
 @frozen(kw_only=True)
@@ -69,3 +79,122 @@ class SampleDatasetConfig(ImageDatasetConfig):
     """
 
     module: ClassVar[str] = "rpiae.data.datasets:SampleDataset"
+
+
+@frozen(kw_only=True)
+class StreamableDatasetConfig(ImageDatasetConfig):
+    """Base of the configs of datasets that can also be read in order.
+
+    Attributes:
+        streaming: read shard after shard instead of image by image: for data that are not on a
+            local disk, or on a slow one.
+        num_images: of a stream that does not say how many images it has: their number, held-out
+            ones included.
+        buffer: images that a stream is shuffled in, over all processes; up to twice as many are in
+            memory, encoded.
+        readers: shards of a stream that are read side by side, over all processes. A multiple of
+            the number of processes avoids that two of them read the same shard.
+    """
+
+    streaming: bool = False
+    num_images: int | None = at_least(2, default=None)
+    buffer: int = at_least(1, default=1024)
+    readers: int = at_least(1, default=8)
+
+
+@frozen(kw_only=True)
+class HuggingFaceDatasetConfig(StreamableDatasetConfig):
+    """A dataset of the Hugging Face ``datasets`` library.
+
+    Attributes:
+        path: its id on the hub, or a local folder: one that ``save_to_disk`` wrote, or one of image
+            or Parquet files.
+        split: the split to take, such as ``"train"``.
+        column: the column of images.
+        subset: the configuration, where the dataset has several.
+        revision: branch, tag or commit on the hub.
+        held_out: images that are held out, at most half of them.
+    """
+
+    module: ClassVar[str] = "rpiae.data.huggingface:huggingface"
+    path: str
+    split: str = "train"
+    column: str = "image"
+    subset: str = ""
+    revision: str = ""
+    held_out: int = at_least(1, default=32)
+
+
+@frozen(kw_only=True)
+class WebDatasetConfig(StreamableDatasetConfig):
+    """Tar shards in the WebDataset layout.
+
+    Attributes:
+        path: a folder of ``*.tar`` files, or names with braces such as
+            ``/data/train-{0000..0099}.tar``; for a stream also URLs, ``pipe:`` commands and
+            compressed files.
+        member: ending of the image in every sample, such as ``"jpg"``; the first image of a sample
+            where empty.
+        held_out: images that are held out, at most half of them.
+    """
+
+    module: ClassVar[str] = "rpiae.data.tars:webdataset"
+    path: str
+    member: str = ""
+    held_out: int = at_least(1, default=32)
+
+
+@frozen(kw_only=True)
+class MixtureSourceConfig:
+    """A dataset in a mixture.
+
+    Attributes:
+        data: the dataset; its crops have the mixture's size, and the mixture loads its images.
+        weight: how often it is drawn, relative to the other sources.
+    """
+
+    data: DatasetConfig
+    weight: float = at_least(0, default=1.0)
+
+
+@frozen(kw_only=True)
+class MixtureDatasetConfig(DatasetConfig):
+    """A weighted mixture of datasets.
+
+    Attributes:
+        sources: the datasets with their weights.
+        epoch_images: images of an epoch; all training images of all sources where not given.
+        image_size: side of the square crops, in pixels.
+        workers: processes that load images; 0 loads in the training process. Not given: one per
+            CPU, at most 4.
+    """
+
+    module: ClassVar[str] = "rpiae.data.mixture:MixtureDataset"
+    sources: tuple[MixtureSourceConfig, ...]
+    epoch_images: int | None = at_least(1, default=None)
+    image_size: int | None = wired("encoder.image_size", what="pixels", strict=False)
+    workers: int | None = at_least(0, default=None)
+
+    def arguments(self) -> dict[str, Any]:
+        """Keywords of the module: the sources as datasets, their names and weights."""
+        built = [self._source(i, source.data).build() for i, source in enumerate(self.sources)]
+        names: list[str] = []
+        for source in self.sources:
+            name, number = source.data.label, 2
+            while name in names:
+                name, number = f"{source.data.label}-{number}", number + 1
+            names.append(name)
+        return super().arguments() | {
+            "sources": built,
+            "names": names,
+            "weights": [source.weight for source in self.sources],
+        }
+
+    def _source(self, index: int, data: DatasetConfig) -> DatasetConfig:
+        if not isinstance(data, ImageDatasetConfig):
+            return data
+        if data.workers is not None:
+            raise UsageError(
+                f"data.sources[{index}].data.workers has no effect in a mixture: set data.workers"
+            )
+        return data if data.image_size else evolve(data, image_size=self.image_size)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +21,28 @@ from rpiae.core.errors import DataError
 #: Pixels of one image: (h, w, 3), RGB.
 Pixels = NDArray[np.uint8]
 
+#: Height and width, in pixels.
+Shape = tuple[int, int]
+
+#: Orientations in EXIF data that swap height and width.
+LYING = (5, 6, 7, 8)
+_ORIENTATION = 0x0112
+
 #: Formats that are decoded. Pillow's others are no photographs, and some of them run programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
 
 
 class TooSmallError(DataError):
-    """An image whose short side is below the crop.
+    """An image that is smaller than the crop.
 
     Attributes:
         size: width and height of the image, in pixels.
     """
 
-    def __init__(self, name: str, width: int, height: int, crop: int) -> None:
-        super().__init__(f"{name}: {width}×{height} pixels are less than the crop of {crop}×{crop}")
+    def __init__(self, name: str, width: int, height: int, crop: Shape) -> None:
+        super().__init__(
+            f"{name}: {width}×{height} pixels are less than the crop of {crop[1]}×{crop[0]}"
+        )
         self.size = (width, height)
 
 
@@ -53,6 +64,33 @@ def decode(source: bytes | str | Path, *, name: str | None = None, min_side: int
         TooSmallError: if the short side is below ``min_side``.
         DataError: if it cannot be read, is damaged, or has pixels without a defined white.
     """
+    with _opened(source, name) as (image, known_as):
+        if min(image.size) < min_side:
+            raise TooSmallError(known_as, *image.size, crop=(min_side, min_side))
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        return np.asarray(_rgb(upright, known_as))
+
+
+def shape_of(source: bytes | str | Path, *, name: str | None = None) -> Shape:
+    """Height and width of an image as ``decode`` gives it, from its header alone.
+
+    Raises:
+        DataError: if it cannot be read, or is no image.
+    """
+    with _opened(source, name) as (image, _):
+        width, height = image.size
+        exif = image.getexif() if image.format != "PNG" else Image.Exif()
+        # Pillow decodes a whole PNG for its EXIF data; what comes before the pixels is read already.
+        if image.format == "PNG" and "exif" in image.info:
+            exif.load(image.info["exif"])
+        lying = exif.get(_ORIENTATION) in LYING
+    return (width, height) if lying else (height, width)
+
+
+@contextlib.contextmanager
+def _opened(source: bytes | str | Path, name: str | None) -> Iterator[tuple[Image.Image, str]]:
+    """An image whose pixels are not decoded yet, and its name; everything raised is a DataError."""
     if name is None:
         name = "image" if isinstance(source, bytes) else os.fspath(source)
     try:
@@ -63,11 +101,7 @@ def decode(source: bytes | str | Path, *, name: str | None = None, min_side: int
                 io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS
             ) as image,
         ):
-            if min(image.size) < min_side:
-                raise TooSmallError(name, *image.size, crop=min_side)
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            return np.asarray(_rgb(upright, name))
+            yield image, name
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -106,19 +140,33 @@ def resize_short_side(pixels: Pixels, side: int) -> Pixels:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
 
 
-def crop(pixels: Pixels, size: int, top: float, left: float) -> Pixels:
-    """A square crop (size, size, 3).
+def resize_to_cover(pixels: Pixels, shape: Shape) -> Pixels:
+    """Resize an image (h, w, 3) with Pillow's bicubic filter to the smallest one that holds ``shape``.
+
+    The aspect ratio is kept up to rounding.
+    """
+    height, width = pixels.shape[:2]
+    scale = max(shape[0] / height, shape[1] / width)
+    # The side that decides is met exactly, whatever the product rounds to.
+    size = (max(shape[1], round(width * scale)), max(shape[0], round(height * scale)))
+    if size == (width, height):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+
+
+def crop(pixels: Pixels, shape: Shape, top: float, left: float) -> Pixels:
+    """A crop (*shape, 3).
 
     Args:
-        pixels: (h, w, 3) with both sides at least ``size``.
-        size: side of the crop, in pixels.
+        pixels: (h, w, 3), at least as large as the crop.
+        shape: height and width of the crop, in pixels.
         top, left: position in [0, 1]; 0 is the first possible offset and 1 the last, and equal parts
             of the interval lead to every offset.
     """
-    height, width = pixels.shape[:2]
-    y = min(int(top * (height - size + 1)), height - size)
-    x = min(int(left * (width - size + 1)), width - size)
-    return pixels[y : y + size, x : x + size]
+    (height, width), (h, w) = pixels.shape[:2], shape
+    y = min(int(top * (height - h + 1)), height - h)
+    x = min(int(left * (width - w + 1)), width - w)
+    return pixels[y : y + h, x : x + w]
 
 
 def centre_crop(pixels: Pixels, height: int, width: int) -> Pixels:

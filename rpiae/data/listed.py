@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -13,8 +13,8 @@ from rpiae.core.config import Tree, apply_override, parse_override, unparse
 from rpiae.core.contracts import Dataset
 from rpiae.core.errors import ConfigError, DataError, UsageError
 from rpiae.core.resolve import ResolvedTokenizer, part_config, wire
-from rpiae.data.images import Pixels, centre_crop
-from rpiae.data.sources import ImageSource
+from rpiae.data.crops import ImageReader
+from rpiae.data.images import centre_crop
 
 #: Images that are looked at again to say why none can be used.
 EXAMINED = 64
@@ -38,26 +38,6 @@ class LabelledSource(Protocol):
         Raises:
             DataError: if it cannot be read.
         """
-
-
-class Reader(Protocol):
-    """Decoded images of a source, as ``rpiae.data.datasets.ImageReader`` has them.
-
-    Attributes:
-        source: the encoded images.
-        image_size: side s of the crops; no image that is read is smaller.
-        rule: how images are resized, in words.
-    """
-
-    source: ImageSource
-    image_size: int
-
-    @property
-    def rule(self) -> str: ...
-
-    def read(self, index: int) -> Pixels: ...
-
-    def none_usable(self, errors: Iterable[DataError]) -> str: ...
 
 
 class CentreCrop(NamedTuple):
@@ -94,13 +74,13 @@ class EveryImage(TorchDataset[CentreCrop]):
         workers: as given.
     """
 
-    def __init__(self, reader: Reader, *, workers: int = 0) -> None:
+    def __init__(self, reader: ImageReader, *, workers: int = 0) -> None:
         source = reader.source
         self._reader = reader
         self._labels = source if isinstance(source, LabelledSource) and source.labelled else None
         self.location = source.location
-        self.image_size = reader.image_size
-        self.rule = f"{reader.rule}, centre crop {self.image_size}×{self.image_size}"
+        self.image_size = reader.fitting.image_size
+        self.rule = f"{reader.fitting.rule}, centre crop {self.image_size}×{self.image_size}"
         self.labelled = self._labels is not None
         self.label_names = tuple(self._labels.label_names) if self._labels else ()
         self.workers = workers

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from rpiae.data.datasets import delivered, live_with_parent
 from rpiae.data.listed import CentreCrop, EveryImage
+from rpiae.data.loading import loaded, loader
 
 
 class CropBatch(NamedTuple):
@@ -40,15 +39,8 @@ def load_batches(images: EveryImage, batches: Sequence[Sequence[int]]) -> Iterat
     Raises:
         DataError: if a process that loads images ended.
     """
-    loader = DataLoader(
-        images,
-        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists
-        num_workers=min(images.workers, len(batches)),
-        collate_fn=_collated,
-        worker_init_fn=live_with_parent,
-        generator=torch.Generator(),
-    )
-    return delivered(loader)
+    workers = min(images.workers, len(batches))
+    return loaded(loader(images, workers=workers, batch_sampler=batches, collate_fn=_collated))
 
 
 def _collated(crops: list[CentreCrop]) -> CropBatch:

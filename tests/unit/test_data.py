@@ -25,13 +25,8 @@ from rpiae.core.contracts import Batch, Dataset
 from rpiae.core.errors import ConfigError, DataError, UsageError
 from rpiae.data import DATASETS
 from rpiae.data.configs import FolderDatasetConfig, ParquetDatasetConfig, SampleDatasetConfig
-from rpiae.data.datasets import (
-    FolderDataset,
-    ImageDataset,
-    ParquetDataset,
-    SampleDataset,
-    held_out_indices,
-)
+from rpiae.data.datasets import FolderDataset, ParquetDataset, SampleDataset
+from rpiae.data.image_dataset import CropDataset, held_out_indices
 from rpiae.data.images import crop, decode, resize_short_side, to_tensor
 from rpiae.data.sources import ParquetSource
 
@@ -86,7 +81,7 @@ def cells(count: int, first: int = 0) -> list[dict[str, Any] | None]:
     ]
 
 
-def drawn(dataset: ImageDataset, start: int = 0, steps: int = 6, **changes: Any) -> list[Batch]:
+def drawn(dataset: CropDataset, start: int = 0, steps: int = 6, **changes: Any) -> list[Batch]:
     settings: dict[str, Any] = {"seed": 3, "stage": "tune", "batch_size": 4} | changes
     return list(dataset.batches(start=start, steps=steps, **settings))
 
@@ -259,9 +254,9 @@ def test_resizing_sets_the_short_side(
 
 def test_crop_positions_span_the_image() -> None:
     pixels = noise(9, 12)
-    assert np.array_equal(crop(pixels, 5, 0.0, 0.0), pixels[:5, :5])
-    assert np.array_equal(crop(pixels, 5, 1.0, 1.0), pixels[-5:, -5:])
-    assert np.array_equal(crop(pixels, 9, 0.7, 0.0), pixels[:, :9])
+    assert np.array_equal(crop(pixels, (5, 5), 0.0, 0.0), pixels[:5, :5])
+    assert np.array_equal(crop(pixels, (5, 5), 1.0, 1.0), pixels[-5:, -5:])
+    assert np.array_equal(crop(pixels, (9, 9), 0.7, 0.0), pixels[:, :9])
 
 
 def test_tensors_are_channels_first_in_the_unit_interval() -> None:

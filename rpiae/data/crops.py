@@ -1,0 +1,286 @@
+"""Crops by request: from an encoded image to the pixels of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from attrs import field, frozen
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from rpiae.core.errors import DataError, UsageError
+from rpiae.data.images import (
+    Pixels,
+    Shape,
+    TooSmallError,
+    crop,
+    decode,
+    resize_short_side,
+    resize_to_cover,
+)
+from rpiae.data.sources import ImageSource
+
+#: Short side that larger images are shrunk to by default, over the side of the crop (384 / 256).
+SHRUNK = 1.5
+
+
+class CropRequest(NamedTuple):
+    """A crop with all its random draws.
+
+    Attributes:
+        sample: global sample index within the stage.
+        image: position in the pool.
+        top, left: position of the crop in [0, 1].
+        pool: which pool the image is taken from.
+    """
+
+    sample: int
+    image: int
+    top: float
+    left: float
+    pool: int = 0
+
+
+class Crop(NamedTuple):
+    """A crop (3, h, w) of bytes, or why there is none.
+
+    Attributes:
+        skipped: images that came first and could not be used, in words.
+        failure: what is wrong where no image could be used.
+    """
+
+    sample: int
+    pixels: Tensor | None
+    skipped: tuple[str, ...]
+    failure: str
+
+
+class CropBatch(NamedTuple):
+    """Crops of one shape, (b, 3, h, w); empty where one of them failed."""
+
+    pixels: Tensor
+    samples: tuple[int, ...]
+    skipped: tuple[str, ...]
+    failure: str
+
+
+def collated(crops: Sequence[Crop]) -> CropBatch:
+    """Crops as a batch."""
+    failure = next((c.failure for c in crops if c.failure), "")
+    usable = [c.pixels for c in crops if c.pixels is not None]
+    return CropBatch(
+        pixels=torch.empty(0) if failure else torch.stack(usable),
+        samples=tuple(c.sample for c in crops),
+        skipped=tuple(dict.fromkeys(text for c in crops for text in c.skipped)),
+        failure=failure,
+    )
+
+
+class Fitting:
+    """Decodes images and resizes them by the rule of ``ImageDatasetConfig.resize``.
+
+    Args:
+        image_size: side of the square crops, in pixels; smaller images are refused.
+        resize: short side of every image, in pixels.
+        shrink: whether large images are shrunk where ``resize`` is not given.
+
+    Raises:
+        UsageError: if ``resize`` is smaller than the crop.
+    """
+
+    def __init__(self, *, image_size: int, resize: int | None, shrink: bool = True) -> None:
+        if image_size < 1:
+            raise UsageError(f"data.image_size must be at least 1, got {image_size}")
+        if resize is not None and resize < image_size:
+            raise UsageError(
+                f"data.resize = {resize} is smaller than the crop, data.image_size = {image_size}: "
+                f"set data.resize to {image_size} or more"
+            )
+        self.image_size = image_size
+        self.resize = resize
+        self._largest = round(SHRUNK * image_size) if shrink else None
+
+    @property
+    def rule(self) -> str:
+        """How images are resized for square crops, in words."""
+        if self.resize is not None:
+            return f"short side resized to {self.resize}"
+        if self._largest is not None:
+            return f"short side above {self._largest} shrunk to it"
+        return "natural size"
+
+    def fitted(
+        self,
+        content: bytes | Path,
+        name: str,
+        cover: Shape | None = None,
+        *,
+        enlarge: bool = False,
+    ) -> Pixels:
+        """An image (h, w, 3) of at least the crop's size.
+
+        Args:
+            content: the content of an image file, or its path.
+            name: what messages call it.
+            cover: shape of the crop, which the image is resized to cover; the square one, and no
+                such resizing, where not given.
+            enlarge: whether an image smaller than ``cover`` is enlarged.
+
+        Raises:
+            TooSmallError: if it is smaller than the crop.
+            DataError: if it cannot be read or decoded.
+        """
+        if cover is not None:
+            pixels = decode(content, name=name)
+            height, width = pixels.shape[:2]
+            if not enlarge and (height < cover[0] or width < cover[1]):
+                raise TooSmallError(name, width, height, crop=cover)
+            return resize_to_cover(pixels, cover)
+        pixels = decode(content, name=name, min_side=self.image_size if self.resize is None else 1)
+        if self.resize is not None:
+            return resize_short_side(pixels, self.resize)
+        if self._largest is not None and min(pixels.shape[:2]) > self._largest:
+            return resize_short_side(pixels, self._largest)
+        return pixels
+
+
+class ImageReader:
+    """Decoded images of a source, fitted to the crops.
+
+    Args:
+        source: the encoded images.
+        fitting: how they are decoded and resized.
+        cached: whether images are kept in memory.
+    """
+
+    def __init__(self, source: ImageSource, fitting: Fitting, *, cached: bool = False) -> None:
+        self.source = source
+        self.fitting = fitting
+        self._cache: dict[tuple[int, Shape | None], Pixels] | None = {} if cached else None
+
+    def read(self, index: int, cover: Shape | None = None, *, enlarge: bool = False) -> Pixels:
+        """An image; see ``Fitting.fitted``."""
+        if self._cache is not None and (index, cover) in self._cache:
+            return self._cache[index, cover]
+        content, name = self.source.read(index), self.source.path(index)
+        pixels = self.fitting.fitted(content, name, cover, enlarge=enlarge)
+        if self._cache is not None:
+            self._cache[index, cover] = pixels
+        return pixels
+
+    def none_usable(self, errors: Iterable[DataError], cover: Shape | None = None) -> str:
+        """Message for a source of which every image that was asked for raised an error."""
+        return none_usable(errors, self.source.location, self.fitting.image_size, cover)
+
+
+def none_usable(
+    errors: Iterable[DataError], where: str, image_size: int, cover: Shape | None = None
+) -> str:
+    """Message for images that all raised an error.
+
+    Args:
+        errors: theirs.
+        where: what messages call the source.
+        image_size: side of the square crops, in pixels.
+        cover: shape of the bucket, where the crops were not square.
+    """
+    small: TooSmallError | None = None
+    unreadable, example, count = 0, "", 0
+    for error in errors:
+        count += 1
+        if isinstance(error, TooSmallError):
+            if small is None or min(error.size) > min(small.size):
+                small = error
+        else:
+            unreadable += 1
+            example = example or str(error)
+    damage = f"{unreadable} cannot be read, such as {example}"
+    if small is None:
+        return f"none of {count} images in {where} can be used: {damage}"
+    (width, height), s = small.size, image_size
+    rest = f" ({damage})" if unreadable else ""
+    if cover is not None:
+        return (
+            f"none of {count} images in {where} is as large as the bucket of {cover[1]}×{cover[0]} "
+            f"pixels; the largest has {width}×{height}{rest}. Lower data.image_size, or leave out "
+            "the buckets and set data.resize, which enlarges them"
+        )
+    return (
+        f"none of {count} images in {where} is as large as the crop of {s}×{s} pixels; the "
+        f"largest has {width}×{height}{rest}. Set data.image_size to {min(width, height)} or "
+        f"less, or data.resize to {s} or more, which enlarges them"
+    )
+
+
+@frozen(kw_only=True)
+class Pool:
+    """Images of one source that are cropped to one shape and stand in for each other.
+
+    Attributes:
+        reader: the images.
+        images: their indices in the source; not empty.
+        cover: shape that they are resized to cover; None for square crops.
+        spare: indices of images that are taken, and enlarged if need be, where none of ``images``
+            can be used.
+    """
+
+    reader: ImageReader
+    images: NDArray[np.int64]
+    cover: Shape | None = None
+    spare: NDArray[np.int64] = field(factory=lambda: np.empty(0, dtype=np.int64))
+
+    @property
+    def shape(self) -> Shape:
+        """Height and width of the crops, in pixels."""
+        size = self.reader.fitting.image_size
+        return self.cover or (size, size)
+
+    def candidates(self, image: int) -> Iterator[tuple[int, bool]]:
+        """Source indices of an image and of those that take its place; whether they are spare."""
+        number = len(self.images)
+        for offset in range(number):
+            yield int(self.images[(image + offset) % number]), False
+        for index in self.spare:
+            yield int(index), True
+
+
+class Crops(TorchDataset[Crop]):
+    """Crops by request; an image that cannot be used is replaced by the next one that can."""
+
+    def __init__(self, pools: Sequence[Pool]) -> None:
+        self._pools = pools
+
+    def __getitem__(self, request: CropRequest) -> Crop:
+        pool = self._pools[request.pool]
+        errors: list[DataError] = []
+        for index, spare in pool.candidates(request.image):
+            try:
+                pixels = pool.reader.read(index, pool.cover, enlarge=spare)
+            except DataError as error:
+                errors.append(error)
+                continue
+            return cut(
+                request.sample, pixels, pool.shape, request.top, request.left,
+                skipped=tuple(map(str, errors)),
+            )  # fmt: skip
+        # An exception would leave a worker with the worker's traceback as its message.
+        return Crop(request.sample, None, (), pool.reader.none_usable(errors, pool.cover))
+
+
+def cut(
+    sample: int,
+    pixels: Pixels,
+    shape: Shape,
+    top: float,
+    left: float,
+    *,
+    skipped: tuple[str, ...] = (),
+) -> Crop:
+    """A crop out of a fitted image."""
+    part = crop(pixels, shape, top, left)
+    return Crop(sample, torch.from_numpy(part.transpose(2, 0, 1).copy()), skipped, "")

@@ -1,0 +1,406 @@
+"""Datasets of crops whose images can be read in any order."""
+
+from __future__ import annotations
+
+import abc
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Required, TypedDict
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rpiae.core.contracts import Batch, HeldOut, local_samples
+from rpiae.core.errors import DataError, UsageError
+from rpiae.core.randomness import generator, uniform
+from rpiae.data.buckets import Headers, bucket_shapes, nearest_bucket
+from rpiae.data.crops import (
+    CropBatch,
+    CropRequest,
+    Crops,
+    Fitting,
+    ImageReader,
+    Pool,
+    collated,
+    none_usable,
+)
+from rpiae.data.images import Pixels, Shape, centre_crop, to_tensor
+from rpiae.data.listed import EveryImage
+from rpiae.data.loading import default_workers, loaded, loader, unit
+from rpiae.data.orders import BucketOrder, EpochOrder, spread
+from rpiae.data.sources import ImageSource
+
+logger = logging.getLogger(__name__)
+
+#: Crops that are loaded at once for fitting.
+FITTED = 64
+
+
+class BucketOptions(TypedDict, total=False):
+    """Keywords of datasets with aspect-ratio buckets; see ``ImageDatasetConfig``."""
+
+    buckets: int | None
+    bucket_sizes: Sequence[Sequence[int]]
+    bucket_step: int | None
+
+
+class ImageOptions(BucketOptions, total=False):
+    """Keywords of datasets that hold out some of a source's images; see ``ImageDatasetConfig``."""
+
+    image_size: Required[int]
+    resize: int | None
+    workers: int | None
+    held_out: int
+
+
+class _Requests:
+    """The batches of requests of a stage's steps, for a loader's ``batch_sampler``."""
+
+    def __init__(
+        self, request: Callable[[int], CropRequest], samples: Callable[[int], range], steps: range
+    ) -> None:
+        self._request = request
+        self._samples = samples
+        self._steps = steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[list[CropRequest]]:
+        for step in self._steps:
+            yield [self._request(sample) for sample in self._samples(step)]
+
+
+class CropDataset(abc.ABC):
+    """Random crops out of pools of images.
+
+    Sample k of a stage is crop number k of a stream that depends on (seed, stage) alone. Nothing is
+    carried from one batch to the next but what was reported.
+
+    Args:
+        num_images: images to train on.
+        image_size: side of the square crops, in pixels.
+        workers: processes that load images; 0 loads in this process.
+        notices: what is to be said with the first batch.
+
+    Attributes:
+        num_images: images to train on (an epoch).
+        image_size: side of the square crops, in pixels.
+        notices: what is said once, with the first batch after it is known.
+    """
+
+    def __init__(
+        self, *, num_images: int, image_size: int, workers: int, notices: Sequence[str] = ()
+    ) -> None:
+        self.num_images = num_images
+        self.image_size = image_size
+        self._workers = workers
+        self.notices = tuple(notices)
+        self._reported: set[str] = set()
+
+    def batches(
+        self,
+        *,
+        seed: int,
+        stage: str,
+        batch_size: int,
+        start: int,
+        steps: int,
+        rank: int = 0,
+        num_processes: int = 1,
+    ) -> Iterator[Batch]:
+        """Batches of the steps ``start`` to ``steps`` − 1 of a stage; step s has the samples s·b ….
+
+        An image that is damaged or smaller than the crop is replaced by the next usable one in the
+        source's order, and reported the first time.
+
+        Raises:
+            DataError: if no training image can be used.
+        """
+        pools = self._pools()
+        request = self._requests(seed, stage, batch_size)
+
+        def samples(step: int) -> range:
+            return local_samples(step, batch_size, rank=rank, num_processes=num_processes)
+
+        for batch in self._load(pools, _Requests(request, samples, range(start, steps))):
+            yield Batch(
+                unit(batch.pixels), batch.samples, self._fresh(batch.skipped),
+                self._fresh(self.notices),
+            )  # fmt: skip
+
+    def crops(self, count: int, *, seed: int) -> Float[Tensor, "n 3 s s"]:
+        """Random square training crops (count, 3, s, s) in [0, 1], drawn with replacement.
+
+        Raises:
+            DataError: if no training image can be used.
+        """
+        draw = self._draws()
+
+        def request(i: int) -> CropRequest:
+            draws = generator(seed, "crops", i)
+            pool, image = draw(draws)
+            top, left = torch.rand(2, generator=draws).tolist()
+            return CropRequest(sample=i, image=image, top=top, left=left, pool=pool)
+
+        def samples(step: int) -> range:
+            return range(step * FITTED, min((step + 1) * FITTED, count))
+
+        requests = _Requests(request, samples, range(-(-count // FITTED)))
+        parts = [unit(batch.pixels) for batch in self._load(self.square_pools(), requests)]
+        return torch.cat(parts) if parts else torch.empty(0, 3, self.image_size, self.image_size)
+
+    @abc.abstractmethod
+    def held_out(self) -> HeldOut:
+        """The images that are never trained on, as square crops.
+
+        Raises:
+            DataError: if none of them can be used.
+        """
+
+    @abc.abstractmethod
+    def square_pools(self) -> list[Pool]:
+        """The training images by source."""
+
+    def _pools(self) -> list[Pool]:
+        """What the requests of batches refer to."""
+        return self.square_pools()
+
+    @abc.abstractmethod
+    def _place(self, seed: int, stage: str, batch_size: int) -> Callable[[int], tuple[int, int]]:
+        """Sample → pool and position in it."""
+
+    @abc.abstractmethod
+    def _draws(self) -> Callable[[torch.Generator], tuple[int, int]]:
+        """Random draws → pool (among the square ones) and position in it."""
+
+    def _requests(self, seed: int, stage: str, batch_size: int) -> Callable[[int], CropRequest]:
+        place = self._place(seed, stage, batch_size)
+
+        def request(sample: int) -> CropRequest:
+            pool, image = place(sample)
+            return CropRequest(
+                sample=sample,
+                image=image,
+                top=uniform(seed, stage, sample, "crop-y"),
+                left=uniform(seed, stage, sample, "crop-x"),
+                pool=pool,
+            )
+
+        return request
+
+    def _load(self, pools: Sequence[Pool], requests: _Requests) -> Iterator[CropBatch]:
+        workers = min(self._workers, len(requests))
+        source = loader(Crops(pools), workers=workers, batch_sampler=requests, collate_fn=collated)
+        for batch in loaded(source):
+            if batch.failure:
+                raise DataError(batch.failure)
+            yield batch
+
+    def _fresh(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """Those that were not reported before."""
+        fresh = tuple(text for text in texts if text not in self._reported)
+        self._reported.update(fresh)
+        return fresh
+
+
+class ImageDataset(CropDataset):
+    """Random crops of a source's images, some of which are held out.
+
+    Epoch e shows the n training images in an order of its own. Without buckets, crops are square;
+    with buckets, every batch has the shape of one bucket, an image is in the bucket whose aspect
+    ratio is nearest to its own, and the images' headers are read when the first batch is asked for.
+
+    Args:
+        reader: the images.
+        training: indices of the training images in the source; not empty.
+        workers: processes that load images; 0 loads in this process.
+        options: see ``BucketOptions``.
+
+    Raises:
+        UsageError: if the options contradict each other.
+    """
+
+    def __init__(
+        self,
+        reader: ImageReader,
+        training: NDArray[np.int64],
+        *,
+        workers: int,
+        options: BucketOptions | None = None,
+    ) -> None:
+        super().__init__(
+            num_images=len(training), image_size=reader.fitting.image_size, workers=workers,
+            notices=getattr(reader.source, "problems", ()),
+        )  # fmt: skip
+        self._reader = reader
+        self._training = training
+        self._shapes = _bucket_shapes(reader.fitting, options or {})
+        self._filled: list[Pool] = []
+
+    @property
+    def has_buckets(self) -> bool:
+        """Whether batches have the shapes of buckets."""
+        return bool(self._shapes)
+
+    def every_image(self) -> EveryImage:
+        """All images of the source in its order, as square centre crops."""
+        return EveryImage(self._reader, workers=self._workers)
+
+    def square_pools(self) -> list[Pool]:
+        return [Pool(reader=self._reader, images=self._training)]
+
+    def _pools(self) -> list[Pool]:
+        if not self._shapes:
+            return self.square_pools()
+        if not self._filled:
+            self._filled = self._bucketed()
+        return self._filled
+
+    def _place(self, seed: int, stage: str, batch_size: int) -> Callable[[int], tuple[int, int]]:
+        if self._shapes:
+            counts = [len(pool.images) for pool in self._pools()]
+            return BucketOrder(seed, stage, counts, batch_size).place
+        order = EpochOrder(seed, stage, self.num_images)
+        return lambda sample: (0, order.image(sample))
+
+    def _draws(self) -> Callable[[torch.Generator], tuple[int, int]]:
+        def draw(draws: torch.Generator) -> tuple[int, int]:
+            return 0, int(torch.randint(self.num_images, (), generator=draws))
+
+        return draw
+
+    def _bucketed(self) -> list[Pool]:
+        """The buckets that have images; those without a readable header are reported."""
+        headers = Headers(self._reader, self._training)
+        workers = min(self._workers, len(headers))
+        found = [
+            shape
+            for chunk in loaded(loader(headers, workers=workers, batch_size=None, collate_fn=_same))
+            for shape in chunk
+        ]
+        members: list[list[int]] = [[] for _ in self._shapes]
+        errors: list[DataError] = []
+        for index, shape in zip(self._training, found, strict=True):
+            if isinstance(shape, str):
+                errors.append(DataError(shape))
+            else:
+                members[nearest_bucket(shape, self._shapes)].append(int(index))
+        self.notices += tuple(map(str, errors))
+        if not any(members):
+            raise DataError(self._reader.none_usable(errors))
+        readable = np.array(sorted(index for images in members for index in images))
+        return [
+            Pool(
+                reader=self._reader, images=np.array(images), cover=shape,
+                spare=np.setdiff1d(readable, images),
+            )
+            for images, shape in zip(members, self._shapes, strict=True)
+            if images
+        ]  # fmt: skip
+
+
+def _same(chunk: list[Shape | str]) -> list[Shape | str]:
+    return chunk
+
+
+def _bucket_shapes(fitting: Fitting, options: BucketOptions) -> tuple[Shape, ...]:
+    step = options.get("bucket_step")
+    shapes = bucket_shapes(
+        fitting.image_size, number=options.get("buckets"), sizes=options.get("bucket_sizes", ()),
+        step=1 if step is None else step,
+    )  # fmt: skip
+    if shapes and fitting.resize is not None:
+        raise UsageError(
+            "data.resize has no effect with buckets, whose images are resized to cover the "
+            "bucket: leave out one of them"
+        )
+    return shapes
+
+
+class SplitDataset(ImageDataset):
+    """A source of which some images, evenly spread, are held out and cropped at their centre.
+
+    Args:
+        source: the encoded images.
+        options: see ``ImageOptions``.
+
+    Raises:
+        DataError: if the source has fewer than two images.
+        UsageError: if the options contradict each other.
+    """
+
+    def __init__(self, source: ImageSource, options: ImageOptions) -> None:
+        held_out = options.get("held_out", 32)
+        check_held_out(held_out)
+        if len(source) < 2:
+            raise DataError(
+                f"{source.location} has a single image; at least 2 are needed, one to train on and "
+                "one to hold out"
+            )
+        self._held_out = held_out_indices(len(source), held_out)
+        workers = options.get("workers")
+        fitting = Fitting(image_size=options["image_size"], resize=options.get("resize"))
+        super().__init__(
+            ImageReader(source, fitting),
+            np.setdiff1d(np.arange(len(source)), self._held_out),
+            workers=default_workers() if workers is None else workers,
+            options=options,
+        )
+
+    def held_out(self) -> HeldOut:
+        """Centre crops of the held-out images; those that cannot be used are logged and left out.
+
+        Raises:
+            DataError: if none of them can be used.
+        """
+        source = self._reader.source
+        return centre_crops(
+            ((source.name(index), self._opened(index)) for index in self._held_out),
+            image_size=self.image_size, where=source.location,
+        )  # fmt: skip
+
+    def _opened(self, index: int) -> Callable[[], Pixels]:
+        return lambda: self._reader.read(index)
+
+
+def check_held_out(held_out: int) -> None:
+    """Refuse to hold out nothing.
+
+    Raises:
+        UsageError: if ``held_out`` is below one.
+    """
+    if held_out < 1:
+        raise UsageError(f"data.held_out must be at least 1, got {held_out}")
+
+
+def held_out_indices(num_images: int, held_out: int) -> list[int]:
+    """Indices of the held-out images, spread evenly over the sorted list; at most half of it."""
+    return spread(num_images, min(held_out, num_images // 2))
+
+
+def centre_crops(
+    images: Iterator[tuple[str, Callable[[], Pixels]]], *, image_size: int, where: str
+) -> HeldOut:
+    """Held-out images from their names and what reads them; unusable ones are logged and left out.
+
+    Raises:
+        DataError: if none of them can be used.
+    """
+    crops, groups = [], []
+    errors: list[DataError] = []
+    for name, read in images:
+        try:
+            pixels = read()
+        except DataError as error:
+            logger.warning("held-out image left out: %s", error)
+            errors.append(error)
+            continue
+        crops.append(to_tensor(centre_crop(pixels, image_size, image_size)))
+        groups.append(name)
+    if not crops:
+        raise DataError("held out: " + none_usable(errors, where, image_size))
+    return HeldOut(torch.stack(crops), tuple(groups), dict.fromkeys(groups, 1))
