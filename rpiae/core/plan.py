@@ -9,7 +9,14 @@ from attrs import frozen
 from rpiae.core.build import build_tokenizer
 from rpiae.core.errors import ConfigError
 from rpiae.core.freeze import FreezeReport, apply_stage
-from rpiae.core.recipe import RunConfig, StageConfig, batch_size, stage_length
+from rpiae.core.recipe import (
+    AdversarialConfig,
+    RunConfig,
+    StageConfig,
+    TermConfig,
+    batch_size,
+    stage_length,
+)
 from rpiae.core.resolve import ResolvedRun
 from rpiae.core.tokenizer import RPiAE
 
@@ -127,10 +134,7 @@ def make_plan(resolved: ResolvedRun, *, num_images: int | None = None) -> Plan:
                 report=report,
                 path=path,
                 noise=stage.noise,
-                terms=tuple(
-                    f"{'adaptive ' if term.adaptive else ''}{term.weight:g}·{term.loss.label}"
-                    for term in stage.terms
-                ),
+                terms=tuple(_in_words(term) for term in stage.terms),
                 length=f"{length.steps} steps{capped}" if known else epochs + at_most,
                 steps=length.steps if known else None,
                 batch_size=batch_size(stage, config.recipe),
@@ -163,6 +167,18 @@ def make_plan(resolved: ResolvedRun, *, num_images: int | None = None) -> Plan:
             *_untrained(parts, trained | _begun(resolved), config),
         ),
     )
+
+
+def _in_words(term: TermConfig) -> str:
+    adaptive = "adaptive " if term.adaptive else ""
+    against = ""
+    if isinstance(term.loss, AdversarialConfig):
+        against = f" against {term.loss.critic.label}"
+    start = ""
+    if term.start_steps or term.start_epochs:
+        unit = f"step {term.start_steps}" if term.start_steps else f"epoch {term.start_epochs:g}"
+        start = f" from {unit}"
+    return f"{adaptive}{term.weight:g}·{term.loss.label}{against}{start}"
 
 
 def _frozen_layers(model: RPiAE, stage: StageConfig, index: int) -> list[str]:
