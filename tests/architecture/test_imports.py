@@ -28,16 +28,16 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     tuple(
         f"core.{name}"
         for name in (
-            "registry", "recipe", "attention", "adaptive", "blocks", "events", "freeze", "ema",
-            "runtime",
+            "registry", "recipe", "attention", "adapters", "adaptive", "blocks", "events", "freeze",
+            "ema", "runtime",
         )
     ),
     ("encoders", "bridges", "decoders", "losses", "recipes"),
     tuple(
         f"core.{name}"
         for name in (
-            "resolve", "build", "tokenizer", "objective", "players", "checkpoint", "adapters",
-            "pivot", "plan", "changes", "trainer",
+            "resolve", "build", "tokenizer", "objective", "players", "checkpoint", "pivot", "plan",
+            "changes", "trainer",
         )
     ),
     ("video", "data", "evaluation"),

@@ -72,8 +72,7 @@ def test_encoder_preset_states_what_its_model_is(name: str) -> None:
         module = config.build()
     for field in ("width", "patch", "num_blocks", "mean", "std"):
         assert getattr(module, field) == getattr(facts, field), field
-    network = getattr(module, "network", None)
-    assert getattr(network, "num_prefix_tokens", 0) == facts.prefix_tokens
+    assert getattr(module, "prefix_tokens", 0) == facts.prefix_tokens
 
 
 def test_every_entry_has_what_listings_show() -> None:
