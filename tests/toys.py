@@ -19,6 +19,21 @@ from rpiae.testing import SyntheticImages
 ENCODERS: dict[str, dict[str, Any]] = {
     "vit": {"name": "vit", "width": 32, "depth": 2, "num_heads": 2},
     "vit-patch-stem": {"name": "vit", "width": 32, "depth": 2, "num_heads": 2, "stem": "patch"},
+    "open-clip": {
+        "name": "open-clip",
+        "model": "ViT-B-16",
+        "pretrained": False,
+        "model_args": {"width": 32, "layers": 2, "head_width": 16, "image_size": 32},
+        "image_size": 32,
+    },
+    "open-clip-siglip": {
+        "name": "open-clip",
+        "model": "ViT-B-16-SigLIP/webli",
+        "pretrained": False,
+        "add_final_mean": True,
+        "model_args": {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32},
+        "image_size": 32,
+    },
     "timm": {
         "name": "timm",
         "model": "vit_small_patch14_reg4_dinov2",
@@ -37,6 +52,13 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "timm-rotary": {
         "name": "timm",
         "model": "vit_small_patch16_dinov3",
+        "pretrained": False,
+        "model_args": {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32},
+        "image_size": 32,
+    },
+    "timm-rotary-positions": {
+        "name": "timm",
+        "model": "vit_pe_core_base_patch16_224",
         "pretrained": False,
         "model_args": {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32},
         "image_size": 32,

@@ -8,7 +8,7 @@ where a source adds a position to its class token and ours does not, the map fol
 the token, and the inverse leaves zeros in its place.
 
 Source: method.md section 6; the reference implementation of arXiv 2603.19206, transformers'
-Dinov2Model and Dinov2WithRegistersModel.
+Dinov2Model, Dinov2WithRegistersModel, ViTMAEModel (and ViTModel), SiglipVisionModel.
 """
 
 from __future__ import annotations
@@ -68,6 +68,53 @@ ENCODER = Layout(
     },
     ignored=("embeddings.mask_token", "layernorm.weight", "layernorm.bias"),
 )
+
+_VIT = "encoder.layer.{n}"
+VIT_ENCODER = Layout(
+    what="a transformers ViT or ViT-MAE encoder",
+    blocks=("encoder.layer.", "network.blocks."),
+    names={
+        "network.cls_token": (_FOREIGN_CLASS,),
+        "network.pos_embed": (_FOREIGN_POSITIONS,),
+        "network.patch_embed.proj.{p}": ("embeddings.patch_embeddings.projection.{p}",),
+        "network.blocks.{n}.norm1.{p}": (f"{_VIT}.layernorm_before.{{p}}",),
+        "network.blocks.{n}.attn.qkv.{p}": tuple(
+            f"{_ATTENTION}.{which}.{{p}}" for which in ("query", "key", "value")
+        ),
+        "network.blocks.{n}.attn.proj.{p}": (f"{_VIT}.attention.output.dense.{{p}}",),
+        "network.blocks.{n}.norm2.{p}": (f"{_VIT}.layernorm_after.{{p}}",),
+        "network.blocks.{n}.mlp.fc1.{p}": (f"{_VIT}.intermediate.dense.{{p}}",),
+        "network.blocks.{n}.mlp.fc2.{p}": (f"{_VIT}.output.dense.{{p}}",),
+    },
+    ignored=(
+        "embeddings.mask_token", "layernorm.weight", "layernorm.bias", "pooler.dense.weight",
+        "pooler.dense.bias",
+    ),
+)  # fmt: skip
+
+_SIGLIP = "vision_model.encoder.layers.{n}"
+_SIGLIP_POSITIONS = "vision_model.embeddings.position_embedding.weight"
+_SIGLIP_UNUSED = ("vision_model.head.", "text_model.", "logit_")
+SIGLIP_ENCODER = Layout(
+    what="a transformers SigLIP vision encoder",
+    blocks=("vision_model.encoder.layers.", "network.blocks."),
+    names={
+        "network.pos_embed": (_SIGLIP_POSITIONS,),
+        "network.patch_embed.proj.{p}": ("vision_model.embeddings.patch_embedding.{p}",),
+        "network.blocks.{n}.norm1.{p}": (f"{_SIGLIP}.layer_norm1.{{p}}",),
+        "network.blocks.{n}.attn.qkv.{p}": tuple(
+            f"{_SIGLIP}.self_attn.{which}_proj.{{p}}" for which in ("q", "k", "v")
+        ),
+        "network.blocks.{n}.attn.proj.{p}": (f"{_SIGLIP}.self_attn.out_proj.{{p}}",),
+        "network.blocks.{n}.norm2.{p}": (f"{_SIGLIP}.layer_norm2.{{p}}",),
+        "network.blocks.{n}.mlp.fc1.{p}": (f"{_SIGLIP}.mlp.fc1.{{p}}",),
+        "network.blocks.{n}.mlp.fc2.{p}": (f"{_SIGLIP}.mlp.fc2.{{p}}",),
+    },
+    ignored=(
+        "vision_model.post_layernorm.weight", "vision_model.post_layernorm.bias",
+        "vision_model.embeddings.position_ids",
+    ),
+)  # fmt: skip
 
 DECODER = Layout(
     what="a decoder of the reference",
@@ -142,6 +189,66 @@ def encoder_to_reference(state: Mapping[str, Tensor]) -> State:
     if _FOREIGN_REGISTERS in foreign:
         foreign[_FOREIGN_POSITIONS] = _with_empty_row(foreign[_FOREIGN_POSITIONS])
     return foreign
+
+
+def vit_encoder_from_transformers(state: Mapping[str, Tensor]) -> State:
+    """Weights of transformers' ViTMAEModel or ViTModel for ``TimmEncoder``.
+
+    Names may stand under ``vit.``, as ViTMAEForPreTraining has them; what stands beside (its
+    decoder, a classifier), the mask token and the affine final norm are dropped.
+
+    Raises:
+        CheckpointError: if a key is missing or unknown.
+    """
+    return _renamed(VIT_ENCODER, _part(state, "vit.") or state)
+
+
+def vit_encoder_to_transformers(state: Mapping[str, Tensor]) -> State:
+    """Inverse of ``vit_encoder_from_transformers``, with the names of ViTMAEModel.
+
+    Raises:
+        CheckpointError: if a key is missing or unknown.
+    """
+    return _restored(VIT_ENCODER, state)
+
+
+def siglip_encoder_from_transformers(state: Mapping[str, Tensor]) -> State:
+    """Weights of transformers' SiglipVisionModel or SiglipModel for ``TimmEncoder``.
+
+    The text tower, the pooling head and the affine final norm are dropped.
+
+    Raises:
+        CheckpointError: if a key is missing or unknown.
+    """
+    used = {name: value for name, value in state.items() if not name.startswith(_SIGLIP_UNUSED)}
+    own = _renamed(SIGLIP_ENCODER, used)
+    return own | {"network.pos_embed": own["network.pos_embed"].unsqueeze(0)}
+
+
+def siglip_encoder_to_transformers(state: Mapping[str, Tensor]) -> State:
+    """Inverse of ``siglip_encoder_from_transformers``, without the keys it drops.
+
+    Raises:
+        CheckpointError: if a key is missing or unknown.
+    """
+    foreign = _restored(SIGLIP_ENCODER, state)
+    return foreign | {_SIGLIP_POSITIONS: foreign[_SIGLIP_POSITIONS].squeeze(0)}
+
+
+def from_transformers(state: Mapping[str, Tensor]) -> State | None:
+    """Weights for ``TimmEncoder`` where the names are those of a transformers model known here.
+
+    Raises:
+        CheckpointError: if the layout is known and a key is missing or unknown.
+    """
+    if _SIGLIP_POSITIONS in state and "vision_model.embeddings.class_embedding" not in state:
+        return siglip_encoder_from_transformers(state)
+    vit = _part(state, "vit.") or state
+    if "encoder.layer.0.layernorm_before.weight" in vit:
+        return vit_encoder_from_transformers(vit)
+    if "encoder.layer.0.layer_scale1.lambda1" in state:
+        return encoder_from_reference(state)
+    return None
 
 
 def decoder_from_reference(state: Mapping[str, Tensor], *, grid: tuple[int, int]) -> State:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,11 +34,11 @@ def recomputing(enabled: bool) -> Iterator[None]:
         _recompute.reset(token)
 
 
-def through(block: nn.Module, values: Tensor) -> Tensor:
-    """Tokens or a map through one block; see ``recomputing``."""
+def through(block: nn.Module, values: Tensor, **arguments: Any) -> Tensor:
+    """Tokens or a map through one block, with what else it takes; see ``recomputing``."""
     if _recompute.get() and torch.is_grad_enabled():
-        return checkpoint(block, values, use_reentrant=False)  # type: ignore[no-any-return]  # torch types it loosely
-    return block(values)  # type: ignore[no-any-return]  # nn.Module calls are Any
+        return checkpoint(block, values, use_reentrant=False, **arguments)  # type: ignore[no-any-return]  # torch types it loosely
+    return block(values, **arguments)  # type: ignore[no-any-return]  # nn.Module calls are Any
 
 
 class SelfAttention(nn.Module):
@@ -179,18 +180,41 @@ def sincos_positions(height: int, width: int, channels: int) -> Float[Tensor, "n
 
 
 def resample_positions(
-    positions: Float[Tensor, "1 h w d"], size: tuple[int, int], *, antialias: bool
+    positions: Float[Tensor, "1 h w d"],
+    size: tuple[int, int],
+    *,
+    antialias: bool,
+    mode: Literal["bicubic", "bilinear"] = "bicubic",
 ) -> Float[Tensor, "1 height width d"]:
-    """Bicubic resampling to ``size`` (rows, columns), in fp32; unchanged at the stored size.
+    """Positions resampled to ``size`` (rows, columns), in fp32; unchanged at the stored size.
 
     Args:
         positions: the embedding as it was trained.
         size: rows and columns wanted.
-        antialias: the source's own rule: true for DINOv2, false for MAE and SigLIP.
+        antialias: the source's own rule: true for DINOv2, false for MAE, CLIP and SigLIP.
+        mode: the source's own rule: bilinear for Perception Encoder, bicubic for the others.
     """
     if tuple(positions.shape[1:3]) == tuple(size):
         return positions
     resampled = F.interpolate(
-        positions.permute(0, 3, 1, 2).float(), size=size, mode="bicubic", antialias=antialias
+        positions.permute(0, 3, 1, 2).float(), size=size, mode=mode, antialias=antialias
     )
     return resampled.permute(0, 2, 3, 1).to(positions.dtype)
+
+
+def aggregate(
+    tokens: Sequence[Float[Tensor, "b n w"]], *, eps: float, add_final_mean: bool = False
+) -> Float[Tensor, "b n w"]:
+    """The mean of several blocks' tokens, each through an affine-free LayerNorm, in fp32.
+
+    Args:
+        tokens: outputs of blocks, in the blocks' order.
+        eps: epsilon of the LayerNorm.
+        add_final_mean: whether the spatial mean of the last block's normed tokens is added to every
+            token; tokens are then not of unit variance.
+
+    Source: layer aggregation of RAEv2 (its DINOv3 and SigLIP2 variants add the mean).
+    """
+    normed = [F.layer_norm(t.float(), t.shape[-1:], eps=eps) for t in tokens]
+    mean = normed[0] if len(normed) == 1 else torch.stack(normed).mean(0)
+    return mean + normed[-1].mean(dim=1, keepdim=True) if add_final_mean else mean

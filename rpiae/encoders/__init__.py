@@ -4,6 +4,16 @@ from rpiae.core.registry import Entry, Registry, installed_plugins, read_presets
 
 ENTRIES = (
     Entry(
+        name="open-clip",
+        target="rpiae.encoders.configs:OpenClipEncoderConfig",
+        summary="image tower of any open_clip ViT, as open_clip:<model>/<tag>; no text tower is built",
+        extra="open-clip",
+        requires="open_clip",
+        argument="model",
+        tags=("image",),
+        source="https://github.com/mlfoundations/open_clip",
+    ),
+    Entry(
         name="timm",
         target="rpiae.encoders.configs:TimmEncoderConfig",
         summary="any timm vision transformer that yields patch tokens, as timm:<model>",

@@ -24,10 +24,13 @@ class TimmEncoderConfig(EncoderConfig):
     Attributes:
         model: timm's model name.
         layers: blocks whose final-normed tokens are averaged; empty is the last block alone.
+        add_final_mean: whether the spatial mean of the last of these blocks is added to every token.
         model_args: replaces arguments of timm's model, such as ``{depth = 2}``.
         mean, std: input statistics; timm's own where not given.
-        weights: a local weights file; empty takes the hub's.
-        hub_id, revision: where the weights are; timm's own entry where ``hub_id`` is empty.
+        eps: epsilon of every LayerNorm; timm's own where not given.
+        weights: a local weights file, in the layout of timm, of the original code or of transformers;
+            empty takes the hub's.
+        hub_id, revision, url: where the weights are; timm's own entry where both are empty.
         output_patch, image_size: see ``EncoderDescription``.
         width, patch, num_blocks, prefix_tokens: facts a preset states so that plans need no timm.
     """
@@ -35,12 +38,15 @@ class TimmEncoderConfig(EncoderConfig):
     module: ClassVar[str] = "rpiae.encoders.timm:TimmEncoder"
     model: str = ""
     layers: tuple[int, ...] = ()
+    add_final_mean: bool = False
     model_args: dict[str, Any] = field(factory=dict)
     mean: Triple | None = None
     std: Triple | None = None
+    eps: float | None = at_least(0, default=None)
     weights: str = settings_only("")
     hub_id: str = settings_only("")
     revision: str = settings_only("")
+    url: str = settings_only("")
     output_patch: int | None = settings_only(None)
     image_size: int | None = settings_only(None)
     width: int | None = settings_only(None)
@@ -55,30 +61,12 @@ class TimmEncoderConfig(EncoderConfig):
                 "encoder 'timm' needs a model: write timm:<model>, such as "
                 "timm:vit_small_patch16_224, or set encoder.model"
             )
-        facts = (self.width, self.patch, self.num_blocks, self.prefix_tokens, self.mean, self.std)
-        if not self.model_args and None not in facts:
-            width, patch, num_blocks, prefix, mean, std = facts
-        else:
+        facts = _stated(self)
+        if facts is None:
             from rpiae.encoders.timm import describe_model
 
-            known = describe_model(self.model, self.model_args)
-            width, patch, num_blocks, prefix, mean, std = known
-        assert width
-        assert patch
-        assert num_blocks
-        assert prefix is not None
-        _check_layers(self.layers, num_blocks, self.label)
-        output_patch = self.output_patch or (16 if patch == 14 else patch)
-        return EncoderDescription(
-            width=width,
-            patch=patch,
-            output_patch=output_patch,
-            num_blocks=max(self.layers) + 1 if self.layers else num_blocks,
-            prefix_tokens=prefix,
-            image_size=self.image_size or 16 * output_patch,
-            mean=self.mean or mean or (0.5, 0.5, 0.5),
-            std=self.std or std or (0.5, 0.5, 0.5),
-        )
+            facts = describe_model(self.model, self.model_args)
+        return _description(self, facts)
 
     def load_pretrained(self, module: nn.Module) -> None:
         """Load timm's weights, from ``weights`` or from the hub."""
@@ -89,15 +77,91 @@ class TimmEncoderConfig(EncoderConfig):
 
     def fetch(self) -> Path:
         """The local weights file, downloaded first where ``weights`` is empty."""
-        from rpiae.encoders.hub import download, local_weights
-        from rpiae.encoders.timm import hub_source
+        from rpiae.encoders.hub import FILES, download, download_url, local_weights
 
         if self.weights:
             return local_weights(self.weights, self.label)
-        hub_id, revision = self.hub_id, self.revision
+        hub_id, filename, url = self.hub_id, "", self.url
+        if not (hub_id or url):
+            from rpiae.encoders.timm import weights_source
+
+            hub_id, filename, url = weights_source(self.model)
         if not hub_id:
-            hub_id = hub_source(self.model)
-        return download(hub_id, revision or "main", label=self.label)
+            return download_url(url, label=self.label)
+        files = (filename,) if filename else FILES
+        return download(hub_id, self.revision or "main", label=self.label, files=files)
+
+
+@frozen(kw_only=True)
+class OpenClipEncoderConfig(EncoderConfig):
+    """The image tower of an open_clip model; its text tower is never built.
+
+    Attributes:
+        model: open_clip's model name, and after ``/`` the tag of its weights, such as
+            ``ViT-B-16/laion2b_s34b_b88k``.
+        layers, add_final_mean: as for ``timm``.
+        model_args: replaces fields of open_clip's ``vision_cfg`` or, where the tower is a timm model,
+            arguments of that.
+        mean, std: input statistics; those of the tag where not given.
+        weights: a local weights file of the whole model or of its image tower; empty takes the hub's.
+        hub_id, revision: where the weights are; open_clip's own entry where ``hub_id`` is empty.
+        output_patch, image_size: see ``EncoderDescription``.
+        width, patch, num_blocks, prefix_tokens: facts a preset states so that plans need no
+            open_clip.
+    """
+
+    module: ClassVar[str] = "rpiae.encoders.open_clip:OpenClipEncoder"
+    model: str = ""
+    layers: tuple[int, ...] = ()
+    add_final_mean: bool = False
+    model_args: dict[str, Any] = field(factory=dict)
+    mean: Triple | None = None
+    std: Triple | None = None
+    weights: str = settings_only("")
+    hub_id: str = settings_only("")
+    revision: str = settings_only("")
+    output_patch: int | None = settings_only(None)
+    image_size: int | None = settings_only(None)
+    width: int | None = settings_only(None)
+    patch: int | None = settings_only(None)
+    num_blocks: int | None = settings_only(None)
+    prefix_tokens: int | None = settings_only(None)
+
+    def describe(self) -> EncoderDescription:
+        """From the preset's facts, else from open_clip's config of the model."""
+        if not self.model:
+            raise UsageError(
+                "encoder 'open-clip' needs a model: write open_clip:<model>/<tag>, such as "
+                "open_clip:ViT-B-16/laion2b_s34b_b88k, or set encoder.model"
+            )
+        facts = _stated(self)
+        if facts is None:
+            from rpiae.encoders.open_clip import describe_model
+
+            facts = describe_model(self.model, self.model_args)
+        return _description(self, facts)
+
+    def load_pretrained(self, module: nn.Module) -> None:
+        """Load the image tower's weights, from ``weights`` or from where open_clip has them."""
+        from rpiae.encoders.open_clip import OpenClipEncoder
+
+        assert isinstance(module, OpenClipEncoder)
+        module.load_weights(self.fetch())
+
+    def fetch(self) -> Path:
+        """The local weights file, downloaded first where ``weights`` is empty."""
+        from rpiae.encoders.hub import download, download_url, local_weights
+
+        if self.weights:
+            return local_weights(self.weights, self.label)
+        from rpiae.encoders.open_clip import FILES, weights_source
+
+        if self.hub_id:
+            return download(self.hub_id, self.revision or "main", label=self.label, files=FILES)
+        hub_id, files, url = weights_source(self.model)
+        if not hub_id:
+            return download_url(url, label=self.label)
+        return download(hub_id, self.revision or "main", label=self.label, files=files)
 
 
 @frozen(kw_only=True)
@@ -105,7 +169,8 @@ class VitEncoderConfig(EncoderConfig):
     """A plain ViT of ours.
 
     Attributes:
-        width, depth, num_heads, mlp_ratio, patch, native_grid, stem, layers, mean, std: see ``VitEncoder``.
+        width, depth, num_heads, mlp_ratio, patch, native_grid, stem, layers, add_final_mean, mean,
+            std: see ``VitEncoder``.
         weights: a local weights file, or ``package:NAME`` for one that ships with rpiae.
         image_size: side of the training crops by default.
     """
@@ -120,6 +185,7 @@ class VitEncoderConfig(EncoderConfig):
     native_grid: int = at_least(1, default=8)
     stem: Literal["patch", "conv"] = "conv"
     layers: tuple[int, ...] = ()
+    add_final_mean: bool = False
     mean: Triple = (0.5, 0.5, 0.5)
     std: Triple = (0.5, 0.5, 0.5)
     weights: str = settings_only("")
@@ -170,6 +236,37 @@ class VitEncoderConfig(EncoderConfig):
         if kind == "package" and name:
             return Path(str(importlib.resources.files("rpiae.encoders") / "weights" / name))
         return local_weights(self.weights, self.label)
+
+
+#: Width, patch, blocks, prefix tokens, mean and std.
+Facts = tuple[int, int, int, int, Triple, Triple]
+
+
+def _stated(config: TimmEncoderConfig | OpenClipEncoderConfig) -> Facts | None:
+    """The facts that a preset states, where they hold for the config."""
+    width, patch, num_blocks = config.width, config.patch, config.num_blocks
+    prefix, mean, std = config.prefix_tokens, config.mean, config.std
+    if config.model_args or not (width and patch and num_blocks and mean and std):
+        return None
+    return None if prefix is None else (width, patch, num_blocks, prefix, mean, std)
+
+
+def _description(
+    config: TimmEncoderConfig | OpenClipEncoderConfig, facts: Facts
+) -> EncoderDescription:
+    width, patch, num_blocks, prefix, mean, std = facts
+    _check_layers(config.layers, num_blocks, config.label)
+    output_patch = config.output_patch or (16 if patch == 14 else patch)
+    return EncoderDescription(
+        width=width,
+        patch=patch,
+        output_patch=output_patch,
+        num_blocks=max(config.layers) + 1 if config.layers else num_blocks,
+        prefix_tokens=prefix,
+        image_size=config.image_size or 16 * output_patch,
+        mean=config.mean or mean,
+        std=config.std or std,
+    )
 
 
 def _check_layers(layers: tuple[int, ...], num_blocks: int, label: str) -> None:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers import HybridEmbed
-from timm.layers.attention import Attention
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.layers.attention import Attention, AttentionRope
+from timm.layers.pos_embed_sincos import apply_rot_embed_cat
+from timm.models import eva, vision_transformer
+from timm.models.eva import Eva, EvaAttention
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from rpiae.core.adapters import from_transformers
 from rpiae.core.attention import attention
-from rpiae.core.blocks import resample_positions, through
+from rpiae.core.blocks import aggregate, resample_positions, through
 from rpiae.core.contracts import BlockFeatures, Features, block_index
-from rpiae.core.errors import CheckpointError, FetchError, UsageError, did_you_mean
-from rpiae.core.shapes import map_grid, map_to_tokens
-from rpiae.encoders.hub import read_weights
+from rpiae.core.errors import FetchError, UsageError, did_you_mean
+from rpiae.core.shapes import Grid, map_grid, map_to_tokens
+from rpiae.encoders.hub import load_state, read_weights
 
 Triple = tuple[float, float, float]
 
@@ -28,16 +32,20 @@ Triple = tuple[float, float, float]
 class TimmEncoder(nn.Module):
     """Patch tokens of a timm ViT: class and register tokens dropped, affine-free final norm.
 
-    Models of timm's ``VisionTransformer`` run with our attention and our position resampling;
-    other ViTs (rotary ones, for example) run through timm's ``forward_intermediates``. Modules that
-    the tokens do not need (head, final affine norm, blocks behind the last used one) are deleted.
+    Models of timm's ``VisionTransformer`` and ``Eva`` (the rotary ones: DINOv3, EUPE, Perception
+    Encoder) run with our attention and our position resampling; other ViTs run through timm's
+    ``forward_intermediates``. Modules that the tokens do not need (head, final affine norm, blocks
+    behind the last used one) are deleted. SigLIP runs with the tanh approximation of GELU that it
+    was trained with, which timm leaves out for some of its sizes.
 
     Args:
         model: timm's model name.
         layers: blocks whose final-normed tokens are averaged (RAEv2's layer aggregation); empty is
             the last block alone.
+        add_final_mean: whether the spatial mean of the last of these blocks is added to every token.
         model_args: replaces arguments of timm's model.
         mean, std: input statistics; timm's own where not given.
+        eps: epsilon of every LayerNorm; timm's own where not given.
 
     Shapes:
         (b, 3, H, W), sides multiples of the patch → tokens (b, n, width)
@@ -51,35 +59,38 @@ class TimmEncoder(nn.Module):
         *,
         model: str,
         layers: Sequence[int] = (),
+        add_final_mean: bool = False,
         model_args: Mapping[str, Any] | None = None,
         mean: Triple | None = None,
         std: Triple | None = None,
+        eps: float | None = None,
     ) -> None:
         super().__init__()
         network = _create(model, model_args or {})
-        self.layers = tuple(layers) or (len(network.blocks) - 1,)
+        self.layers = tuple(sorted(layers)) or (len(network.blocks) - 1,)
+        self.add_final_mean = add_final_mean
         network.blocks = network.blocks[: max(self.layers) + 1]
         self.width: int = network.embed_dim
         self.patch: int = network.patch_embed.patch_size[0]
         self.num_blocks = len(network.blocks)
+        self.prefix_tokens: int = network.num_prefix_tokens
         self.mean: Triple = tuple(mean or network.pretrained_cfg["mean"])
         self.std: Triple = tuple(std or network.pretrained_cfg["std"])
-        self._eps = getattr(network.norm, "eps", 1e-6)
-        # DINOv2 resamples with antialiasing, MAE and SigLIP without.
-        self._antialias = "dinov2" in model or "dinov2" in str(
-            network.pretrained_cfg.get("hf_hub_id", "")
-        )
+        if eps is not None:
+            for norm in (m for m in network.modules() if isinstance(m, nn.LayerNorm)):
+                norm.eps = eps
+        self._eps = _final_eps(network)
+        self._rule = _resampling(model, str(network.pretrained_cfg.get("hf_hub_id") or ""))
         # Subclasses embed in their own ways (a distillation token, other positions).
-        self._plain = type(network) is VisionTransformer
+        self._known = type(network) in (VisionTransformer, Eva)
         for unused in ("norm", "head", "fc_norm", "head_drop"):
             if hasattr(network, unused):
                 setattr(network, unused, nn.Identity())
         if hasattr(network, "attn_pool"):
             network.attn_pool = None
-        if self._plain:
+        if self._known:
             for block in network.blocks:
-                if switchable(getattr(block, "attn", None)):
-                    block.attn = SwitchedAttention(block.attn)
+                block.attn = switched(block.attn)
         self.network = network
 
     @property
@@ -90,17 +101,14 @@ class TimmEncoder(nn.Module):
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Features:
         """Final-normed patch tokens of normalised images."""
         found = self.blocks(images, self.layers)
-        normed = [
-            F.layer_norm(tokens.float(), (self.width,), eps=self._eps) for tokens in found.tokens
-        ]
-        tokens = normed[0] if len(normed) == 1 else torch.stack(normed).mean(0)
+        tokens = aggregate(found.tokens, eps=self._eps, add_final_mean=self.add_final_mean)
         return Features(tokens, found.grid)
 
     def blocks(self, images: Float[Tensor, "b 3 h w"], indices: Sequence[int]) -> BlockFeatures:
         """Patch tokens after the blocks with these indices, in the order asked for."""
         wanted = [block_index(index, self.num_blocks) for index in indices]
-        grid = (1, images.shape[-2] // self.patch, images.shape[-1] // self.patch)
-        if not self._plain:
+        if not self._known:
+            grid = (1, images.shape[-2] // self.patch, images.shape[-1] // self.patch)
             found = self.network.forward_intermediates(
                 images,
                 indices=sorted(set(wanted)),
@@ -111,39 +119,48 @@ class TimmEncoder(nn.Module):
             )
             by_index = dict(zip(sorted(set(wanted)), found, strict=True))
             return BlockFeatures([by_index[index] for index in wanted], grid)
-        tokens = self._embed(images)
+        tokens, grid = self._embed(images)
+        rotations = self._rotations(grid)
         kept: dict[int, Tensor] = {}
         for index, block in enumerate(self.network.blocks[: max(wanted) + 1]):
-            tokens = through(block, tokens)
+            tokens = through(block, tokens, **({"rope": rotations[index]} if rotations else {}))
             if index in wanted:
-                kept[index] = tokens[:, self.network.num_prefix_tokens :]
+                kept[index] = tokens[:, self.prefix_tokens :]
         return BlockFeatures([kept[index] for index in wanted], grid)
 
     def load_weights(self, path: Path) -> None:
-        """Load a timm, or original-layout, weights file.
+        """Load a file in the layout of timm, of the original code, of transformers or of open_clip.
 
         Raises:
             CheckpointError: if it does not hold this architecture.
         """
-        state = read_weights(path)
-        if self._plain:
-            state = checkpoint_filter_fn(state, self.network, antialias=self._antialias)
-        own = self.network.state_dict()
-        missing = sorted(name for name in own if name not in state)
-        wrong = sorted(n for n in own if n in state and own[n].shape != state[n].shape)
-        if missing or wrong:
-            example = (
-                f"{wrong[0]} is {tuple(state[wrong[0]].shape)}, not {tuple(own[wrong[0]].shape)}"
-                if wrong
-                else f"{missing[0]} is missing"
-            )
-            raise CheckpointError(
-                f"{path} holds weights of another architecture: {len(missing)} tensors missing, "
-                f"{len(wrong)} of another shape ({example})"
-            )
-        self.network.load_state_dict({name: state[name] for name in own})
+        self.load_tensors(read_weights(path, under=("visual.trunk.",)), source=path)
 
-    def _embed(self, images: Tensor) -> Tensor:
+    def load_tensors(self, state: Mapping[str, Tensor], *, source: object) -> None:
+        """As ``load_weights``, from tensors; ``source`` is what messages call them.
+
+        Raises:
+            CheckpointError: if they do not hold this architecture.
+        """
+        foreign = from_transformers(state)
+        if foreign is not None:
+            state = {name.removeprefix("network."): value for name, value in foreign.items()}
+        load_state(self.network, self._converted(state), source=source)
+
+    def _converted(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The original code's names as timm's, by timm's own conversion."""
+        family = {VisionTransformer: vision_transformer, Eva: eva}.get(type(self.network))
+        if family is None:
+            return state
+        mode, antialias = self._rule
+        try:
+            return family.checkpoint_filter_fn(  # type: ignore[no-any-return]  # timm is loosely typed
+                dict(state), self.network, interpolation=mode, antialias=antialias
+            )
+        except Exception:  # it assumes the right architecture; load_state says what is wrong
+            return state
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, Grid]:
         """Prefix and patch tokens with positions, as timm's ``_pos_embed`` at any grid."""
         network = self.network
         feature_map = network.patch_embed.proj(images)
@@ -159,20 +176,58 @@ class TimmEncoder(nn.Module):
         else:
             rows, columns = network.patch_embed.grid_size
             carried = network.pos_embed.shape[1] - rows * columns
-            square = network.pos_embed[:, carried:].reshape(1, rows, columns, -1)
+            stored = network.pos_embed[:, carried:].reshape(1, rows, columns, -1)
             positions = resample_positions(
-                square, (grid[1], grid[2]), antialias=self._antialias
+                stored, (grid[1], grid[2]), antialias=self._rule.antialias, mode=self._rule.mode
             ).flatten(1, 2)
             tokens = torch.cat([*prefix, tokens + positions], dim=1)
             if carried:
                 with_positions = tokens[:, :carried] + network.pos_embed[:, :carried]
                 tokens = torch.cat([with_positions, tokens[:, carried:]], dim=1)
-        return network.norm_pre(tokens)  # type: ignore[no-any-return]  # timm is loosely typed
+        return network.norm_pre(tokens), grid
+
+    def _rotations(self, grid: Grid) -> Sequence[Tensor] | None:
+        """Rotary positions for each block, or None where the model has none."""
+        rope = getattr(self.network, "rope", None)
+        if rope is None:
+            return None
+        found: Tensor = rope.get_embed(shape=list(grid[1:]))
+        return list(found) if self.network.rope_mixed else [found] * self.num_blocks
 
 
-def switchable(module: object) -> bool:
-    """Whether ``SwitchedAttention`` computes what this module does."""
-    return type(module) is Attention and getattr(module, "gate", None) is None
+class _Rule(NamedTuple):
+    """How a source resamples its positions."""
+
+    mode: Literal["bicubic", "bilinear"]
+    antialias: bool
+
+
+def _resampling(model: str, hub_id: str) -> _Rule:
+    # DINOv2's and Perception Encoder's own code; MAE's, SigLIP's and I-JEPA's is the third.
+    if "dinov2" in model or "dinov2" in hub_id:
+        return _Rule("bicubic", antialias=True)
+    if model.startswith("vit_pe_"):
+        return _Rule("bilinear", antialias=False)
+    return _Rule("bicubic", antialias=False)
+
+
+def _final_eps(network: Any) -> float:
+    """Epsilon of the final norm, which timm keeps in one of two places, or nowhere."""
+    norms: tuple[Any, ...] = (
+        network.norm, getattr(network, "fc_norm", None), network.blocks[-1].norm1,
+    )  # fmt: skip
+    return next(float(norm.eps) for norm in norms if hasattr(norm, "eps"))
+
+
+def switched(module: nn.Module) -> nn.Module:
+    """timm's attention module as one of ours with the same parameters, else the module itself."""
+    if getattr(module, "gate", None) is not None or getattr(module, "num_kv_groups", 1) != 1:
+        return module
+    if type(module) is Attention:
+        return SwitchedAttention(module)
+    if type(module) in (EvaAttention, AttentionRope):
+        return SwitchedRotaryAttention(module)
+    return module
 
 
 class SwitchedAttention(nn.Module):
@@ -205,6 +260,66 @@ class SwitchedAttention(nn.Module):
         return self.proj(self.norm(attended.transpose(1, 2).reshape(b, n, -1)))  # type: ignore[no-any-return]  # nn.Module calls are Any
 
 
+class SwitchedRotaryAttention(nn.Module):
+    """timm's rotary self-attention modules, computed by our attention function; same names.
+
+    Class and register tokens, which come first, are not rotated.
+    """
+
+    def __init__(self, source: EvaAttention | AttentionRope) -> None:
+        super().__init__()
+        self.num_heads = source.num_heads
+        self.scale = source.scale
+        self.prefix_tokens = source.num_prefix_tokens
+        self.rotates_halves: bool = source.rotate_half
+        self.qkv: Any = source.qkv
+        self.q_proj: Any = source.q_proj
+        self.k_proj: Any = source.k_proj
+        self.v_proj: Any = source.v_proj
+        self.q_norm: nn.Module = source.q_norm
+        self.k_norm: nn.Module = source.k_norm
+        self.norm: nn.Module = source.norm
+        self.proj: nn.Module = source.proj
+        # EvaAttention trains biases of queries and values alone, outside its linear layers.
+        self.q_bias: nn.Parameter | None = getattr(source, "q_bias", None)
+        self.v_bias: nn.Parameter | None = getattr(source, "v_bias", None)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "b n w"],
+        rope: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Float[Tensor, "b n w"]:
+        # timm's blocks pass a mask and a causal flag along; a ViT encoder sets neither.
+        assert attn_mask is None
+        assert not is_causal
+        b, n, _ = tokens.shape
+        q, k, v = (
+            part.reshape(b, n, self.num_heads, -1).transpose(1, 2)
+            for part in self._projected(tokens)
+        )
+        q, k = self._rotated(self.q_norm(q), rope), self._rotated(self.k_norm(k), rope)
+        attended = attention(q.to(v.dtype), k.to(v.dtype), v, scale=self.scale)
+        return self.proj(self.norm(attended.transpose(1, 2).reshape(b, n, -1)))  # type: ignore[no-any-return]  # nn.Module calls are Any
+
+    def _projected(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        if self.qkv is None:
+            return self.q_proj(tokens), self.k_proj(tokens), self.v_proj(tokens)
+        if self.q_bias is None or self.v_bias is None:
+            parts: tuple[Tensor, ...] = self.qkv(tokens).chunk(3, dim=-1)
+            return parts
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        return F.linear(tokens, self.qkv.weight, bias).chunk(3, dim=-1)
+
+    def _rotated(self, heads: Tensor, rope: Tensor | None) -> Tensor:
+        if rope is None:
+            return heads
+        prefix, patches = heads[:, :, : self.prefix_tokens], heads[:, :, self.prefix_tokens :]
+        rotated = apply_rot_embed_cat(patches, rope, half=self.rotates_halves)
+        return torch.cat([prefix, rotated.to(prefix.dtype)], dim=2)
+
+
 def describe_model(
     model: str, model_args: Mapping[str, Any]
 ) -> tuple[int, int, int, int, Triple, Triple]:
@@ -221,20 +336,31 @@ def describe_model(
     )
 
 
-def hub_source(model: str) -> str:
-    """The hub repository timm takes a model's weights from.
+class Source(NamedTuple):
+    """Where weights are: a hub repository with a file's name (empty for the usual ones), or a URL."""
+
+    hub_id: str = ""
+    filename: str = ""
+    url: str = ""
+
+
+def weights_source(model: str) -> Source:
+    """Where timm takes a model's weights from.
 
     Raises:
         FetchError: if timm knows of none.
     """
     config = timm.get_pretrained_cfg(model)
-    if config is None or not config.hf_hub_id:
+    if config is None or not (config.hf_hub_id or config.url):
         raise FetchError(
             f"timm has no pretrained weights for {model!r}: set encoder.weights to a file, or "
             "encoder.pretrained = false"
         )
+    if not config.hf_hub_id:
+        return Source(url=str(config.url))
     hub_id = str(config.hf_hub_id)
-    return hub_id if hub_id.count("/") and not hub_id.endswith("/") else f"{hub_id}{model}"
+    complete = hub_id.count("/") and not hub_id.endswith("/")
+    return Source(hub_id if complete else f"{hub_id}{model}", config.hf_hub_filename or "")
 
 
 def _create(model: str, model_args: Mapping[str, Any]) -> Any:
@@ -244,6 +370,8 @@ def _create(model: str, model_args: Mapping[str, Any]) -> Any:
             f"timm has no model {model!r}.{did_you_mean(model.partition('.')[0], known)} "
             "List them with: python -c \"import timm; print(*timm.list_models('vit*'), sep='\\n')\""
         )
+    if "siglip" in model and "naflex" not in model:
+        model_args = {"act_layer": "gelu_tanh", **model_args}
     try:
         network = timm.create_model(model, pretrained=False, dynamic_img_size=True, **model_args)
     except TypeError as error:

@@ -6,12 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rpiae.core.blocks import Block, resample_positions, sincos_positions, through
+from rpiae.core.blocks import Block, aggregate, resample_positions, sincos_positions, through
 from rpiae.core.contracts import BlockFeatures, Features, block_index
 from rpiae.core.shapes import Grid, map_grid, map_to_tokens
 
@@ -33,6 +31,7 @@ class VitEncoder(nn.Module):
             the first with stride 1 and then one with stride 2 per halving (arXiv 2106.14881).
         layers: blocks whose normalised tokens are averaged (layer aggregation of RAEv2); empty is the
             last block alone. Blocks behind the last one named are left out.
+        add_final_mean: whether the spatial mean of the last of these blocks is added to every token.
         mean, std: statistics that the input is normalised with.
 
     Shapes:
@@ -50,6 +49,7 @@ class VitEncoder(nn.Module):
         native_grid: int = 8,
         stem: Literal["patch", "conv"] = "conv",
         layers: Sequence[int] = (),
+        add_final_mean: bool = False,
         mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         std: tuple[float, float, float] = (0.5, 0.5, 0.5),
     ) -> None:
@@ -58,7 +58,8 @@ class VitEncoder(nn.Module):
         self.patch = patch
         self.mean = mean
         self.std = std
-        self.layers = tuple(layers) or (depth - 1,)
+        self.layers = tuple(sorted(layers)) or (depth - 1,)
+        self.add_final_mean = add_final_mean
         self.num_blocks = max(self.layers) + 1
         self.stem = _stem(stem, width, patch)
         self.pos_embed = nn.Parameter(
@@ -80,8 +81,7 @@ class VitEncoder(nn.Module):
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Features:
         """Final-normed patch tokens of normalised images."""
         found = self.blocks(images, self.layers)
-        normed = [F.layer_norm(tokens.float(), (self.width,), eps=1e-6) for tokens in found.tokens]
-        tokens = normed[0] if len(normed) == 1 else torch.stack(normed).mean(0)
+        tokens = aggregate(found.tokens, eps=1e-6, add_final_mean=self.add_final_mean)
         return Features(tokens, found.grid)
 
     def blocks(self, images: Float[Tensor, "b 3 h w"], indices: Sequence[int]) -> BlockFeatures:

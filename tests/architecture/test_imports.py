@@ -28,8 +28,8 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     tuple(
         f"core.{name}"
         for name in (
-            "entries", "plugins", "registry", "recipe", "attention", "adaptive", "blocks", "events", "freeze", "ema",
-            "runtime",
+            "entries", "plugins", "registry", "recipe", "attention", "adapters", "adaptive", "blocks",
+            "events", "freeze", "ema", "runtime",
         )
     ),
     ("encoders", "bridges", "decoders", "losses", "recipes"),
@@ -37,7 +37,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
         f"core.{name}"
         for name in (
             "resolve", "inspection", "build", "tokenizer", "objective", "players", "critic", "checkpoint",
-            "adapters", "pivot", "plan", "changes", "fitting", "trainer",
+            "pivot", "plan", "changes", "fitting", "trainer",
         )
     ),
     ("video", "data", "evaluation"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from rpiae.core.config import (
     BridgeConfig,
@@ -24,6 +27,17 @@ FACTS: dict[str, tuple[Any, str]] = {
     "encoder.width": (32, "the test"),
     "encoder.output_patch": (4, "the test"),
 }
+
+
+class Uninitialised(TorchFunctionMode):
+    """Leaves out the arithmetic of initialisation, which takes seconds on the meta device."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func.__name__ in ("uniform_", "erfinv_", "mul_", "add_", "clamp_") and args:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def test_every_part_is_named_to_the_kit() -> None:
@@ -76,12 +90,25 @@ def test_encoder_preset_states_what_its_model_is(name: str) -> None:
     config = part_config("encoders", name)
     assert isinstance(config, EncoderConfig)
     facts: EncoderDescription = config.describe()
-    with torch.device("meta"):
+    with torch.device("meta"), Uninitialised():
         module = config.build()
     for field in ("width", "patch", "num_blocks", "mean", "std"):
         assert getattr(module, field) == getattr(facts, field), field
-    network = getattr(module, "network", None)
-    assert getattr(network, "num_prefix_tokens", 0) == facts.prefix_tokens
+    assert getattr(module, "prefix_tokens", 0) == facts.prefix_tokens
+    row = _documented(name)
+    assert row["part"] == f"`{config.name}`"
+    assert [int(row[key]) for key in ("channels", "patch", "blocks", "native size")] == [
+        facts.width, facts.patch, facts.num_blocks, _native_size(module)
+    ]  # fmt: skip
+    preset = next(p for p in registry("encoders").presets() if p.name == name)
+    assert row["paper"] == preset.paper
+    for stated in {"licence": preset.licence, **preset.values}.items():
+        if stated[0] in ("licence", "hub_id", "url") and name != "tiny":
+            assert str(stated[1]) in row["licence"] + row["source of the weights"], stated
+
+
+def test_the_page_of_encoders_has_no_other_presets() -> None:
+    assert set(_table()) == {preset.name for preset in registry("encoders").presets()}
 
 
 def test_every_entry_has_what_listings_show() -> None:
@@ -91,6 +118,29 @@ def test_every_entry_has_what_listings_show() -> None:
             assert entry.config_class().family == family
     for preset in (*registry("encoders").presets(), *registry("recipes").presets()):
         assert preset.summary, preset.name
+
+
+@functools.cache
+def _table() -> dict[str, dict[str, str]]:
+    """The presets' rows of docs/encoders.md by name."""
+    text = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text(encoding="utf-8")
+    lines = text.partition("## Presets")[2].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "|" in line]
+    return {row[0].strip("`"): dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
+
+
+def _documented(name: str) -> dict[str, str]:
+    assert name in _table(), f"docs/encoders.md has no row of {name}"
+    return _table()[name]
+
+
+def _native_size(module: Any) -> int:
+    network = getattr(getattr(module, "tower", module), "network", None)
+    if network is None:
+        return int(module.patch * module.pos_embed.shape[1])
+    if hasattr(network, "patch_embed"):
+        return int(network.patch_embed.img_size[0])
+    return int(network.image_size[0])
 
 
 def _names(family: str) -> set[str]:
