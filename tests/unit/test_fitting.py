@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from rpiae.bridges.linear import LinearBridge
 from rpiae.core import events
 from rpiae.core.contracts import Features, Fit
 from rpiae.core.errors import ConfigError, TrainingError, UsageError
+from rpiae.core.fitting import fit_bridge
 from rpiae.core.trainer import TrainerInputs, train
 from rpiae.testing import SyntheticImages
 from tests.toys import DECODERS, ENCODERS, toy_run
@@ -160,3 +162,39 @@ def test_no_batches_are_too_few_tokens() -> None:
 
     with pytest.raises(UsageError, match="gave 0"):
         LinearBridge(features=3, latent_channels=2).fit(none())
+
+
+def test_a_second_process_takes_the_first_ones_fit_and_reads_no_crops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = linear_run(tmp_path / "a"), linear_run(tmp_path / "b")
+    outcomes: list[Any] = []
+
+    def call(function: Callable[[], Any]) -> Any:
+        outcomes.append(function())
+        return outcomes[0]
+
+    class NoCrops(SyntheticImages):
+        def crops(self, count: int, *, seed: int) -> Float[Tensor, "n 3 s s"]:
+            raise AssertionError("read crops")
+
+    monkeypatch.setattr(first.runtime, "on_main", call)
+    told = list(fit_bridge(first.model, first.data, first.runtime, seed=0))
+    monkeypatch.setattr(second.runtime, "on_main", lambda _: outcomes.pop())
+    assert told == list(fit_bridge(second.model, NoCrops(32), second.runtime, seed=0))
+    assert len(told) == 1
+    assert second.model.bridge.fitted
+    for name, value in state(first).items():
+        assert torch.equal(value, state(second)[name]), name
+
+
+def test_features_are_normalised_as_the_bridge_sees_them(tmp_path: Path) -> None:
+    inputs = linear_run(tmp_path)
+    mean, var = torch.full((32, 1, 1), 2.0), torch.full((32, 1, 1), 4.0)
+    inputs.model.register_buffer("feature_mean", mean)
+    inputs.model.register_buffer("feature_var", var)
+    list(fit_bridge(inputs.model, inputs.data, inputs.runtime, seed=0))
+    with torch.no_grad():
+        tokens = inputs.model.features(inputs.data.crops(8, seed=0)).tokens
+    expected = ((tokens - 2) / 2).mean(dim=(0, 1))
+    torch.testing.assert_close(inputs.model.bridge.mean, expected, atol=1e-5, rtol=1e-4)
