@@ -33,6 +33,7 @@ from rpiae.encoders import hub
 from rpiae.encoders.open_clip import ClipTower, OpenClipEncoder, weights_source
 from rpiae.encoders.timm import SwitchedAttention, SwitchedRotaryAttention, TimmEncoder
 from rpiae.encoders.vit import VitEncoder
+from rpiae.testing import check_encoder
 from tests.toys import ENCODERS
 
 CLIP_ARGS = {"width": 32, "layers": 3, "head_width": 16, "image_size": 48, "patch_size": 16}
@@ -170,6 +171,17 @@ def test_rotary_models_are_timm_s_own_at_any_grid(model: str, grid: tuple[int, i
     assert found.grid == (1, *grid)
     for ours, theirs in zip(found.tokens, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["vit_pe_core_base_patch16_224", "vit_tiny_patch16_dinov3_qkvb", "vit_huge_patch14_gap_224"],
+)
+def test_families_beyond_the_toys_fit_the_contract(model: str) -> None:
+    tree = {"name": "timm", "model": model, "pretrained": False}
+    config = part_config("encoders", {**tree, "model_args": {**TOWER_ARGS, "img_size": 56}})
+    assert isinstance(config, EncoderConfig)
+    check_encoder(config)
 
 
 @pytest.mark.parametrize("model", ["vit_small_patch16_dinov3", "vit_pe_core_base_patch16_224"])
