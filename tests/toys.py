@@ -56,13 +56,6 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "model_args": {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32},
         "image_size": 32,
     },
-    "timm-rotary-positions": {
-        "name": "timm",
-        "model": "vit_pe_core_base_patch16_224",
-        "pretrained": False,
-        "model_args": {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32},
-        "image_size": 32,
-    },
 }
 BRIDGES: dict[str, str | dict[str, Any]] = {
     "vb4": "vb4",
