@@ -258,7 +258,9 @@ def test_a_stream_of_commands_gives_what_local_shards_give(shards: Path) -> None
     assert_same(drawn(piped), drawn(stream_of(shards)))
     # Nothing is known of the shards here, so they are counted while they are passed over.
     assert_same(drawn(piped, start=7), drawn(stream_of(shards))[7:])
-    assert torch.equal(piped.held_out().images, stream_of(shards).held_out().images)
+    held_out = piped.held_out()
+    assert held_out.groups == ("shard 1/005.png", "shard 3/015.png")
+    assert torch.equal(held_out.images, stream_of(shards).held_out().images)
 
 
 def test_a_compressed_shard_is_streamed(tmp_path: Path) -> None:
