@@ -51,7 +51,7 @@ def check_builds(
         encoder, bridge, decoder: registered names, or tables with a name; small.
         losses: registered losses that are added to every stage which offers what they need.
         data: a registered dataset in place of made-up images.
-        recipe: whose stages are tried.
+        recipe: whose stages are tried; what its losses load must be there.
 
     Raises:
         AssertionError: with what is wrong.
@@ -105,7 +105,9 @@ def _train(resolved: ResolvedRun, model: RPiAE, folder: Path) -> set[str]:
     inputs = TrainerInputs(
         model=model, recipe=resolved.config.recipe, data=_data(resolved),
         runtime=Runtime(device="cpu", precision="fp32"),
-        replica=PivotReplica(pivot, output_patch=model.decoder.patch),
+        replica=PivotReplica(
+            pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
+        ),
         evaluate=_unmeasured, folder=folder, seed=0,
     )  # fmt: skip
     trained: set[str] = set()
@@ -142,8 +144,7 @@ def _parameters(model: RPiAE, role: str) -> dict[str, Tensor]:
 def _check_round_trip(model: RPiAE, folder: Path) -> None:
     """The saved tokenizer is the same, also for an image that is neither square nor a multiple."""
     loaded = RPiAE.from_pretrained(model.eval().save_pretrained(folder))
-    assert model.config is not None
-    side = model.decoder.patch * model.config.bridge_facts.downsampling
+    side = model.decoder.patch * model.bridge.downsampling
     images = torch.rand(1, 3, 3 * side - 1, 4 * side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         made, again = model.reconstruct(images), loaded.reconstruct(images)

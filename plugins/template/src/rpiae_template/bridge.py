@@ -21,6 +21,7 @@ class TemplateBridge(nn.Module):
     """
 
     gaussian = True
+    downsampling = 1
 
     def __init__(self, *, features: int, latent_channels: int, hidden: int) -> None:
         super().__init__()

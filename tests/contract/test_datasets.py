@@ -1,0 +1,113 @@
+"""The kit's check of datasets, on the built-in ones and on broken ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from attrs import evolve, frozen
+from PIL import Image
+from torch import Tensor
+
+from rpiae.core.config import DatasetConfig
+from rpiae.core.contracts import Batch, HeldOut
+from rpiae.core.resolve import part_config
+from rpiae.testing import SyntheticImages, check_dataset
+
+
+@frozen(kw_only=True)
+class SyntheticConfig(DatasetConfig):
+    """Of one of the datasets below."""
+
+    module: ClassVar[str] = "rpiae.testing.images:SyntheticImages"
+    size: int = 8
+
+    def arguments(self) -> dict[str, Any]:
+        return {"size": self.size}
+
+
+class Remembering(SyntheticImages):
+    """Shows other images the second time."""
+
+    turn = 0
+
+    def batches(self, **given: Any) -> Iterator[Batch]:
+        for batch in super().batches(**given):
+            self.turn += 1
+            yield batch._replace(images=batch.images.roll(self.turn, 0))
+
+
+class Whole(SyntheticImages):
+    """Gives every process all images."""
+
+    def batches(self, **given: Any) -> Iterator[Batch]:
+        return super().batches(**given | {"rank": 0, "num_processes": 1})
+
+
+class Bytes(SyntheticImages):
+    """Has images from 0 to 255."""
+
+    def held_out(self) -> HeldOut:
+        found = super().held_out()
+        return found._replace(images=found.images * 255)
+
+
+class Ungrouped(SyntheticImages):
+    """Names no group for its second held-out image."""
+
+    def held_out(self) -> HeldOut:
+        return super().held_out()._replace(groups=("first",))
+
+
+class Drawn(SyntheticImages):
+    """Has crops that no seed decides."""
+
+    def crops(self, count: int, *, seed: int) -> Tensor:
+        return torch.rand(count, 3, 8, 8)
+
+
+class Unfit:
+    """No dataset."""
+
+    def __init__(self, *, size: int) -> None:
+        self.image_size = size
+
+
+def test_made_up_images() -> None:
+    check_dataset(SyntheticConfig())
+
+
+def test_sample_photographs() -> None:
+    check_dataset(evolve(part_config("datasets", "sample"), image_size=32))
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    for i in range(6):
+        Image.effect_noise((40 + i, 50), 80).convert("RGB").save(tmp_path / f"{i}.png")
+    tree = {"name": "folder", "path": str(tmp_path), "image_size": 16, "held_out": 2, "workers": 0}
+    config = part_config("datasets", tree)
+    assert isinstance(config, DatasetConfig)
+    check_dataset(config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "problem"),
+    [
+        (Remembering, "a step depends on those before it"),
+        (Whole, "three processes see other images than one"),
+        (Bytes, r"held_out\(\) goes from .* not from 0 to 1"),
+        (Ungrouped, "needs a group per image"),
+        (Drawn, r"crops\(\) is not repeatable"),
+        (Unfit, "Unfit does not fit Dataset"),
+    ],
+)
+def test_what_is_wrong_is_named(kind: type, problem: str) -> None:
+    @frozen(kw_only=True)
+    class Config(SyntheticConfig):
+        module: ClassVar[str] = f"{__name__}:{kind.__name__}"
+
+    with pytest.raises(AssertionError, match=problem):
+        check_dataset(Config())
