@@ -12,6 +12,11 @@ from typing import NamedTuple
 
 import pytest
 
+from rpiae import runs
+from rpiae.core.config import read_toml
+from rpiae.core.errors import CheckpointError, UnknownNameError
+from rpiae.core.tokenizer import RPiAE
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "write-a-plugin.md"
 _FENCE = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -79,9 +84,14 @@ def test_the_page_word_for_word(tmp_path: Path, environment: dict[str, str]) -> 
         else:
             (here / block.what).write_text(block.text, encoding="utf-8")
     assert here.name == "rpiae-squeeze"
-    assert (here / "runs" / "first" / "summary.json").is_file()
-    config = (here / "runs" / "first" / "config.toml").read_text(encoding="utf-8")
-    assert '"rpiae-squeeze",' in config.partition("requires")[2]
+    made = here / "runs" / "first"
+    assert (made / "summary.json").is_file()
+    assert read_toml(made / "config.toml")["requires"] == ["rpiae-squeeze"]
+    # This process does not see the plugin.
+    with pytest.raises(UnknownNameError, match="requires rpiae-squeeze: pip install rpiae-squeeze"):
+        runs.resumed_config(made)
+    with pytest.raises(CheckpointError, match="pip install rpiae-squeeze"):
+        RPiAE.from_pretrained(made)
 
 
 def run(commands: str, folder: Path, environment: dict[str, str]) -> tuple[Path, str]:

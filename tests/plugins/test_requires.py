@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from rpiae import runs
-from rpiae.core.config import read_toml
-from rpiae.core.errors import CheckpointError, ConfigError, UnknownNameError
-from rpiae.core.tokenizer import RPiAE
-from tests.plugins.test_discovery import install
-
-PLUGIN = """
-from rpiae import Entry, Manifest
-MANIFEST = Manifest(api=1, entries={"encoders": (Entry(
-    name="elsewhere", target="rpiae.encoders.configs:VitEncoderConfig", summary="a ViT",
-),)})
-"""
+from rpiae.core.errors import ConfigError, UnknownNameError
 
 
 def test_a_name_and_what_would_bring_it() -> None:
@@ -50,24 +36,3 @@ def test_what_is_installed_or_no_name_is_not_blamed(requires: object) -> None:
 
 def test_requirements_that_are_met_elsewhere_do_not_stop_a_run() -> None:
     assert runs.resolve({"requires": ["rpiae-far"]}).config.requires == ("rpiae-far",)
-
-
-def test_a_run_writes_down_what_it_requires(tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    site.mkdir()
-    install(site, "rpiae-elsewhere", PLUGIN)
-    (tmp_path / "run.toml").write_text(
-        '[encoder]\nname = "elsewhere"\nwidth = 32\ndepth = 1\nnum_heads = 2\n'
-        '[bridge]\nname = "vb4"\n[decoder]\nname = "vit"\nwidth = 32\ndepth = 1\nnum_heads = 2\n'
-        '[recipe]\nname = "quick"\nmax_steps = 1\nbatch_size = 2\n'
-    )
-    path = os.pathsep.join([str(site), *filter(None, sys.path)])
-    subprocess.run(
-        [sys.executable, "-m", "rpiae", "build", "--config", "run.toml", "--out", "a"],
-        cwd=tmp_path, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": path},
-    )  # fmt: skip
-    assert read_toml(tmp_path / "a" / "config.toml")["requires"] == ["rpiae-elsewhere"]
-    with pytest.raises(UnknownNameError, match="pip install rpiae-elsewhere"):
-        runs.resumed_config(tmp_path / "a")
-    with pytest.raises(CheckpointError, match="pip install rpiae-elsewhere"):
-        RPiAE.from_pretrained(tmp_path / "a")
