@@ -154,7 +154,10 @@ def _step_seconds(
 
 
 def _meta_step(resolved: ResolvedRun, model: RPiAE, stage: StageConfig, size: int) -> None:
-    """Forward and backward pass of a stage without memory, for counting."""
+    """Forward and backward pass of a stage without memory, for counting.
+
+    What a critic learns with is not counted; the model's way through it is.
+    """
     recipe = resolved.config.recipe
     apply_stage(model.roles, stage.train)
     number = batch_size(stage, recipe)
@@ -162,12 +165,17 @@ def _meta_step(resolved: ResolvedRun, model: RPiAE, stage: StageConfig, size: in
         stage.terms,
         length=stage_length(stage, recipe, number),
         layers={"encoder": model.encoder.last_weight, "decoder": model.decoder.last_weight},
+        device="meta",
     )
+    critic = None
+    if objective.adversary is not None:
+        with torch.device("meta"):
+            critic = objective.adversary[0].critic.build().requires_grad_(False).eval()
     pivot = build_tokenizer(resolved.tokenizer, device="meta").roles["encoder"]
     replica = PivotReplica(
         pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
     )
-    player = ModelPlayer(model, stage=stage, objective=objective, replica=replica)
+    player = ModelPlayer(model, stage=stage, objective=objective, replica=replica, critic=critic)
     draws = StepRandomness(0, stage.name, 0, range(number))
     outcome = player(torch.rand(number, 3, size, size, device="meta"), draws, 0)
     outcome.total.backward()
