@@ -56,13 +56,6 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "model_args": {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32},
         "image_size": 32,
     },
-    "timm-rotary-positions": {
-        "name": "timm",
-        "model": "vit_pe_core_base_patch16_224",
-        "pretrained": False,
-        "model_args": {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32},
-        "image_size": 32,
-    },
 }
 BRIDGES: dict[str, str | dict[str, Any]] = {
     "vb4": "vb4",
@@ -88,7 +81,9 @@ CRITICS: dict[str, dict[str, Any]] = {
     },
     "patch": {"name": "patch", "width": 8, "halvings": 2},
 }
-RECIPES = tuple(preset.name for preset in registry("recipes").presets())
+#: Every loss in one stage, against the critic with a backbone.
+EVERY_TERM = "every-term"
+RECIPES = (*(preset.name for preset in registry("recipes").presets()), EVERY_TERM)
 
 
 #: Losses that would load weights, or play against a critic that does, as toys.
@@ -100,6 +95,8 @@ LOSSES: dict[str, dict[str, Any]] = {
 
 def toy_recipe(name: str) -> dict[str, Any]:
     """A built-in recipe with all its terms, as toys and from the first step on."""
+    if name == EVERY_TERM:
+        return _every_term()
     tree = copy.deepcopy(registry("recipes").select(name).tree)
     for stage in tree["stages"]:
         for term in stage["terms"]:
@@ -107,6 +104,21 @@ def toy_recipe(name: str) -> dict[str, Any]:
             term["loss"] = LOSSES.get(loss if isinstance(loss, str) else loss["name"], loss)
             term.pop("start_epochs", None)
     return tree
+
+
+def _every_term() -> dict[str, Any]:
+    adaptive = {"layer": "decoder", "eps": 1e-6}
+    terms = [
+        {"loss": LOSSES.get(entry.name, entry.name), "optional": True, "reference": True}
+        for entry in registry("losses").entries()
+        if entry.name != "adversarial"
+    ]
+    game = {"name": "adversarial", "critic": CRITICS["dino"], "objective": "non-saturating"}
+    stage = {
+        "name": "all", "train": ["encoder", "bridge", "decoder"], "posterior": "sample",
+        "noise": 0.1, "epochs": 1.0, "terms": [*terms, {"loss": game, "adaptive": adaptive}],
+    }  # fmt: skip
+    return {"name": EVERY_TERM, "stages": [stage]}
 
 
 def toy_run(

@@ -16,6 +16,9 @@ from rpiae.data.streams import Encoded, StreamDataset, check_not_streaming
 SAVED = "state.json"
 SAVED_SPLITS = "dataset_dict.json"
 
+#: Major version of ``datasets`` from which on no code that comes with a dataset is run.
+OLDEST = 4
+
 #: Rows of a stream that are read at once.
 READ = 16
 
@@ -137,6 +140,11 @@ def huggingface(
     """
     if not path:
         raise UsageError("data: name a dataset: hf:OWNER/NAME or hf:FOLDER")
+    if int(datasets.__version__.partition(".")[0]) < OLDEST:
+        raise UsageError(
+            f"datasets {datasets.__version__} may run code that comes with a dataset: "
+            f'pip install "datasets>={OLDEST}"'
+        )
     data, total = _loaded(path, split=split, subset=subset, revision=revision, streaming=streaming)
     data = _undecoded(data, column, path)
     if total == 0:

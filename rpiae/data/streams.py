@@ -26,6 +26,9 @@ from rpiae.data.orders import permutation, spread
 #: Crops per step where training crops are loaded for fitting.
 FITTED = 16
 
+#: Shards that a message tells the problems of.
+TOLD = 3
+
 
 class Encoded(NamedTuple):
     """An encoded image of a stream.
@@ -286,7 +289,9 @@ class _Parts(IterableDataset[_Part]):
         reader, size = lane.reader, self._fitting.image_size
         where = reader.reading.stream.location
         if slot is None:
-            why = "; ".join(dict.fromkeys(reader.reading.problems)) or "all are held out"
+            problems = list(dict.fromkeys(reader.reading.problems)) or ["all are held out"]
+            more = f"; and {len(problems) - TOLD} more" if len(problems) > TOLD else ""
+            why = "; ".join(problems[:TOLD]) + more
             return Crop(sample, None, (), f"no image in {where} can be trained on: {why}")
         errors: dict[str, DataError] = {}
         for image in slot.candidates(self._longest):
@@ -432,7 +437,9 @@ class StreamDataset:
             try:
                 images = (i for i in self._stream.images(shard) if isinstance(i, Encoded))
                 for image in islice(images, number):
-                    yield image.name, partial(opened, image, self._fitting)
+                    # A shard may be a long command, and pictures are named after their groups.
+                    inside = image.name.removeprefix(self._stream.shard(shard)).lstrip("/, ")
+                    yield f"shard {shard}/{inside}", partial(opened, image, self._fitting)
             except DataError as error:
                 yield self._stream.shard(shard), partial(_fail, error)
 

@@ -12,12 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self, Unpack
 
+from torch.utils.data import Dataset as TorchDataset
 from webdataset.gopen import gopen
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from rpiae.core.errors import DataError, UsageError
 from rpiae.data.image_dataset import ImageOptions, SplitDataset
+from rpiae.data.loading import default_workers, loaded, loader
 from rpiae.data.sources import EXTENSIONS
 from rpiae.data.streams import Encoded, Stream, StreamDataset, check_not_streaming
 
@@ -28,6 +30,9 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 
 #: Endings of compressed shards, in which no member can be found without reading those before it.
 COMPRESSED = (".gz", ".tgz", ".bz2", ".xz")
+
+#: Shards for which one more process that reads headers is worth its start.
+SHARDS_PER_WORKER = 8
 
 #: How a command ends that succeeded, or whose output nobody wants any more; None where there is none.
 CLOSED = (None, 0, 23, 141, -13)
@@ -152,6 +157,24 @@ def _reason(error: BaseException) -> str:
     return str(text)
 
 
+class _Indexing(TorchDataset[TarIndex]):
+    """The indices of shards, one by one, for a loader."""
+
+    def __init__(self, paths: Sequence[Path], grouping: _Grouping) -> None:
+        self._paths = paths
+        self._grouping = grouping
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, number: int) -> TarIndex:
+        return index_tar(self._paths[number], self._grouping)
+
+
+def _same(index: TarIndex) -> TarIndex:
+    return index
+
+
 class IndexedTars:
     """Images in uncompressed local tar shards, in the order of shards and members.
 
@@ -162,6 +185,7 @@ class IndexedTars:
         location: what messages call the shards.
         paths: the shards.
         member: see ``WebDatasetConfig``.
+        workers: processes that read the headers; fewer for a few shards.
 
     Attributes:
         problems: what of the shards is left out, in words.
@@ -170,11 +194,16 @@ class IndexedTars:
         DataError: if no shard has an image.
     """
 
-    def __init__(self, location: str, paths: Sequence[Path], member: str) -> None:
+    def __init__(
+        self, location: str, paths: Sequence[Path], member: str, *, workers: int = 0
+    ) -> None:
         self.location = location
         self._paths = paths
-        grouping = _Grouping(member)
-        self._shards = [index_tar(path, grouping) for path in paths]
+        indexing = _Indexing(paths, _Grouping(member))
+        workers = min(workers, len(paths) // SHARDS_PER_WORKER)
+        self._shards: list[TarIndex] = list(
+            loaded(loader(indexing, workers=workers, batch_size=None, collate_fn=_same))
+        )
         self.problems = tuple(shard.problem for shard in self._shards if shard.problem)
         self._starts = [0]
         for shard in self._shards:
@@ -337,7 +366,9 @@ def webdataset(
     local = [Path(url).expanduser() for url in urls if _is_local(url)]
     stream: Stream
     if len(local) == len(urls):
-        source = IndexedTars(path, local, member)
+        given = options.get("workers")
+        workers = default_workers() if given is None else given
+        source = IndexedTars(path, local, member, workers=workers)
         if not streaming:
             check_not_streaming(num_images)
             return SplitDataset(source, options)

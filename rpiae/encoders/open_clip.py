@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rpiae.core.attention import attention
 from rpiae.core.blocks import aggregate, resample_positions, through
 from rpiae.core.contracts import BlockFeatures, Features, block_index
-from rpiae.core.errors import FetchError, UsageError, did_you_mean
+from rpiae.core.errors import FetchError, UsageError, did_you_mean, nearest
 from rpiae.core.shapes import Grid, map_grid, map_to_tokens
 from rpiae.encoders import timm as timm_part
 from rpiae.encoders.hub import load_state, read_weights
@@ -276,8 +276,11 @@ def _known(model: str) -> _Known:
     name, _, tag = model.partition("/")
     names = open_clip.list_models()
     if name not in names:
+        spelt = {other.lower(): other for other in names}
+        close = [spelt[other] for other in nearest(name.lower(), spelt)]
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise UsageError(
-            f"open_clip has no model {name!r}.{did_you_mean(name, names)} List them with: "
+            f"open_clip has no model {name!r}.{hint} List them with: "
             "python -c \"import open_clip; print(*open_clip.list_models(), sep='\\n')\""
         )
     config = open_clip.get_model_config(name)
@@ -314,9 +317,19 @@ def _vision_config(known: _Known, model_args: Mapping[str, Any]) -> CLIPVisionCf
             f"open_clip model {known.name!r} cannot be a pivot: its image tower is a ModifiedResNet, "
             "which yields no patch tokens"
         )
+    if not isinstance(config.patch_size, int):
+        raise UsageError(
+            f"encoder.model_args: patch_size is pixels per side, one number, not {config.patch_size}"
+        )
     return config
 
 
 def _built(known: _Known, model_args: Mapping[str, Any]) -> VisionTransformer:
     config = _vision_config(known, model_args)
-    return _build_vision_tower(known.embed_dim, config, quick_gelu=known.quick_gelu)
+    try:
+        return _build_vision_tower(known.embed_dim, config, quick_gelu=known.quick_gelu)
+    except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
+        raise UsageError(
+            f"open_clip model {known.name!r} cannot be built with encoder.model_args = "
+            f"{dict(model_args)}: {error}"
+        ) from None

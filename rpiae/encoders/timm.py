@@ -364,32 +364,45 @@ def weights_source(model: str) -> Source:
 
 
 def _create(model: str, model_args: Mapping[str, Any]) -> Any:
+    architecture, _, tag = model.partition(".")
     if not timm.is_model(model):
         known = timm.list_models()
         raise UsageError(
-            f"timm has no model {model!r}.{did_you_mean(model.partition('.')[0], known)} "
+            f"timm has no model {model!r}.{did_you_mean(architecture, known)} "
             "List them with: python -c \"import timm; print(*timm.list_models('vit*'), sep='\\n')\""
+        )
+    tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise UsageError(
+            f"timm has no weights {tag!r} for model {architecture!r}.{did_you_mean(tag, tags)} "
+            + (f"It has: {', '.join(tags)}" if tags else "It has none: leave the tag out.")
         )
     if "siglip" in model and "naflex" not in model:
         model_args = {"act_layer": "gelu_tanh", **model_args}
     try:
         network = timm.create_model(model, pretrained=False, dynamic_img_size=True, **model_args)
-    except TypeError as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        if "dynamic_img_size" in str(error):
+            raise UsageError(
+                f"timm model {model!r} cannot be a pivot: it is not a ViT with patch tokens for any "
+                "image size"
+            ) from None
         raise UsageError(
-            f"timm model {model!r} cannot be a pivot, it is not a ViT with patch tokens for any "
-            f"image size: {error}"
+            f"timm model {model!r} cannot be built with encoder.model_args = {dict(model_args)}: "
+            f"{error}"
         ) from None
-    patch = getattr(getattr(network, "patch_embed", None), "proj", None)
-    if not (isinstance(patch, nn.Conv2d) and hasattr(network, "blocks")) or isinstance(
-        network.patch_embed, HybridEmbed
-    ):
+    what = f"timm model {model!r} ({type(network).__name__}) cannot be a pivot"
+    embedding = getattr(network, "patch_embed", None)
+    if isinstance(embedding, HybridEmbed):
         raise UsageError(
-            f"timm model {model!r} ({type(network).__name__}) cannot be a pivot: it has no patch "
-            "embedding and blocks that yield patch tokens"
+            f"{what}: it is a hybrid, whose patches come out of a convolutional network"
         )
+    if not (isinstance(getattr(embedding, "proj", None), nn.Conv2d) and hasattr(network, "blocks")):
+        raise UsageError(f"{what}: it has no patch embedding and blocks that yield patch tokens")
+    if len(set(network.patch_embed.patch_size)) > 1:
+        raise UsageError(f"{what}: its patches are not square, {network.patch_embed.patch_size}")
     if not hasattr(getattr(network.blocks[-1], "mlp", None), "fc2"):
         raise UsageError(
-            f"timm model {model!r} ({type(network).__name__}) cannot be a pivot: its last block has "
-            "no MLP output weight, which adaptive weights refer to"
+            f"{what}: its last block has no MLP output weight, which adaptive weights refer to"
         )
     return network

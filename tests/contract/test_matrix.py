@@ -15,10 +15,9 @@ import torch
 from attrs import evolve
 
 from rpiae.core import events
-from rpiae.core.registry import registry
 from rpiae.core.trainer import train
 from rpiae.testing import SyntheticImages
-from tests.toys import BRIDGES, DECODERS, ENCODERS, RECIPES, toy_run
+from tests.toys import BRIDGES, DECODERS, ENCODERS, RECIPES, toy_recipe, toy_run
 
 LOAD = """
 import sys, torch, pytest_socket
@@ -134,19 +133,19 @@ def test_overfits_one_batch(tmp_path: Path, encoder: str, bridge: str, recipe: s
     )  # fmt: skip
     inputs = evolve(inputs, data=SyntheticImages(32, count=2))
     first = None
-    totals = []
+    errors = []
     for event in train(inputs):
         if isinstance(event, events.StepDone):
             first = first or event.stage
             if event.stage == first:
-                totals.append(event.total)
-    assert len(totals) == 40
-    assert min(totals[-5:]) < 0.7 * totals[0]
+                errors.append(event.terms["l1"])
+    assert len(errors) == 40
+    assert min(errors[-5:]) < 0.7 * errors[0]
 
 
 def _stages(recipe: str) -> range:
-    return range(len(registry("recipes").select(recipe).tree["stages"]))
+    return range(len(toy_recipe(recipe)["stages"]))
 
 
 def _in_epochs(recipe: str) -> bool:
-    return "epochs" in registry("recipes").select(recipe).tree["stages"][0]
+    return "epochs" in toy_recipe(recipe)["stages"][0]

@@ -131,6 +131,14 @@ def test_braces_name_the_same_shards_as_their_folder(shards: Path) -> None:
     assert_same(drawn(braces), drawn(built("webdataset", shards)))
 
 
+def test_many_shards_are_indexed_side_by_side(tmp_path: Path) -> None:
+    for shard in range(18):
+        write_tar(tmp_path / f"{shard:02}.tar", samples(2 * shard, 2))
+    alone, several = (built("webdataset", tmp_path, workers=workers) for workers in (0, 2))
+    assert several.num_images == alone.num_images == 34
+    assert_same(drawn(several), drawn(alone))
+
+
 def test_the_wanted_member_of_a_sample_is_taken(tmp_path: Path) -> None:
     members = {}
     for i in range(4):
@@ -250,7 +258,9 @@ def test_a_stream_of_commands_gives_what_local_shards_give(shards: Path) -> None
     assert_same(drawn(piped), drawn(stream_of(shards)))
     # Nothing is known of the shards here, so they are counted while they are passed over.
     assert_same(drawn(piped, start=7), drawn(stream_of(shards))[7:])
-    assert torch.equal(piped.held_out().images, stream_of(shards).held_out().images)
+    held_out = piped.held_out()
+    assert held_out.groups == ("shard 1/005.png", "shard 3/015.png")
+    assert torch.equal(held_out.images, stream_of(shards).held_out().images)
 
 
 def test_a_compressed_shard_is_streamed(tmp_path: Path) -> None:
@@ -451,6 +461,14 @@ def test_no_code_in_a_dataset_runs(tmp_path: Path) -> None:
     (folder / "scripted.py").write_text("raise SystemExit('the script ran')")
     with pytest.raises(DataError, match=r"scripts are no longer supported|any data files"):
         built("hf", folder)
+
+
+def test_a_library_that_runs_code_of_datasets_is_refused(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "__version__", "3.6.0")
+    with pytest.raises(UsageError, match=r"datasets 3\.6\.0 may run code .*datasets>=4"):
+        built("hf", photographs)
 
 
 # --- the command line -------------------------------------------------------------------------------
