@@ -152,6 +152,7 @@ class CriticTraining:
 
     def prepare(self, runtime: Runtime) -> None:
         """Wrap the critic for the run's processes."""
+        self._unfreeze()  # a distributed wrapper listens to what is trained as it wraps
         player = CriticPlayer(self.critic, self.term)
         self._player, self._optimiser = runtime.prepare(player, self._optimisation.optimiser)
 
@@ -173,8 +174,7 @@ class CriticTraining:
             parts: give the batch, one after the other.
             runtime: where.
         """
-        for parameter in self._trained:
-            parameter.requires_grad_(True)
+        self._unfreeze()
         self.critic.train()
         rate = self._optimisation.learning_rate(step - self.start)
         for group in self._optimiser.param_groups:
@@ -197,6 +197,10 @@ class CriticTraining:
             torch._foreach_mul_(gradients, min(1.0, clip / (norm + 1e-6)))
         self._optimiser.step()
         return {**runtime.means(scores), "gradient_norm": norm, "learning_rate": rate}
+
+    def _unfreeze(self) -> None:
+        for parameter in self._trained:
+            parameter.requires_grad_(True)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and optimiser, for a checkpoint."""
