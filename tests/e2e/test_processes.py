@@ -116,6 +116,32 @@ def test_one_process_begins_and_two_finish(tmp_path: Path, images: Path) -> None
         assert found[place] == pytest.approx(total, abs=1e-4), place
 
 
+def test_the_critic_learns_alike_in_two_processes(tmp_path: Path, images: Path) -> None:
+    made = tree(images, tmp_path / "one")
+    game = {"name": "adversarial", "critic": {"name": "patch", "width": 4, "halvings": 1}}
+    adversarial = {"loss": game, "start_steps": 2, "adaptive": {"layer": "decoder"}}
+    stage = {
+        "name": "polish", "train": ["decoder"], "steps": 5, "batch_size": 5,
+        "terms": [{"loss": "l1", "reference": True}, adversarial],
+    }  # fmt: skip
+    made["recipe"] = {"name": "gan", "stages": [stage], "evaluate_every": 0}
+    stop_at(runs.run(runs.resolve(made)), ("polish", 5))
+    config = tmp_path / "run.toml"
+    config.write_text(runs.dump_toml(runs.resolve(made | {"out": str(tmp_path / "two")}).config))
+    process = launched("--config", str(config))
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    alone, together = (critics(tmp_path / name) for name in ("one", "two"))
+    assert len(alone) == len(together) == 5
+    for one, two in zip(alone, together, strict=True):
+        assert two == pytest.approx(one, rel=1e-3, abs=1e-4)
+
+
+def critics(out: Path) -> list[dict[str, float]]:
+    rows = map(json.loads, (out / "events.jsonl").read_text().splitlines())
+    return [row["critic"] for row in rows if row["event"] == "StepDone"]
+
+
 def test_more_processes_than_images_in_a_step(tmp_path: Path, images: Path) -> None:
     made = tree(images, tmp_path / "run")
     made["recipe"]["batch_size"] = 1

@@ -34,7 +34,10 @@ def gradients(inputs: TrainerInputs, stage: StageConfig) -> tuple[dict[str, Tens
         length=stage_length(stage, inputs.recipe, 8),
         layers={"encoder": model.encoder.last_weight, "decoder": model.decoder.last_weight},
     )
-    player = ModelPlayer(model, stage=stage, objective=objective, replica=inputs.replica)
+    critic = objective.adversary[0].critic.build().eval() if objective.adversary else None
+    player = ModelPlayer(
+        model, stage=stage, objective=objective, replica=inputs.replica, critic=critic
+    )
     batch = next(
         iter(inputs.data.batches(seed=0, stage=stage.name, batch_size=2, start=0, steps=1))
     )
