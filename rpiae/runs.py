@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def run(config: RunConfig | ResolvedRun | Tree) -> Iterator[events.Event]:
     data = _dataset(resolved.config)
     yield events.Planned(plan=make_plan(resolved, num_images=data.num_images))
     with _Claim(folder, runtime, resume=False):
-        runtime.on_main(lambda: _fetch_losses(resolved.config))
+        runtime.on_main(lambda: _fetch_losses(resolved.config.recipe.stages))
         model = build_tokenizer(
             resolved.tokenizer, pretrained=True, seed=resolved.config.seed,
             trained_size=data.image_size,
@@ -180,7 +180,11 @@ def resume(
         if changed:
             runtime.on_main(lambda: _write(path / CONFIG_FILE, dump_toml(config)))
         model = build_tokenizer(resolved.tokenizer, seed=config.seed, trained_size=data.image_size)
-        if progress(path / "checkpoints") == (0, 0):
+        stage, step = progress(path / "checkpoints")
+        # A stage that was begun has its critic in the checkpoint.
+        ahead = config.recipe.stages[stage + (step > 0) :]
+        runtime.on_main(lambda: _fetch_losses(ahead))
+        if (stage, step) == (0, 0):
             pivot = read_pivot(path, config.encoder)
             load_state(model.roles["encoder"], pivot.state_dict(), source=str(path))
             if config.init:
@@ -232,9 +236,9 @@ def _resolved(config: RunConfig | Tree) -> ResolvedRun:
     return resolve(unparse(config) if isinstance(config, RunConfig) else config)
 
 
-def _fetch_losses(config: RunConfig) -> None:
-    """Have what the terms of all stages load at hand, before the first one begins."""
-    for stage in config.recipe.stages:
+def _fetch_losses(stages: Sequence[StageConfig]) -> None:
+    """Have what the terms of stages load at hand before they begin, and not hours into the run."""
+    for stage in stages:
         for term in stage.terms:
             term.loss.fetch()
 

@@ -17,10 +17,11 @@ def execute(arguments: argparse.Namespace) -> int:
     import torch
 
     from rpiae.core.runtime import choose_device
+    from rpiae.core.shapes import to_8_bits
     from rpiae.core.tokenizer import RPiAE
     from rpiae.data.images import decode
     from rpiae.evaluation.pictures import side_by_side
-    from rpiae.evaluation.reconstruction import psnr_of, to_8_bits
+    from rpiae.evaluation.reconstruction import psnr_of
     from rpiae.evaluation.tiles import reconstruct_tiled
 
     out = Path(arguments.out)

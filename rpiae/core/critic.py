@@ -19,6 +19,7 @@ from rpiae.core.players import Optimisation
 from rpiae.core.randomness import StepRandomness, key
 from rpiae.core.recipe import AdversarialConfig, OptimiserConfig, StageLength
 from rpiae.core.runtime import Runtime
+from rpiae.core.shapes import to_8_bits
 
 
 class CriticScores(NamedTuple):
@@ -76,7 +77,7 @@ class CriticPlayer(nn.Module):
         shown = torch.cat(
             [
                 self._term.augmented(images, draws, "critic-real"),
-                self._term.augmented(eight_bits(made), draws, "critic-made"),
+                self._term.augmented(to_8_bits(made), draws, "critic-made"),
             ]
         )
         logits = self.critic(shown).float()
@@ -208,8 +209,3 @@ class CriticTraining:
             "critic": self.critic.state_dict(),
             "optimiser": self._optimisation.optimiser.state_dict(),
         }
-
-
-def eight_bits(images: Tensor) -> Tensor:
-    """Clamped to [0, 1] and rounded to the values that 8 bits can hold."""
-    return (images.clamp(0, 1) * 255).round() / 255

@@ -1,4 +1,4 @@
-"""Maps between images, patches, tokens and grids, and the geometry rule.
+"""Maps between images, patches, tokens and grids, the geometry rule, and 8-bit images.
 
 A grid is ``(t, h, w)``: frames (1 for an image), rows and columns of tokens. Tokens lie row-major,
 frame by frame. No function here takes the square root of a token count, so every aspect ratio works.
@@ -83,6 +83,11 @@ def encoder_view(images: Float[Tensor, "b c h w"], plan: Geometry) -> Float[Tens
     if plan.encoder_size == plan.padded:
         return images
     return F.interpolate(images, size=plan.encoder_size, mode="bicubic", align_corners=False)
+
+
+def to_8_bits(images: Tensor) -> Tensor:
+    """Images clamped to [0, 1] and rounded to the values that 8 bits can hold, still in [0, 1]."""
+    return (images.clamp(0, 1) * 255).round() / 255
 
 
 def patchify(images: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b n d"]:

@@ -18,41 +18,51 @@ Triple = tuple[float, float, float]
 
 
 @frozen(kw_only=True)
-class TimmEncoderConfig(EncoderConfig):
-    """A timm vision transformer.
+class LibraryEncoderConfig(EncoderConfig):
+    """Base of the configs of encoders that another library builds.
 
     Attributes:
-        model: timm's model name.
+        model: the library's name of it.
         layers: blocks whose final-normed tokens are averaged; empty is the last block alone.
         add_final_mean: whether the spatial mean of the last of these blocks is added to every token.
-        model_args: replaces arguments of timm's model, such as ``{depth = 2}``.
-        mean, std: input statistics; timm's own where not given.
-        eps: epsilon of every LayerNorm; timm's own where not given.
-        weights: a local weights file, in the layout of timm, of the original code or of transformers;
-            empty takes the hub's.
-        hub_id, revision, url: where the weights are; timm's own entry where both are empty.
+        model_args: replaces arguments of the library's model.
+        mean, std: input statistics; the library's own where not given.
+        weights: a local weights file; empty takes the hub's.
+        hub_id, revision: where the weights are; the library's own entry where ``hub_id`` is empty.
         output_patch, image_size: see ``EncoderDescription``.
-        width, patch, num_blocks, prefix_tokens: facts a preset states so that plans need no timm.
+        width, patch, num_blocks, prefix_tokens: facts a preset states so that plans need no library.
     """
 
-    module: ClassVar[str] = "rpiae.encoders.timm:TimmEncoder"
     model: str = ""
     layers: tuple[int, ...] = ()
     add_final_mean: bool = False
     model_args: dict[str, Any] = field(factory=dict)
     mean: Triple | None = None
     std: Triple | None = None
-    eps: float | None = at_least(0, default=None)
     weights: str = settings_only("")
     hub_id: str = settings_only("")
     revision: str = settings_only("")
-    url: str = settings_only("")
     output_patch: int | None = settings_only(None)
     image_size: int | None = settings_only(None)
     width: int | None = settings_only(None)
     patch: int | None = settings_only(None)
     num_blocks: int | None = settings_only(None)
     prefix_tokens: int | None = settings_only(None)
+
+
+@frozen(kw_only=True)
+class TimmEncoderConfig(LibraryEncoderConfig):
+    """A timm vision transformer.
+
+    Attributes:
+        eps: epsilon of every LayerNorm; timm's own where not given.
+        weights: may be in the layout of timm, of the original code or of transformers.
+        url: where the weights are, instead of ``hub_id``.
+    """
+
+    module: ClassVar[str] = "rpiae.encoders.timm:TimmEncoder"
+    eps: float | None = at_least(0, default=None)
+    url: str = settings_only("")
 
     def describe(self) -> EncoderDescription:
         """From the preset's facts, else from timm's model on the meta device."""
@@ -93,39 +103,18 @@ class TimmEncoderConfig(EncoderConfig):
 
 
 @frozen(kw_only=True)
-class OpenClipEncoderConfig(EncoderConfig):
+class OpenClipEncoderConfig(LibraryEncoderConfig):
     """The image tower of an open_clip model; its text tower is never built.
 
     Attributes:
         model: open_clip's model name, and after ``/`` the tag of its weights, such as
             ``ViT-B-16/laion2b_s34b_b88k``.
-        layers, add_final_mean: as for ``timm``.
         model_args: replaces fields of open_clip's ``vision_cfg`` or, where the tower is a timm model,
             arguments of that.
-        mean, std: input statistics; those of the tag where not given.
-        weights: a local weights file of the whole model or of its image tower; empty takes the hub's.
-        hub_id, revision: where the weights are; open_clip's own entry where ``hub_id`` is empty.
-        output_patch, image_size: see ``EncoderDescription``.
-        width, patch, num_blocks, prefix_tokens: facts a preset states so that plans need no
-            open_clip.
+        weights: may be of the whole model or of its image tower.
     """
 
     module: ClassVar[str] = "rpiae.encoders.open_clip:OpenClipEncoder"
-    model: str = ""
-    layers: tuple[int, ...] = ()
-    add_final_mean: bool = False
-    model_args: dict[str, Any] = field(factory=dict)
-    mean: Triple | None = None
-    std: Triple | None = None
-    weights: str = settings_only("")
-    hub_id: str = settings_only("")
-    revision: str = settings_only("")
-    output_patch: int | None = settings_only(None)
-    image_size: int | None = settings_only(None)
-    width: int | None = settings_only(None)
-    patch: int | None = settings_only(None)
-    num_blocks: int | None = settings_only(None)
-    prefix_tokens: int | None = settings_only(None)
 
     def describe(self) -> EncoderDescription:
         """From the preset's facts, else from open_clip's config of the model."""
@@ -242,7 +231,7 @@ class VitEncoderConfig(EncoderConfig):
 Facts = tuple[int, int, int, int, Triple, Triple]
 
 
-def _stated(config: TimmEncoderConfig | OpenClipEncoderConfig) -> Facts | None:
+def _stated(config: LibraryEncoderConfig) -> Facts | None:
     """The facts that a preset states, where they hold for the config."""
     width, patch, num_blocks = config.width, config.patch, config.num_blocks
     prefix, mean, std = config.prefix_tokens, config.mean, config.std
@@ -251,9 +240,7 @@ def _stated(config: TimmEncoderConfig | OpenClipEncoderConfig) -> Facts | None:
     return None if prefix is None else (width, patch, num_blocks, prefix, mean, std)
 
 
-def _description(
-    config: TimmEncoderConfig | OpenClipEncoderConfig, facts: Facts
-) -> EncoderDescription:
+def _description(config: LibraryEncoderConfig, facts: Facts) -> EncoderDescription:
     width, patch, num_blocks, prefix, mean, std = facts
     _check_layers(config.layers, num_blocks, config.label)
     output_patch = config.output_patch or (16 if patch == 14 else patch)

@@ -16,7 +16,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from rpiae.core.contracts import HeldOut, Replica
 from rpiae.core.recipe import StageConfig
-from rpiae.core.shapes import patchify, unpatchify
+from rpiae.core.shapes import patchify, to_8_bits, unpatchify
 from rpiae.core.tokenizer import RPiAE
 
 #: PSNR in dB that an image without any error counts as; 8-bit images that differ reach at most 99.
@@ -42,11 +42,6 @@ class Scores:
     psnr: float
     ssim: float
     photographs: Mapping[str, Mapping[str, float]]
-
-
-def to_8_bits(images: Tensor) -> Tensor:
-    """Images clamped to [0, 1] and rounded to 8 bits, still in [0, 1]."""
-    return (images.clamp(0, 1) * 255).round() / 255
 
 
 def score(reconstructions: Float[Tensor, "n 3 s s"], held_out: HeldOut) -> Scores:

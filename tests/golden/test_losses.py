@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from rpiae.bridges.posterior import LOGVAR_RANGE, DiagonalGaussian
 from rpiae.core.adaptive import adaptive_ratio
 from rpiae.core.contracts import BlockFeatures, Features, StepContext
-from rpiae.core.critic import eight_bits
 from rpiae.core.ema import Ema
 from rpiae.core.objective import Objective
 from rpiae.core.players import Optimisation
 from rpiae.core.recipe import OptimiserConfig, StageLength, TermConfig
 from rpiae.core.schedules import learning_rate
-from rpiae.core.shapes import map_grid, map_to_tokens
+from rpiae.core.shapes import map_grid, map_to_tokens, to_8_bits
 from rpiae.losses.adversarial import AdversarialLoss
 from rpiae.losses.configs import FeatureLossConfig, KlLossConfig, L1LossConfig, PivotLossConfig
 
@@ -261,7 +260,7 @@ def test_both_sides_of_the_game(losses: Golden) -> None:
     _close(hinge(context), losses.expected["gan/vanilla_g"])
 
 
-def test_the_critic_sees_eight_bits(losses: Golden) -> None:
+def test_the_critic_sees_to_8_bits(losses: Golden) -> None:
     made = (losses.inputs["disc/fake_normed"] + 1) / 2
     wanted = (losses.expected["disc/fake_discretised"] + 1) / 2
-    torch.testing.assert_close(eight_bits(made), wanted, rtol=0, atol=1.2e-7)
+    torch.testing.assert_close(to_8_bits(made), wanted, rtol=0, atol=1.2e-7)

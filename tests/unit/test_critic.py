@@ -12,10 +12,10 @@ from torch import Tensor
 from rpiae import runs
 from rpiae.core import events
 from rpiae.core.config import CriticConfig
-from rpiae.core.critic import eight_bits
 from rpiae.core.errors import ConfigError, FetchError, UsageError
 from rpiae.core.randomness import StepRandomness
 from rpiae.core.resolve import part_config
+from rpiae.core.shapes import to_8_bits
 from rpiae.core.trainer import TrainerInputs, train
 from rpiae.losses.adversarial import AdversarialLoss, cut_out, jittered, translated
 from rpiae.losses.critics import DinoCritic, PatchCritic
@@ -173,7 +173,7 @@ def test_clean_and_shared_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     images = inputs.data.images[:4]  # type: ignore[attr-defined]  # SyntheticImages
     with torch.no_grad():
         updated = inputs.model.eval().reconstruct(images)
-    torch.testing.assert_close(shown[0], eight_bits(updated), rtol=0, atol=1 / 255 + 1e-6)
+    torch.testing.assert_close(shown[0], to_8_bits(updated), rtol=0, atol=1 / 255 + 1e-6)
     list(train(gan_run(tmp_path / "shared", CRITICS["patch"], *one, critic_input="shared")))
     assert (shown[1] - shown[0]).abs().max() > 0.01, "the shared one is noisy"
 
