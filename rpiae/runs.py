@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from rpiae.core import events
 from rpiae.core.build import build_tokenizer
 from rpiae.core.changes import Change, allowed_changes
-from rpiae.core.checkpoint import list_checkpoints, progress
+from rpiae.core.checkpoint import checkpoint_path, list_checkpoints, progress
 from rpiae.core.config import PartConfig, Tree, dump_toml, read_toml, unparse
 from rpiae.core.contracts import Dataset, HeldOut
 from rpiae.core.errors import CheckpointError, ConfigError, RunError, UsageError
@@ -36,6 +36,7 @@ from rpiae.core.trainer import TrainerInputs, train
 from rpiae.evaluation.final import evaluate_run
 from rpiae.evaluation.reconstruction import EXACT, stage_metrics
 from rpiae.recording import recorded
+from rpiae.stages import StageStore
 
 #: The run that nothing was said about; presets' companions come before all but the encoder.
 DEFAULTS: Mapping[str, str] = {
@@ -111,7 +112,9 @@ def check_startable(resolved: ResolvedRun) -> None:
         )
 
 
-def run(config: RunConfig | ResolvedRun | Tree) -> Iterator[events.Event]:
+def run(
+    config: RunConfig | ResolvedRun | Tree, *, stages: StageStore | None = None
+) -> Iterator[events.Event]:
     """Plan, train and evaluate; everything lands in ``config.out``.
 
     Under a launcher of several processes, each of them calls this and trains on its share of every
@@ -119,6 +122,7 @@ def run(config: RunConfig | ResolvedRun | Tree) -> Iterator[events.Event]:
 
     Args:
         config: a run: a config, a tree as in a TOML file, or one already resolved.
+        stages: finished stages of other runs, which this one goes on from and adds to.
 
     Yields:
         ``Planned``, the trainer's events, and ``RunEnded`` (or ``Interrupted`` as the last).
@@ -151,11 +155,20 @@ def run(config: RunConfig | ResolvedRun | Tree) -> Iterator[events.Event]:
             model.load_state_dict(source.state_dict())
             if not anchored:
                 yield events.Notice(text=f"{init} has no pivot beside it: encoder's own is used")
-        yield from _trained(resolved, model, data, held_out, runtime, resume=False)
+        adopted = 0
+        if stages is not None:
+            adopted = runtime.on_main(lambda: stages.adopt(resolved.config, model))
+        yield from _trained(
+            resolved, model, data, held_out, runtime, resume=adopted > 0, stages=stages
+        )
 
 
 def resume(
-    folder: str | os.PathLike[str], *, changes: Tree | None = None, overrides: tuple[str, ...] = ()
+    folder: str | os.PathLike[str],
+    *,
+    changes: Tree | None = None,
+    overrides: tuple[str, ...] = (),
+    stages: StageStore | None = None,
 ) -> Iterator[events.Event]:
     """Go on with a run from its newest checkpoint.
 
@@ -163,6 +176,7 @@ def resume(
         folder: the run's folder.
         changes: top-level fields of the run's config to replace.
         overrides: single fields to replace, as in ``--set``.
+        stages: where stages that end are kept for other runs.
 
     Raises:
         CheckpointError: if it is not a run's folder, or its checkpoints cannot be read.
@@ -189,7 +203,9 @@ def resume(
             load_state(model.roles["encoder"], pivot.state_dict(), source=str(path))
             if config.init:
                 load_state(model, _initial(config.init).state_dict(), source=config.init)
-        yield from _trained(resolved, model, data, data.held_out(), runtime, resume=True)
+        yield from _trained(
+            resolved, model, data, data.held_out(), runtime, resume=True, stages=stages
+        )
 
 
 def resumed_config(
@@ -359,6 +375,7 @@ def _trained(
     runtime: Runtime,
     *,
     resume: bool,
+    stages: StageStore | None,
 ) -> Iterator[events.Event]:
     config = resolved.config
     folder = Path(config.out)
@@ -381,14 +398,16 @@ def _trained(
         model=model, recipe=config.recipe, data=data, runtime=runtime, replica=replica,
         evaluate=evaluate, folder=folder, seed=config.seed,
     )  # fmt: skip
-    stages = []
+    rows = []
     training = train(inputs, resume=resume)
     if runtime.is_main:
         training = recorded(training, config, resume=resume)
     for event in training:
+        if isinstance(event, events.StageEnded) and stages is not None and runtime.is_main:
+            _keep(stages, config, event)
         yield event
         if isinstance(event, (events.StageEnded, events.StageSkipped)):
-            stages.append(_stage_row(event))
+            rows.append(_stage_row(event))
         if isinstance(event, events.Interrupted):
             return
     runtime.close()
@@ -397,8 +416,8 @@ def _trained(
     model.save_pretrained(folder / "tokenizer")
     summary = {
         **_evaluated(config, folder),
-        "seconds": sum(stage.get("seconds", 0.0) for stage in stages),
-        "images_per_second": _overall_rate(stages),
+        "seconds": sum(stage.get("seconds", 0.0) for stage in rows),
+        "images_per_second": _overall_rate(rows),
         "wall_seconds": time.perf_counter() - started,
         "parameters": {
             **{
@@ -412,12 +431,19 @@ def _trained(
         "precision": runtime.precision,
         "device": str(runtime.device),
         "processes": runtime.num_processes,
-        "stages": stages,
+        "stages": rows,
         "tokenizer": str(folder / "tokenizer"),
     }
     summary["verdict"] = verdict(summary)
     _write(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     yield events.RunEnded(summary=summary, folder=folder)
+
+
+def _keep(stages: StageStore, config: RunConfig, event: events.StageEnded) -> None:
+    """Keep a stage that has just ended; one that is told again after a resume is kept already, or
+    its checkpoint is gone."""
+    if checkpoint_path(Path(config.out) / "checkpoints", event.index + 1, 0).is_file():
+        stages.keep(config, event.index)
 
 
 def verdict(summary: Mapping[str, Any]) -> str:

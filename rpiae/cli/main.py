@@ -22,7 +22,9 @@ examples:
   rpiae reconstruct runs/a photo.jpg --out side_by_side.png
   rpiae encode runs/a folder:photos --out latents --flip --dtype bf16
   rpiae decode latents --out pictures --limit 64
-  rpiae stats runs/a folder:photos"""
+  rpiae stats runs/a folder:photos
+  rpiae eval runs/a --data folder:photos --metrics psnr,ssim,rfd:tiny
+  rpiae ablate --vary bridge=vb8,vb16 --seeds 2 --out studies/x && rpiae report studies/x"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,6 +132,49 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--repeats", type=int, default=5, metavar="N")
     bench.add_argument("--json", action="store_true")
     bench.set_defaults(out=None, init=None)
+
+    ablate = verb(
+        "ablate", "ablate", "train and evaluate all runs of a study, or what is left of them"
+    )
+    ablate.add_argument(
+        "study", nargs="?", metavar="STUDY.TOML", help="a study; options change its base"
+    )
+    run_options(ablate)
+    ablate.add_argument(
+        "--vary", action="append", default=[], metavar="PATH=A,B,…",
+        help="an axis, such as bridge=vb8,vb16 or recipe.stages[0].noise=0,0.4; repeatable",
+    )  # fmt: skip
+    ablate.add_argument("--seeds", type=positive, metavar="N", help="seeds 0 to N − 1 of every run")
+    ablate.add_argument(
+        "--eval-data", metavar="DATA", type=text, help="what finished runs are measured on"
+    )
+    ablate.add_argument(
+        "--metrics", metavar="NAMES", type=text, help="comma-separated (default: the study's)"
+    )
+    ablate.add_argument(
+        "--out", metavar="FOLDER", type=text, help="the study's folder (default: runs/NAME)"
+    )
+    ablate.add_argument(
+        "--processes", type=positive, default=1, metavar="N", help="runs at a time (default: 1)"
+    )
+    ablate.add_argument(
+        "--executor", choices=["local", "submitit"], default="local",
+        help="processes of this machine, or jobs of submitit",
+    )  # fmt: skip
+    ablate.add_argument(
+        "--cluster", default="auto", metavar="NAME", help="with submitit: auto, slurm or local"
+    )
+    ablate.add_argument(
+        "--job", action="append", default=[], metavar="NAME=VALUE",
+        help="with submitit: a parameter of every job, such as slurm_partition=gpu; repeatable",
+    )  # fmt: skip
+    ablate.add_argument("--dry-run", action="store_true", help="print the runs and stop")
+
+    report = verb("report", "report", "one HTML page and one Markdown file of a study")
+    report.add_argument("study", metavar="FOLDER", help="a study's folder")
+    report.add_argument(
+        "--out", metavar="FOLDER", type=text, help="where to (default: the study's folder)"
+    )
 
     listing = verb("list", "listing", "list parts and presets")
     listing.add_argument("family", nargs="?", help="encoders, bridges, …, or plugins")
@@ -243,4 +288,54 @@ def parser() -> argparse.ArgumentParser:
     stats.add_argument("--posterior", choices=["mode", "sample"], default="mode")
     stats.add_argument("--dry-run", action="store_true", help="print and store nothing")
     stats.add_argument("--json", action="store_true")
+
+    def measuring(verb: argparse.ArgumentParser) -> None:
+        verb.add_argument(
+            "--images", type=positive, metavar="N", help="measure on N, evenly spread"
+        )
+        verb.add_argument(
+            "--train-images", type=positive, metavar="N", help="learn from N, evenly spread"
+        )
+        verb.add_argument(
+            "--image-size", type=positive, metavar="N",
+            help="side of the centre crop (default: of the training crops)",
+        )  # fmt: skip
+        computing(verb)
+        verb.add_argument("--json", action="store_true")
+
+    evaluate = verb("eval", "eval", "measure a tokenizer: reconstruction, semantics, latents")
+    evaluate.add_argument("runs", nargs="+", metavar="RUN", help="a run's or tokenizer's folder")
+    evaluate.add_argument(
+        "--data", metavar="DATA", type=text,
+        help="images to measure on, such as parquet:PATH (default: the run's held-out ones)",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--train", metavar="DATA", type=text, help="images for probes and neighbours to learn from"
+    )
+    evaluate.add_argument(
+        "--metrics", default="psnr,ssim,rfd:tiny,drift,latents", metavar="NAMES",
+        help="comma-separated, such as psnr,rfd:dinov2-b,ifd:tiny,probe (rpiae list metrics)",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--reference", metavar="FILE", type=text,
+        help="the originals' Fréchet statistics, from --write-reference",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--write-reference", metavar="FILE", type=text, help="write these to a .safetensors file"
+    )
+    evaluate.add_argument(
+        "--processes", type=positive, default=1, metavar="N",
+        help="processes on this machine, one per GPU; accelerate launch starts more",
+    )  # fmt: skip
+    measuring(evaluate)
+
+    probe = verb("probe", "probe", "linear probe and k-NN of any encoder, pivot or fine-tuned")
+    probe.add_argument("encoder", help="an encoder's name, or a run's or tokenizer's folder")
+    probe.add_argument("--train", required=True, metavar="DATA", type=text, help="learned from")
+    probe.add_argument("--test", required=True, metavar="DATA", type=text, help="measured on")
+    probe.add_argument("--k", type=positive, default=20, metavar="N", help="neighbours that vote")
+    probe.add_argument(
+        "--rotation", action="store_true", help="also tell how images are turned, a label-free task"
+    )
+    measuring(probe)
     return top

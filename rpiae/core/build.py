@@ -10,6 +10,7 @@ import torch
 from rpiae.core.config import BridgeConfig, DecoderConfig, EncoderConfig, PartConfig, Tree
 from rpiae.core.contracts import Encoder
 from rpiae.core.errors import CheckpointError, ConfigError, UnknownNameError, UsageError
+from rpiae.core.randomness import key
 from rpiae.core.resolve import ResolvedTokenizer, part_config, resolve_tokenizer
 from rpiae.core.tokenizer import RPiAE
 
@@ -28,19 +29,18 @@ def build_tokenizer(
         resolved: its configs.
         device: where; ``"meta"`` gives shapes without memory.
         pretrained: whether the encoder takes its pivot's weights (if its config wants them).
-        seed: makes the initialisation a function of it; the global generator is left alone.
+        seed: makes the initialisation of each part a function of it and of the part alone, so that
+            swapping one leaves the others as they are; the global generator is left alone.
         trained_size: side of the training crops in pixels.
 
     Raises:
         FetchError: if pretrained weights cannot be had.
     """
     with torch.random.fork_rng(devices=[]), torch.device("meta" if device == "meta" else "cpu"):
-        if seed is not None:
-            torch.manual_seed(seed % 2**63)
         model = RPiAE(
-            encoder=_part("encoder", resolved.encoder),
-            bridge=_part("bridge", resolved.bridge),
-            decoder=_part("decoder", resolved.decoder),
+            encoder=_part("encoder", resolved.encoder, seed),
+            bridge=_part("bridge", resolved.bridge, seed),
+            decoder=_part("decoder", resolved.decoder, seed),
             config=resolved,
             trained_size=trained_size,
         )
@@ -52,7 +52,9 @@ def build_tokenizer(
     return model.to(device)
 
 
-def _part(role: str, config: PartConfig) -> Any:
+def _part(role: str, config: PartConfig, seed: int | None) -> Any:
+    if seed is not None:
+        torch.manual_seed(key(seed, "initialisation", role))
     try:
         return config.build()
     except UsageError:

@@ -109,7 +109,7 @@ def load_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             problem = f"{path}: {error}"
             continue
-        if not {"stage", "step", "model", "num_images", "history"} <= state.keys():
+        if not {"stage", "step", "model", "ema", "num_images", "history"} <= state.keys():
             problem = f"{path}: it is not a training state of this version"
             continue
         return path, state

@@ -259,6 +259,26 @@ class DatasetConfig(PartConfig):
     family: ClassVar[str] = "datasets"
 
 
+@frozen(kw_only=True)
+class MetricConfig(PartConfig):
+    """Base of metric configs.
+
+    Attributes:
+        needs: what has to be there: ``training`` (images to learn from), ``labels``, ``pivot``.
+    """
+
+    family: ClassVar[str] = "metrics"
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def fetch(self) -> Path | None:
+        """Make what the metric loads available locally; the path of it, where it loads anything.
+
+        Raises:
+            FetchError: if it cannot be had.
+        """
+        return None
+
+
 def load_object(target: str) -> Any:
     """The object behind an import string ``"package.module:name"``."""
     module, _, name = target.partition(":")

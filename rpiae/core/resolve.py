@@ -23,6 +23,7 @@ from rpiae.core.config import (
     EncoderConfig,
     EncoderDescription,
     LossConfig,
+    MetricConfig,
     PartConfig,
     Tree,
     apply_override,
@@ -88,7 +89,10 @@ class ResolvedRun:
 def converter() -> cattrs.Converter:
     """The strict converter that also reads parts: names, and tables whose ``name`` decides the class."""
     made = make_converter()
-    bases = (EncoderConfig, BridgeConfig, DecoderConfig, LossConfig, CriticConfig, DatasetConfig)
+    bases = (
+        EncoderConfig, BridgeConfig, DecoderConfig, LossConfig, CriticConfig, DatasetConfig,
+        MetricConfig,
+    )  # fmt: skip
 
     def structure(value: Any, base: type[PartConfig]) -> PartConfig:
         if isinstance(value, base):

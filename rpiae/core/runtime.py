@@ -10,7 +10,11 @@ from typing import Any, Literal, TypeVar
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    broadcast_object_list,
+    gather_object,
+)
 from attrs import frozen
 from torch import Tensor, nn
 
@@ -114,6 +118,12 @@ class Runtime:
             return dict(values)
         together = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
         return dict(zip(values, self.reduce(together).tolist(), strict=True))
+
+    def gather(self, value: T) -> list[T]:
+        """A value of every process, in their order; it has to pickle."""
+        if self.num_processes == 1:
+            return [value]
+        return list(gather_object([value]))
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in any process."""

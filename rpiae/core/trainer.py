@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -44,6 +41,7 @@ from rpiae.core.recipe import (
     stage_length,
 )
 from rpiae.core.runtime import Runtime
+from rpiae.core.signals import StopSignal
 from rpiae.core.tokenizer import RPiAE, load_state
 from rpiae.core.watch import Watch
 
@@ -95,7 +93,7 @@ def train(inputs: TrainerInputs, *, resume: bool = False) -> Iterator[events.Eve
     saved = _load(inputs) if resume else None
     first = saved["stage"] if saved else 0
     history: dict[str, dict[str, Any]] = saved["history"] if saved else {}
-    with _StopSignal() as stop:
+    with StopSignal() as stop:
         for index, stage in enumerate(inputs.recipe.stages):
             report = _apply(inputs.model, stage, index)
             if report.skipped:
@@ -125,6 +123,11 @@ def _load(inputs: TrainerInputs) -> dict[str, Any] | None:
             f"another run from its weights with --init"
         )
     load_state(inputs.model, state["model"], source=str(path))
+    if state["step"] == 0 and _wants_averages(inputs.model, inputs.recipe.stages[state["stage"] :]):
+        names = dict(inputs.model.named_parameters())
+        with torch.no_grad():
+            for name, average in state["ema"]["values"].items():
+                names[name].copy_(average)
     return state
 
 
@@ -152,7 +155,6 @@ class _Stage:
     inputs: TrainerInputs
     index: int
     config: StageConfig
-    following: StageConfig | None
     length: StageLength
     batch_size: int
     report: FreezeReport
@@ -213,10 +215,9 @@ class _Stage:
         trained = [parameter for _, parameter in trained_parameters(model.roles)]
         optimisation = Optimisation.of(trained, config.optimiser, length)
         ema = Ema(trained_parameters(model.roles), decay=config.ema)
-        later = [s for s in inputs.recipe.stages[index + 1 :] if _trains(model, s)]
         stage = cls(
             inputs=inputs, index=index, config=config, length=length, batch_size=size,
-            report=report, following=later[0] if later else None, history=history,
+            report=report, history=history,
             player=player, optimiser=optimisation.optimiser, optimisation=optimisation, ema=ema,
             critic=critic,
             watch=Watch(steps=length.steps, alarms=objective.alarms),
@@ -228,7 +229,7 @@ class _Stage:
             critic.prepare(runtime)
         return stage
 
-    def run(self, stop: _StopSignal) -> Generator[events.Event, None, bool]:
+    def run(self, stop: StopSignal) -> Generator[events.Event, None, bool]:
         """The run loop; whether the stage came to its end."""
         recipe, runtime = self.inputs.recipe, self.inputs.runtime
         yield events.StageStarted(
@@ -250,7 +251,7 @@ class _Stage:
             with runtime.with_others(self._way_on):
                 stopped = runtime.any(bool(stop.received))
             if stopped:
-                path = self._write(model_only=False)
+                path = self._write()
                 yield events.CheckpointSaved(path=path, stage=self.config.name, step=self.step)
                 yield events.Interrupted(path=self.inputs.folder, signal=stop.received or "a peer")
                 return False
@@ -408,7 +409,7 @@ class _Stage:
                 waiting = time.perf_counter()
         except DataError as error:
             if runtime.is_main and self.step > 0:
-                self._write(model_only=False)
+                self._write()
             raise DataError(f"{error}. {self._way_on}") from None
 
     def _skipped(self, batch: Batch) -> events.ImagesSkipped:
@@ -447,13 +448,13 @@ class _Stage:
     def _saved(self) -> events.Event:
         """A checkpoint on the way: one that cannot be written does not end the run."""
         try:
-            path = self._write(model_only=False)
+            path = self._write()
         except CheckpointError as error:
             return events.Notice(text=f"{error}. The run goes on and tries again when one is due")
         return events.CheckpointSaved(path=path, stage=self.config.name, step=self.step)
 
     def _ended(self) -> events.StageEnded:
-        """What the next stage takes over is chosen and saved."""
+        """The stage's end is saved; the model goes on with what the next stage takes over."""
         model = self.inputs.model
         ended = events.StageEnded(
             stage=self.config.name, index=self.index, steps=self.step, seconds=self.seconds,
@@ -467,16 +468,16 @@ class _Stage:
             },
         )  # fmt: skip
         self.history[self.config.name] = asdict(ended)
-        if self.following is None or self.following.start_from == "ema":
-            self.ema.swap()
         self.inputs.runtime.release()
-        self._write(model_only=True)
+        self._write(ended=True)
+        if _wants_averages(model, self.inputs.recipe.stages[self.index + 1 :]):
+            self.ema.swap()
         model.requires_grad_(False)
         return ended
 
-    def _write(self, *, model_only: bool) -> Path:
-        """Save the state; at a stage's end only what the next stage takes over."""
-        index, step = (self.index + 1, 0) if model_only else (self.index, self.step)
+    def _write(self, *, ended: bool = False) -> Path:
+        """Save the state; at a stage's end its weights and their moving average alone."""
+        index, step = (self.index + 1, 0) if ended else (self.index, self.step)
         path = checkpoint_path(self.inputs.folder / "checkpoints", index, step)
         if not self.inputs.runtime.is_main:
             return path
@@ -484,12 +485,12 @@ class _Stage:
             "stage": index,
             "step": step,
             "model": self.inputs.model.state_dict(),
+            "ema": self.ema.state_dict(),
             "num_images": self.inputs.data.num_images,
             "history": self.history,
         }
-        if not model_only:
+        if not ended:
             state |= {
-                "ema": self.ema.state_dict(),
                 "optimiser": self.optimisation.optimiser.state_dict(),
                 "critic": self.critic.state_dict() if self.critic else None,
                 "seconds": self.seconds,
@@ -508,36 +509,17 @@ class _Stage:
         self.optimisation.optimiser.load_state_dict(saved["optimiser"])
 
 
+def _wants_averages(model: RPiAE, later: Sequence[StageConfig]) -> bool:
+    """Whether what comes after a stage takes over its moving average: a stage that says so, or, where
+    none is left that trains something, the finished tokenizer."""
+    following = next((stage for stage in later if _trains(model, stage)), None)
+    return following is None or following.start_from == "ema"
+
+
 def _trains(model: RPiAE, stage: StageConfig) -> bool:
     """Whether any role of the stage has parameters."""
     trained = {pattern.partition(".")[0] for pattern in stage.train}
     return any(next(model.roles[role].parameters(), None) is not None for role in trained)
-
-
-class _StopSignal(contextlib.AbstractContextManager["_StopSignal"]):
-    """Remembers the first SIGINT or SIGTERM; the second one acts as if nobody listened.
-
-    Attributes:
-        received: the signal's name; empty before one came.
-    """
-
-    received = ""
-
-    def __enter__(self) -> _StopSignal:
-        self._previous = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(ValueError):  # not the main thread: leave signals alone
-                self._previous[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, _: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-        for each, handler in self._previous.items():
-            signal.signal(each, handler)
 
 
 def _due(step: int, every: int) -> bool:

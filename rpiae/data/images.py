@@ -178,3 +178,9 @@ def centre_crop(pixels: Pixels, height: int, width: int) -> Pixels:
 def to_tensor(pixels: Pixels) -> Float[Tensor, "3 h w"]:
     """An image (h, w, 3) as floats in [0, 1], channels first."""
     return torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32) / 255)
+
+
+def to_image(image: Float[Tensor, "3 h w"]) -> Image.Image:
+    """An image in [0, 1] as an 8-bit picture (rounded)."""
+    values = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(np.ascontiguousarray(values))

@@ -1,5 +1,68 @@
-"""Evaluation: held-out reconstruction, yardsticks, drift, and the registry of metrics."""
+"""Evaluation: metrics, yardsticks, pictures; the registry of metrics and its built-in table."""
 
-from rpiae.core.registry import Registry, installed_plugins
+from rpiae.core.registry import Entry, Registry, installed_plugins
 
-METRICS = Registry("metrics", plugins=installed_plugins)
+ENTRIES = (
+    Entry(
+        name="drift",
+        target="rpiae.evaluation.configs:DriftConfig",
+        summary="tokens against the pivot's: mean 1 − cosine, relative error, linear CKA",
+        source="CKA: arXiv 1905.00414",
+    ),
+    Entry(
+        name="ifd",
+        target="rpiae.evaluation.configs:InterpolatedFrechetConfig",
+        summary="Fréchet distance of images decoded between latents of neighbours, as ifd:SPACE",
+        argument="space",
+        source="iFID, arXiv 2603.05630",
+    ),
+    Entry(
+        name="latents",
+        target="rpiae.evaluation.configs:LatentsConfig",
+        summary="spread, KL, active channels, effective rank, spatial spectrum, compression",
+    ),
+    Entry(
+        name="lpips",
+        target="rpiae.evaluation.configs:LpipsMetricConfig",
+        summary="LPIPS with VGG-16 features, downloaded on first use or lpips:FILE",
+        argument="weights",
+        source="arXiv 1801.03924",
+    ),
+    Entry(
+        name="probe",
+        target="rpiae.evaluation.configs:ProbeConfig",
+        summary="linear probe and k-NN of classes on the encoder's tokens, the latent and the pivot",
+    ),
+    Entry(
+        name="psnr",
+        target="rpiae.evaluation.configs:PsnrConfig",
+        summary="peak signal-to-noise ratio of 8-bit images: mean per image, and pooled",
+    ),
+    Entry(
+        name="rfd",
+        target="rpiae.evaluation.configs:FrechetConfig",
+        summary="Fréchet distance of reconstructions in any feature space, as rfd:SPACE",
+        argument="space",
+        source="FID, arXiv 1706.08500",
+    ),
+    Entry(
+        name="rfid",
+        target="rpiae.evaluation.configs:InceptionFrechetConfig",
+        summary="rfd in FID's Inception-v3, downloaded on first use or rfid:FILE",
+        argument="weights",
+        source="FID, arXiv 1706.08500",
+    ),
+    Entry(
+        name="rotation",
+        target="rpiae.evaluation.configs:RotationConfig",
+        summary="linear probe of how an image was turned: labels no pivot was trained on",
+        source="RotNet, arXiv 1803.07728",
+    ),
+    Entry(
+        name="ssim",
+        target="rpiae.evaluation.configs:SsimConfig",
+        summary="structural similarity of 8-bit images, mean per image",
+    ),
+)
+
+METRICS = Registry("metrics", ENTRIES, plugins=installed_plugins)

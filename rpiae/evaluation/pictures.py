@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from rpiae.core.contracts import Features
+from rpiae.data.images import to_image
+from rpiae.evaluation.resemblance import similarity_map
+
 GAP = 4
-
-
-def to_image(image: Float[Tensor, "3 h w"]) -> Image.Image:
-    """An image in [0, 1] as an 8-bit picture (rounded)."""
-    values = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(np.ascontiguousarray(values))
 
 
 def side_by_side(images: Sequence[Float[Tensor, "3 h w"]]) -> Image.Image:
@@ -29,6 +28,40 @@ def side_by_side(images: Sequence[Float[Tensor, "3 h w"]]) -> Image.Image:
         sheet.paste(picture, (x, 0))
         x += picture.width + GAP
     return sheet
+
+
+def strip(images: Float[Tensor, "n 3 h w"]) -> Image.Image:
+    """Images next to each other, without gaps."""
+    return to_image(torch.cat(list(images), dim=-1))
+
+
+def similarity_sheet(
+    images: Float[Tensor, "n 3 h w"], features: Features, pivot: Features | None
+) -> Image.Image:
+    """A row per image: the image with a marked place, how like that place's token all others are
+    (cosine similarity, −1 dark to 1 bright), and the same for the pivot's tokens.
+
+    The place is the middle of the grid.
+    """
+    _, rows, columns = features.grid
+    place = (rows // 2, columns // 2)
+    size = (images.shape[-2], images.shape[-1])
+    sheet = []
+    for number, image in enumerate(images):
+        marked = image.clone()
+        top, left = (place[0] * size[0] // rows, place[1] * size[1] // columns)
+        bottom, right = top + max(1, size[0] // rows), left + max(1, size[1] // columns)
+        marked[:, top:bottom, left:right] = torch.tensor([1.0, 0, 0], device=image.device).view(
+            3, 1, 1
+        )
+        row = [marked]
+        for found in (features, pivot):
+            if found is not None:
+                likeness = similarity_map(found.tokens[number], found.grid, place)
+                grey = F.interpolate(((likeness + 1) / 2)[None, None].float(), size=size)[0]
+                row.append(grey.to(image.device).expand(3, -1, -1))
+        sheet.append(torch.cat(row, dim=-1))
+    return to_image(torch.cat(sheet, dim=-2))
 
 
 def draw_curves(

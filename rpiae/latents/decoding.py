@@ -18,8 +18,8 @@ from torch import Tensor
 from rpiae.core.errors import CheckpointError, RunError, UsageError
 from rpiae.core.runtime import Runtime
 from rpiae.core.tokenizer import RPiAE
+from rpiae.data.images import to_image
 from rpiae.data.sources import EXTENSIONS
-from rpiae.evaluation.pictures import to_image
 from rpiae.latents.reading import LatentDataset
 
 #: Names under which a file of several tensors may hold its latents.

@@ -1,0 +1,145 @@
+"""``rpiae ablate``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve
+from rich.markup import escape
+from rich.table import Table
+
+from rpiae.cli.build import run_tree
+from rpiae.cli.progress import Bar
+from rpiae.cli.screen import duration, stderr, stdout
+from rpiae.core.config import parse_override
+from rpiae.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from rpiae.studies.configs import StudyConfig
+    from rpiae.studies.executors import Executor
+    from rpiae.studies.planning import PlannedRow
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Run a study, or what is left of it."""
+    from rpiae.studies import studies
+    from rpiae.studies.planning import plan_study
+
+    study = _study(arguments)
+    out = Path(arguments.out or Path("runs") / study.name)
+    if arguments.dry_run:
+        stdout.print(_table(plan_study(study, out)))
+        return 0
+    executor = _executor(arguments, out)
+    command = shlex.join(["rpiae", *sys.argv[1:]])
+    began = time.monotonic()
+    ended = None
+    with Bar("ablate") as bar:
+        for event in studies.run_study(study, out, executor, command=command):
+            if isinstance(event, studies.StudyPlanned):
+                bar.say(f"{event.total} runs in {out}, {event.done} of them done already")
+            elif isinstance(event, studies.JobStarted):
+                again = f", attempt {event.attempt}" if event.attempt > 1 else ""
+                bar.say(f"started {event.run.folder.name}{again}")
+            elif isinstance(event, studies.JobEnded):
+                text = f"{event.state} {event.run.folder.name} after {duration(event.seconds)}"
+                bar.say(f"{text}: {event.error}" if event.error else text)
+                bar.show(event.done, event.total, f"{duration(time.monotonic() - began)} so far")
+            elif isinstance(event, studies.StudyEnded):
+                ended = event
+    assert ended is not None
+    stdout.print(
+        escape(
+            f"{ended.done} of {ended.total} runs done, {ended.failed} failed; "
+            f"logs in {out / studies.LOGS_FOLDER}"
+        ),
+        soft_wrap=True,
+    )
+    if ended.stopped:
+        stderr.print(escape(f"interrupted; go on with:\n  {command}"), soft_wrap=True)
+        return 130
+    if ended.failed:
+        return 1
+    stdout.print(escape(f"rpiae report {out}  makes the page"), soft_wrap=True)
+    return 0
+
+
+def _study(arguments: argparse.Namespace) -> StudyConfig:
+    """The study of the file, changed by the options; or one of the options alone."""
+    from rpiae.evaluation.configs import EvaluationConfig
+    from rpiae.studies.configs import StudyConfig, read_study
+
+    if not arguments.study and not arguments.vary:
+        raise UsageError("name a study's file, or axes with --vary, such as --vary bridge=vb8,vb16")
+    study = read_study(Path(arguments.study)) if arguments.study else StudyConfig(name="ablation")
+    arguments.out, out = None, arguments.out
+    seed, arguments.seed = arguments.seed, None
+    tree = run_tree(argparse.Namespace(**vars(arguments), init=None))
+    arguments.out = out
+    if arguments.without:
+        raise UsageError("--without has no effect on a study: set the terms of its recipe")
+    if seed is not None and arguments.seeds is not None:
+        raise UsageError("give --seed or --seeds, not both")
+    overrides = dict(_override(text) for text in arguments.overrides)
+    study = evolve(study, base=study.base | tree | overrides)
+    study = evolve(study, vary=study.vary | dict(_axis(text) for text in arguments.vary))
+    if seed is not None:
+        study = evolve(study, seeds=(seed,))
+    if arguments.seeds is not None:
+        study = evolve(
+            study, seeds=tuple(range(arguments.seeds)),
+            rows=tuple(evolve(row, seeds=None) for row in study.rows),
+        )  # fmt: skip
+    if arguments.eval_data:
+        known = study.evaluation or EvaluationConfig(data=arguments.eval_data)
+        study = evolve(study, evaluation=evolve(known, data=arguments.eval_data))
+    if arguments.metrics:
+        if study.evaluation is None:
+            raise UsageError("--metrics needs --eval-data: nothing says what to measure on")
+        names = tuple(name.strip() for name in arguments.metrics.split(",") if name.strip())
+        study = evolve(study, evaluation=evolve(study.evaluation, metrics=names))
+    return study
+
+
+def _override(text: str) -> tuple[str, Any]:
+    path, _, _ = text.partition("=")
+    return path.strip(), parse_override(text)[1]
+
+
+def _axis(text: str) -> tuple[str, list[Any]]:
+    """``path=a,b`` as a path and values."""
+    path, equals, values = text.partition("=")
+    listed = [value.strip() for value in values.split(",") if value.strip()]
+    if not equals or not listed:
+        raise UsageError(f"--vary {text!r} is not of the form path=value,value")
+    return path.strip(), [parse_override(f"{path}={value}")[1] for value in listed]
+
+
+def _executor(arguments: argparse.Namespace, out: Path) -> Executor:
+    from rpiae.studies.executors import LocalExecutor, SubmititExecutor
+
+    if arguments.executor == "local":
+        if arguments.job:
+            raise UsageError("--job goes with --executor submitit")
+        return LocalExecutor(arguments.processes)
+    return SubmititExecutor(
+        out / "submitit", arguments.processes, cluster=arguments.cluster,
+        parameters=dict(_override(text) for text in arguments.job),
+    )  # fmt: skip
+
+
+def _table(rows: tuple[PlannedRow, ...]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("row", "tables", "seeds", "stages", "summary"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(
+            escape(row.name), escape(", ".join(row.groups)), ", ".join(str(run.seed) for run in row.runs),
+            " ".join(address[:6] for address in row.runs[0].stages), escape(row.summary),
+        )  # fmt: skip
+    return table

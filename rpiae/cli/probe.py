@@ -1,0 +1,53 @@
+"""``rpiae probe``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from rich.markup import escape
+from rich.table import Table
+
+from rpiae.cli.eval import show
+from rpiae.cli.progress import Bar
+from rpiae.cli.screen import stderr, stdout
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Probe an encoder and print what it knows."""
+    from rpiae.core.runtime import Runtime
+    from rpiae.evaluation.encoders import probe_encoder
+
+    runtime = Runtime(device=arguments.device, precision=arguments.precision)
+    with Bar("probe") as bar:
+        found = probe_encoder(
+            arguments.encoder, training=arguments.train, testing=arguments.test, runtime=runtime,
+            num_training=arguments.train_images, num_testing=arguments.images, k=arguments.k,
+            rotation=arguments.rotation, image_size=arguments.image_size,
+            batch_size=arguments.batch_size, progress=lambda event: show(bar, event),
+        )  # fmt: skip
+    if arguments.json:
+        print(json.dumps(found.as_tree(), indent=2))
+        return 0
+    table = Table(box=None, pad_edge=False)
+    for heading in ("probe", "accuracy", "C", "classes"):
+        table.add_column(heading, justify="left" if heading == "probe" else "right")
+    for name, result in found.linear.items():
+        table.add_row(
+            f"linear, {name}", f"{result.accuracy:.2%}", f"{result.strength:g}",
+            str(result.num_classes),
+        )  # fmt: skip
+        if not result.converged:
+            stderr.print(f"warning: the linear probe of {name} had not converged")
+    if found.knn is not None:
+        table.add_row(f"{found.k} nearest neighbours", f"{found.knn:.2%}", "", "")
+    stdout.print(table)
+    stdout.print(
+        escape(
+            f"{found.encoder}, mean of {found.width} channels over tokens: learned from "
+            f"{found.training['count']} images of {found.training['location']}, measured on "
+            f"{found.testing['count']} of {found.testing['location']}"
+        ),
+        soft_wrap=True,
+    )
+    return 0

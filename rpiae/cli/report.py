@@ -1,0 +1,22 @@
+"""``rpiae report``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.markup import escape
+
+from rpiae.cli.screen import stdout
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Write a study's page and tables."""
+    from rpiae.studies.report import write_report
+
+    written = write_report(
+        Path(arguments.study), out=Path(arguments.out) if arguments.out else None
+    )
+    for path in written:
+        stdout.print(escape(f"{path} ({path.stat().st_size / 1e6:.2f} MB)"), soft_wrap=True)
+    return 0

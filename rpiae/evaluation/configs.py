@@ -1,0 +1,170 @@
+"""Configs of the built-in metrics, and of a whole evaluation (torch-free)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from attrs import frozen
+
+from rpiae.core.config import MetricConfig, at_least
+
+
+@frozen(kw_only=True)
+class PsnrConfig(MetricConfig):
+    """Peak signal-to-noise ratio."""
+
+    module: ClassVar[str] = "rpiae.evaluation.pixels:Psnr"
+
+
+@frozen(kw_only=True)
+class SsimConfig(MetricConfig):
+    """Structural similarity."""
+
+    module: ClassVar[str] = "rpiae.evaluation.pixels:Ssim"
+
+
+@frozen(kw_only=True)
+class LpipsMetricConfig(MetricConfig):
+    """LPIPS with VGG-16 features.
+
+    Attributes:
+        weights: a torchvision VGG-16 file; downloaded where empty.
+    """
+
+    module: ClassVar[str] = "rpiae.evaluation.pixels:Lpips"
+    weights: str = ""
+
+    def fetch(self) -> Path | None:
+        """The VGG-16 file."""
+        from rpiae.losses.lpips import vgg_weights
+
+        return vgg_weights(self.weights)
+
+
+@frozen(kw_only=True)
+class FrechetConfig(MetricConfig):
+    """Fréchet distance of reconstructions to their originals.
+
+    Attributes:
+        space: what images are described by: an encoder's name, ``inception``, ``inception:FILE`` or
+            ``cnn:FILE``.
+        reference: a file of statistics to take for the originals', written by ``rpiae eval
+            --write-reference``; it must be of the very same images, cropped alike, in the same space.
+    """
+
+    module: ClassVar[str] = "rpiae.evaluation.distances:ReconstructionDistance"
+    space: str = "tiny"
+    reference: str = ""
+
+
+@frozen(kw_only=True)
+class InceptionFrechetConfig(MetricConfig):
+    """rFID: the Fréchet distance of reconstructions in FID's Inception-v3.
+
+    Attributes:
+        weights: its weights file; downloaded where empty.
+        reference: as in ``FrechetConfig``.
+    """
+
+    module: ClassVar[str] = "rpiae.evaluation.distances:ReconstructionDistance"
+    weights: str = ""
+    reference: str = ""
+
+    def arguments(self) -> dict[str, Any]:
+        """Keywords of the module."""
+        space = f"inception:{self.weights}" if self.weights else "inception"
+        return {"space": space, "reference": self.reference}
+
+
+@frozen(kw_only=True)
+class InterpolatedFrechetConfig(MetricConfig):
+    """iFD: Fréchet distance of images decoded half-way between latents of neighbours.
+
+    Attributes:
+        space: as in ``FrechetConfig``.
+        weight: how far from the latent towards its neighbour, 0 to 1.
+    """
+
+    module: ClassVar[str] = "rpiae.evaluation.distances:InterpolationDistance"
+    needs: ClassVar[frozenset[str]] = frozenset({"training"})
+    space: str = "tiny"
+    weight: float = at_least(0, default=0.5)
+
+
+@frozen(kw_only=True)
+class ProbeConfig(MetricConfig):
+    """Linear probe and k-NN of the classes of images.
+
+    Attributes:
+        k: neighbours that vote.
+        latent_places: places per side that a latent is pooled to before it is probed; all its
+            values in their places are features.
+        seed: of the division that chooses the regularisation.
+    """
+
+    module: ClassVar[str] = "rpiae.evaluation.semantics:ClassProbe"
+    needs: ClassVar[frozenset[str]] = frozenset({"training", "labels"})
+    k: int = at_least(1, default=20)
+    latent_places: int = at_least(1, default=8)
+    seed: int = at_least(0, default=0)
+
+
+@frozen(kw_only=True)
+class RotationConfig(MetricConfig):
+    """Linear probe of how an image was turned.
+
+    Attributes:
+        seed: of the turns, and of the division that chooses the regularisation.
+    """
+
+    module: ClassVar[str] = "rpiae.evaluation.semantics:RotationProbe"
+    needs: ClassVar[frozenset[str]] = frozenset({"training"})
+    seed: int = at_least(0, default=0)
+
+
+@frozen(kw_only=True)
+class DriftConfig(MetricConfig):
+    """Difference of the encoder's tokens from the pivot's."""
+
+    module: ClassVar[str] = "rpiae.evaluation.semantics:Drift"
+    needs: ClassVar[frozenset[str]] = frozenset({"pivot"})
+
+
+@frozen(kw_only=True)
+class LatentsConfig(MetricConfig):
+    """Statistics of the latents.
+
+    Attributes:
+        bits_per_value: that a latent value is stored in, for the compression in bits.
+    """
+
+    module: ClassVar[str] = "rpiae.evaluation.latents:Latents"
+    bits_per_value: int = at_least(1, default=16)
+
+
+@frozen(kw_only=True)
+class EvaluationConfig:
+    """What a tokenizer is measured on, and with what.
+
+    Attributes:
+        data: the images it is measured on, as in ``rpiae build --data``; the run's own held-out
+            images where empty.
+        training: images that probes learn from and that iFD looks for neighbours in; the images
+            the run was trained on where empty.
+        metrics: names as in ``rpiae list metrics``, such as ``"psnr"`` or ``"rfd:tiny"``, or tables.
+        num_images: how many of ``data`` are looked at, spread evenly; all where not given.
+        num_training: the same of ``training``.
+        image_size: side of the centre crops, in pixels; of the training crops where not given.
+        precision: what the tokenizer is run in; the numbers themselves are in fp32 or fp64.
+        batch_size: images per forward pass; no effect on results beyond rounding.
+    """
+
+    data: str = ""
+    training: str = ""
+    metrics: tuple[Any, ...] = ("psnr", "ssim")
+    num_images: int | None = at_least(1, default=None)
+    num_training: int | None = at_least(1, default=None)
+    image_size: int | None = at_least(1, default=None)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    batch_size: int | None = at_least(1, default=None)

@@ -1,0 +1,146 @@
+"""Fréchet distances of images that a tokenizer decoded to the images they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rpiae.core.errors import UsageError
+from rpiae.evaluation.examination import Accumulator, Examination, Measured, Rows
+from rpiae.evaluation.frechet import FeatureMoments, few_samples, frechet_distance
+from rpiae.evaluation.neighbours import NearestNeighbours, spherical_interpolation
+from rpiae.evaluation.references import FrechetReference, read_reference
+from rpiae.evaluation.spaces import feature_space
+
+
+class ReconstructionDistance:
+    """Fréchet distance of reconstructions to their originals in a feature space (rFD; rFID in
+    Inception's).
+
+    Args:
+        space: what images are described by; see ``spaces.feature_space``.
+        reference: a file of the originals' statistics, used in place of measuring them again.
+
+    Raises:
+        UnknownNameError: if nothing is called so.
+        FetchError: if its weights cannot be had.
+        UsageError: if the reference has no protocol, is for generation, or of another space.
+    """
+
+    def __init__(self, *, space: str, reference: str = "") -> None:
+        self._space = feature_space(space)
+        self._made = FeatureMoments(self._space.dimensions)
+        self._originals = FeatureMoments(self._space.dimensions)
+        self._reference: FrechetReference | None = None
+        if reference:
+            self._reference = read_reference(Path(reference))
+            self._reference.check_space(self._space.facts)
+
+    @property
+    def reference(self) -> FrechetReference | None:
+        """The file's statistics, whose images the engine compares with those that were seen."""
+        return self._reference
+
+    @property
+    def originals(self) -> FeatureMoments:
+        """The originals' statistics as measured; of no images where a reference was given."""
+        return self._originals
+
+    def update(self, seen: Examination) -> None:
+        """Take in some images."""
+        self._made.add(seen.described(self._space, "reconstruction"))
+        if self._reference is None:
+            self._originals.add(seen.described(self._space))
+
+    def accumulators(self) -> Sequence[Accumulator]:
+        """What was gathered."""
+        return self._made, self._originals
+
+    def compute(self) -> Measured:
+        """The distance, named after the space."""
+        originals = self._reference.moments if self._reference else self._originals
+        facts: dict[str, Any] = {"extractor": dict(self._space.facts), "count": self._made.count}
+        if self._reference is not None:
+            facts["reference"] = dict(self._reference.protocol)
+        name = "rfid" if self._space.name == "inception" else f"rfd[{self._space.name}]"
+        return Measured(
+            values={name: frechet_distance(originals, self._made)},
+            facts=facts,
+            warnings=_warnings(name, originals, self._made),
+        )
+
+
+class InterpolationDistance:
+    """Fréchet distance to the originals of images decoded between neighbouring latents (iFD).
+
+    Each image's latent is moved towards its nearest neighbour among the latents of training images,
+    along a great circle, and decoded. Neighbours are exact.
+
+    Args:
+        space: what images are described by.
+        weight: how far towards the neighbour, 0 to 1; 0 gives rFD.
+
+    Source: iFID, arXiv 2603.05630, which interpolates half-way.
+    """
+
+    def __init__(self, *, space: str, weight: float = 0.5) -> None:
+        if not 0 <= weight <= 1:
+            raise UsageError(f"the weight of ifd lies between 0 and 1, got {weight}")
+        self._space = feature_space(space)
+        self._weight = weight
+        self._training = Rows()
+        self._neighbours: NearestNeighbours | None = None
+        self._latents = torch.empty(0)
+        self._made = FeatureMoments(self._space.dimensions)
+        self._originals = FeatureMoments(self._space.dimensions)
+
+    def update_training(self, seen: Examination) -> None:
+        """Take in some of the images that neighbours are among."""
+        self._training.add(seen.positions, latent=seen.latent)
+
+    def training_accumulators(self) -> Sequence[Accumulator]:
+        """What was gathered of them."""
+        return (self._training,)
+
+    def update(self, seen: Examination) -> None:
+        """Take in some images."""
+        self._made.add(self._described(seen, seen.decoded(self._moved(seen.latent))))
+        self._originals.add(seen.described(self._space))
+
+    def accumulators(self) -> Sequence[Accumulator]:
+        """What was gathered."""
+        return self._made, self._originals
+
+    def compute(self) -> Measured:
+        """The distance, named after the space."""
+        name = f"ifd[{self._space.name}]"
+        facts = {
+            "extractor": dict(self._space.facts), "weight": self._weight,
+            "neighbours": len(self._latents), "count": self._made.count,
+        }  # fmt: skip
+        return Measured(
+            values={name: frechet_distance(self._originals, self._made)},
+            facts=facts,
+            warnings=_warnings(name, self._originals, self._made),
+        )
+
+    def _moved(self, latent: Tensor) -> Tensor:
+        if self._neighbours is None:
+            self._latents = self._training.joined()["latent"]
+            self._neighbours = NearestNeighbours(self._latents.flatten(1))
+        own = latent.cpu()
+        nearest, _ = self._neighbours.query(own.flatten(1))
+        return spherical_interpolation(own, self._latents[nearest], self._weight).to(latent.device)
+
+    def _described(self, seen: Examination, images: Tensor) -> Tensor:
+        self._space.to(seen.images.device)
+        return self._space(images)
+
+
+def _warnings(name: str, *moments: FeatureMoments) -> tuple[str, ...]:
+    found = [few_samples(each, name) for each in moments]
+    return tuple(dict.fromkeys(text for text in found if text))

@@ -1,0 +1,174 @@
+"""Probes of any encoder, whether a pivot by its name or a fine-tuned one by its run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import field, frozen
+from torch import Tensor
+
+from rpiae.core.build import build_tokenizer
+from rpiae.core.config import EncoderConfig
+from rpiae.core.contracts import Replica
+from rpiae.core.errors import CheckpointError, UsageError
+from rpiae.core.objective import PivotReplica
+from rpiae.core.resolve import ResolvedTokenizer, part_config, resolve_tokenizer
+from rpiae.core.runtime import Runtime
+from rpiae.core.tokenizer import RPiAE, tokenizer_folder
+from rpiae.data.listed import every_image
+from rpiae.evaluation.examination import Rows, pooled
+from rpiae.evaluation.images import ListedImages, Progress, Walk, merge
+from rpiae.evaluation.probing import ProbeResult, knn_accuracy, linear_probe
+from rpiae.evaluation.semantics import turned
+from rpiae.latents.encoding import TOKENS_PER_BATCH
+
+#: Partners that an encoder is wired with where it has none of its own; they are never built.
+PARTNERS = ("identity", "vit-t")
+
+
+@frozen(kw_only=True)
+class EncoderProbe:
+    """What probes found about an encoder.
+
+    Attributes:
+        encoder: its name, or the folder it is from.
+        width: channels of its tokens.
+        linear: linear probes by what they tell apart.
+        knn: accuracy of the vote of neighbours, 0 to 1; None where there are no classes.
+        k: neighbours that voted.
+        training, testing: what was learned from and measured on.
+    """
+
+    encoder: str
+    width: int
+    linear: Mapping[str, ProbeResult]
+    knn: float | None
+    k: int
+    training: Mapping[str, Any] = field(factory=dict)
+    testing: Mapping[str, Any] = field(factory=dict)
+
+    def as_tree(self) -> dict[str, Any]:
+        """As JSON values."""
+        linear = {
+            name: {
+                "accuracy": result.accuracy,
+                "strength": result.strength,
+                "classes": result.num_classes,
+                "converged": result.converged,
+            }
+            for name, result in self.linear.items()
+        }
+        return {
+            "encoder": self.encoder, "width": self.width, "linear": linear, "knn": self.knn,
+            "k": self.k, "training": dict(self.training), "testing": dict(self.testing),
+        }  # fmt: skip
+
+
+def probe_encoder(
+    encoder: str,
+    *,
+    training: str,
+    testing: str,
+    runtime: Runtime,
+    num_training: int | None = None,
+    num_testing: int | None = None,
+    k: int = 20,
+    rotation: bool = False,
+    image_size: int | None = None,
+    batch_size: int | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> EncoderProbe:
+    """Linear probe and k-NN of the mean of an encoder's tokens.
+
+    Args:
+        encoder: a name as in ``rpiae list encoders``, or the folder of a run or tokenizer.
+        training, testing: datasets with labels.
+        runtime: device and precision.
+        num_training, num_testing: how many images are looked at, spread evenly; all where not given.
+        k: neighbours that vote.
+        rotation: whether turns of images are probed too.
+        image_size: side of the centre crops, in pixels.
+        batch_size: images per forward pass.
+        progress: is told after every batch.
+
+    Raises:
+        UnknownNameError: if it is neither a folder nor a name.
+        UsageError: if images have no labels, or both sets are the same.
+        FetchError: if the encoder's weights cannot be had.
+    """
+    if training == testing:
+        raise UsageError(f"{testing} is both what is learned from and what is measured on")
+    subject, resolved, size = _opened(encoder, runtime)
+    crop = image_size or size
+    found: dict[str, dict[str, Tensor]] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    for what, data, count in (
+        ("training", training, num_training), ("testing", testing, num_testing)
+    ):  # fmt: skip
+        listed, fields = every_image(data, resolved, image_size=crop)
+        images = ListedImages(listed, fields)
+        if not images.labelled:
+            raise UsageError(f"{images.location} has no labels to probe")
+        tokens = (images.image_size // resolved.output_patch) ** 2
+        walk = Walk(
+            images,
+            count,
+            batch_size=batch_size or max(1, TOKENS_PER_BATCH // tokens),
+            runtime=runtime,
+        )
+        rows = Rows()
+        for loaded in walk.batches(what, progress):
+            positions = torch.tensor(loaded.positions)
+            kept = {"labels": loaded.labels, "features": _features(subject, loaded.images, runtime)}
+            if rotation:
+                images_turned, turns = turned(loaded.images, positions, seed=0)
+                kept |= {"turns": turns, "turned": _features(subject, images_turned, runtime)}
+            rows.add(positions, **kept)
+        merge([rows], runtime)
+        found[what], facts[what] = rows.joined(), walk.protocol()
+    x, y = found["training"], found["testing"]
+    linear = {"classes": linear_probe(x["features"], x["labels"], y["features"], y["labels"])}
+    if rotation:
+        linear["turns"] = linear_probe(x["turned"], x["turns"], y["turned"], y["turns"])
+    votes = min(k, len(x["features"]))
+    return EncoderProbe(
+        encoder=encoder,
+        width=int(x["features"].shape[1]),
+        linear=linear,
+        knn=knn_accuracy(x["features"], x["labels"], y["features"], y["labels"], k=votes),
+        k=votes,
+        training=facts["training"],
+        testing=facts["testing"],
+    )
+
+
+def _opened(encoder: str, runtime: Runtime) -> tuple[RPiAE | Replica, ResolvedTokenizer, int]:
+    """The encoder, what it is wired with, and the size of its training crops."""
+    try:
+        tokenizer_folder(encoder)
+    except CheckpointError:
+        if Path(encoder).exists():
+            raise
+    else:
+        model = RPiAE.from_pretrained(encoder).to(runtime.device)
+        assert model.config is not None
+        facts = model.config.encoder_facts
+        return model, model.config, model.trained_size or facts.image_size
+    config = part_config("encoders", encoder)
+    assert isinstance(config, EncoderConfig)
+    bridge, decoder = (
+        part_config(f, n) for f, n in zip(("bridges", "decoders"), PARTNERS, strict=True)
+    )
+    resolved = resolve_tokenizer(config, bridge, decoder)  # type: ignore[arg-type]  # of those families
+    module = build_tokenizer(resolved, pretrained=True).roles["encoder"].to(runtime.device)
+    replica = PivotReplica(module, output_patch=resolved.output_patch)
+    return replica, resolved, resolved.encoder_facts.image_size
+
+
+@torch.no_grad()
+def _features(subject: RPiAE | Replica, images: Tensor, runtime: Runtime) -> Tensor:
+    with runtime.autocast():
+        return pooled(subject.features(images).tokens)

@@ -1,0 +1,460 @@
+"""An evaluation, from a saved tokenizer to its numbers and all that these depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import frozen
+
+from rpiae.core.config import MetricConfig, parse, read_toml, unparse
+from rpiae.core.contracts import HeldOut, Replica
+from rpiae.core.errors import CheckpointError, RunError, UsageError
+from rpiae.core.objective import PivotReplica
+from rpiae.core.pivot import FILE as PIVOT_FILE
+from rpiae.core.pivot import read_pivot
+from rpiae.core.recipe import RunConfig
+from rpiae.core.registry import OWN
+from rpiae.core.resolve import converter, part_config
+from rpiae.core.runtime import Runtime
+from rpiae.core.tokenizer import RPiAE, tokenizer_folder
+from rpiae.data.listed import every_image
+from rpiae.data.orders import spread
+from rpiae.evaluation.configs import EvaluationConfig
+from rpiae.evaluation.distances import ReconstructionDistance
+from rpiae.evaluation.examination import Examination, Measured, Metric, TrainedMetric
+from rpiae.evaluation.images import (
+    GivenImages,
+    ImageSet,
+    ListedImages,
+    Loaded,
+    Progress,
+    Walk,
+    merge,
+)
+from rpiae.evaluation.pictures import similarity_sheet, strip
+from rpiae.evaluation.references import RECONSTRUCTION, write_reference
+from rpiae.latents.encoding import batch_size_for
+
+EVALUATION_FILE = "evaluation.json"
+PICTURES_FOLDER = "pictures"
+FORMAT = 1
+
+#: Training crops where the run's own held-out images are measured on and nothing else was said.
+TRAINING_CROPS = 2000
+
+#: Images in a strip, and in the sheet of similarity maps.
+SHOWN = 12
+MAPPED = 4
+
+
+@frozen(kw_only=True)
+class Subject:
+    """A tokenizer to be measured.
+
+    Attributes:
+        model: the tokenizer.
+        folder: what was named.
+        replica: its pivot; None where its run is not there.
+        run: the run's config; None where there is none.
+    """
+
+    model: RPiAE
+    folder: Path
+    replica: Replica | None = None
+    run: RunConfig | None = None
+
+
+@frozen(kw_only=True)
+class Evaluation:
+    """The outcome.
+
+    Attributes:
+        metrics: numbers by name.
+        details: further values by metric.
+        protocol: what the numbers depend on besides the tokenizer.
+        warnings: what to keep in mind.
+        skipped: images that could not be used, in words.
+        seconds: it took.
+    """
+
+    metrics: Mapping[str, float]
+    details: Mapping[str, Any]
+    protocol: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+def open_subject(folder: Path, device: torch.device) -> Subject:
+    """A tokenizer by its folder or its run's.
+
+    Raises:
+        CheckpointError: if there is none, or it is damaged.
+    """
+    model = RPiAE.from_pretrained(folder).to(device)
+    place = next(
+        (p for p in (folder, *folder.resolve().parents[:2]) if (p / PIVOT_FILE).is_file()), None
+    )
+    if place is None or not (place / "config.toml").is_file():
+        return Subject(model=model, folder=folder)
+    run = parse(
+        read_toml(place / "config.toml"), RunConfig, source=str(place / "config.toml"),
+        converter=converter(),
+    )  # fmt: skip
+    replica = PivotReplica(
+        read_pivot(place, run.encoder).to(device), output_patch=model.decoder.patch,
+        downsampling=model.bridge.downsampling,
+    )  # fmt: skip
+    return Subject(model=model, folder=folder, replica=replica, run=run)
+
+
+def evaluate(
+    subject: Subject,
+    config: EvaluationConfig,
+    *,
+    runtime: Runtime,
+    progress: Callable[[Progress], None] = lambda _: None,
+    reference_out: Path | None = None,
+) -> Evaluation:
+    """Measure a tokenizer.
+
+    Under a launcher of several processes, each of them calls this for its share of the images; the
+    numbers are those of one process up to rounding, and the first process alone has them.
+
+    Args:
+        subject: the tokenizer.
+        config: what it is measured on, and with what.
+        runtime: device, precision and processes.
+        progress: is told after every batch.
+        reference_out: where the originals' Fréchet statistics are written, if anywhere.
+
+    Returns:
+        The outcome; of other processes than the first one, an empty one.
+
+    Raises:
+        UsageError: if a metric lacks what it needs, or images cannot be compared with a reference.
+        DataError: if no image can be used.
+        RunError: if the tokenizer's output is not finite.
+    """
+    started = time.perf_counter()
+    metrics = dict(_built(config.metrics))
+    images = _images(subject, config)
+    training = _training(subject, config) if _needed("training", metrics) else None
+    _check_needs(metrics, subject, images, training)
+    modules = {name: module for name, (_, module) in metrics.items()}
+    trained = [m for m in modules.values() if isinstance(m, TrainedMetric)]
+    protocol: dict[str, Any] = {}
+    skipped: list[str] = []
+    if training is not None:
+        walk = _walk(subject, training, config.num_training, config, runtime)
+        for seen in _examinations(subject, walk, "training", progress, runtime):
+            for metric in trained:
+                metric.update_training(seen)
+        for metric in trained:
+            merge(metric.training_accumulators(), runtime)
+        protocol["training"] = walk.protocol()
+        skipped += walk.skipped
+    walk = _walk(subject, images, config.num_images, config, runtime)
+    for seen in _examinations(subject, walk, "images", progress, runtime):
+        if not seen.features.tokens.isfinite().all():
+            raise RunError(f"the encoder of {subject.folder} gives numbers that are not finite")
+        for module in modules.values():
+            module.update(seen)
+    for module in modules.values():
+        merge(module.accumulators(), runtime)
+    whole = walk.protocol()
+    skipped += walk.skipped
+    if not runtime.is_main:
+        return Evaluation(metrics={}, details={}, protocol={})
+    for module in modules.values():
+        if isinstance(module, ReconstructionDistance) and module.reference is not None:
+            module.reference.check_images(
+                images_sha256=whole["images_sha256"], count=whole["count"], crop=whole["crop"]
+            )
+    found = {name: module.compute() for name, module in modules.items()}
+    protocol = {**whole, "precision": config.precision, **protocol, "software": _software()}
+    protocol["metrics"] = _metric_protocols(found, protocol)
+    if reference_out is not None:
+        _write_reference(reference_out, modules, found, whole)
+    return _outcome(found, protocol, skipped, time.perf_counter() - started)
+
+
+def evaluate_saved(
+    folder: Path,
+    config: EvaluationConfig,
+    *,
+    runtime: Runtime | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+    reference_out: Path | None = None,
+) -> Evaluation:
+    """Measure a run's tokenizer and write ``evaluation.json`` and pictures into its folder.
+
+    Args:
+        folder: a run's or tokenizer's folder.
+        config: what it is measured on, and with what.
+        runtime: device, precision and processes; as the config says where not given.
+        progress: is told after every batch.
+        reference_out: where the originals' Fréchet statistics are written, if anywhere.
+
+    Raises:
+        RunError: if the files cannot be written; see ``evaluate`` for others.
+    """
+    runtime = runtime or Runtime(device="auto", precision=config.precision)
+    subject = open_subject(folder, runtime.device)
+    found = evaluate(
+        subject, config, runtime=runtime, progress=progress, reference_out=reference_out
+    )
+    if runtime.is_main:
+        _write_pictures(folder / PICTURES_FOLDER, subject, config, runtime)
+        tree = {
+            "format": FORMAT,
+            "address": evaluation_address(folder, config),
+            "config": unparse(config),
+            "tokenizer": str(folder),
+            "metrics": dict(found.metrics),
+            "details": dict(found.details),
+            "protocol": dict(found.protocol),
+            "warnings": list(found.warnings),
+            "skipped": list(found.skipped),
+            "seconds": found.seconds,
+        }
+        _write(folder / EVALUATION_FILE, json.dumps(tree, indent=1))
+    return found
+
+
+def is_evaluated(folder: Path, config: EvaluationConfig) -> bool:
+    """Whether a run was evaluated in just this way, as its tokenizer stands."""
+    path = folder / EVALUATION_FILE
+    try:
+        tree = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(tree.get("address") == evaluation_address(folder, config))
+
+
+def evaluation_address(folder: Path, config: EvaluationConfig) -> str:
+    """sha256 of a saved tokenizer and of what it is measured with.
+
+    Raises:
+        CheckpointError: if there is no tokenizer.
+    """
+    found = hashlib.sha256(json.dumps([FORMAT, unparse(config)], sort_keys=True).encode())
+    for name in ("config.json", "model.safetensors"):
+        try:
+            with (tokenizer_folder(folder) / name).open("rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise CheckpointError(f"{folder / name} cannot be read: {error.strerror}") from None
+    return found.hexdigest()
+
+
+def _walk(
+    subject: Subject,
+    images: ImageSet,
+    count: int | None,
+    config: EvaluationConfig,
+    runtime: Runtime,
+) -> Walk:
+    size = config.batch_size or batch_size_for(subject.model, images.image_size)
+    return Walk(images, count, batch_size=size, runtime=runtime)
+
+
+def _examinations(
+    subject: Subject,
+    walk: Walk,
+    what: str,
+    progress: Callable[[Progress], None],
+    runtime: Runtime,
+) -> Iterator[Examination]:
+    for loaded in walk.batches(what, progress):
+        yield _examined(subject, loaded, runtime)
+
+
+def _examined(subject: Subject, loaded: Loaded, runtime: Runtime) -> Examination:
+    return Examination(
+        subject.model, loaded.images, labels=loaded.labels,
+        positions=torch.tensor(loaded.positions), replica=subject.replica,
+        autocast=runtime.autocast,
+    )  # fmt: skip
+
+
+def _built(given: Sequence[Any]) -> Iterator[tuple[str, tuple[MetricConfig, Metric]]]:
+    """Metrics by what they were called."""
+    met: set[str] = set()
+    for each in given:
+        config = part_config("metrics", each)
+        assert isinstance(config, MetricConfig)
+        name = each if isinstance(each, str) else json.dumps(each, sort_keys=True)
+        if name in met:
+            raise UsageError(f"metric {name!r} is named twice")
+        met.add(name)
+        module = config.build()
+        assert isinstance(module, Metric)
+        yield name, (config, module)
+
+
+def _needed(what: str, metrics: Mapping[str, tuple[MetricConfig, Metric]]) -> list[str]:
+    return [name for name, (config, _) in metrics.items() if what in config.needs]
+
+
+def _check_needs(
+    metrics: Mapping[str, tuple[MetricConfig, Metric]],
+    subject: Subject,
+    images: ImageSet,
+    training: ImageSet | None,
+) -> None:
+    problems = []
+    for name in _needed("labels", metrics):
+        for which in (images, training):
+            if which is not None and not which.labelled:
+                problems.append(f"{name} needs labels, and {which.location} has none")
+    if subject.replica is None:
+        problems += [
+            f"{name} needs the pivot, and there is no run around {subject.folder} that has it"
+            for name in _needed("pivot", metrics)
+        ]
+    if problems:
+        raise UsageError(f"{' · '.join(dict.fromkeys(problems))}. Leave it out of the metrics")
+
+
+def _images(subject: Subject, config: EvaluationConfig) -> ImageSet:
+    if config.data:
+        return _listed(subject, config, config.data)
+    run = _run(subject, "data")
+    held_out: HeldOut = run.data.build().held_out()  # type: ignore[union-attr]  # checked above
+    names = f"{run.data.label}, held out"  # type: ignore[union-attr]  # the same
+    return GivenImages(held_out.images, location=names, crop="as held out by the run")
+
+
+def _training(subject: Subject, config: EvaluationConfig) -> ImageSet:
+    if config.training:
+        if config.training == config.data:
+            raise UsageError(
+                f"{config.data} is both what is learned from and what is measured on: name other "
+                "images for training"
+            )
+        return _listed(subject, config, config.training)
+    run = _run(subject, "training")
+    assert run.data is not None
+    if config.data:
+        raise UsageError(
+            "probes and neighbours need training images: name them, apart from those that are "
+            "measured on (--train)"
+        )
+    crops = run.data.build().crops(config.num_training or TRAINING_CROPS, seed=0)
+    return GivenImages(crops, location=f"{run.data.label}, training crops", crop="random crops")
+
+
+def _run(subject: Subject, option: str) -> RunConfig:
+    if subject.run is None or subject.run.data is None:
+        raise UsageError(
+            f"{subject.folder} is no run that knows its data: name images with --{option}"
+        )
+    return subject.run
+
+
+def _listed(subject: Subject, config: EvaluationConfig, data: str) -> ImageSet:
+    model = subject.model
+    assert model.config is not None
+    size = config.image_size or model.trained_size or model.config.encoder_facts.image_size
+    images, fields = every_image(
+        data, model.config, image_size=size,
+        overrides=[f"data.image_size={config.image_size}"] if config.image_size else [],
+    )  # fmt: skip
+    return ListedImages(images, fields)
+
+
+def _metric_protocols(
+    found: Mapping[str, Measured], whole: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """By number: the facts of its metric, and where these make it a distance between sets of images,
+    which images."""
+    shared = {k: whole[k] for k in ("data", "crop", "count", "images_sha256", "precision")}
+    return {
+        name: {**(shared if "extractor" in each.facts else {}), **each.facts}
+        for each in found.values()
+        if each.facts
+        for name in each.values
+    }
+
+
+def _write_reference(
+    path: Path,
+    modules: Mapping[str, Metric],
+    found: Mapping[str, Measured],
+    whole: Mapping[str, Any],
+) -> None:
+    distances = {n: m for n, m in modules.items() if isinstance(m, ReconstructionDistance)}
+    if len(distances) != 1:
+        raise UsageError(
+            f"--write-reference writes one space's statistics; the metrics name {len(distances)}"
+        )
+    ((name, module),) = distances.items()
+    write_reference(
+        path, module.originals,
+        {
+            "purpose": RECONSTRUCTION,
+            "extractor": found[name].facts["extractor"],
+            **{k: whole[k] for k in ("images_sha256", "crop", "location")},
+        },
+    )  # fmt: skip
+
+
+def _outcome(
+    found: Mapping[str, Measured], protocol: Mapping[str, Any], skipped: list[str], seconds: float
+) -> Evaluation:
+    values: dict[str, float] = {}
+    for each in found.values():
+        values |= each.values
+    broken = sorted(name for name, value in values.items() if not math.isfinite(value))
+    warnings = [text for each in found.values() for text in each.warnings]
+    warnings += [f"{name} is not finite" for name in broken]
+    return Evaluation(
+        metrics=values,
+        details={name: each.details for name, each in found.items() if each.details},
+        protocol=protocol,
+        warnings=tuple(warnings),
+        skipped=tuple(skipped),
+        seconds=seconds,
+    )
+
+
+def _software() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in (OWN, "torch")}
+
+
+def _write_pictures(
+    folder: Path, subject: Subject, config: EvaluationConfig, runtime: Runtime
+) -> None:
+    """Originals, reconstructions and similarity maps of the first images."""
+    images = _images(subject, config)
+    (loaded,) = images.load([spread(len(images), min(SHOWN, len(images)))])
+    if not loaded.positions:
+        return
+    loaded = loaded._replace(images=loaded.images.to(runtime.device))
+    seen = _examined(subject, loaded, runtime)
+    try:
+        folder.mkdir(exist_ok=True)
+        strip(seen.images).save(folder / "originals.png")
+        strip(seen.reconstruction).save(folder / "held-out.png")
+        pivot = seen.pivot_features if subject.replica is not None else None
+        similarity_sheet(seen.images[:MAPPED], seen.features, pivot).save(folder / "similarity.png")
+    except OSError as error:
+        raise RunError(f"cannot write {folder}: {error.strerror}") from None
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.rename(path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from None

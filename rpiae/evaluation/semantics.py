@@ -1,0 +1,186 @@
+"""Metrics of what the encoder still knows: probes, and drift from the pivot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rpiae.core.randomness import key
+from rpiae.evaluation.examination import (
+    Accumulator,
+    Examination,
+    Measured,
+    Rows,
+    pooled,
+    pooled_latent,
+)
+from rpiae.evaluation.probing import knn_accuracy, linear_probe
+from rpiae.evaluation.resemblance import Resemblance
+
+#: Name of the features of the tokenizer's own encoder, whose numbers have no suffix.
+ENCODER = "encoder"
+
+
+class _Probe:
+    """Features of training and testing images with labels, and probes of them."""
+
+    def __init__(self) -> None:
+        self._training = Rows()
+        self._testing = Rows()
+
+    def update_training(self, seen: Examination) -> None:
+        """Take in some of the images to learn from."""
+        self._training.add(seen.positions, **self._features(seen))
+
+    def training_accumulators(self) -> Sequence[Accumulator]:
+        """What was gathered of them."""
+        return (self._training,)
+
+    def update(self, seen: Examination) -> None:
+        """Take in some of the images to be told apart."""
+        self._testing.add(seen.positions, **self._features(seen))
+
+    def accumulators(self) -> Sequence[Accumulator]:
+        """What was gathered of them."""
+        return (self._testing,)
+
+    def _features(self, seen: Examination) -> dict[str, Tensor]:
+        raise AssertionError("a probe says what it probes")
+
+    def _accuracies(
+        self, name: str, accuracy: Callable[[Tensor, Tensor, Tensor, Tensor], float]
+    ) -> dict[str, float]:
+        """Accuracy of each kind of features, and the share of the pivot's that is kept."""
+        training, testing = self._training.joined(), self._testing.joined()
+        found = {}
+        for kind in training:
+            if kind == "labels":
+                continue
+            label = name if kind == ENCODER else f"{name}_{kind}"
+            found[label] = accuracy(
+                training[kind], training["labels"], testing[kind], testing["labels"]
+            )
+        if found.get(f"{name}_pivot"):
+            found[f"{name}_retention"] = found[name] / found[f"{name}_pivot"]
+        return found
+
+
+class ClassProbe(_Probe):
+    """Linear probe and k-NN of classes.
+
+    ``probe`` and ``knn`` are of the mean of the encoder's tokens, ``…_latent`` of the latent's values,
+    ``…_pivot`` of the pivot's tokens; ``…_retention`` is the share of the pivot's accuracy that the
+    encoder keeps.
+
+    Args:
+        k: neighbours that vote.
+        latent_places: places per side that a latent is pooled to.
+        seed: of the division that chooses the regularisation.
+    """
+
+    def __init__(self, *, k: int = 20, latent_places: int = 8, seed: int = 0) -> None:
+        super().__init__()
+        self._k = k
+        self._places = latent_places
+        self._seed = seed
+
+    def _features(self, seen: Examination) -> dict[str, Tensor]:
+        found = {
+            "labels": seen.labels,
+            ENCODER: pooled(seen.features.tokens),
+            "latent": pooled_latent(seen.latent, self._places),
+        }
+        if seen.replica is not None:
+            found["pivot"] = pooled(seen.pivot_features.tokens)
+        return found
+
+    def compute(self) -> Measured:
+        """Accuracies, 0 to 1."""
+
+        def linear(x: Tensor, y: Tensor, x_testing: Tensor, y_testing: Tensor) -> float:
+            return linear_probe(x, y, x_testing, y_testing, seed=self._seed).accuracy
+
+        def nearest(x: Tensor, y: Tensor, x_testing: Tensor, y_testing: Tensor) -> float:
+            return knn_accuracy(x, y, x_testing, y_testing, k=min(self._k, len(x)))
+
+        values = self._accuracies("probe", linear) | self._accuracies("knn", nearest)
+        facts = {"k": self._k, "latent_places": self._places, "features": "mean of patch tokens"}
+        return Measured(values=values, facts=facts)
+
+
+class RotationProbe(_Probe):
+    """Linear probe of whether an image was turned by 0, 90, 180 or 270 degrees.
+
+    Which it is, is drawn for every image from its position. ``rotation`` is of the mean of the
+    encoder's tokens, ``rotation_pivot`` of the pivot's.
+
+    Args:
+        seed: of the turns, and of the division that chooses the regularisation.
+    """
+
+    def __init__(self, *, seed: int = 0) -> None:
+        super().__init__()
+        self._seed = seed
+
+    def _features(self, seen: Examination) -> dict[str, Tensor]:
+        images, turns = turned(seen.images, seen.positions, seed=self._seed)
+        found = {
+            "labels": turns,
+            ENCODER: pooled(seen.tokens_of(images).tokens),
+        }
+        if seen.replica is not None:
+            found["pivot"] = pooled(seen.pivot_tokens_of(images).tokens)
+        return found
+
+    def compute(self) -> Measured:
+        """Accuracies, 0 to 1; chance is 0.25."""
+
+        def linear(x: Tensor, y: Tensor, x_testing: Tensor, y_testing: Tensor) -> float:
+            return linear_probe(x, y, x_testing, y_testing, seed=self._seed).accuracy
+
+        return Measured(values=self._accuracies("rotation", linear))
+
+
+def turned(
+    images: Float[Tensor, "b 3 s s"], positions: Int[Tensor, " b"], *, seed: int
+) -> tuple[Float[Tensor, "b 3 s s"], Int[Tensor, " b"]]:
+    """Images turned by a multiple of 90 degrees that is drawn from their positions, and which."""
+    turns = [key(seed, "rotation", int(position)) % 4 for position in positions]
+    made = [image.rot90(turn, (-2, -1)) for image, turn in zip(images, turns, strict=True)]
+    return torch.stack(made), torch.tensor(turns)
+
+
+class Drift:
+    """Difference of the encoder's tokens from the pivot's.
+
+    ``drift`` is the mean over tokens of 1 − cosine, ``drift_relative`` ‖z − p‖/‖p‖ over all of them,
+    ``cka`` their linear CKA.
+    """
+
+    def __init__(self) -> None:
+        self._resemblance: list[Resemblance] = []
+
+    def update(self, seen: Examination) -> None:
+        """Take in some images."""
+        tokens, pivot = seen.features.tokens, seen.pivot_features.tokens
+        if not self._resemblance:
+            self._resemblance.append(Resemblance(tokens.shape[-1]))
+        self._resemblance[0].add(tokens, pivot)
+
+    def accumulators(self) -> Sequence[Accumulator]:
+        """What was gathered."""
+        return self._resemblance
+
+    def compute(self) -> Measured:
+        """The three numbers."""
+        (found,) = self._resemblance
+        return Measured(
+            values={
+                "drift": found.cosine_distance,
+                "drift_relative": found.relative_error,
+                "cka": found.linear_cka,
+            }
+        )

@@ -1,0 +1,322 @@
+"""Feature spaces: images in, vectors out, for Fréchet distances and the like."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import io
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, Self, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rpiae.core.checkpoint import digest
+from rpiae.core.config import EncoderConfig, unparse
+from rpiae.core.entries import normalised
+from rpiae.core.errors import (
+    CheckpointError,
+    FetchError,
+    MissingExtraError,
+    UnknownNameError,
+    UsageError,
+    did_you_mean,
+)
+from rpiae.core.objective import PivotReplica
+from rpiae.core.registry import registry
+from rpiae.core.resolve import part_config
+from rpiae.core.shapes import to_8_bits
+from rpiae.encoders.hub import read_weights
+from rpiae.evaluation.cnn import SmallCnn, read_cnn
+
+#: The FID Inception-v3 as torch-fidelity publishes it; the hexadecimal digits begin its SHA-256.
+INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth"
+)
+
+#: Spaces that are no encoders, and how they are written.
+FORMS: Mapping[str, str] = {"cnn": "cnn:PATH", "inception": "inception or inception:PATH"}
+
+
+@runtime_checkable
+class FeatureSpace(Protocol):
+    """Turns images into vectors; a vector does not depend on the other images of its batch.
+
+    Attributes:
+        name: what results are labelled with.
+        dimensions: of a vector (d).
+        facts: what it is made of, as plain values for JSON: ``extractor``, its config or architecture,
+            ``layer``, ``input`` in words, ``weights_sha256``, versions of libraries.
+    """
+
+    name: str
+    dimensions: int
+    facts: Mapping[str, Any]
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the weights; returns the space itself."""
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Vectors of images in [0, 1], in fp32 and without gradients, where the weights are."""
+
+
+def feature_space(text: str) -> FeatureSpace:
+    """A feature space by name.
+
+    Args:
+        text: an encoder (``tiny``, ``dinov2-b``, ``timm:vit_small_patch16_224``), ``inception``,
+            ``inception:PATH`` or ``cnn:PATH``.
+
+    Raises:
+        UnknownNameError: with the nearest names.
+        UsageError: if ``cnn`` or ``inception:`` lacks its path, or an encoder has no weights.
+        MissingExtraError: if the library behind it is not installed.
+        FetchError: if its weights cannot be had.
+        CheckpointError: if its file is missing, damaged or of something else.
+    """
+    head, colon, path = text.partition(":")
+    kind = normalised(head)
+    if (kind == "inception" and colon and not path) or (kind == "cnn" and not path):
+        raise UsageError(f"feature space {text!r} lacks a file: write {FORMS[kind]}")
+    if kind == "inception":
+        return InceptionSpace(Path(path) if path else None)
+    if kind == "cnn":
+        return CnnSpace(Path(path))
+    encoders = registry("encoders")
+    try:
+        encoders.select(text)
+    except UnknownNameError:
+        names = encoders.names()
+        if kind in names:  # a part that takes no argument: the registry's message says so
+            raise
+        hint = did_you_mean(kind, [*(re.sub(r"\{.*\}", "64", name) for name in names), *FORMS])
+        raise UnknownNameError(
+            f"no feature space named {head!r}.{hint} There are {FORMS['inception']}, "
+            f"{FORMS['cnn']}, and all encoders: rpiae list encoders"
+        ) from None
+    config = part_config("encoders", text)
+    assert isinstance(config, EncoderConfig)
+    return EncoderSpace(text, config)
+
+
+class EncoderSpace:
+    """Mean over the patch tokens of a pretrained encoder.
+
+    Images are padded and resized as [`PivotReplica`][rpiae.core.objective.PivotReplica] does, with the
+    encoder's own output patch; ``weights_sha256`` is [`digest`][rpiae.core.checkpoint.digest] of the
+    encoder's state.
+
+    Args:
+        name: of the space.
+        config: the encoder's; its weights are loaded whatever ``pretrained`` says.
+
+    Raises:
+        UsageError: if the encoder names no weights.
+        FetchError: if they cannot be had.
+        CheckpointError: if they do not fit.
+    """
+
+    def __init__(self, name: str, config: EncoderConfig) -> None:
+        described = config.describe()
+        with torch.random.fork_rng(devices=[]):
+            encoder = config.build()
+        config.load_pretrained(encoder)
+        self.name = name
+        self.dimensions: int = described.width
+        self._encoder = encoder.float()
+        self._output_patch = described.output_patch
+        self._replica = PivotReplica(self._encoder, output_patch=self._output_patch)
+        classes = {type(module) for module in self._encoder.modules()}
+        packages = sorted({cls.__module__.partition(".")[0] for cls in classes})
+        self.facts: Mapping[str, Any] = {
+            "extractor": "encoder",
+            "config": unparse(config),
+            "layer": "mean over the patch tokens of the encoder's output",
+            "input": (
+                f"padded by reflection to multiples of {self._output_patch} pixels, resized (bicubic) "
+                f"to {described.patch} pixels per {self._output_patch}, normalised with the encoder's "
+                "mean and standard deviation"
+            ),
+            "weights_sha256": digest(self._encoder.state_dict()),
+            "versions": _versions(*packages),
+        }
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the weights; returns the space itself."""
+        self._encoder.to(device)
+        self._replica = PivotReplica(self._encoder, output_patch=self._output_patch)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Vectors of images in [0, 1] of any size."""
+        device = next(self._encoder.parameters()).device
+        with torch.autocast(device.type, enabled=False):
+            tokens = self._replica.features(images.to(device, torch.float32)).tokens
+            return tokens.float().mean(1)
+
+
+class InceptionSpace:
+    """The features that FID is defined on: pool3 of the Inception-v3 of 2015, by torch-fidelity.
+
+    ``weights_sha256`` is that of the weights file.
+
+    Args:
+        path: a file of torch-fidelity's Inception-v3; downloaded where None (TORCH_HOME).
+
+    Source: arXiv 1706.08500; https://github.com/toshas/torch-fidelity.
+
+    Raises:
+        MissingExtraError: if torch-fidelity is not installed.
+        FetchError: if the weights cannot be downloaded.
+        CheckpointError: if the file is missing or no such network's.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        if importlib.util.find_spec("torch_fidelity") is None:
+            raise MissingExtraError(
+                "feature space 'inception' needs torch-fidelity, which is not installed: "
+                'pip install "rpiae[fid]"'
+            )
+        found = _downloaded() if path is None else path.expanduser()
+        if not found.is_file():
+            raise CheckpointError(f"weights of feature space 'inception': there is no file {found}")
+        self.name = "inception"
+        self.dimensions = 2048
+        self._network = _inception(found)
+        self._device = torch.device("cpu")
+        self.facts: Mapping[str, Any] = {
+            "extractor": "Inception-v3 of 2015-12-05 (FID), by torch-fidelity",
+            "layer": "pool3, 2048 values",
+            "input": (
+                "rounded to 8 bits, resized to 299×299 with TensorFlow 1's bilinear rule, scaled to "
+                "[−1, 1)"
+            ),
+            "weights_sha256": _file_sha256(found),
+            "versions": _versions("torch", "torch-fidelity"),
+        }
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the weights; returns the space itself."""
+        self._device = torch.device(device)
+        self._network.to(self._device)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Vectors of images in [0, 1] of any size."""
+        bytes_ = (to_8_bits(images.to(self._device, torch.float32)) * 255).round().to(torch.uint8)
+        with torch.autocast(self._device.type, enabled=False):
+            (features,) = self._network(bytes_)
+        vectors: Tensor = features.float()
+        return vectors
+
+
+class CnnSpace:
+    """Mean over positions of the last features of a small convolutional classifier.
+
+    ``weights_sha256`` is [`digest`][rpiae.core.checkpoint.digest] of its state.
+
+    Args:
+        path: a file that ``scripts/train_small_cnn.py`` wrote.
+
+    Raises:
+        CheckpointError: if it is missing, damaged or of something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._model, found = read_cnn(path)
+        self.name = "cnn"
+        self.dimensions = self._model.dimensions
+        self.facts: Mapping[str, Any] = {
+            "extractor": "small residual CNN, a classifier",
+            "architecture": {
+                "class": f"{SmallCnn.__module__}:{SmallCnn.__name__}",
+                "widths": list(found.widths),
+                "classes": found.classes,
+            },
+            "training": found.training,
+            "accuracy": found.accuracy,
+            "seed": found.seed,
+            "layer": f"mean over positions of the last level, {self.dimensions} values",
+            "input": "at its own size, scaled from [0, 1] to [−2, 2]",
+            "weights_sha256": found.weights_sha256,
+            "versions": _versions("torch", "rpiae"),
+        }
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the weights; returns the space itself."""
+        self._model.to(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Vectors of images in [0, 1] of at least 8×8 pixels."""
+        device = next(self._model.parameters()).device
+        with torch.autocast(device.type, enabled=False):
+            return self._model.features(images.to(device, torch.float32))
+
+
+def _inception(path: Path) -> Any:
+    """torch-fidelity's network with the weights of a file, from which no code is run."""
+    module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+    # The library reads its file in a way that would run code from it: it gets a copy of the tensors.
+    copy = io.BytesIO()
+    torch.save(read_weights(path), copy)
+    copy.seek(0)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            network = module.FeatureExtractorInceptionV3("inception", ["2048"], copy)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise CheckpointError(
+            f"{path} holds weights of another architecture than torch-fidelity's Inception-v3: "
+            f"{lines[min(1, len(lines) - 1)][:200]}"
+        ) from None
+    return network.requires_grad_(False).eval()  # 0.3.0 leaves it in training mode
+
+
+def _downloaded() -> Path:
+    """torch-fidelity's weights file in torch's cache of checkpoints, downloaded where necessary."""
+    name = INCEPTION_URL.rpartition("/")[2]
+    cached = Path(torch.hub.get_dir(), "checkpoints", name)
+    if cached.is_file():
+        return cached
+    try:
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+            raise OSError("it is not in the cache, and HF_HUB_OFFLINE is set")
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(INCEPTION_URL, str(cached), hash_prefix="6726825d")
+    except (OSError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FetchError(
+            f"the weights of feature space 'inception' could not be fetched from {INCEPTION_URL}: "
+            f"{reason}. Ways out: download that file on a machine with network and name it as "
+            f"inception:PATH, or put it at {cached}; or take another space, such as an encoder's "
+            "(rpiae list encoders)."
+        ) from None
+    return cached
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    """Versions of packages by distribution; what is no installed distribution's is left out."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # open_clip is of open_clip_torch
+            for name in importlib.metadata.packages_distributions().get(package, []):
+                found[name] = importlib.metadata.version(name)
+    return found

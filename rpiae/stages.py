@@ -1,0 +1,207 @@
+"""Finished stages, kept so that other runs that begin with the same ones need not repeat them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import evolve
+
+from rpiae.core.checkpoint import checkpoint_path
+from rpiae.core.config import DatasetConfig, unparse
+from rpiae.core.errors import CheckpointError
+from rpiae.core.recipe import ROLES, RecipeConfig, RunConfig, StageConfig, batch_size
+from rpiae.core.tokenizer import RPiAE, load_state
+from rpiae.recording import EVENTS_FILE
+
+#: Bytes of data up to which their content counts; of more, names, sizes and times do.
+READ_WHOLE = 1 << 28
+
+#: Part of an address that names its file.
+SHOWN = 20
+
+
+class StageStore:
+    """A folder of finished stages, by the address of all that led to them.
+
+    A stage's end depends on the model's parts in its path, the stages up to it, seed, data,
+    initialisation and precision, and on nothing else; so a run whose beginning has the same address
+    goes on from there, to the bit.
+
+    Args:
+        folder: where they are kept.
+        wanted: addresses that are worth keeping; all of them where not given.
+    """
+
+    def __init__(self, folder: Path, *, wanted: Collection[str] | None = None) -> None:
+        self._folder = folder
+        self._wanted = wanted
+
+    def holds(self, address: str) -> bool:
+        """Whether a stage's end is there."""
+        return self._state(address).is_file()
+
+    def keep(self, config: RunConfig, index: int) -> None:
+        """Keep the end of a run's stage, right after it was saved.
+
+        Raises:
+            CheckpointError: if it cannot be written.
+        """
+        address = stage_address(config, index)
+        if self.holds(address) or (self._wanted is not None and address not in self._wanted):
+            return
+        run = Path(config.out)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # Its events first: whoever finds the state finds these.
+            for source, target in (
+                (run / EVENTS_FILE, self._events(address)),
+                (checkpoint_path(run / "checkpoints", index + 1, 0), self._state(address)),
+            ):
+                part = target.with_name(f"{target.name}.{os.getpid()}.part")
+                _link_or_copy(source, part, link=target.suffix == ".pt")
+                part.rename(target)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot keep stage {index + 1} of {run} in {self._folder}: {error.strerror}"
+            ) from None
+
+    def adopt(self, config: RunConfig, model: RPiAE) -> int:
+        """Have a run that is about to begin go on from the longest beginning that is kept.
+
+        Args:
+            config: the run; its folder is there.
+            model: as the run initialises it; what no adopted stage had in its path stays so.
+
+        Returns:
+            How many stages were adopted; the run's folder holds a checkpoint where any were.
+
+        Raises:
+            CheckpointError: if it cannot be read or written.
+        """
+        run = Path(config.out)
+        for index in reversed(range(len(config.recipe.stages))):
+            address = stage_address(config, index)
+            if not self.holds(address):
+                continue
+            state = _read(self._state(address))
+            roles = roles_in_path(config.recipe.stages[: index + 1])
+            own = {k: v for k, v in model.state_dict().items() if k.partition(".")[0] not in roles}
+            kept = {k: v for k, v in state["model"].items() if k.partition(".")[0] in roles}
+            load_state(model, kept | own, source=str(self._state(address)))
+            path = checkpoint_path(run / "checkpoints", index + 1, 0)
+            try:
+                path.parent.mkdir(exist_ok=True)
+                shutil.copyfile(self._events(address), run / EVENTS_FILE)
+                torch.save(state | {"model": kept | own}, path.with_suffix(".part"))
+                path.with_suffix(".part").rename(path)
+            except OSError as error:
+                raise CheckpointError(f"cannot write {path}: {error.strerror}") from None
+            return index + 1
+        return 0
+
+    def _state(self, address: str) -> Path:
+        return self._folder / f"{address[:SHOWN]}.pt"
+
+    def _events(self, address: str) -> Path:
+        return self._folder / f"{address[:SHOWN]}.jsonl"
+
+
+def roles_in_path(stages: tuple[StageConfig, ...]) -> set[str]:
+    """Roles whose weights some stages depend on or change."""
+    bridged = any(stage.use_bridge for stage in stages)
+    return {"encoder", "decoder"} | ({"bridge"} if bridged else set())
+
+
+def stage_address(config: RunConfig, index: int) -> str:
+    """sha256 of all that the end of a run's stage depends on.
+
+    Stages have the lengths and batches that they are run with, so that it does not matter whether a
+    recipe or its caps set them.
+    """
+    stages = config.recipe.stages[: index + 1]
+    return _address(config, stages, roles_in_path(stages))
+
+
+def run_address(config: RunConfig) -> str:
+    """sha256 of all that a run's result depends on; where it is written does not count."""
+    return _address(config, config.recipe.stages, set(ROLES))
+
+
+@functools.cache
+def data_fingerprint(data: DatasetConfig) -> str:
+    """What tells one dataset from another: its fields, and the files behind its path.
+
+    Of files of more than ``READ_WHOLE`` bytes in all, names, sizes and times count, of fewer their
+    content.
+    """
+    fields = unparse(data)
+    path = Path(fields.pop("path", ""))
+    fields.pop("workers", None)
+    found = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
+    files = [path] if path.is_file() else []
+    if path.is_dir() and path != Path():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+    whole = sum(file.stat().st_size for file in files) <= READ_WHOLE
+    for file in files:
+        status = file.stat()
+        found.update(f"{file.relative_to(path.parent)}/{status.st_size}".encode())
+        with file.open("rb") as opened:
+            found.update(
+                hashlib.file_digest(opened, "sha256").digest()
+                if whole
+                else str(status.st_mtime_ns).encode()
+            )
+    return found.hexdigest()
+
+
+def _address(config: RunConfig, stages: tuple[StageConfig, ...], roles: Collection[str]) -> str:
+    assert config.data is not None
+    tree = {
+        "parts": {role: unparse(getattr(config, role)) for role in sorted(roles)},
+        "stages": [_effective(stage, config.recipe) for stage in stages],
+        "max_steps": config.recipe.max_steps,
+        "seed": config.seed,
+        "data": data_fingerprint(config.data),
+        "init": _weights_digest(Path(config.init)) if config.init else "",
+        "precision": config.precision,
+    }
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _effective(stage: StageConfig, recipe: RecipeConfig) -> Any:
+    return unparse(evolve(stage, batch_size=batch_size(stage, recipe)))
+
+
+def _weights_digest(folder: Path) -> str:
+    found = hashlib.sha256()
+    for name in ("model.safetensors", "tokenizer/model.safetensors"):
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Remove it to train anew") from None
+    return state
+
+
+def _link_or_copy(source: Path, target: Path, *, link: bool) -> None:
+    """A checkpoint is never changed once written, so a link to it does; events grow."""
+    if link:
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)

@@ -1,0 +1,1 @@
+"""Studies of ablations: what they measured, and its report."""

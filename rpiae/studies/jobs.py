@@ -1,0 +1,140 @@
+"""One run of a study, in a process of its own: train it or go on with it, then evaluate it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+from filelock import FileLock
+
+from rpiae import runs
+from rpiae.core import events
+from rpiae.core.config import make_converter, parse, unparse
+from rpiae.core.errors import RpiaeError
+from rpiae.evaluation.configs import EvaluationConfig
+from rpiae.evaluation.evaluating import evaluate_saved, is_evaluated
+from rpiae.stages import StageStore
+from rpiae.studies.planning import PlannedRun
+
+STAGES_FOLDER = "stages"
+JOBS_FOLDER = "jobs"
+
+#: Exit code of a job that was told to stop and saved its state.
+STOPPED = 130
+
+#: Exit code of a job whose config or data are wrong: trying again would not help.
+WRONG = 2
+
+#: Seconds that a job waits for the process of a killed study to leave a run's folder.
+PATIENCE = 120.0
+
+
+@frozen(kw_only=True)
+class Job:
+    """What the process of a run is told.
+
+    Attributes:
+        config: the run's tree.
+        stages: folder of finished stages.
+        wanted: addresses of stages worth keeping.
+        evaluation: what the run is measured with; nothing where not given.
+    """
+
+    config: dict[str, Any]
+    stages: str
+    wanted: tuple[str, ...]
+    evaluation: EvaluationConfig | None = None
+
+
+def write_job(
+    run: PlannedRun, out: Path, *, wanted: Iterable[str], evaluation: EvaluationConfig | None
+) -> Path:
+    """Write down what the process of a run is to do; the file's path."""
+    job = Job(
+        config=unparse(run.resolved.config), stages=str(out / STAGES_FOLDER),
+        wanted=tuple(sorted(wanted)), evaluation=evaluation,
+    )  # fmt: skip
+    path = out / JOBS_FOLDER / f"{run.folder.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(unparse(job), indent=1), encoding="utf-8")
+    return path
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether a run came to its end."""
+    return (folder / runs.SUMMARY_FILE).is_file()
+
+
+def is_done(folder: Path, evaluation: EvaluationConfig | None) -> bool:
+    """Whether nothing is left to do for a run."""
+    return is_trained(folder) and (evaluation is None or is_evaluated(folder, evaluation))
+
+
+def perform(path: Path) -> int:
+    """Do what a job says; the exit code.
+
+    What happens goes to stdout, a line each; an error's one line to stderr.
+    """
+    job = parse(
+        json.loads(path.read_text("utf-8")), Job, source=str(path), converter=make_converter()
+    )
+    folder = Path(job.config["out"])
+    try:
+        if not is_trained(folder):
+            _await(folder)
+            store = StageStore(Path(job.stages), wanted=job.wanted)
+            begun = (folder / runs.CONFIG_FILE).is_file()
+            happened = (
+                runs.resume(folder, stages=store) if begun else runs.run(job.config, stages=store)
+            )
+            for event in happened:
+                if text := _line(event):
+                    print(text, flush=True)
+                if isinstance(event, events.Interrupted):
+                    return STOPPED
+        if job.evaluation is not None and not is_evaluated(folder, job.evaluation):
+            evaluate_saved(folder, job.evaluation)
+            print("evaluated", flush=True)
+    except RpiaeError as error:
+        print(f"rpiae: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def follow_parent() -> None:
+    """Stop, as at a signal, when the process at the other end of stdin has ended, however that was."""
+
+    def follow() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 1):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _await(folder: Path) -> None:
+    """Wait until the run's folder is free."""
+    if folder.is_dir():
+        FileLock(folder / runs.LOCK_FILE, timeout=PATIENCE).acquire().lock.release()
+
+
+def _line(event: events.Event) -> str:
+    if isinstance(event, events.StepDone):
+        if event.step % max(1, event.steps // 10):
+            return ""
+        terms = " ".join(f"{name} {value:.4f}" for name, value in event.terms.items())
+        return f"{event.stage} {event.step}/{event.steps}: {terms} · {event.images_per_second:.3g} images/s"
+    if isinstance(event, events.Evaluated):
+        return f"{event.stage} {event.step}: held-out PSNR {event.metrics['psnr']:.2f} dB"
+    if isinstance(event, events.StageEnded):
+        return f"{event.stage}: {event.steps} steps done"
+    return event.text if isinstance(event, events.Notice) else ""

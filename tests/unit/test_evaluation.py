@@ -1,0 +1,361 @@
+"""Measuring a saved tokenizer: its numbers, what they depend on, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import save_file
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+
+import rpiae
+from rpiae import runs
+from rpiae.core.config import dump_toml
+from rpiae.core.errors import CheckpointError, RunError, UsageError
+from rpiae.core.pivot import write_pivot
+from rpiae.core.runtime import Runtime
+from rpiae.core.tokenizer import RPiAE
+from rpiae.evaluation import references
+from rpiae.evaluation.configs import EvaluationConfig
+from rpiae.evaluation.encoders import probe_encoder
+from rpiae.evaluation.evaluating import (
+    EVALUATION_FILE,
+    Evaluation,
+    evaluate,
+    evaluate_saved,
+    is_evaluated,
+    open_subject,
+)
+from rpiae.evaluation.examination import Examination
+from rpiae.evaluation.semantics import turned
+from tests.toys import DECODERS, ENCODERS
+
+#: Images per class in each of the two sets.
+COUNT = 9
+SPACE = "tiny"
+
+
+def write_classes(folder: Path, *, seed: int) -> Path:
+    """Pictures of three classes that differ in colour and direction; one file is damaged."""
+    draws = np.random.default_rng(seed)
+    ramp = np.linspace(0, 200, 32)
+    for name, pattern in (
+        ("across", np.broadcast_to(ramp, (32, 32))),
+        ("down", np.broadcast_to(ramp[:, None], (32, 32))),
+        ("plain", np.full((32, 32), 90.0)),
+    ):
+        (folder / name).mkdir(parents=True)
+        for i in range(COUNT):
+            pixels = pattern[..., None] * draws.uniform(0.8, 1, 3) + draws.normal(0, 8, (32, 32, 3))
+            picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+            picture.save(folder / name / f"{i}.png")
+    (folder / "across" / "3.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def testing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_classes(tmp_path_factory.mktemp("testing") / "images", seed=1)
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_classes(tmp_path_factory.mktemp("training") / "images", seed=2)
+
+
+@pytest.fixture(scope="module")
+def model() -> RPiAE:
+    """An untrained tokenizer whose pictures are not all alike."""
+    made = rpiae.build(encoder=ENCODERS["vit"], bridge="vb4", decoder=DECODERS["vit"])
+    draws = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in made.decoder.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=draws)
+    return made.eval()
+
+
+@pytest.fixture
+def run(tmp_path: Path, model: RPiAE, training: Path) -> Path:
+    """A finished run's folder, as far as an evaluation looks at it."""
+    folder = tmp_path / "run"
+    model.save_pretrained(folder / "tokenizer")
+    pivot = rpiae.build(encoder=ENCODERS["vit"], bridge="vb4", decoder=DECODERS["vit"], seed=5)
+    write_pivot(folder, pivot.roles["encoder"])
+    tree = {
+        "encoder": ENCODERS["vit"], "bridge": "vb4", "decoder": DECODERS["vit"],
+        "data": {"name": "folder", "path": str(training), "workers": 0, "held_out": 4},
+        "recipe": "quick",
+    }  # fmt: skip
+    (folder / "config.toml").write_text(dump_toml(runs.resolve(tree).config))
+    return folder
+
+
+def measure(run: Path, testing: Path, *metrics: Any, **options: Any) -> Evaluation:
+    runtime = Runtime(device="cpu", precision="fp32")
+    config = EvaluationConfig(data=f"folder:{testing}", metrics=metrics, **options)
+    return evaluate(open_subject(run, runtime.device), config, runtime=runtime)
+
+
+def images_of(folder: Path) -> torch.Tensor:
+    found = []
+    for path in sorted(folder.rglob("*.png")):
+        if path.stat().st_size > 100:
+            found.append(torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) / 255)
+    return torch.stack(found)
+
+
+def test_psnr_and_ssim_agree_with_torchmetrics(run: Path, testing: Path, model: RPiAE) -> None:
+    found = measure(run, testing, "psnr", "ssim", batch_size=4)
+    images = images_of(testing)
+    with torch.no_grad():
+        made = (model.reconstruct(images) * 255).round() / 255
+    pooled = PeakSignalNoiseRatio(data_range=1.0)(made, images)
+    each = [PeakSignalNoiseRatio(data_range=1.0)(m, i) for m, i in zip(made, images, strict=True)]
+    ssim = StructuralSimilarityIndexMeasure(data_range=1.0)(made, images)
+    assert found.metrics["psnr_pooled"] == pytest.approx(pooled.item(), abs=1e-4)
+    assert found.metrics["psnr"] == pytest.approx(torch.stack(each).mean().item(), abs=1e-4)
+    assert found.metrics["psnr"] != pytest.approx(found.metrics["psnr_pooled"], abs=1e-3)
+    assert found.metrics["ssim"] == pytest.approx(ssim.item(), abs=1e-5)
+
+
+EVERYTHING = (
+    "psnr", "ssim", f"rfd:{SPACE}", f"ifd:{SPACE}", "probe", "rotation", "drift", "latents",
+)  # fmt: skip
+
+
+def test_numbers_do_not_depend_on_batches(run: Path, testing: Path, training: Path) -> None:
+    options = {"training": f"folder:{training}"}
+    one = measure(run, testing, *EVERYTHING, batch_size=1, **options)
+    other = measure(run, testing, *EVERYTHING, batch_size=11, **options)
+    assert one.metrics.keys() == other.metrics.keys()
+    assert len(one.metrics) > 20
+    for name, value in one.metrics.items():
+        assert other.metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-9), name
+    assert one.protocol == other.protocol
+    assert one.protocol["count"] == 3 * COUNT - 1
+    assert len(one.skipped) == 2
+    assert all("3.png" in text for text in one.skipped)
+
+
+def test_interpolating_not_at_all_is_reconstruction(
+    run: Path, testing: Path, training: Path
+) -> None:
+    still = {"name": "ifd", "space": SPACE, "weight": 0.0}
+    half = {"name": "ifd", "space": SPACE, "weight": 0.5}
+    found = measure(run, testing, f"rfd:{SPACE}", still, training=f"folder:{training}")
+    rfd, ifd = found.metrics[f"rfd[{SPACE}]"], found.metrics[f"ifd[{SPACE}]"]
+    assert ifd == pytest.approx(rfd, rel=1e-9)
+    moved = measure(run, testing, half, training=f"folder:{training}").metrics[f"ifd[{SPACE}]"]
+    assert moved != pytest.approx(rfd, rel=1e-6)
+
+
+def test_a_set_is_no_distance_from_itself(run: Path, testing: Path) -> None:
+    subject = open_subject(run, torch.device("cpu"))
+    metric = rpiae.METRICS.config_class("rfd")(name="rfd", space=SPACE).build()
+    images = images_of(testing)
+    seen = Examination(
+        subject.model, images, labels=torch.zeros(len(images)), positions=torch.arange(len(images))
+    )
+    vars(seen)["reconstruction"] = images
+    metric.update(seen)
+    found = metric.compute()
+    assert found.values[f"rfd[{SPACE}]"] <= 1e-6 * metric.originals.trace
+    assert metric.originals.trace > 1
+    assert any("samples" in text for text in found.warnings), "26 samples, 192 dimensions"
+
+
+def test_probes_find_classes_and_say_what_was_kept(
+    run: Path, testing: Path, training: Path
+) -> None:
+    found = measure(run, testing, "probe", training=f"folder:{training}").metrics
+    assert found["probe_pivot"] > 0.8
+    assert found["probe_retention"] == pytest.approx(found["probe"] / found["probe_pivot"])
+    assert {"probe_latent", "knn", "knn_pivot", "knn_latent", "knn_retention"} <= found.keys()
+
+
+def test_turns_depend_on_positions_alone() -> None:
+    images = torch.rand(12, 3, 8, 8)
+    positions = torch.arange(100, 112)
+    made, turns = turned(images, positions, seed=0)
+    assert set(turns.tolist()) == {0, 1, 2, 3}
+    for image, before, turn in zip(made, images, turns.tolist(), strict=True):
+        assert image.equal(before.rot90(turn, (-2, -1)))
+    again, same = turned(images[5:], positions[5:], seed=0)
+    assert same.equal(turns[5:])
+    assert again.equal(made[5:])
+    assert not turned(images, positions, seed=1)[1].equal(turns)
+
+
+def test_drift_of_the_pivot_itself_is_nothing(run: Path, testing: Path, model: RPiAE) -> None:
+    drifted = measure(run, testing, "drift").metrics
+    assert drifted["drift"] > 0.1
+    (run / "pivot.safetensors").unlink()
+    write_pivot(run, model.roles["encoder"])
+    still = measure(run, testing, "drift").metrics
+    assert still["drift"] == pytest.approx(0, abs=1e-6)
+    assert still["drift_relative"] == pytest.approx(0, abs=1e-6)
+    assert still["cka"] == pytest.approx(1, abs=1e-6)
+
+
+def test_latents_are_described(run: Path, testing: Path) -> None:
+    found = measure(run, testing, "latents")
+    assert found.metrics["compression_values"] == 3 * 32 * 32 / (4 * 8 * 8)
+    assert found.metrics["compression_bits"] == found.metrics["compression_values"] / 2
+    assert 1 <= found.metrics["effective_rank"] <= 4
+    assert found.metrics["kl"] >= 0
+    assert len(found.details["latents"]["std"]) == 4
+
+
+def test_what_is_missing_is_said(run: Path, testing: Path, training: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for i, path in enumerate(sorted(testing.rglob("*.png"))):
+        (plain / f"{i}.png").write_bytes(path.read_bytes())
+    with pytest.raises(UsageError, match=r"probe needs labels, and .*plain has none"):
+        measure(run, plain, "probe", training=f"folder:{training}")
+    with pytest.raises(UsageError, match="name them, apart from those"):
+        measure(run, testing, f"ifd:{SPACE}")
+    with pytest.raises(UsageError, match="both what is learned from and what is measured on"):
+        measure(run, testing, "probe", training=f"folder:{testing}")
+    with pytest.raises(UsageError, match=r"metric 'psnr' is named twice"):
+        measure(run, testing, "psnr", "psnr")
+    with pytest.raises(UsageError, match=r"no metric named 'pnsr'.*'psnr'"):
+        measure(run, testing, "pnsr")
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        measure(run, testing, {"name": "ifd", "weight": 1.5}, training=f"folder:{training}")
+    (run / "config.toml").unlink()
+    with pytest.raises(UsageError, match="drift needs the pivot"):
+        measure(run / "tokenizer", testing, "drift")
+    runtime = Runtime(device="cpu", precision="fp32")
+    subject = open_subject(run / "tokenizer", runtime.device)
+    with pytest.raises(UsageError, match="no run that knows its data"):
+        evaluate(subject, EvaluationConfig(metrics=("psnr",)), runtime=runtime)
+
+
+def test_a_run_is_measured_on_its_own_held_out_images(run: Path) -> None:
+    runtime = Runtime(device="cpu", precision="fp32")
+    config = EvaluationConfig(metrics=("psnr", f"ifd:{SPACE}"), num_training=8)
+    found = evaluate(open_subject(run, runtime.device), config, runtime=runtime)
+    assert found.protocol["count"] == 3, "one of the four is damaged"
+    assert found.protocol["training"]["count"] == 8
+
+
+def test_a_broken_tokenizer_is_no_zero(run: Path, testing: Path, model: RPiAE) -> None:
+    runtime = Runtime(device="cpu", precision="fp32")
+    subject = open_subject(run, runtime.device)
+    with torch.no_grad():
+        next(iter(subject.model.roles["encoder"].parameters())).fill_(torch.nan)
+    config = EvaluationConfig(data=f"folder:{testing}", metrics=("latents",))
+    with pytest.raises(RunError, match="not finite"):
+        evaluate(subject, config, runtime=runtime)
+
+
+def test_an_evaluation_is_known_by_all_it_depends_on(run: Path, testing: Path) -> None:
+    config = EvaluationConfig(data=f"folder:{testing}", metrics=("psnr",), num_images=4)
+    assert not is_evaluated(run, config)
+    evaluate_saved(run, config)
+    assert is_evaluated(run, config)
+    assert not is_evaluated(run, EvaluationConfig(data=f"folder:{testing}", metrics=("ssim",)))
+    for name in ("held-out", "originals", "similarity"):
+        with Image.open(run / "pictures" / f"{name}.png") as picture:
+            assert picture.width >= 32
+    tree = json.loads((run / EVALUATION_FILE).read_text())
+    assert tree["metrics"]["psnr"] > 0
+    model = RPiAE.from_pretrained(run)
+    with torch.no_grad():
+        next(iter(model.decoder.parameters())).add_(1)
+    model.save_pretrained(run / "tokenizer")
+    assert not is_evaluated(run, config)
+
+
+class TestReferences:
+    """Fréchet statistics in files."""
+
+    def written(self, run: Path, testing: Path, out: Path, **options: Any) -> Path:
+        config = EvaluationConfig(data=f"folder:{testing}", metrics=(f"rfd:{SPACE}",), **options)
+        evaluate_saved(run, config, reference_out=out)
+        return out
+
+    def test_gives_the_same_distance(self, run: Path, testing: Path, tmp_path: Path) -> None:
+        file = self.written(run, testing, tmp_path / "originals.safetensors")
+        direct = measure(run, testing, f"rfd:{SPACE}")
+        table = {"name": "rfd", "space": SPACE, "reference": str(file)}
+        through = measure(run, testing, table)
+        name = f"rfd[{SPACE}]"
+        assert through.metrics[name] == pytest.approx(direct.metrics[name], rel=1e-12)
+        assert through.protocol["metrics"][name]["reference"]["purpose"] == "reconstruction"
+
+    def test_of_other_images_is_refused(
+        self, run: Path, testing: Path, training: Path, tmp_path: Path
+    ) -> None:
+        file = self.written(run, training, tmp_path / "originals.safetensors")
+        table = {"name": "rfd", "space": SPACE, "reference": str(file)}
+        with pytest.raises(UsageError, match=r"of other images.*images_sha256 is .* there"):
+            measure(run, testing, table)
+
+    def test_of_another_space_is_refused(self, run: Path, testing: Path, tmp_path: Path) -> None:
+        file = self.written(run, testing, tmp_path / "originals.safetensors")
+        read = references.read_reference(file)
+        other = {**read.protocol["extractor"], "weights_sha256": "0"}
+        with pytest.raises(UsageError, match=r"another feature space.*weights_sha256"):
+            read.check_space(other)
+
+    def test_for_generation_is_refused(self, run: Path, testing: Path, tmp_path: Path) -> None:
+        file = self.written(run, testing, tmp_path / "originals.safetensors")
+        read = references.read_reference(file)
+        other = tmp_path / "generation.safetensors"
+        protocol = {**read.protocol, "purpose": references.GENERATION}
+        references.write_reference(other, read.moments, protocol)
+        with pytest.raises(UsageError, match=r"a reference for generation.*own originals"):
+            measure(run, testing, {"name": "rfd", "space": SPACE, "reference": str(other)})
+
+    def test_without_a_protocol_is_refused(self, tmp_path: Path) -> None:
+        file = tmp_path / "VIRTUAL_imagenet256.npz"
+        np.savez(file, mu=np.zeros(4), sigma=np.eye(4))
+        with pytest.raises(UsageError, match="without a protocol"):
+            references.read_reference(file)
+        plain = tmp_path / "plain.safetensors"
+        save_file({"mean": np.zeros(4), "scatter": np.eye(4)}, plain)
+        with pytest.raises(UsageError, match="no reference of this version"):
+            references.read_reference(plain)
+        (tmp_path / "broken.safetensors").write_bytes(b"{")
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            references.read_reference(tmp_path / "broken.safetensors")
+        with pytest.raises(CheckpointError, match="there is no reference"):
+            references.read_reference(tmp_path / "none.safetensors")
+
+    def test_numbers_of_different_protocols_are_not_compared(
+        self, run: Path, testing: Path
+    ) -> None:
+        name = f"rfd[{SPACE}]"
+        whole = measure(run, testing, f"rfd:{SPACE}").protocol["metrics"][name]
+        some = measure(run, testing, f"rfd:{SPACE}", num_images=9).protocol["metrics"][name]
+        references.check_comparable(name, {"a": whole, "b": dict(whole)})
+        with pytest.raises(
+            UsageError, match=r"rfd\[tiny\] of a and of b cannot be compared.*count"
+        ):
+            references.check_comparable(name, {"a": whole, "b": some})
+
+
+def test_probing_an_encoder_by_name_and_by_run(run: Path, testing: Path, training: Path) -> None:
+    runtime = Runtime(device="cpu", precision="fp32")
+    sets = {"training": f"folder:{training}", "testing": f"folder:{testing}"}
+    pivot = probe_encoder("tiny", **sets, runtime=runtime, rotation=True, k=5)
+    assert pivot.linear["classes"].accuracy > 0.9
+    assert pivot.linear["classes"].num_classes == 3
+    assert pivot.linear["turns"].num_classes == 4
+    assert pivot.width == 192
+    assert json.loads(json.dumps(pivot.as_tree()))["testing"]["count"] == 3 * COUNT - 1
+    tuned = probe_encoder(str(run), **sets, runtime=runtime)
+    assert tuned.width == 32
+    direct = measure(run, testing, "probe", training=sets["training"]).metrics
+    assert tuned.linear["classes"].accuracy == pytest.approx(direct["probe"])
+    with pytest.raises(UsageError, match="both what is learned from"):
+        probe_encoder("tiny", training="x", testing="x", runtime=runtime)
+    with pytest.raises(UsageError, match=r"no encoder named 'tini'.*'tiny'"):
+        probe_encoder("tini", **sets, runtime=runtime)

@@ -1,0 +1,154 @@
+"""Finished stages that other runs go on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from rpiae import runs
+from rpiae.core import events
+from rpiae.core.config import Tree
+from rpiae.core.recipe import RunConfig
+from rpiae.recording import EVENTS_FILE
+from rpiae.stages import StageStore, data_fingerprint, run_address, stage_address
+from tests.short_run import short_run, write_images
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("stages") / "images")
+
+
+def tree(images: Path, out: Path, **changes: Any) -> Tree:
+    found = short_run(images, out, max_steps=2)
+    found["data"]["workers"] = 0
+    return found | changes
+
+
+def config(images: Path, *overrides: str, **changes: Any) -> RunConfig:
+    return runs.resolve(tree(images, Path("out"), **changes), overrides=overrides).config
+
+
+def digests(given: Tree, store: StageStore | None, monkeypatch: pytest.MonkeyPatch) -> Tree:
+    """Digests of all stages, and how many steps were taken for them."""
+    monkeypatch.setattr(
+        runs, "_evaluated", lambda *_: {"psnr": 1, "psnr_mean_colour": 1, "psnr_pca": 1}
+    )
+    found: Tree = {"steps": 0}
+    for event in runs.run(given, stages=store):
+        found["steps"] += isinstance(event, events.StepDone)
+        if isinstance(event, events.StageEnded):
+            found[event.stage] = dict(event.digests)
+    return found
+
+
+def test_a_shared_stage_leads_to_the_same_bits(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = StageStore(tmp_path / "stages")
+    alone = digests(tree(images, tmp_path / "alone", bridge="vb8"), None, monkeypatch)
+    assert alone["steps"] == 6
+    first = digests(tree(images, tmp_path / "first"), store, monkeypatch)
+    assert first["steps"] == 6
+    shared = digests(tree(images, tmp_path / "shared", bridge="vb8"), store, monkeypatch)
+    assert shared["steps"] == 4, "Stage I was taken over"
+    assert shared["compress"] == alone["compress"]
+    assert shared["polish"] == alone["polish"]
+    assert shared["tune"]["ema"] == first["tune"]["ema"]
+    lines = (tmp_path / "shared" / EVENTS_FILE).read_text().splitlines()
+    steps = [line for line in lines if '"StepDone"' in line]
+    assert len(steps) == 6, "the curves have the shared stage too"
+
+
+def test_the_end_of_a_recipe_is_the_beginning_of_another(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of Stage I alone ships the averages, a run of all three goes on from the weights."""
+    store = StageStore(tmp_path / "stages")
+    whole = tree(images, tmp_path / "whole")
+    alone = digests(whole, None, monkeypatch)
+    resolved = runs.resolve(tree(images, tmp_path / "one"))
+    recipe = resolved.config.recipe
+    one = evolve(
+        resolved, config=evolve(resolved.config, recipe=evolve(recipe, stages=recipe.stages[:1]))
+    )
+    first = digests(one, store, monkeypatch)
+    assert first["steps"] == 2
+    again = tree(images, tmp_path / "again")
+    shared = digests(again, store, monkeypatch)
+    assert shared["steps"] == 4
+    assert shared["polish"] == alone["polish"]
+    whole_first = evolve(one, config=evolve(one.config, out=str(tmp_path / "taken")))
+    taken = digests(whole_first, store, monkeypatch)
+    assert taken["steps"] == 0
+    saved = [
+        (tmp_path / name / "tokenizer/model.safetensors").read_bytes() for name in ("one", "taken")
+    ]
+    assert saved[0] == saved[1]
+
+
+def test_only_what_is_wanted_is_kept(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = stage_address(config(images), 1)
+    store = StageStore(tmp_path / "stages", wanted=[wanted])
+    digests(tree(images, tmp_path / "run"), store, monkeypatch)
+    assert store.holds(wanted)
+    assert len(list((tmp_path / "stages").glob("*.pt"))) == 1
+
+
+SAME = [
+    ("out", {"out": "elsewhere"}, ()),
+    ("workers", {}, ("data.workers=1",)),
+    ("checkpoints", {}, ("recipe.checkpoint_every=1",)),
+    ("device", {"device": "auto"}, ()),
+]
+OTHER = [
+    ("seed", {"seed": 4}, ()),
+    ("precision", {"precision": "bf16"}, ()),
+    ("noise", {}, ("recipe.stages[0].noise=0.3",)),
+    ("batch", {}, ("recipe.batch_size=2",)),
+    ("length", {}, ("recipe.max_steps=3",)),
+    ("term", {}, ("recipe.stages[0].terms[1].weight=0.3",)),
+    ("crop", {}, ("data.image_size=24",)),
+    ("decoder", {}, ("decoder.depth=2",)),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "overrides"), SAME, ids=[row[0] for row in SAME])
+def test_what_does_not_change_an_address(
+    images: Path, name: str, changes: Any, overrides: tuple[str, ...]
+) -> None:
+    changed = config(images, *overrides, **changes)
+    assert stage_address(changed, 0) == stage_address(config(images), 0)
+    assert run_address(changed) == run_address(config(images))
+
+
+@pytest.mark.parametrize(("name", "changes", "overrides"), OTHER, ids=[row[0] for row in OTHER])
+def test_what_changes_an_address(
+    images: Path, name: str, changes: Any, overrides: tuple[str, ...]
+) -> None:
+    changed = config(images, *overrides, **changes)
+    assert stage_address(changed, 0) != stage_address(config(images), 0)
+    assert run_address(changed) != run_address(config(images))
+
+
+def test_a_bridge_counts_from_the_first_stage_that_has_it_in_its_path(images: Path) -> None:
+    one, other = config(images), config(images, bridge="vb8")
+    assert stage_address(one, 0) == stage_address(other, 0)
+    assert stage_address(one, 1) != stage_address(other, 1)
+    assert run_address(one) != run_address(other)
+
+
+def test_the_content_of_data_counts(tmp_path: Path) -> None:
+    first = write_images(tmp_path / "a", count=4)
+    same = write_images(tmp_path / "b", count=4)
+    one, two = (config(path).data for path in (first, same))
+    assert one is not None
+    assert two is not None
+    (same / "00.png").write_bytes((same / "01.png").read_bytes())
+    data_fingerprint.cache_clear()
+    assert data_fingerprint(one) != data_fingerprint(two)

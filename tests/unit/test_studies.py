@@ -1,0 +1,382 @@
+"""Studies: what they expand to, how their runs are scheduled, and what survives being killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rpiae import runs
+from rpiae.core.config import Tree
+from rpiae.core.errors import ConfigError, UsageError
+from rpiae.stages import StageStore
+from rpiae.studies import studies
+from rpiae.studies.configs import StudyConfig, parse_study, read_study
+from rpiae.studies.executors import LocalExecutor, SubmititExecutor
+from rpiae.studies.jobs import STAGES_FOLDER, STOPPED
+from rpiae.studies.planning import PlannedRun, plan_study, shared_stages
+from rpiae.studies.results import read_results
+from tests.short_run import short_run, write_images
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("studies") / "images")
+
+
+def base(images: Path) -> Tree:
+    tree = short_run(images, Path("unused"), max_steps=2)
+    tree["data"]["workers"] = 0
+    del tree["out"], tree["seed"]
+    return tree
+
+
+def study(images: Path, **facts: Any) -> StudyConfig:
+    return parse_study({"name": "toy", "base": base(images), **facts}, source="toy.toml")
+
+
+def names(given: StudyConfig) -> list[str]:
+    return [row.name for row in plan_study(given, Path("out"))]
+
+
+class TestPlanning:
+    """Rows, axes and seeds to runs."""
+
+    def test_axes_cross(self, images: Path) -> None:
+        axes = {"bridge": ["vb4", "vb8"], "recipe.stages[0].noise": [0.0, 0.1]}
+        rows = plan_study(study(images, vary=axes, seeds=[0, 3]), Path("out"))
+        assert [row.name for row in rows] == [
+            "bridge=vb4, noise=0.0", "bridge=vb4, noise=0.1",
+            "bridge=vb8, noise=0.0", "bridge=vb8, noise=0.1",
+        ]  # fmt: skip
+        assert [run.seed for run in rows[3].runs] == [0, 3]
+        config = rows[3].runs[1].resolved.config
+        assert config.bridge.preset == "vb8"
+        assert config.recipe.stages[0].noise == 0.1
+        assert config.seed == 3
+        folders = {run.folder for row in rows for run in row.runs}
+        assert len(folders) == 8
+        assert all(folder.is_relative_to("out/runs") for folder in folders)
+
+    def test_rows_change_the_base_and_cross_axes(self, images: Path) -> None:
+        rows = [
+            {"name": "plain"},
+            {"name": "weights", "vary": {"recipe.stages[0].terms[1].weight": [0.1, 1.0]}},
+            {"name": "one", "seeds": [7], "set": {"bridge": {"name": "variational", "latent_channels": 2}}},
+        ]  # fmt: skip
+        planned = plan_study(study(images, rows=rows), Path("out"))
+        assert [row.name for row in planned] == [
+            "plain", "weights [weight=0.1]", "weights [weight=1.0]", "one"
+        ]  # fmt: skip
+        weight = planned[2].runs[0].resolved.config.recipe.stages[0].terms[1].weight
+        assert weight == 1.0
+        assert planned[3].runs[0].seed == 7
+        assert planned[3].runs[0].resolved.config.bridge.latent_channels == 2  # type: ignore[attr-defined]  # of this part
+
+    def test_recipes_of_the_studys_own(self, images: Path) -> None:
+        stage = {"name": "only", "train": ["decoder"], "use_bridge": False, "steps": 3,
+                 "terms": [{"loss": "l1"}]}  # fmt: skip
+        tree = base(images)
+        del tree["recipe"]
+        given = {"name": "toy", "base": tree, "recipes": {"mine": {"stages": [stage]}},
+                 "rows": [{"name": "a", "set": {"recipe": "mine"}}]}  # fmt: skip
+        ((run,),) = (row.runs for row in plan_study(parse_study(given, source="s"), Path("out")))
+        assert run.resolved.config.recipe.name == "mine"
+        assert [stage.name for stage in run.resolved.config.recipe.stages] == ["only"]
+
+    def test_precision_is_not_left_to_the_machine(self, images: Path) -> None:
+        tree = base(images)
+        tree["precision"] = "auto"
+        with pytest.raises(ConfigError, match="precision is auto"):
+            plan_study(parse_study({"name": "t", "base": tree}, source="s"), Path("out"))
+        del tree["precision"]
+        ((run,),) = (
+            row.runs for row in plan_study(parse_study({"name": "t", "base": tree}, source="s"), Path("o"))
+        )  # fmt: skip
+        assert run.resolved.config.precision == "fp32"
+
+    def test_every_problem_at_once(self, images: Path) -> None:
+        rows = [{"name": "a", "set": {"bridge": "vb"}}, {"name": "b", "set": {"nois": 1}}]
+        with pytest.raises(ConfigError) as error:
+            plan_study(study(images, rows=rows), Path("out"))
+        assert "row 'a': no bridge named 'vb'" in str(error.value)
+        assert "row 'b': nois: no such field" in str(error.value)
+        with pytest.raises(ConfigError, match=r"rows: two are called 'a'"):
+            plan_study(study(images, rows=[{"name": "a"}, {"name": "a"}]), Path("out"))
+        comparison = {"name": "c", "first": "a", "second": "pivotd", "metrics": ["psnr"]}
+        with pytest.raises(ConfigError, match=r"no row named 'pivotd'. Did you mean 'pivoted'"):
+            plan_study(
+                study(images, rows=[{"name": "a"}, {"name": "pivoted"}], comparisons=[comparison]),
+                Path("out"),
+            )
+        with pytest.raises(ConfigError, match=r"vary.bridge: no values"):
+            plan_study(study(images, vary={"bridge": []}), Path("out"))
+        with pytest.raises(ConfigError, match=r"sedes: no such field.*'seeds'"):
+            parse_study({"name": "t", "sedes": [1]}, source="s")
+
+    def test_shared_stages(self, images: Path) -> None:
+        rows = plan_study(study(images, vary={"bridge": ["vb4", "vb8"]}), Path("out"))
+        one, other = (row.runs[0].stages for row in rows)
+        assert one[0] == other[0]
+        assert set(one[1:]).isdisjoint(other)
+        assert shared_stages(rows) == {*one[:2], *other[:2]}
+
+    def test_the_projects_study_is_one(self, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        root = Path(__file__).parents[2]
+        monkeypatch.chdir(root)
+        given = read_study(root / "studies" / "claims.toml")
+        rows = {row.name: row for row in plan_study(given, Path("out"))}
+        assert {"rae", "unpivoted", "pivoted", "rpiae-vb8", "joint-vb8", "vae-vb8"} <= rows.keys()
+        for name in ("rae", "unpivoted", "pivoted", "rpiae-vb8", "joint-vb8"):
+            assert len(rows[name].runs) == 3, "claims compare these"
+        # Rows that a claim compares differ in nothing but what the claim is about.
+        plain, other = (rows[n].runs[0].resolved.config for n in ("pivoted", "unpivoted"))
+        (one,), (two,) = plain.recipe.stages, other.recipe.stages
+        assert [t.loss.name for t in one.terms] == ["l1", "pivot"]
+        assert [t.loss.name for t in two.terms] == ["l1"]
+        assert (one.steps, one.optimiser, one.noise) == (two.steps, two.optimiser, two.noise)
+        passes = {
+            name: sum((s.steps or 0) * s.batch_size for s in row.runs[0].resolved.config.recipe.stages)
+            for name, row in rows.items() if "main" in row.groups
+        }  # fmt: skip
+        assert len(set(passes.values())) == 1, passes
+
+
+class FakeJob:
+    """A job that ends when asked how it is for the ``delay``-th time."""
+
+    def __init__(self, code: int, done: Callable[[], None], delay: int) -> None:
+        self.code, self.done, self.delay = code, done, delay
+
+    def outcome(self) -> int | None:
+        self.delay -= 1
+        if self.delay > 0:
+            return None
+        if self.code == 0:
+            self.done()
+        return self.code
+
+    def stop(self) -> None:
+        self.delay, self.code = 0, STOPPED
+
+
+class FakeExecutor:
+    """Pretends to run jobs.
+
+    Attributes:
+        started: names of the runs' folders in the order they were started.
+        together: sets of runs that were at work at one time.
+    """
+
+    def __init__(
+        self, out: Path, *, slots: int = 2, codes: dict[str, list[int]] | None = None
+    ) -> None:
+        self.slots = slots
+        self.out = out
+        self.codes = codes or {}
+        self.started: list[str] = []
+
+    def start(self, job: Path, log: Path, slot: int) -> FakeJob:
+        assert 0 <= slot < self.slots
+        self.started.append(job.stem)
+        given = json.loads(job.read_text())
+        store = StageStore(self.out / STAGES_FOLDER)
+
+        def done() -> None:
+            folder = Path(given["config"]["out"])
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / runs.SUMMARY_FILE).write_text("{}")
+            for address in given["wanted"]:
+                store._state(address).parent.mkdir(exist_ok=True)
+                store._state(address).touch()
+
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("some line\nrpiae: it went wrong\n")
+        codes = next((c for name, c in self.codes.items() if name in job.stem), [])
+        return FakeJob(codes.pop(0) if codes else 0, done, 2)
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(studies, "INTERVAL", 0.0)
+
+
+@pytest.mark.usefixtures("quickly")
+class TestScheduling:
+    """Which runs are started when, with jobs that do nothing."""
+
+    def test_runs_wait_for_a_stage_that_another_trains(self, images: Path, tmp_path: Path) -> None:
+        executor = FakeExecutor(tmp_path, slots=3)
+        given = study(images, vary={"bridge": ["vb4", "vb8"]}, seeds=[0, 1])
+        seen = list(studies.run_study(given, tmp_path, executor))
+        order = [
+            (type(e).__name__, e.run.row, e.run.seed)
+            for e in seen if isinstance(e, (studies.JobStarted, studies.JobEnded))
+        ]  # fmt: skip
+        assert order[:2] == [("JobStarted", "bridge=vb4", 0), ("JobStarted", "bridge=vb4", 1)]
+        assert order.index(("JobEnded", "bridge=vb4", 0)) < order.index(
+            ("JobStarted", "bridge=vb8", 0)
+        )
+        assert isinstance(seen[-1], studies.StudyEnded)
+        assert (seen[-1].done, seen[-1].failed) == (4, 0)
+
+    def test_nothing_finished_is_repeated(self, images: Path, tmp_path: Path) -> None:
+        given = study(images, vary={"bridge": ["vb4", "vb8"]})
+        list(studies.run_study(given, tmp_path, FakeExecutor(tmp_path)))
+        again = FakeExecutor(tmp_path)
+        more = study(images, vary={"bridge": ["vb4", "vb8", "vb2"]})
+        seen = list(studies.run_study(more, tmp_path, again))
+        assert isinstance(seen[0], studies.StudyPlanned)
+        assert (seen[0].done, seen[0].total) == (2, 3)
+        assert len(again.started) == 1
+        assert again.started[0].startswith("bridge=vb2")
+
+    def test_a_crash_is_tried_once_more_and_then_reported(
+        self, images: Path, tmp_path: Path
+    ) -> None:
+        given = study(images, vary={"bridge": ["vb4", "vb8", "vb2"]})
+        executor = FakeExecutor(tmp_path, codes={"vb4": [-9], "vb8": [1, -9]})
+        seen = list(studies.run_study(given, tmp_path, executor))
+        said = [(e.run.row, e.state) for e in seen if isinstance(e, studies.JobEnded)]
+        assert sorted(said) == [
+            ("bridge=vb2", "done"), ("bridge=vb4", "crashed"), ("bridge=vb4", "done"),
+            ("bridge=vb8", "crashed"), ("bridge=vb8", "failed"),
+        ]  # fmt: skip
+        assert len(executor.started) == 5
+        results = read_results(tmp_path)
+        row = results.row("bridge=vb8")
+        assert row is not None
+        assert row.runs[0].state == "failed"
+        assert "SIGKILL" in row.runs[0].error
+        # Asked again, the failed one alone is tried anew.
+        later = FakeExecutor(tmp_path)
+        seen = list(studies.run_study(given, tmp_path, later))
+        assert len(later.started) == 1
+        assert isinstance(seen[-1], studies.StudyEnded)
+        assert seen[-1].done == 3
+
+    def test_a_wrong_config_is_not_tried_again(self, images: Path, tmp_path: Path) -> None:
+        executor = FakeExecutor(tmp_path, codes={"toy": [2]})
+        seen = list(studies.run_study(study(images), tmp_path, executor))
+        assert len(executor.started) == 1
+        (ended,) = (e for e in seen if isinstance(e, studies.JobEnded))
+        assert (ended.state, ended.error) == ("failed", "it went wrong")
+
+    def test_a_signal_stops_all_and_the_rest_is_done_later(
+        self, images: Path, tmp_path: Path
+    ) -> None:
+        given = study(images, vary={"bridge": ["vb4", "identity"]}, seeds=[0, 1])
+        executor = FakeExecutor(tmp_path)
+        seen = []
+        for event in studies.run_study(given, tmp_path, executor):
+            seen.append(event)
+            if isinstance(event, studies.JobStarted) and len(executor.started) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert isinstance(seen[-1], studies.StudyEnded)
+        assert seen[-1].stopped
+        assert [e.state for e in seen if isinstance(e, studies.JobEnded)] == ["stopped", "stopped"]
+        rest = list(studies.run_study(given, tmp_path, FakeExecutor(tmp_path)))
+        assert isinstance(rest[-1], studies.StudyEnded)
+        assert rest[-1].done == 4
+
+    def test_one_process_per_study(self, images: Path, tmp_path: Path) -> None:
+        first = studies.run_study(study(images), tmp_path, FakeExecutor(tmp_path))
+        next(first)
+        with pytest.raises(UsageError, match="another rpiae ablate is at work"):
+            next(studies.run_study(study(images), tmp_path, FakeExecutor(tmp_path)))
+        first.close()
+
+
+def summaries(out: Path) -> dict[str, Any]:
+    return {p.parent.name: json.loads(p.read_text()) for p in out.glob("runs/*/summary.json")}
+
+
+def test_killed_half_way_it_repeats_nothing(images: Path, tmp_path: Path) -> None:
+    """For real: processes of its own, killed without warning once the first run is done."""
+    toml = tmp_path / "study.toml"
+    tree = study(images, vary={"bridge": ["vb4", "vb8"]})
+    from rpiae.core.config import dump_toml
+
+    toml.write_text(dump_toml(tree))
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "rpiae", "ablate", str(toml), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while len(summaries(out)) < 1:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    before = summaries(out)
+    assert len(before) == 1
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "1 of them done already" in done.stderr
+    after = summaries(out)
+    assert len(after) == 2
+    ((name, summary),) = before.items()
+    assert after[name] == summary
+    tuned = {s["stages"][0]["digests"]["ema"] for s in after.values()}
+    assert len(tuned) == 1, "Stage I was trained once"
+    logs = [log.read_text() for log in (out / "logs").iterdir()]
+    assert sum("tune 2/2" in log for log in logs) == 1
+    assert "2 of 2 runs done, 0 failed" in done.stdout
+
+
+def test_a_job_ends_with_whoever_started_it(images: Path, tmp_path: Path) -> None:
+    """The process of a run notices that the study's process is gone."""
+    run: PlannedRun = plan_study(study(images), tmp_path)[0].runs[0]
+    from rpiae.studies.jobs import write_job
+
+    job = write_job(run, tmp_path, wanted=(), evaluation=None)
+    code = (
+        "import sys, time; from pathlib import Path; from rpiae.studies.executors import LocalExecutor\n"
+        f"LocalExecutor(1).start(Path({str(job)!r}), Path({str(tmp_path / 'log')!r}), 0)\n"
+        "print('started', flush=True); time.sleep(600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "started\n"
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 60
+    while any(str(job) in line for line in _command_lines()):
+        assert time.monotonic() < deadline, "the job outlived its parent"
+        time.sleep(0.2)
+
+
+def _command_lines() -> list[str]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(entry.read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return [line for line in found if "rpiae.studies" in line and " -c " not in line]
+
+
+def test_through_submitit(images: Path, tmp_path: Path) -> None:
+    pytest.importorskip("submitit", reason="extra submitit is not installed")
+    out = tmp_path / "out"
+    executor = SubmititExecutor(out / "submitit", 1, cluster="local", parameters={"timeout_min": 5})
+    seen = list(studies.run_study(study(images), out, executor))
+    assert isinstance(seen[-1], studies.StudyEnded)
+    assert seen[-1].done == 1
+    assert len(summaries(out)) == 1
+    assert list((out / "submitit").glob("*_log.out"))
+
+
+def test_processors_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert LocalExecutor(3)._threads == 2
+    assert LocalExecutor(16)._threads == 1
