@@ -94,7 +94,7 @@ def show(bar: Bar, event: Progress) -> None:
 
 def _check_comparable(found: Mapping[str, Evaluation]) -> None:
     """Numbers that stand side by side were measured alike."""
-    from rpiae.evaluation.references import check_comparable
+    from rpiae.evaluation.protocol import check_comparable
 
     names = dict.fromkeys(name for each in found.values() for name in each.metrics)
     for name in names:

@@ -98,15 +98,15 @@ class ProbeConfig(MetricConfig):
 
     Attributes:
         k: neighbours that vote.
-        latent_places: places per side that a latent is pooled to before it is probed; all its
-            values in their places are features.
+        latent_values: features that a latent is probed by at most: all its values in their places,
+            which are averaged down to fewer places where these are more.
         seed: of the division that chooses the regularisation.
     """
 
     module: ClassVar[str] = "rpiae.evaluation.semantics:ClassProbe"
     needs: ClassVar[frozenset[str]] = frozenset({"training", "labels"})
     k: int = at_least(1, default=20)
-    latent_places: int = at_least(1, default=8)
+    latent_values: int = at_least(1, default=2048)
     seed: int = at_least(0, default=0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -215,7 +216,9 @@ def pooled(tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
     return tokens.float().mean(1)
 
 
-def pooled_latent(latent: Float[Tensor, "b c h w"], places: int) -> Float[Tensor, "b d"]:
-    """A latent's values in their places, averaged down to at most ``places`` per side."""
-    size = (min(places, latent.shape[-2]), min(places, latent.shape[-1]))
+def pooled_latent(latent: Float[Tensor, "b c h w"], most: int) -> Float[Tensor, "b d"]:
+    """A latent's values in their places, averaged down to as many places as give at most ``most``
+    values (but one per channel)."""
+    side = max(1, math.isqrt(most // latent.shape[1]))
+    size = (min(side, latent.shape[-2]), min(side, latent.shape[-1]))
     return F.adaptive_avg_pool2d(latent, size).flatten(1)

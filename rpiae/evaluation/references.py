@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.evaluation.frechet import FeatureMoments
+from rpiae.evaluation.protocol import shortened
 
 FORMAT = 1
 
@@ -21,9 +22,6 @@ RECONSTRUCTION = "reconstruction"
 
 #: Statistics of a dataset to compare generated images with.
 GENERATION = "generation"
-
-#: What two Fréchet distances must share to be comparable.
-COMPARABLE = ("images_sha256", "count", "crop", "precision", "extractor")
 
 
 @frozen(kw_only=True)
@@ -64,7 +62,7 @@ class FrechetReference:
         """
         here = {"images_sha256": images_sha256, "count": count, "crop": crop}
         different = [
-            f"{name} is {_short(self.protocol[name])} there and {_short(value)} here"
+            f"{name} is {shortened(self.protocol[name])} there and {shortened(value)} here"
             for name, value in here.items()
             if self.protocol[name] != value
         ]
@@ -136,41 +134,3 @@ def write_reference(path: Path, moments: FeatureMoments, protocol: Mapping[str, 
         part.rename(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {path}: {error}") from None
-
-
-def protocol_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Why two Fréchet distances cannot be compared; empty where they can.
-
-    Args:
-        one, other: what ``evaluation.json`` holds under ``protocol`` for a metric.
-    """
-    return [
-        f"{name}: {_short(one.get(name))} and {_short(other.get(name))}"
-        for name in COMPARABLE
-        if one.get(name) != other.get(name)
-    ]
-
-
-def check_comparable(name: str, protocols: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse to compare a metric of tokenizers that was measured in different ways.
-
-    Args:
-        name: of the metric.
-        protocols: tokenizer → the metric's protocol.
-
-    Raises:
-        UsageError: with what differs.
-    """
-    first, *others = protocols
-    for other in others:
-        different = protocol_differences(protocols[first], protocols[other])
-        if different:
-            raise UsageError(
-                f"{name} of {first} and of {other} cannot be compared, they were measured "
-                f"differently: {'; '.join(different)}"
-            )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True) if isinstance(value, Mapping) else str(value)
-    return text if len(text) <= 24 else f"{text[:12]}…{text[-8:]}"

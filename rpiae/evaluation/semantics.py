@@ -77,21 +77,21 @@ class ClassProbe(_Probe):
 
     Args:
         k: neighbours that vote.
-        latent_places: places per side that a latent is pooled to.
+        latent_values: features that a latent is probed by at most.
         seed: of the division that chooses the regularisation.
     """
 
-    def __init__(self, *, k: int = 20, latent_places: int = 8, seed: int = 0) -> None:
+    def __init__(self, *, k: int = 20, latent_values: int = 2048, seed: int = 0) -> None:
         super().__init__()
         self._k = k
-        self._places = latent_places
+        self._values = latent_values
         self._seed = seed
 
     def _features(self, seen: Examination) -> dict[str, Tensor]:
         found = {
             "labels": seen.labels,
             ENCODER: pooled(seen.features.tokens),
-            "latent": pooled_latent(seen.latent, self._places),
+            "latent": pooled_latent(seen.latent, self._values),
         }
         if seen.replica is not None:
             found["pivot"] = pooled(seen.pivot_features.tokens)
@@ -107,7 +107,7 @@ class ClassProbe(_Probe):
             return knn_accuracy(x, y, x_testing, y_testing, k=min(self._k, len(x)))
 
         values = self._accuracies("probe", linear) | self._accuracies("knn", nearest)
-        facts = {"k": self._k, "latent_places": self._places, "features": "mean of patch tokens"}
+        facts = {"k": self._k, "latent_values": self._values, "features": "mean of patch tokens"}
         return Measured(values=values, facts=facts)
 
 

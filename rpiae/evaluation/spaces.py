@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -67,8 +68,9 @@ class FeatureSpace(Protocol):
         """Vectors of images in [0, 1], in fp32 and without gradients, where the weights are."""
 
 
+@functools.cache
 def feature_space(text: str) -> FeatureSpace:
-    """A feature space by name.
+    """A feature space by name; the same one for everybody who asks, so that images are described once.
 
     Args:
         text: an encoder (``tiny``, ``dinov2-b``, ``timm:vit_small_patch16_224``), ``inception``,

@@ -119,7 +119,8 @@ def _planned(study: StudyConfig, row: RowConfig, out: Path) -> PlannedRow:
                 tree[path] = copy.deepcopy(value)
             else:
                 overrides.append(f"{path}={_toml(value)}")
-        if (recipe := tree.get("recipe")) in study.recipes:
+        recipe = tree.get("recipe")
+        if isinstance(recipe, str) and recipe in study.recipes:
             tree["recipe"] = {"name": recipe, **copy.deepcopy(study.recipes[recipe])}
         tree["seed"] = seed
         tree.setdefault("precision", "fp32")

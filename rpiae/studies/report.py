@@ -34,9 +34,9 @@ from rpiae.studies.results import (
     RunResults,
     StudyResults,
     best_rows,
+    differing_fields,
     number,
     paired,
-    protocol_differences,
     read_results,
     shared_protocol,
 )
@@ -170,7 +170,11 @@ def differences_table(results: StudyResults) -> Table:
                 (
                     name,
                     _column_head(column),
-                    Cell(text=each or NOTHING, notes=(seeds,) if each else ()),
+                    Cell(
+                        text=each or NOTHING,
+                        notes=(seeds,) if each else (),
+                        warning=difference.refused and f"not compared: {difference.refused}",
+                    ),
                     Cell(text=difference.summary.text(column.digits, signed=True)),
                     Cell(text=str(difference.n)),
                     Cell(text=_in_favour(difference.by_seed.values(), column)),
@@ -319,7 +323,7 @@ class _Strips:
 
 def html_report(results: StudyResults) -> str:
     """The whole page."""
-    differences = protocol_differences(results)
+    differences = differing_fields(results)
     sections = [
         _Section(anchor="run", title="What was run", content=_what_was_run(results)),
         _Section(anchor="results", title="Results", content=_results(results)),
@@ -664,7 +668,7 @@ def _text(text: str) -> str:
 
 def markdown_report(results: StudyResults) -> str:
     """The same tables for GitHub."""
-    differences = protocol_differences(results)
+    differences = differing_fields(results)
     blocks = [f"# {_plain(results.name)}", _plain(results.summary), "## What was run"]
     blocks.append("\n".join(f"- **{_plain(n)}** {_plain(of)}" for n, of in facts(results)))
     blocks.append(_fence(results.command))

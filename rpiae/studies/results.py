@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 from attrs import field, frozen
 
 from rpiae.core.errors import CheckpointError, UsageError
+from rpiae.evaluation.protocol import protocol_differences
 
 STUDY_FILE = "study.json"
 EVALUATION_FILE = "evaluation.json"
@@ -199,10 +200,12 @@ class PairedDifference:
     Attributes:
         metric: of which.
         by_seed: the difference by seed, of the seeds that both rows have, ascending.
+        refused: why the two are not compared; empty where they are.
     """
 
     metric: str
     by_seed: Mapping[int, float]
+    refused: str = ""
 
     @property
     def summary(self) -> Summary:
@@ -261,8 +264,9 @@ class StudyResults:
 
     @property
     def originals(self) -> Path:
-        """The strip of held-out originals, which may be missing."""
-        return self.folder / "originals.png"
+        """The strip of held-out originals, beside the first run's reconstructions; may be missing."""
+        found = [run.pictures.with_name("originals.png") for _, run in self.runs]
+        return next((path for path in found if path.is_file()), self.folder / "originals.png")
 
     @property
     def runs(self) -> Iterator[tuple[RowResults, RunResults]]:
@@ -295,21 +299,41 @@ class StudyResults:
 
 
 def paired(first: RowResults, second: RowResults, metric: str) -> PairedDifference:
-    """First minus second, of the seeds that both rows have."""
+    """First minus second, of the seeds that both rows have.
+
+    Fréchet distances that were measured differently are not subtracted.
+    """
+    refused = measured_differently((first, second), metric)
+    if refused:
+        return PairedDifference(metric=metric, by_seed={}, refused=refused)
     ours, theirs = first.by_seed(metric), second.by_seed(metric)
     common = sorted(ours.keys() & theirs.keys())
     return PairedDifference(metric=metric, by_seed={s: ours[s] - theirs[s] for s in common})
 
 
+def measured_differently(rows: Sequence[RowResults], metric: str) -> str:
+    """Why a Fréchet distance of some rows cannot be compared; empty where it can."""
+    protocols = [
+        run.protocol.get("metrics", {}).get(metric, {})
+        for row in rows
+        for run in row.measured
+        if run.protocol is not None
+    ]
+    protocols = [protocol for protocol in protocols if "extractor" in protocol]
+    found = [text for other in protocols[1:] for text in protocol_differences(protocols[0], other)]
+    return "; ".join(dict.fromkeys(found))
+
+
 def best_rows(rows: Sequence[RowResults], column: Column) -> frozenset[str]:
     """Names of the rows with the best mean, ties included.
 
-    None if the column has no better way, or fewer than two rows have a number: one is not the best.
+    None if the column has no better way, if fewer than two rows have a number (one is not the best),
+    or if they were measured differently.
     Means that are written alike are alike: they are compared at the column's decimal places.
     """
     means = {row.name: row.statistics(column.metric).mean for row in rows}
     means = {k: round(v, column.digits) for k, v in means.items() if not math.isnan(v)}
-    if len(means) < 2 or not column.better:
+    if len(means) < 2 or not column.better or measured_differently(rows, column.metric):
         return frozenset()
     best = (max if column.better == HIGHER else min)(means.values())
     return frozenset(name for name, mean in means.items() if mean == best)
@@ -335,7 +359,7 @@ def shared_protocol(results: StudyResults) -> dict[str, str]:
     return {k: v for k, v in first.items() if all(p.get(k) == v for p in protocols)}
 
 
-def protocol_differences(results: StudyResults) -> tuple[ProtocolDifference, ...]:
+def differing_fields(results: StudyResults) -> tuple[ProtocolDifference, ...]:
     """The fields of the protocol in which evaluated runs differ."""
     protocols = [(row, run, flat(run.protocol)) for row, run in results.runs if run.protocol]
     paths = dict.fromkeys(path for _, _, protocol in protocols for path in protocol)

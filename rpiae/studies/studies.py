@@ -147,12 +147,12 @@ class _Study:
         ]
 
     def _run(self, job: _Job) -> dict[str, Any]:
-        folder = job.run.folder.relative_to(self.out)
+        config = shlex.quote(str(job.run.folder / "config.toml"))
         return {
             "seed": job.run.seed,
-            "folder": str(folder),
+            "folder": str(job.run.folder.relative_to(self.out)),
             "address": job.run.address,
-            "command": f"rpiae build --config {shlex.quote(str(folder / 'config.toml'))}",
+            "command": f"rpiae build --config {config} --out FOLDER",
             "state": job.state,
             "error": job.error,
         }

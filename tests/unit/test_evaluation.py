@@ -32,6 +32,7 @@ from rpiae.evaluation.evaluating import (
     open_subject,
 )
 from rpiae.evaluation.examination import Examination
+from rpiae.evaluation.protocol import check_comparable
 from rpiae.evaluation.semantics import turned
 from tests.toys import DECODERS, ENCODERS
 
@@ -335,11 +336,11 @@ class TestReferences:
         name = f"rfd[{SPACE}]"
         whole = measure(run, testing, f"rfd:{SPACE}").protocol["metrics"][name]
         some = measure(run, testing, f"rfd:{SPACE}", num_images=9).protocol["metrics"][name]
-        references.check_comparable(name, {"a": whole, "b": dict(whole)})
+        check_comparable(name, {"a": whole, "b": dict(whole)})
         with pytest.raises(
             UsageError, match=r"rfd\[tiny\] of a and of b cannot be compared.*count"
         ):
-            references.check_comparable(name, {"a": whole, "b": some})
+            check_comparable(name, {"a": whole, "b": some})
 
 
 def test_probing_an_encoder_by_name_and_by_run(run: Path, testing: Path, training: Path) -> None:

@@ -32,9 +32,9 @@ from rpiae.studies.results import (
     RunResults,
     Summary,
     best_rows,
+    differing_fields,
     number,
     paired,
-    protocol_differences,
     read_results,
 )
 
@@ -439,7 +439,7 @@ def test_different_protocols_are_warned_of(tmp_path: Path) -> None:
     folders = study.row("c", psnr(1.0, 2.0))
     other = {"metrics": {"psnr": 1.0}, "protocol": {"images": {"count": 100, "hash": "ab12"}}}
     (folders[1] / "evaluation.json").write_text(json.dumps(other))
-    (count, dtype) = protocol_differences(read_results(tmp_path))
+    (count, dtype) = differing_fields(read_results(tmp_path))
     assert count.field == "images.count"
     assert dict(count.values) == {"100": ("a", "c"), "50": ("b",)}
     assert dict(dtype.values) == {
@@ -453,6 +453,29 @@ def test_different_protocols_are_warned_of(tmp_path: Path) -> None:
     assert "images.count: 100 in a, c; 50 in b" in study.markdown()
 
 
+def test_distances_that_were_measured_differently_are_not_compared(tmp_path: Path) -> None:
+    column = {"metric": "rfd[tiny]", "title": "rFD", "better": "lower"}
+    comparison = {"name": "c", "first": "a", "second": "b", "metrics": ["rfd[tiny]", "psnr"]}
+    study = Folder(tmp_path, columns=[column], comparisons=[comparison])
+    for name, value, count in (("a", 1.0, 2000), ("b", 2.0, 1000)):
+        facts = {"extractor": {"extractor": "encoder"}, "count": count}
+        protocol = {"metrics": {"rfd[tiny]": facts, "psnr": {}}}
+        study.row(name, [{"rfd[tiny]": value, "psnr": value}], protocol=protocol)
+    page = study.page()
+    # The warning about protocols is bold, no value is.
+    assert not [text for text in page.bold if text in ("1.00", "2.00")]
+    first, second = (cells for cells in page.rows if cells and cells[0] == "ca − b")
+    assert "not compared: count: 2000 and 1000" in first[2]
+    assert first[4] == "0"
+    assert second[2].startswith("−1.00")
+    for row in study.study["rows"]:
+        path = tmp_path / row["runs"][0]["folder"] / "evaluation.json"
+        tree = json.loads(path.read_text())
+        tree["protocol"]["metrics"]["rfd[tiny]"]["count"] = 1000
+        path.write_text(json.dumps(tree))
+    assert study.page().bold == ["1.00"]
+
+
 def test_equal_protocols_are_told_once_without_a_warning(tmp_path: Path) -> None:
     study = Folder(tmp_path)
     study.row("a", psnr(1.0, 2.0))
@@ -460,7 +483,7 @@ def test_equal_protocols_are_told_once_without_a_warning(tmp_path: Path) -> None
     page = study.page()
     assert "measured alike" not in page.text
     assert page.rows.count(["images.count", "100"]) == 1
-    assert protocol_differences(read_results(tmp_path)) == ()
+    assert differing_fields(read_results(tmp_path)) == ()
 
 
 def test_warnings_are_told_once_with_their_runs(tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tree(images: Path, out: Path, **changes: Any) -> Tree:
-    found = short_run(images, out, max_steps=2)
-    found["data"]["workers"] = 0
-    return found | changes
+    made = short_run(images, out, max_steps=2)
+    made["data"]["workers"] = 0
+    return made | changes
 
 
 def config(images: Path, *overrides: str, **changes: Any) -> RunConfig:
@@ -101,7 +101,7 @@ def test_only_what_is_wanted_is_kept(
 
 
 SAME = [
-    ("out", {"out": "elsewhere"}, ()),
+    ("out", {}, ("out='elsewhere'",)),
     ("workers", {}, ("data.workers=1",)),
     ("checkpoints", {}, ("recipe.checkpoint_every=1",)),
     ("device", {"device": "auto"}, ()),

@@ -104,10 +104,10 @@ class TestPlanning:
         assert run.resolved.config.precision == "fp32"
 
     def test_every_problem_at_once(self, images: Path) -> None:
-        rows = [{"name": "a", "set": {"bridge": "vb"}}, {"name": "b", "set": {"nois": 1}}]
+        rows = [{"name": "a", "set": {"bridge": "vbx"}}, {"name": "b", "set": {"nois": 1}}]
         with pytest.raises(ConfigError) as error:
             plan_study(study(images, rows=rows), Path("out"))
-        assert "row 'a': no bridge named 'vb'" in str(error.value)
+        assert "row 'a': no bridge named 'vbx'" in str(error.value)
         assert "row 'b': nois: no such field" in str(error.value)
         with pytest.raises(ConfigError, match=r"rows: two are called 'a'"):
             plan_study(study(images, rows=[{"name": "a"}, {"name": "a"}]), Path("out"))
