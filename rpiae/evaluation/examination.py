@@ -202,13 +202,23 @@ class Rows:
 
     def joined(self) -> dict[str, Tensor]:
         """All tensors (n, …) by name, in the order of positions."""
-        if not self._parts:
-            return {}
-        order = torch.argsort(torch.cat([positions for positions, _ in self._parts]))
-        return {
-            name: torch.cat([kept[name] for _, kept in self._parts])[order]
-            for name in self._parts[0][1]
-        }
+        if len(self._parts) > 1:
+            positions = torch.cat([positions for positions, _ in self._parts])
+            order = torch.argsort(positions)
+            place = torch.empty_like(order)
+            place[order] = torch.arange(len(order))
+            whole = {
+                name: torch.empty(len(order), *tensor.shape[1:], dtype=tensor.dtype)
+                for name, tensor in self._parts[0][1].items()
+            }
+            done = 0
+            while self._parts:  # each part is let go once it is copied: these can be large
+                part, kept = self._parts.pop(0)
+                for name, tensor in kept.items():
+                    whole[name][place[done : done + len(part)]] = tensor
+                done += len(part)
+            self._parts = [(positions[order], whole)]
+        return dict(self._parts[0][1]) if self._parts else {}
 
 
 def pooled(tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:

@@ -24,6 +24,7 @@ from rpiae.testing.contracts import (
 )
 from rpiae.testing.datasets import check_dataset
 from rpiae.testing.images import SyntheticImages
+from rpiae.testing.metrics import check_metric
 from rpiae.testing.plugins import check_manifest, check_plugin
 
 __all__ = [
@@ -36,5 +37,6 @@ __all__ = [
     "check_encoder",
     "check_loss",
     "check_manifest",
+    "check_metric",
     "check_plugin",
 ]

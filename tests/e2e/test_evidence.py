@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rpiae.cli import main
 from tests.e2e.test_cli import TOY, rpiae
 from tests.unit.test_evaluation import write_classes
 
@@ -89,12 +90,18 @@ def test_a_run_on_what_it_held_out(folder: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_in_a_line(
-    folder: Path, arguments: tuple[str, ...], message: str
+    folder: Path,
+    arguments: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (folder / "x.npz").touch()
-    code = 1 if arguments[1:2] in (("nowhere",), ("train",)) or "train" in arguments[1:2] else 2
-    _, err = rpiae(*arguments, cwd=folder, code=code)
+    monkeypatch.chdir(folder)
+    assert main(arguments) in (1, 2)
+    err = capsys.readouterr().err
     assert message in err
+    assert err.count("rpiae: ") == 1
     assert "unexpected" not in err
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from rpiae.core.errors import CheckpointError, RunError, UsageError
 from rpiae.core.pivot import write_pivot
 from rpiae.core.runtime import Runtime
 from rpiae.core.tokenizer import RPiAE
-from rpiae.evaluation import references
+from rpiae.evaluation import distances, references
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.encoders import probe_encoder
 from rpiae.evaluation.evaluating import (
@@ -31,10 +31,12 @@ from rpiae.evaluation.evaluating import (
     is_evaluated,
     open_subject,
 )
-from rpiae.evaluation.examination import Examination
+from rpiae.evaluation.examination import Examination, Rows, pooled_latent
 from rpiae.evaluation.protocol import check_comparable
 from rpiae.evaluation.semantics import turned
+from rpiae.losses.configs import LpipsLossConfig
 from tests.toys import DECODERS, ENCODERS
+from tests.unit.test_lpips import random_state
 
 #: Images per class in each of the two sets.
 COUNT = 9
@@ -360,3 +362,62 @@ def test_probing_an_encoder_by_name_and_by_run(run: Path, testing: Path, trainin
         probe_encoder("tiny", training="x", testing="x", runtime=runtime)
     with pytest.raises(UsageError, match=r"no encoder named 'tini'.*'tiny'"):
         probe_encoder("tini", **sets, runtime=runtime)
+
+
+def test_lpips_is_the_losss_own(run: Path, testing: Path, model: RPiAE, tmp_path: Path) -> None:
+    file = tmp_path / "vgg16.pth"
+    torch.save(random_state("vgg16"), file)
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in ("across", "down"):
+        (few / f"{name}.png").write_bytes((testing / name / "0.png").read_bytes())
+    found = measure(run, few, f"lpips:{file}")
+    loss = LpipsLossConfig(name="lpips", weights=str(file)).build()
+    images = images_of(few)
+    with torch.no_grad():
+        made = (model.reconstruct(images) * 255).round() / 255
+        wanted = loss.distance(made, images).mean().item()
+    assert found.metrics["lpips"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_rfid_is_the_distance_in_inceptions_space(
+    run: Path, testing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Space:
+        name = "inception"
+        dimensions = 3
+        facts: ClassVar[dict[str, Any]] = {"extractor": "fake", "weights_sha256": "0"}
+
+        def to(self, device: torch.device) -> Space:
+            return self
+
+        def __call__(self, images: torch.Tensor) -> torch.Tensor:
+            return images.mean((-1, -2))
+
+    def made(text: str) -> Space:
+        asked.append(text)
+        return Space()
+
+    monkeypatch.setattr(distances, "feature_space", made)
+    found = measure(run, testing, "rfid:weights.pth")
+    assert asked == ["inception:weights.pth"]
+    assert found.metrics["rfid"] > 0
+    assert found.protocol["metrics"]["rfid"]["extractor"] == Space.facts
+
+
+def test_rows_come_in_the_order_of_positions() -> None:
+    one, other = Rows(), Rows()
+    for rows, positions in ((one, [4, 0]), (other, [5]), (one, [2]), (other, [1, 3])):
+        at = torch.tensor(positions)
+        rows.add(at, value=at * 10, vector=at[:, None].expand(-1, 2))
+    one.merge(other)
+    for _ in range(2):
+        joined = one.joined()
+        assert joined["value"].tolist() == [0, 10, 20, 30, 40, 50]
+        assert joined["vector"][:, 1].tolist() == [0, 1, 2, 3, 4, 5]
+    assert Rows().joined() == {}
+    assert pooled_latent(torch.zeros(2, 8, 8, 8), 512).shape == (2, 512)
+    assert pooled_latent(torch.zeros(2, 8, 8, 8), 511).shape == (2, 8 * 7 * 7)
+    assert pooled_latent(torch.zeros(2, 600, 8, 8), 512).shape == (2, 600)

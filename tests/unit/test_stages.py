@@ -90,6 +90,24 @@ def test_the_end_of_a_recipe_is_the_beginning_of_another(
     assert saved[0] == saved[1]
 
 
+def test_a_run_killed_before_it_took_over_a_stage_still_does(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = StageStore(tmp_path / "stages")
+    digests(tree(images, tmp_path / "first"), store, monkeypatch)
+
+    def killed(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StageStore, "adopt", killed)
+        with pytest.raises(KeyboardInterrupt):
+            digests(tree(images, tmp_path / "second", bridge="vb8"), store, patched)
+    seen = list(runs.resume(tmp_path / "second", stages=store))
+    steps = [event for event in seen if isinstance(event, events.StepDone)]
+    assert len(steps) == 4
+
+
 def test_only_what_is_wanted_is_kept(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

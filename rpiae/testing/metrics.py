@@ -1,0 +1,105 @@
+"""Checks of a metric against ``rpiae.evaluation.examination.Metric``."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rpiae.core.build import build
+from rpiae.core.config import MetricConfig
+from rpiae.core.objective import PivotReplica
+from rpiae.core.tokenizer import RPiAE
+from rpiae.evaluation.examination import Examination, Measured, Metric, TrainedMetric
+
+#: What a metric may say that it needs.
+NEEDS = frozenset({"training", "labels", "pivot"})
+
+IMAGES = 24
+CLASSES = 3
+ENCODER = {"name": "vit", "width": 32, "depth": 2, "num_heads": 2, "pretrained": False}
+DECODER = {"name": "vit", "width": 32, "depth": 1, "num_heads": 2, "mlp_hidden": 64}
+
+
+def check_metric(config: MetricConfig) -> None:
+    """A metric's numbers, and that these depend neither on batches nor on the number of processes.
+
+    Args:
+        config: of the metric.
+    """
+    assert config.needs <= NEEDS, f"it needs {sorted(config.needs - NEEDS)}, which nobody offers"
+    whole = _measured(config, [IMAGES])
+    assert whole.values, "it gives no numbers"
+    for name, value in whole.values.items():
+        assert isinstance(value, float), f"{name} is a {type(value).__name__}, not a float"
+        assert math.isfinite(value), f"{name} is {value}"
+    json.dumps([dict(whole.details), dict(whole.facts)])
+    for what, found in (
+        ("in batches", _measured(config, [5, 8, 11])),
+        ("in two processes", _measured(config, [10, 14], processes=2)),
+    ):
+        assert found.values.keys() == whole.values.keys(), f"other numbers {what}"
+        for name, value in whole.values.items():
+            near = math.isclose(found.values[name], value, rel_tol=1e-4, abs_tol=1e-7)
+            assert near, f"{name} is {value} of all images at once, {found.values[name]} {what}"
+
+
+def _measured(config: MetricConfig, sizes: Sequence[int], *, processes: int = 1) -> Measured:
+    """The metric of the same images in parts of these sizes, each part in a process of its own
+    where there are several."""
+    model, replica = _tokenizer()
+    metrics = [config.build() for _ in range(processes)]
+    for metric in metrics:
+        assert isinstance(metric, Metric), f"{type(metric).__name__} does not fit Metric"
+        trained = isinstance(metric, TrainedMetric)
+        assert trained == ("training" in config.needs), (
+            'a metric has "training" among its needs just where it has update_training and '
+            "training_accumulators"
+        )
+    for walk, seed in (("training", 1), ("testing", 0)):
+        if walk == "training" and "training" not in config.needs:
+            continue
+        images, labels = _images(seed)
+        start = 0
+        for number, size in enumerate(sizes):
+            part = slice(start, start + size)
+            seen = Examination(
+                model, images[part], labels=labels[part], positions=torch.arange(IMAGES)[part],
+                replica=replica,
+            )  # fmt: skip
+            metric = metrics[number % processes]
+            (metric.update_training if walk == "training" else metric.update)(seen)
+            start += size
+        for first, *others in zip(
+            *(m.training_accumulators() if walk == "training" else m.accumulators() for m in metrics),
+            strict=True,
+        ):  # fmt: skip
+            for other in others:
+                first.merge(pickle.loads(pickle.dumps(other)))
+                vars(other).update(vars(pickle.loads(pickle.dumps(first))))
+    found = metrics[0].compute()
+    assert isinstance(found, Measured), "compute() gives no Measured"
+    return found
+
+
+def _tokenizer() -> tuple[RPiAE, PivotReplica]:
+    model = build(encoder=ENCODER, bridge="vb4", decoder=DECODER, seed=1).eval()
+    draws = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # a decoder as initialised makes nearly the same picture of everything
+        for parameter in model.roles["decoder"].parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=draws))
+    pivot = build(encoder=ENCODER, bridge="vb4", decoder=DECODER, seed=2).roles["encoder"]
+    return model, PivotReplica(pivot, output_patch=model.decoder.patch)
+
+
+def _images(seed: int) -> tuple[Tensor, Tensor]:
+    """Images in [0, 1] of several classes, of which each has a colour, and their labels."""
+    draws = torch.Generator().manual_seed(seed)
+    labels = torch.arange(IMAGES) % CLASSES
+    colours = torch.eye(CLASSES)[labels].view(IMAGES, 3, 1, 1)
+    images = 0.4 * colours + 0.6 * torch.rand(IMAGES, 3, 32, 32, generator=draws)
+    return (images * 255).round() / 255, labels

@@ -1,0 +1,110 @@
+"""The kit's check of metrics, on the built-in ones and on broken ones."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pytest
+from attrs import frozen
+
+from rpiae.core.config import MetricConfig
+from rpiae.core.registry import registry
+from rpiae.core.resolve import part_config
+from rpiae.evaluation.examination import Examination, Mean, Measured
+from rpiae.testing import check_metric
+
+#: Metrics that load weights which nobody ships; tests/unit/test_evaluation.py has them.
+DOWNLOADING = {"lpips", "rfid"}
+BUILT_IN = [
+    entry.name
+    for entry in registry("metrics").entries()
+    if entry.distribution == "rpiae" and entry.name not in DOWNLOADING
+]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in(name: str) -> None:
+    config = part_config("metrics", name)
+    assert isinstance(config, MetricConfig)
+    check_metric(config)
+
+
+class Brightness:
+    """Mean of the images: a metric in order."""
+
+    def __init__(self) -> None:
+        self._mean = Mean()
+
+    def update(self, seen: Examination) -> None:
+        self._mean.add(seen.images.flatten(1).mean(1))
+
+    def accumulators(self) -> list[Any]:
+        return [self._mean]
+
+    def compute(self) -> Measured:
+        return Measured(values={"brightness": self._mean.value})
+
+
+class LastBatch(Brightness):
+    """Forgets all but the last batch."""
+
+    def update(self, seen: Examination) -> None:
+        self._mean = Mean()
+        super().update(seen)
+
+
+class Alone(Brightness):
+    """Does not say what it gathers."""
+
+    def accumulators(self) -> list[Any]:
+        return []
+
+
+class Untrained(Brightness):
+    """Says that it learns, and does not."""
+
+
+@frozen(kw_only=True)
+class BrightnessConfig(MetricConfig):
+    """Of one of the metrics above."""
+
+    module: ClassVar[str] = "tests.contract.test_metrics:Brightness"
+
+
+@frozen(kw_only=True)
+class LastBatchConfig(BrightnessConfig):
+    module: ClassVar[str] = "tests.contract.test_metrics:LastBatch"
+
+
+@frozen(kw_only=True)
+class AloneConfig(BrightnessConfig):
+    module: ClassVar[str] = "tests.contract.test_metrics:Alone"
+
+
+@frozen(kw_only=True)
+class UntrainedConfig(BrightnessConfig):
+    module: ClassVar[str] = "tests.contract.test_metrics:Untrained"
+    needs: ClassVar[frozenset[str]] = frozenset({"training"})
+
+
+@frozen(kw_only=True)
+class GreedyConfig(BrightnessConfig):
+    needs: ClassVar[frozenset[str]] = frozenset({"money"})
+
+
+def test_one_in_order() -> None:
+    check_metric(BrightnessConfig())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (LastBatchConfig(), "in batches"),
+        (AloneConfig(), "in two processes"),
+        (UntrainedConfig(), "update_training"),
+        (GreedyConfig(), r"'money'\], which nobody offers"),
+    ],
+)
+def test_broken_ones(config: MetricConfig, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_metric(config)
