@@ -176,8 +176,8 @@ def resume(
         folder: the run's folder.
         changes: top-level fields of the run's config to replace.
         overrides: single fields to replace, as in ``--set``.
-        stages: finished stages of other runs, which this one adds to, and goes on from if it has no
-            checkpoint yet.
+        stages: finished stages of other runs, which this one adds to, and goes on from where they
+            lead further than it is.
 
     Raises:
         CheckpointError: if it is not a run's folder, or its checkpoints cannot be read.
@@ -204,8 +204,8 @@ def resume(
             load_state(model.roles["encoder"], pivot.state_dict(), source=str(path))
             if config.init:
                 load_state(model, _initial(config.init).state_dict(), source=config.init)
-            if stages is not None:
-                runtime.on_main(lambda: stages.adopt(config, model))
+        if stages is not None:
+            runtime.on_main(lambda: stages.adopt(config, model, beyond=stage))
         yield from _trained(
             resolved, model, data, data.held_out(), runtime, resume=True, stages=stages
         )

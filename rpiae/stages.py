@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
+import math
 import os
+import pickle
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -16,14 +17,12 @@ import torch
 from attrs import evolve
 
 from rpiae.core.checkpoint import checkpoint_path
-from rpiae.core.config import DatasetConfig, unparse
+from rpiae.core.config import unparse
 from rpiae.core.errors import CheckpointError
 from rpiae.core.recipe import ROLES, RecipeConfig, RunConfig, StageConfig, batch_size
 from rpiae.core.tokenizer import RPiAE, load_state
+from rpiae.data.fingerprint import data_fingerprint, files_digest
 from rpiae.recording import EVENTS_FILE
-
-#: Bytes of data up to which their content counts; of more, names, sizes and times do.
-READ_WHOLE = 1 << 28
 
 #: Part of an address that names its file.
 SHOWN = 20
@@ -74,12 +73,13 @@ class StageStore:
                 f"cannot keep stage {index + 1} of {run} in {self._folder}: {error.strerror}"
             ) from None
 
-    def adopt(self, config: RunConfig, model: RPiAE) -> int:
-        """Have a run that is about to begin go on from the longest beginning that is kept.
+    def adopt(self, config: RunConfig, model: RPiAE, *, beyond: int = 0) -> int:
+        """Have a run go on from the longest beginning that is kept.
 
         Args:
             config: the run; its folder is there.
             model: as the run initialises it; what no adopted stage had in its path stays so.
+            beyond: how many stages the run itself has finished; only longer beginnings are taken.
 
         Returns:
             How many stages were adopted; the run's folder holds a checkpoint where any were.
@@ -88,7 +88,7 @@ class StageStore:
             CheckpointError: if it cannot be read or written.
         """
         run = Path(config.out)
-        for index in reversed(range(len(config.recipe.stages))):
+        for index in reversed(range(beyond, len(config.recipe.stages))):
             address = stage_address(config, index)
             if not self.holds(address):
                 continue
@@ -117,8 +117,9 @@ class StageStore:
 
 def roles_in_path(stages: tuple[StageConfig, ...]) -> set[str]:
     """Roles whose weights some stages depend on or change."""
+    trained = {pattern.partition(".")[0] for stage in stages for pattern in stage.train}
     bridged = any(stage.use_bridge for stage in stages)
-    return {"encoder", "decoder"} | ({"bridge"} if bridged else set())
+    return {"encoder", "decoder"} | trained | ({"bridge"} if bridged else set())
 
 
 def stage_address(config: RunConfig, index: int) -> str:
@@ -136,44 +137,29 @@ def run_address(config: RunConfig) -> str:
     return _address(config, config.recipe.stages, set(ROLES))
 
 
-@functools.cache
-def data_fingerprint(data: DatasetConfig) -> str:
-    """What tells one dataset from another: its fields, and the files behind its path.
-
-    Of files of more than ``READ_WHOLE`` bytes in all, names, sizes and times count, of fewer their
-    content.
-    """
-    fields = unparse(data)
-    path = Path(fields.pop("path", ""))
-    fields.pop("workers", None)
-    found = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
-    files = [path] if path.is_file() else []
-    if path.is_dir() and path != Path():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-    whole = sum(file.stat().st_size for file in files) <= READ_WHOLE
-    for file in files:
-        status = file.stat()
-        found.update(f"{file.relative_to(path.parent)}/{status.st_size}".encode())
-        with file.open("rb") as opened:
-            found.update(
-                hashlib.file_digest(opened, "sha256").digest()
-                if whole
-                else str(status.st_mtime_ns).encode()
-            )
-    return found.hexdigest()
-
-
 def _address(config: RunConfig, stages: tuple[StageConfig, ...], roles: Collection[str]) -> str:
     assert config.data is not None
-    tree = {
-        "parts": {role: unparse(getattr(config, role)) for role in sorted(roles)},
+    parts = {role: getattr(config, role) for role in sorted(roles)}
+    limit = config.recipe.max_steps
+    capped = limit is not None and any((s.steps or math.inf) > limit for s in stages)
+    tree: dict[str, Any] = {
+        "parts": {role: unparse(part) for role, part in parts.items()},
         "stages": [_effective(stage, config.recipe) for stage in stages],
-        "max_steps": config.recipe.max_steps,
+        "max_steps": limit if capped else None,
         "seed": config.seed,
         "data": data_fingerprint(config.data),
         "init": _weights_digest(Path(config.init)) if config.init else "",
         "precision": config.precision,
     }
+    # What is as usual is left out. A bridge that is in no path still decides how images are padded,
+    # and parts of a batch are added up in another order.
+    unusual: dict[str, Any] = {
+        "downsampling": config.bridge.describe().downsampling - 1,
+        "accumulate": config.recipe.accumulate - 1,
+        "files": {role: files_digest(part) for role, part in parts.items() if files_digest(part)},
+        "term_files": files_digest(stages),
+    }
+    tree |= {name: value for name, value in unusual.items() if value}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
@@ -182,8 +168,9 @@ def _effective(stage: StageConfig, recipe: RecipeConfig) -> Any:
 
 
 def _weights_digest(folder: Path) -> str:
+    """sha256 of a tokenizer, and of the pivot that a run from it inherits."""
     found = hashlib.sha256()
-    for name in ("model.safetensors", "tokenizer/model.safetensors"):
+    for name in ("model.safetensors", "tokenizer/model.safetensors", "pivot.safetensors"):
         if (folder / name).is_file():
             with (folder / name).open("rb") as file:
                 found.update(hashlib.file_digest(file, "sha256").digest())
@@ -193,7 +180,7 @@ def _weights_digest(folder: Path) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Remove it to train anew") from None
     return state
 

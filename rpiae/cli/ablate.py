@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from attrs import evolve
 from rich.markup import escape
 from rich.table import Table
 
-from rpiae.cli.build import run_tree
+from rpiae.cli.build import run_tree, without
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import duration, stderr, stdout
 from rpiae.core.config import parse_override
@@ -33,7 +35,11 @@ def execute(arguments: argparse.Namespace) -> int:
     study = _study(arguments)
     out = Path(arguments.out or Path("runs") / study.name)
     if arguments.dry_run:
-        stdout.print(_table(plan_study(study, out)))
+        rows = plan_study(study, out)
+        if arguments.json:
+            print(json.dumps([_row(row) for row in rows], indent=2))
+        else:
+            stdout.print(_table(rows))
         return 0
     executor = _executor(arguments, out)
     command = shlex.join(["rpiae", *sys.argv[1:]])
@@ -71,7 +77,6 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def _study(arguments: argparse.Namespace) -> StudyConfig:
     """The study of the file, changed by the options; or one of the options alone."""
-    from rpiae.evaluation.configs import EvaluationConfig
     from rpiae.studies.configs import StudyConfig, read_study
 
     if not arguments.study and not arguments.vary:
@@ -81,13 +86,17 @@ def _study(arguments: argparse.Namespace) -> StudyConfig:
     seed, arguments.seed = arguments.seed, None
     tree = run_tree(argparse.Namespace(**vars(arguments), init=None))
     arguments.out = out
-    if arguments.without:
-        raise UsageError("--without has no effect on a study: set the terms of its recipe")
     if seed is not None and arguments.seeds is not None:
         raise UsageError("give --seed or --seeds, not both")
     overrides = dict(_override(text) for text in arguments.overrides)
-    study = evolve(study, base=study.base | tree | overrides)
-    study = evolve(study, vary=study.vary | dict(_axis(text) for text in arguments.vary))
+    axes = [_axis(text) for text in arguments.vary]
+    twice = sorted({path for path, _ in axes if [p for p, _ in axes].count(path) > 1})
+    if twice:
+        raise UsageError(f"--vary {twice[0]} is given twice: list all values in one")
+    study = evolve(
+        study, base=study.base | tree | overrides, vary=study.vary | dict(axes),
+        without=(*study.without, *without(arguments)),
+    )  # fmt: skip
     if seed is not None:
         study = evolve(study, seeds=(seed,))
     if arguments.seeds is not None:
@@ -95,15 +104,12 @@ def _study(arguments: argparse.Namespace) -> StudyConfig:
             study, seeds=tuple(range(arguments.seeds)),
             rows=tuple(evolve(row, seeds=None) for row in study.rows),
         )  # fmt: skip
-    if arguments.eval_data:
-        known = study.evaluation or EvaluationConfig(data=arguments.eval_data)
-        study = evolve(study, evaluation=evolve(known, data=arguments.eval_data))
+    evaluation = {"data": arguments.eval_data, "training": arguments.eval_train}
     if arguments.metrics:
-        if study.evaluation is None:
-            raise UsageError("--metrics needs --eval-data: nothing says what to measure on")
         names = tuple(name.strip() for name in arguments.metrics.split(",") if name.strip())
-        study = evolve(study, evaluation=evolve(study.evaluation, metrics=names))
-    return study
+        evaluation["metrics"] = names
+    given = {name: value for name, value in evaluation.items() if value}
+    return evolve(study, evaluation=evolve(study.evaluation, **given))
 
 
 def _override(text: str) -> tuple[str, Any]:
@@ -111,13 +117,17 @@ def _override(text: str) -> tuple[str, Any]:
     return path.strip(), parse_override(text)[1]
 
 
-def _axis(text: str) -> tuple[str, list[Any]]:
-    """``path=a,b`` as a path and values."""
+def _axis(text: str) -> tuple[str, tuple[Any, ...]]:
+    """``path=a,b`` as a path and values; what is not TOML is split at its commas."""
     path, equals, values = text.partition("=")
-    listed = [value.strip() for value in values.split(",") if value.strip()]
+    try:
+        listed = tuple(tomllib.loads(f"values = [{values}]")["values"])
+    except tomllib.TOMLDecodeError:
+        split = [value.strip() for value in values.split(",") if value.strip()]
+        listed = tuple(parse_override(f"{path}={value}")[1] for value in split)
     if not equals or not listed:
         raise UsageError(f"--vary {text!r} is not of the form path=value,value")
-    return path.strip(), [parse_override(f"{path}={value}")[1] for value in listed]
+    return path.strip(), listed
 
 
 def _executor(arguments: argparse.Namespace, out: Path) -> Executor:
@@ -131,6 +141,17 @@ def _executor(arguments: argparse.Namespace, out: Path) -> Executor:
         out / "submitit", arguments.processes, cluster=arguments.cluster,
         parameters=dict(_override(text) for text in arguments.job),
     )  # fmt: skip
+
+
+def _row(row: PlannedRow) -> dict[str, Any]:
+    return {
+        "name": row.name, "summary": row.summary, "groups": list(row.groups),
+        "runs": [
+            {"seed": run.seed, "folder": str(run.folder), "address": run.address,
+             "stages": list(run.stages)}
+            for run in row.runs
+        ],
+    }  # fmt: skip
 
 
 def _table(rows: tuple[PlannedRow, ...]) -> Table:

@@ -44,7 +44,8 @@ def execute(arguments: argparse.Namespace) -> int:
     with Bar("eval") as bar:
         for folder in folders:
             found[str(folder)] = evaluate_saved(
-                folder, config, runtime=runtime, progress=lambda event: show(bar, event),
+                folder, config, runtime=runtime,
+                progress=lambda event: show(bar, event) if speaks() else None,
                 reference_out=Path(arguments.write_reference) if arguments.write_reference else None,
             )  # fmt: skip
     runtime.close()
@@ -64,6 +65,8 @@ def _config(arguments: argparse.Namespace) -> EvaluationConfig:
     names = [name.strip() for name in arguments.metrics.split(",") if name.strip()]
     if not names:
         raise UsageError("--metrics names none: rpiae list metrics has them")
+    if not arguments.data and (arguments.image_size or arguments.images):
+        raise UsageError("--images and --image-size are about --data, which is not given")
     metrics: list[Any] = list(names)
     if arguments.reference:
         distances = [i for i, n in enumerate(names) if n.partition(":")[0] in ("rfd", "rfid")]
@@ -119,6 +122,9 @@ def _tree(found: Evaluation) -> dict[str, Any]:
 
 
 def _print(found: Mapping[str, Evaluation]) -> None:
+    from rpiae.evaluation.evaluating import results_folder
+    from rpiae.evaluation.protocol import EVALUATION_FILE
+
     table = Table(box=None, pad_edge=False)
     table.add_column("metric")
     for folder in found:
@@ -149,5 +155,5 @@ def _print(found: Mapping[str, Evaluation]) -> None:
         if each.skipped:
             more = f" and {len(each.skipped) - 1} more" if len(each.skipped) > 1 else ""
             stderr.print(escape(f"{folder}: skipped {each.skipped[0]}{more}"), soft_wrap=True)
-        if folder == next(iter(found)):
-            stdout.print(escape(f"all of it is in {folder}/evaluation.json"), soft_wrap=True)
+    where = ", ".join(str(results_folder(Path(folder)) / EVALUATION_FILE) for folder in found)
+    stdout.print(escape(f"all of it is in {where}"), soft_wrap=True)

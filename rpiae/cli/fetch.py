@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 
 from rpiae.cli.screen import stdout
-from rpiae.core.config import CriticConfig, EncoderConfig, LossConfig
+from rpiae.core.config import CriticConfig, EncoderConfig, LossConfig, MetricConfig
 from rpiae.core.registry import normalised, registry
 from rpiae.core.resolve import part_config
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Have what an encoder, loss or critic loads in the local cache, and say where."""
+    """Have what an encoder, loss, critic or metric loads in the local cache, and say where."""
     config = _named(arguments.name)
     path = config.fetch()
     if path is None:
@@ -21,14 +21,14 @@ def execute(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _named(name: str) -> EncoderConfig | LossConfig | CriticConfig:
+def _named(name: str) -> EncoderConfig | LossConfig | CriticConfig | MetricConfig:
     """The part of that name, of the first family that has it."""
-    for family in ("losses", "critics"):
+    for family in ("losses", "critics", "metrics"):
         known = registry(family)
         if normalised(name) in {*known.names(), *(p.name for p in known.presets())}:
             config = part_config(family, name)
             break
     else:
         config = part_config("encoders", name)
-    assert isinstance(config, (EncoderConfig, LossConfig, CriticConfig))
+    assert isinstance(config, (EncoderConfig, LossConfig, CriticConfig, MetricConfig))
     return config

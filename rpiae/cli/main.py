@@ -149,8 +149,12 @@ def parser() -> argparse.ArgumentParser:
         "--eval-data", metavar="DATA", type=text, help="what finished runs are measured on"
     )
     ablate.add_argument(
-        "--metrics", metavar="NAMES", type=text, help="comma-separated (default: the study's)"
+        "--eval-train", metavar="DATA", type=text, help="what probes and neighbours learn from"
     )
+    ablate.add_argument(
+        "--metrics", metavar="NAMES", type=text,
+        help="comma-separated (default: the study's, else psnr,ssim)",
+    )  # fmt: skip
     ablate.add_argument(
         "--out", metavar="FOLDER", type=text, help="the study's folder (default: runs/NAME)"
     )
@@ -169,6 +173,7 @@ def parser() -> argparse.ArgumentParser:
         help="with submitit: a parameter of every job, such as slurm_partition=gpu; repeatable",
     )  # fmt: skip
     ablate.add_argument("--dry-run", action="store_true", help="print the runs and stop")
+    ablate.add_argument("--json", action="store_true", help="with --dry-run")
 
     report = verb("report", "report", "one HTML page and one Markdown file of a study")
     report.add_argument("study", metavar="FOLDER", help="a study's folder")
@@ -205,7 +210,7 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true")
 
     fetch = verb("fetch", "fetch", "download what a part loads into the local cache")
-    fetch.add_argument("name", help="an encoder, loss or critic")
+    fetch.add_argument("name", help="an encoder, loss, critic or metric")
 
     reconstruct = verb("reconstruct", "reconstruct", "a photograph through a tokenizer and back")
     reconstruct.add_argument("run", help="a run's or tokenizer's folder")

@@ -41,6 +41,8 @@ def execute(arguments: argparse.Namespace) -> int:
             stderr.print(f"warning: the linear probe of {name} had not converged")
     if found.knn is not None:
         table.add_row(f"{found.k} nearest neighbours", f"{found.knn:.2%}", "", "")
+    for text in found.warnings:
+        stderr.print(escape(f"warning: {text}"), soft_wrap=True)
     stdout.print(table)
     stdout.print(
         escape(

@@ -318,11 +318,30 @@ def make_converter() -> cattrs.Converter:
     converter.register_structure_hook_func(
         lambda t: _origin(t) in (tuple, Sequence), lambda v, t: _structure_tuple(v, t, converter)
     )
+    converter.register_structure_hook_func(
+        lambda t: _origin(t) is dict, lambda v, t: _structure_dict(v, t, converter)
+    )
     return converter
 
 
 def _origin(kind: Any) -> Any:
     return get_origin(kind)
+
+
+def _structure_dict(value: Any, kind: Any, converter: cattrs.Converter) -> Any:
+    if not isinstance(value, dict):
+        raise _Expected(f"expected a table, got {value!r}")
+    _, inner = get_args(kind)
+    found, problems = {}, []
+    for name, item in value.items():
+        try:
+            found[name] = item if inner is Any else converter.structure(item, inner)
+        except (BaseValidationError, ValueError, TypeError) as error:
+            error.add_note(AttributeValidationNote(f"field {name}", name, inner))
+            problems.append(error)
+    if problems:
+        raise ClassValidationError("a table", problems, dict)
+    return found
 
 
 def _structure_attrs(cls: type, converter: cattrs.Converter) -> Any:

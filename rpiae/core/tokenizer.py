@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 FORMAT = 1
 NORM_EPS = 1e-5
 
+#: What a tokenizer's folder may hold and still be replaced: its files, and results about it.
+REPLACEABLE = frozenset({"config.json", "model.safetensors", "evaluation.json", "pictures"})
+
 
 class RPiAE(nn.Module):
     """A representation-pivoted autoencoder: images in [0, 1] to latents and back.
@@ -313,10 +316,10 @@ class RPiAE(nn.Module):
 
 
 def _replaceable(target: Path) -> bool:
-    """Whether a folder is empty, or holds a saved tokenizer and nothing else."""
+    """Whether a folder is empty, or holds a saved tokenizer and nothing but what was measured of it."""
     if not target.is_dir():
         return False
-    return {path.name for path in target.iterdir()} <= {"config.json", "model.safetensors"}
+    return {path.name for path in target.iterdir()} <= REPLACEABLE
 
 
 def tokenizer_folder(folder: str | os.PathLike[str]) -> Path:

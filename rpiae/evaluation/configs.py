@@ -76,6 +76,12 @@ class InceptionFrechetConfig(MetricConfig):
         space = f"inception:{self.weights}" if self.weights else "inception"
         return {"space": space, "reference": self.reference}
 
+    def fetch(self) -> Path | None:
+        """The weights file."""
+        from rpiae.evaluation.spaces import inception_weights
+
+        return inception_weights(self.weights)
+
 
 @frozen(kw_only=True)
 class InterpolatedFrechetConfig(MetricConfig):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,13 @@ from rpiae.evaluation.examination import Accumulator, Examination, Measured, Row
 from rpiae.evaluation.frechet import FeatureMoments, few_samples, frechet_distance
 from rpiae.evaluation.neighbours import NearestNeighbours, spherical_interpolation
 from rpiae.evaluation.references import FrechetReference, read_reference
-from rpiae.evaluation.spaces import feature_space
+from rpiae.evaluation.spaces import FeatureSpace, feature_space
+
+
+@functools.cache
+def shared_space(text: str) -> FeatureSpace:
+    """A feature space by name, the same one for all metrics, so that images are described once."""
+    return feature_space(text)
 
 
 class ReconstructionDistance:
@@ -32,7 +39,7 @@ class ReconstructionDistance:
     """
 
     def __init__(self, *, space: str, reference: str = "") -> None:
-        self._space = feature_space(space)
+        self._space = shared_space(space)
         self._made = FeatureMoments(self._space.dimensions)
         self._originals = FeatureMoments(self._space.dimensions)
         self._reference: FrechetReference | None = None
@@ -90,7 +97,7 @@ class InterpolationDistance:
     def __init__(self, *, space: str, weight: float = 0.5) -> None:
         if not 0 <= weight <= 1:
             raise UsageError(f"the weight of ifd lies between 0 and 1, got {weight}")
-        self._space = feature_space(space)
+        self._space = shared_space(space)
         self._weight = weight
         self._training = Rows()
         self._neighbours: NearestNeighbours | None = None

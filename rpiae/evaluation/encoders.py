@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,15 @@ from rpiae.core.runtime import Runtime
 from rpiae.core.tokenizer import RPiAE, tokenizer_folder
 from rpiae.data.listed import every_image
 from rpiae.evaluation.examination import Rows, pooled
-from rpiae.evaluation.images import ListedImages, Progress, Walk, merge
+from rpiae.evaluation.images import (
+    ImageSet,
+    ListedImages,
+    Progress,
+    Walk,
+    check_apart,
+    merge,
+    with_labels_of,
+)
 from rpiae.evaluation.probing import ProbeResult, knn_accuracy, linear_probe
 from rpiae.evaluation.semantics import turned
 from rpiae.latents.encoding import TOKENS_PER_BATCH
@@ -40,6 +49,7 @@ class EncoderProbe:
         knn: accuracy of the vote of neighbours, 0 to 1; None where there are no classes.
         k: neighbours that voted.
         training, testing: what was learned from and measured on.
+        warnings: what to keep in mind.
     """
 
     encoder: str
@@ -49,6 +59,7 @@ class EncoderProbe:
     k: int
     training: Mapping[str, Any] = field(factory=dict)
     testing: Mapping[str, Any] = field(factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def as_tree(self) -> dict[str, Any]:
         """As JSON values."""
@@ -64,6 +75,7 @@ class EncoderProbe:
         return {
             "encoder": self.encoder, "width": self.width, "linear": linear, "knn": self.knn,
             "k": self.k, "training": dict(self.training), "testing": dict(self.testing),
+            "warnings": list(self.warnings),
         }  # fmt: skip
 
 
@@ -105,15 +117,19 @@ def probe_encoder(
     crop = image_size or size
     found: dict[str, dict[str, Tensor]] = {}
     facts: dict[str, dict[str, Any]] = {}
+    sets: dict[str, ImageSet] = {}
+    walks: dict[str, Walk] = {}
     for what, data, count in (
         ("training", training, num_training), ("testing", testing, num_testing)
     ):  # fmt: skip
         listed, fields = every_image(data, resolved, image_size=crop)
-        images = ListedImages(listed, fields)
+        images: ImageSet = ListedImages(listed, fields)
+        sets[what] = images
         if not images.labelled:
             raise UsageError(f"{images.location} has no labels to probe")
-        tokens = (images.image_size // resolved.output_patch) ** 2
-        walk = Walk(
+        images = with_labels_of(images, sets["training"])
+        tokens = math.ceil(images.image_size / resolved.output_patch) ** 2
+        walk = walks[what] = Walk(
             images,
             count,
             batch_size=batch_size or max(1, TOKENS_PER_BATCH // tokens),
@@ -129,6 +145,7 @@ def probe_encoder(
             rows.add(positions, **kept)
         merge([rows], runtime)
         found[what], facts[what] = rows.joined(), walk.protocol()
+    shared = check_apart(walks["training"], walks["testing"])
     x, y = found["training"], found["testing"]
     linear = {"classes": linear_probe(x["features"], x["labels"], y["features"], y["labels"])}
     if rotation:
@@ -142,6 +159,7 @@ def probe_encoder(
         k=votes,
         training=facts["training"],
         testing=facts["testing"],
+        warnings=(shared,) if shared else (),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from attrs import frozen
 
-from rpiae.core.config import MetricConfig, parse, read_toml, unparse
+from rpiae.core.config import DatasetConfig, MetricConfig, parse, read_toml, unparse
 from rpiae.core.contracts import HeldOut, Replica
 from rpiae.core.errors import CheckpointError, RunError, UsageError
 from rpiae.core.objective import PivotReplica
@@ -22,9 +22,10 @@ from rpiae.core.pivot import FILE as PIVOT_FILE
 from rpiae.core.pivot import read_pivot
 from rpiae.core.recipe import RunConfig
 from rpiae.core.registry import OWN
-from rpiae.core.resolve import converter, part_config
+from rpiae.core.resolve import ResolvedTokenizer, converter, part_config
 from rpiae.core.runtime import Runtime
 from rpiae.core.tokenizer import RPiAE, tokenizer_folder
+from rpiae.data.fingerprint import data_fingerprint, files_digest
 from rpiae.data.listed import every_image
 from rpiae.data.orders import spread
 from rpiae.evaluation.configs import EvaluationConfig
@@ -37,13 +38,15 @@ from rpiae.evaluation.images import (
     Loaded,
     Progress,
     Walk,
+    check_apart,
     merge,
+    with_labels_of,
 )
 from rpiae.evaluation.pictures import similarity_sheet, strip
+from rpiae.evaluation.protocol import EVALUATION_FILE
 from rpiae.evaluation.references import RECONSTRUCTION, write_reference
 from rpiae.latents.encoding import batch_size_for
 
-EVALUATION_FILE = "evaluation.json"
 PICTURES_FOLDER = "pictures"
 FORMAT = 1
 
@@ -62,14 +65,16 @@ class Subject:
     Attributes:
         model: the tokenizer.
         folder: what was named.
-        replica: its pivot; None where its run is not there.
+        replica: its pivot; None where it has none.
         run: the run's config; None where there is none.
+        without_pivot: why it has no pivot.
     """
 
     model: RPiAE
     folder: Path
     replica: Replica | None = None
     run: RunConfig | None = None
+    without_pivot: str = ""
 
 
 @frozen(kw_only=True)
@@ -104,11 +109,14 @@ def open_subject(folder: Path, device: torch.device) -> Subject:
         (p for p in (folder, *folder.resolve().parents[:2]) if (p / PIVOT_FILE).is_file()), None
     )
     if place is None or not (place / "config.toml").is_file():
-        return Subject(model=model, folder=folder)
+        return Subject(model=model, folder=folder, without_pivot="there is no run around it")
     run = parse(
         read_toml(place / "config.toml"), RunConfig, source=str(place / "config.toml"),
         converter=converter(),
     )  # fmt: skip
+    if not run.encoder.pretrained and not run.init:
+        reason = "its encoder began with random weights"
+        return Subject(model=model, folder=folder, run=run, without_pivot=reason)
     replica = PivotReplica(
         read_pivot(place, run.encoder).to(device), output_patch=model.decoder.patch,
         downsampling=model.bridge.downsampling,
@@ -146,22 +154,27 @@ def evaluate(
     """
     started = time.perf_counter()
     metrics = dict(_built(config.metrics))
+    warnings = [] if subject.replica else _without_pivot(metrics, subject)
     images = _images(subject, config)
     training = _training(subject, config) if _needed("training", metrics) else None
-    _check_needs(metrics, subject, images, training)
+    _check_labels(metrics, images, training)
+    if reference_out is not None:
+        _check_reference_out(reference_out, [module for _, module in metrics.values()])
     modules = {name: module for name, (_, module) in metrics.items()}
-    trained = [m for m in modules.values() if isinstance(m, TrainedMetric)]
     protocol: dict[str, Any] = {}
     skipped: list[str] = []
+    learned = None
     if training is not None:
-        walk = _walk(subject, training, config.num_training, config, runtime)
-        for seen in _examinations(subject, walk, "training", progress, runtime):
+        images = with_labels_of(images, training)
+        trained = [m for m in modules.values() if isinstance(m, TrainedMetric)]
+        learned = _walk(subject, training, config.num_training, config, runtime)
+        for seen in _examinations(subject, learned, "training", progress, runtime):
             for metric in trained:
                 metric.update_training(seen)
         for metric in trained:
             merge(metric.training_accumulators(), runtime)
-        protocol["training"] = walk.protocol()
-        skipped += walk.skipped
+        protocol["training"] = learned.protocol()
+        skipped += learned.skipped
     walk = _walk(subject, images, config.num_images, config, runtime)
     for seen in _examinations(subject, walk, "images", progress, runtime):
         if not seen.features.tokens.isfinite().all():
@@ -172,6 +185,8 @@ def evaluate(
         merge(module.accumulators(), runtime)
     whole = walk.protocol()
     skipped += walk.skipped
+    if learned is not None and (text := check_apart(learned, walk)):
+        warnings.append(text)
     if not runtime.is_main:
         return Evaluation(metrics={}, details={}, protocol={})
     for module in modules.values():
@@ -179,12 +194,13 @@ def evaluate(
             module.reference.check_images(
                 images_sha256=whole["images_sha256"], count=whole["count"], crop=whole["crop"]
             )
-    found = {name: module.compute() for name, module in modules.items()}
+    found, failed = _computed(modules)
     protocol = {**whole, "precision": config.precision, **protocol, "software": _software()}
-    protocol["metrics"] = _metric_protocols(found, protocol)
+    needs = {name: part.needs for name, (part, _) in metrics.items()}
+    protocol["metrics"] = _metric_protocols(found, needs, protocol)
     if reference_out is not None:
         _write_reference(reference_out, modules, found, whole)
-    return _outcome(found, protocol, skipped, time.perf_counter() - started)
+    return _outcome(found, protocol, skipped, [*warnings, *failed], time.perf_counter() - started)
 
 
 def evaluate_saved(
@@ -213,7 +229,7 @@ def evaluate_saved(
         subject, config, runtime=runtime, progress=progress, reference_out=reference_out
     )
     if runtime.is_main:
-        _write_pictures(folder / PICTURES_FOLDER, subject, config, runtime)
+        out = results_folder(folder)
         tree = {
             "format": FORMAT,
             "address": evaluation_address(folder, config),
@@ -226,34 +242,80 @@ def evaluate_saved(
             "skipped": list(found.skipped),
             "seconds": found.seconds,
         }
-        _write(folder / EVALUATION_FILE, json.dumps(tree, indent=1))
+        _write(out / EVALUATION_FILE, json.dumps(tree, indent=1, allow_nan=False))
+        _write_pictures(out / PICTURES_FOLDER, subject, config, runtime)
     return found
+
+
+def results_folder(folder: Path) -> Path:
+    """Where the results about a tokenizer go: its run's folder, else its own."""
+    return folder.parent if (folder.parent / "config.toml").is_file() else folder
 
 
 def is_evaluated(folder: Path, config: EvaluationConfig) -> bool:
     """Whether a run was evaluated in just this way, as its tokenizer stands."""
-    path = folder / EVALUATION_FILE
+    path = results_folder(folder) / EVALUATION_FILE
     try:
         tree = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        return bool(tree.get("address") == evaluation_address(folder, config))
+    except (OSError, ValueError, CheckpointError):
         return False
-    return bool(tree.get("address") == evaluation_address(folder, config))
 
 
 def evaluation_address(folder: Path, config: EvaluationConfig) -> str:
-    """sha256 of a saved tokenizer and of what it is measured with.
+    """sha256 of a saved tokenizer, its pivot and data, and of all that it is measured with.
 
     Raises:
         CheckpointError: if there is no tokenizer.
+        UsageError: if a metric or dataset does not parse.
     """
-    found = hashlib.sha256(json.dumps([FORMAT, unparse(config)], sort_keys=True).encode())
-    for name in ("config.json", "model.safetensors"):
+    metrics = [part_config("metrics", each) for each in config.metrics]
+    data = [part_config("datasets", given) for given in (config.data, config.training) if given]
+    tree = {
+        "format": FORMAT,
+        "config": unparse(config),
+        "metrics": [unparse(metric) for metric in metrics],
+        "files": [files_digest(metric) for metric in metrics],
+        "data": [data_fingerprint(each) for each in data if isinstance(each, DatasetConfig)],
+    }
+    found = hashlib.sha256(json.dumps(tree, sort_keys=True).encode())
+    run = results_folder(folder)
+    tokenizer = tokenizer_folder(folder)
+    files = [tokenizer / "config.json", tokenizer / "model.safetensors"]
+    files += [p for p in (run / "config.toml", run / PIVOT_FILE) if p.is_file()]
+    for file in files:
         try:
-            with (tokenizer_folder(folder) / name).open("rb") as file:
-                found.update(hashlib.file_digest(file, "sha256").digest())
+            with file.open("rb") as opened:
+                found.update(hashlib.file_digest(opened, "sha256").digest())
         except OSError as error:
-            raise CheckpointError(f"{folder / name} cannot be read: {error.strerror}") from None
+            raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
     return found.hexdigest()
+
+
+def check_evaluation(config: EvaluationConfig, tokenizer: ResolvedTokenizer) -> None:
+    """Whether tokenizers can be measured so, before any is trained.
+
+    Raises:
+        UsageError: if a metric or dataset is unknown, or lacks what it needs.
+        FetchError: if what a metric loads cannot be had.
+        DataError: if there are no such images.
+    """
+    metrics = dict(_built(config.metrics))
+    for part, _ in metrics.values():
+        part.fetch()
+    size = config.image_size or tokenizer.encoder_facts.image_size
+    sets = [
+        ListedImages(*every_image(data, tokenizer, image_size=size)) if data else None
+        for data in (config.data, config.training)
+    ]
+    for name in _needed("labels", metrics):
+        for images, option in zip(sets, ("data", "training"), strict=True):
+            if images is None or not images.labelled:
+                where = images.location if images else f"evaluation.{option}, which is not given,"
+                raise UsageError(f"{name} needs labels, and {where} has none")
+    if _needed("training", metrics) and config.data and not config.training:
+        names = ", ".join(_needed("training", metrics))
+        raise UsageError(f"{names} need images to learn from: set evaluation.training")
 
 
 def _walk(
@@ -305,24 +367,45 @@ def _needed(what: str, metrics: Mapping[str, tuple[MetricConfig, Metric]]) -> li
     return [name for name, (config, _) in metrics.items() if what in config.needs]
 
 
-def _check_needs(
-    metrics: Mapping[str, tuple[MetricConfig, Metric]],
-    subject: Subject,
-    images: ImageSet,
-    training: ImageSet | None,
+def _without_pivot(metrics: dict[str, tuple[MetricConfig, Metric]], subject: Subject) -> list[str]:
+    """Leave out the metrics that need a pivot; what is to be said of it.
+
+    Raises:
+        UsageError: if none is left.
+    """
+    reason = f"{subject.folder} has no pivot, {subject.without_pivot}"
+    left_out = _needed("pivot", metrics)
+    for name in left_out:
+        del metrics[name]
+    if left_out and not metrics:
+        raise UsageError(f"{', '.join(left_out)} cannot be measured: {reason}")
+    return [f"{name} is left out: {reason}" for name in left_out]
+
+
+def _check_labels(
+    metrics: Mapping[str, tuple[MetricConfig, Metric]], images: ImageSet, training: ImageSet | None
 ) -> None:
-    problems = []
-    for name in _needed("labels", metrics):
-        for which in (images, training):
-            if which is not None and not which.labelled:
-                problems.append(f"{name} needs labels, and {which.location} has none")
-    if subject.replica is None:
-        problems += [
-            f"{name} needs the pivot, and there is no run around {subject.folder} that has it"
-            for name in _needed("pivot", metrics)
-        ]
+    problems = [
+        f"{name} needs labels, and {which.location} has none"
+        for name in _needed("labels", metrics)
+        for which in (images, training)
+        if which is not None and not which.labelled
+    ]
     if problems:
-        raise UsageError(f"{' · '.join(dict.fromkeys(problems))}. Leave it out of the metrics")
+        raise UsageError(f"{' · '.join(problems)}. Leave it out of the metrics")
+
+
+def _computed(modules: Mapping[str, Metric]) -> tuple[dict[str, Measured], list[str]]:
+    """What metrics found; one that cannot be computed costs nothing but itself."""
+    found, failed = {}, []
+    for name, module in modules.items():
+        try:
+            found[name] = module.compute()
+        except UsageError as error:
+            failed.append(f"{name} was not measured: {error}")
+    if not found:
+        raise RunError(" · ".join(failed))
+    return found, failed
 
 
 def _images(subject: Subject, config: EvaluationConfig) -> ImageSet:
@@ -373,17 +456,34 @@ def _listed(subject: Subject, config: EvaluationConfig, data: str) -> ImageSet:
 
 
 def _metric_protocols(
-    found: Mapping[str, Measured], whole: Mapping[str, Any]
+    found: Mapping[str, Measured], needs: Mapping[str, frozenset[str]], whole: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """By number: the facts of its metric, and where these make it a distance between sets of images,
-    which images."""
-    shared = {k: whole[k] for k in ("data", "crop", "count", "images_sha256", "precision")}
-    return {
-        name: {**(shared if "extractor" in each.facts else {}), **each.facts}
-        for each in found.values()
-        if each.facts
-        for name in each.values
-    }
+    which images, and which were learned from."""
+    images = ("data", "crop", "count", "images_sha256")
+    protocols: dict[str, dict[str, Any]] = {}
+    for metric, each in found.items():
+        facts = dict(each.facts)
+        if "extractor" in facts:
+            facts |= {name: whole[name] for name in (*images, "precision")}
+            if "training" in needs[metric]:
+                facts["training"] = {name: whole["training"][name] for name in images}
+        if facts:
+            protocols |= dict.fromkeys(each.values, facts)
+    return protocols
+
+
+def _check_reference_out(path: Path, modules: Sequence[Metric]) -> None:
+    """Whether statistics can be written in the end."""
+    distances = [module for module in modules if isinstance(module, ReconstructionDistance)]
+    if len(distances) != 1:
+        raise UsageError(
+            f"--write-reference writes one space's statistics; the metrics name {len(distances)}"
+        )
+    if distances[0].reference is not None:
+        raise UsageError("--write-reference would write what --reference gives: leave out one")
+    if path.suffix != ".safetensors" or not path.parent.is_dir():
+        raise UsageError(f"--write-reference {path}: name a .safetensors file in a folder there is")
 
 
 def _write_reference(
@@ -392,12 +492,9 @@ def _write_reference(
     found: Mapping[str, Measured],
     whole: Mapping[str, Any],
 ) -> None:
-    distances = {n: m for n, m in modules.items() if isinstance(m, ReconstructionDistance)}
-    if len(distances) != 1:
-        raise UsageError(
-            f"--write-reference writes one space's statistics; the metrics name {len(distances)}"
-        )
-    ((name, module),) = distances.items()
+    ((name, module),) = (
+        (n, m) for n, m in modules.items() if isinstance(m, ReconstructionDistance)
+    )
     write_reference(
         path, module.originals,
         {
@@ -409,14 +506,21 @@ def _write_reference(
 
 
 def _outcome(
-    found: Mapping[str, Measured], protocol: Mapping[str, Any], skipped: list[str], seconds: float
+    found: Mapping[str, Measured],
+    protocol: Mapping[str, Any],
+    skipped: list[str],
+    warnings: list[str],
+    seconds: float,
 ) -> Evaluation:
     values: dict[str, float] = {}
-    for each in found.values():
-        values |= each.values
-    broken = sorted(name for name, value in values.items() if not math.isfinite(value))
-    warnings = [text for each in found.values() for text in each.warnings]
-    warnings += [f"{name} is not finite" for name in broken]
+    for metric, each in found.items():
+        for name, value in each.values.items():
+            if not math.isfinite(value):
+                warnings.append(f"{name} is not finite and left out")
+            else:
+                # Two metrics can give a number of one name, such as one space from two files.
+                values[name if name not in values else f"{name} ({metric})"] = value
+    warnings += [text for each in found.values() for text in each.warnings]
     return Evaluation(
         metrics=values,
         details={name: each.details for name, each in found.items() if each.details},

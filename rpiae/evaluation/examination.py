@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rpiae.core.contracts import Features, GaussianPosterior, Posterior, Replica
+from rpiae.core.errors import RunError
 from rpiae.core.shapes import to_8_bits
 from rpiae.core.tokenizer import RPiAE
 from rpiae.evaluation.spaces import FeatureSpace
@@ -85,10 +86,16 @@ class Examination:
         return self.decoded(self.latent)
 
     def decoded(self, latent: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 s s"]:
-        """Images of latents in the size of ``images``, rounded to 8 bits."""
+        """Images of latents in the size of ``images``, rounded to 8 bits.
+
+        Raises:
+            RunError: if they are not finite.
+        """
         size = (self.images.shape[-2], self.images.shape[-1])
         with torch.no_grad(), self._autocast():
             made = self.model.decode(latent, size=size)
+        if not made.isfinite().all():
+            raise RunError("the decoder gives numbers that are not finite")
         return to_8_bits(made.float())
 
     def tokens_of(self, images: Float[Tensor, "b 3 s s"]) -> Features:

@@ -20,6 +20,9 @@ from rpiae.data.orders import spread
 from rpiae.evaluation.examination import Accumulator
 from rpiae.latents.loading import load_batches
 
+#: Share of the images measured on that may be among the training images: real datasets have doubles.
+MOST_SHARED = 0.02
+
 
 class Loaded(NamedTuple):
     """Some images of a set.
@@ -46,6 +49,7 @@ class ImageSet(Protocol):
         crop: how images become crops, in words.
         image_size: side of the crops, in pixels.
         labelled: whether they have labels.
+        label_names: name of every label, by its number; empty where unknown.
     """
 
     location: str
@@ -53,6 +57,7 @@ class ImageSet(Protocol):
     crop: str
     image_size: int
     labelled: bool
+    label_names: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
@@ -70,6 +75,7 @@ class ListedImages:
         self.crop = images.rule
         self.image_size = images.image_size
         self.labelled = images.labelled
+        self.label_names = images.label_names
 
     def __len__(self) -> int:
         return len(self._images)
@@ -88,6 +94,7 @@ class GivenImages:
     """Images in memory, without labels; see ``ImageSet``."""
 
     labelled = False
+    label_names: tuple[str, ...] = ()
 
     def __init__(self, images: Float[Tensor, "n 3 s s"], *, location: str, crop: str) -> None:
         self._images = images
@@ -104,6 +111,70 @@ class GivenImages:
         for batch in batches:
             chosen = list(batch)
             yield Loaded(chosen, self._images[chosen], torch.full((len(chosen),), -1), ())
+
+
+class Renumbered:
+    """A set whose labels have the numbers of another one's names; see ``ImageSet``.
+
+    Folders number their classes each for itself, so equal numbers need not be equal classes.
+
+    Raises:
+        UsageError: if it has classes that the other one has not.
+    """
+
+    def __init__(self, images: ImageSet, names: tuple[str, ...], other: str) -> None:
+        unknown = sorted(set(images.label_names) - set(names))
+        if unknown:
+            raise UsageError(
+                f"{images.location} has classes that {other} has not, such as {unknown[0]!r}: "
+                "nothing can be learned about them there"
+            )
+        self._images = images
+        self._numbers = torch.tensor([names.index(name) for name in images.label_names])
+        self.location = images.location
+        self.fields = images.fields
+        self.crop = images.crop
+        self.image_size = images.image_size
+        self.labelled = images.labelled
+        self.label_names = names
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def load(self, batches: Sequence[Sequence[int]]) -> Iterator[Loaded]:
+        """Images by their positions, batch by batch."""
+        for loaded in self._images.load(batches):
+            known = loaded.labels >= 0
+            labels = torch.where(known, self._numbers[loaded.labels.clamp(min=0)], -1)
+            yield loaded._replace(labels=labels)
+
+
+def with_labels_of(images: ImageSet, training: ImageSet) -> ImageSet:
+    """A set whose labels mean what those of the training images mean.
+
+    Raises:
+        UsageError: if it has classes that the training images have not.
+    """
+    if not images.label_names or not training.label_names:
+        return images
+    if images.label_names == training.label_names:
+        return images
+    return Renumbered(images, training.label_names, training.location)
+
+
+def check_apart(training: Walk, testing: Walk) -> str:
+    """What is to be said of images that were both learned from and measured on; empty for none.
+
+    Raises:
+        UsageError: if they are more than ``MOST_SHARED`` of those measured on.
+    """
+    shared, total = training.shared_with(testing), testing.protocol()["count"]
+    if shared > MOST_SHARED * total:
+        raise UsageError(
+            f"{shared} of the {total} images that are measured on are among those that are learned "
+            "from: name other images for training"
+        )
+    return f"{shared} of {total} images measured on are also learned from" if shared else ""
 
 
 @frozen(kw_only=True)
@@ -132,7 +203,7 @@ class Walk:
         runtime: device and processes.
 
     Attributes:
-        skipped: images that could not be used, in words; those of this process.
+        skipped: images that could not be used, in words; after ``protocol`` of all processes.
 
     Raises:
         UsageError: if there are fewer images than processes.
@@ -152,14 +223,11 @@ class Walk:
             )
         self._own = chosen[runtime.rank :: runtime.num_processes]
         self._hashes = _Hashes()
+        self._protocol: dict[str, Any] = {}
         self.skipped: list[str] = []
 
     def batches(self, what: str, progress: Callable[[Progress], None]) -> Iterator[Loaded]:
-        """This process's images on its device, batch by batch.
-
-        Raises:
-            DataError: if none of them can be used.
-        """
+        """This process's images on its device, batch by batch."""
         started = time.perf_counter()
         batches = [self._own[i : i + self._size] for i in range(0, len(self._own), self._size)]
         done = 0
@@ -171,22 +239,35 @@ class Walk:
                 yield loaded._replace(images=loaded.images.to(self._runtime.device))
             seconds = time.perf_counter() - started
             progress(Progress(what=what, done=done, total=len(self._own), seconds=seconds))
-        if not self._hashes.found:
-            raise DataError(
-                f"none of the {len(self._own)} images of {self._images.location} can be used: "
-                f"{self.skipped[0] if self.skipped else 'there are none'}"
-            )
 
     def protocol(self) -> dict[str, Any]:
-        """What was walked over, by all processes."""
+        """What was walked over, by all processes.
+
+        Raises:
+            DataError: if no image could be used.
+        """
+        if self._protocol:
+            return self._protocol
         merge([self._hashes], self._runtime)
-        return {
+        self.skipped = [text for texts in self._runtime.gather(self.skipped) for text in texts]
+        if not self._hashes.found:
+            raise DataError(
+                f"no image of {self._images.location} can be used: "
+                f"{self.skipped[0] if self.skipped else 'there are none'}"
+            )
+        self._protocol = {
             "data": self._images.fields or self._images.location,
             "location": self._images.location,
             "crop": self._images.crop,
             "count": len(self._hashes.found),
             "images_sha256": self._hashes.digest(),
         }
+        return self._protocol
+
+    def shared_with(self, other: Walk) -> int:
+        """How many images of another walk were among these, to the pixel; after both ``protocol``."""
+        known = set(self._hashes.found.values())
+        return sum(digest in known for digest in other._hashes.found.values())
 
 
 class _Hashes:

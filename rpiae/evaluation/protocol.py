@@ -8,8 +8,12 @@ from typing import Any
 
 from rpiae.core.errors import UsageError
 
-#: What two Fréchet distances must share to be comparable.
-COMPARABLE = ("images_sha256", "count", "crop", "precision", "extractor")
+#: Where a tokenizer's numbers and their protocol are written.
+EVALUATION_FILE = "evaluation.json"
+
+#: What may differ between comparable distances: the library's version, and what the weights' hash
+#: says better.
+IRRELEVANT = frozenset({"versions", "reference"})
 
 
 def protocol_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -18,11 +22,21 @@ def protocol_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> li
     Args:
         one, other: what ``evaluation.json`` holds under ``protocol`` for a metric.
     """
-    return [
-        f"{name}: {shortened(one.get(name))} and {shortened(other.get(name))}"
-        for name in COMPARABLE
-        if one.get(name) != other.get(name)
-    ]
+    return different(one, other)
+
+
+def different(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Fields that differ between two nested protocols, with both values."""
+    found = []
+    for name in dict.fromkeys([*one, *other]):
+        here, there = one.get(name), other.get(name)
+        if name in IRRELEVANT or here == there:
+            continue
+        if isinstance(here, Mapping) and isinstance(there, Mapping):
+            found += different(here, there, f"{prefix}{name}.")
+        else:
+            found.append(f"{prefix}{name}: {shortened(here)} and {shortened(there)}")
+    return found
 
 
 def check_comparable(name: str, protocols: Mapping[str, Mapping[str, Any]]) -> None:
@@ -37,11 +51,11 @@ def check_comparable(name: str, protocols: Mapping[str, Mapping[str, Any]]) -> N
     """
     first, *others = protocols
     for other in others:
-        different = protocol_differences(protocols[first], protocols[other])
-        if different:
+        found = protocol_differences(protocols[first], protocols[other])
+        if found:
             raise UsageError(
                 f"{name} of {first} and of {other} cannot be compared, they were measured "
-                f"differently: {'; '.join(different)}"
+                f"differently: {'; '.join(found)}"
             )
 
 

@@ -13,15 +13,12 @@ from safetensors.torch import save_file
 
 from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.evaluation.frechet import FeatureMoments
-from rpiae.evaluation.protocol import shortened
+from rpiae.evaluation.protocol import different, shortened
 
 FORMAT = 1
 
 #: What reconstructions may be compared with: the statistics of the very images that were encoded.
 RECONSTRUCTION = "reconstruction"
-
-#: Statistics of a dataset to compare generated images with.
-GENERATION = "generation"
 
 
 @frozen(kw_only=True)
@@ -44,14 +41,11 @@ class FrechetReference:
         Raises:
             UsageError: with the facts that differ.
         """
-        theirs = self.protocol["extractor"]
-        different = [
-            name for name in sorted({*facts, *theirs}) if facts.get(name) != theirs.get(name)
-        ]
-        if different:
+        found = different(self.protocol["extractor"], facts)
+        if found:
             raise UsageError(
-                f"{self.path} holds statistics of another feature space than is measured in: "
-                f"{', '.join(different)} differ. Measure in the space of the file, or leave it out"
+                f"{self.path} holds statistics of another feature space than is measured in "
+                f"({'; '.join(found)}). Measure in the space of the file, or leave it out"
             )
 
     def check_images(self, *, images_sha256: str, count: int, crop: str) -> None:
@@ -61,15 +55,15 @@ class FrechetReference:
             UsageError: with what differs.
         """
         here = {"images_sha256": images_sha256, "count": count, "crop": crop}
-        different = [
+        found = [
             f"{name} is {shortened(self.protocol[name])} there and {shortened(value)} here"
             for name, value in here.items()
             if self.protocol[name] != value
         ]
-        if different:
+        if found:
             raise UsageError(
                 f"{self.path} is a reference of other images than were reconstructed "
-                f"({'; '.join(different)}). Reconstructions are compared with their own originals: "
+                f"({'; '.join(found)}). Reconstructions are compared with their own originals: "
                 "leave out the reference"
             )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -68,9 +67,8 @@ class FeatureSpace(Protocol):
         """Vectors of images in [0, 1], in fp32 and without gradients, where the weights are."""
 
 
-@functools.cache
 def feature_space(text: str) -> FeatureSpace:
-    """A feature space by name; the same one for everybody who asks, so that images are described once.
+    """A feature space by name.
 
     Args:
         text: an encoder (``tiny``, ``dinov2-b``, ``timm:vit_small_patch16_224``), ``inception``,
@@ -187,9 +185,7 @@ class InceptionSpace:
                 "feature space 'inception' needs torch-fidelity, which is not installed: "
                 'pip install "rpiae[fid]"'
             )
-        found = _downloaded() if path is None else path.expanduser()
-        if not found.is_file():
-            raise CheckpointError(f"weights of feature space 'inception': there is no file {found}")
+        found = inception_weights(str(path or ""))
         self.name = "inception"
         self.dimensions = 2048
         self._network = _inception(found)
@@ -283,6 +279,19 @@ def _inception(path: Path) -> Any:
             f"{lines[min(1, len(lines) - 1)][:200]}"
         ) from None
     return network.requires_grad_(False).eval()  # 0.3.0 leaves it in training mode
+
+
+def inception_weights(path: str) -> Path:
+    """A local Inception file: the named one, or torch-fidelity's, downloaded on first use.
+
+    Raises:
+        CheckpointError: if the named file does not exist.
+        FetchError: if it cannot be downloaded.
+    """
+    found = Path(path).expanduser() if path else _downloaded()
+    if not found.is_file():
+        raise CheckpointError(f"weights of feature space 'inception': there is no file {found}")
+    return found
 
 
 def _downloaded() -> Path:

@@ -28,7 +28,7 @@ class RowConfig:
     summary: str = ""
     groups: tuple[str, ...] = ("main",)
     set: dict[str, Any] = field(factory=dict)
-    vary: dict[str, list[Any]] = field(factory=dict)
+    vary: dict[str, tuple[Any, ...]] = field(factory=dict)
     seeds: tuple[int, ...] | None = None
 
 
@@ -88,8 +88,10 @@ class StudyConfig:
         recipes: recipes of the study's own, by the name that rows use.
         seeds: of every row's runs.
         vary: path → values; every row stands for every combination of them.
+        without: losses that are left out of every stage of every run.
         rows: the rows; where there are none, there is one without a name for the axes alone.
-        evaluation: what every finished run is measured with; nothing where not given.
+        evaluation: what every finished run is measured with; PSNR and SSIM of the images that it
+            held out where nothing is said.
         groups: title of each table.
         columns: of the tables; every number where there are none.
         comparisons: pairs of rows.
@@ -101,9 +103,10 @@ class StudyConfig:
     base: dict[str, Any] = field(factory=dict)
     recipes: dict[str, dict[str, Any]] = field(factory=dict)
     seeds: tuple[int, ...] = (0,)
-    vary: dict[str, list[Any]] = field(factory=dict)
+    vary: dict[str, tuple[Any, ...]] = field(factory=dict)
+    without: tuple[str, ...] = ()
     rows: tuple[RowConfig, ...] = ()
-    evaluation: EvaluationConfig | None = None
+    evaluation: EvaluationConfig = field(factory=EvaluationConfig)
     groups: dict[str, str] = field(factory=dict)
     columns: tuple[ColumnConfig, ...] = ()
     comparisons: tuple[ComparisonConfig, ...] = ()

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from rpiae.core.errors import MissingExtraError
-from rpiae.studies.jobs import WRONG
+from rpiae.core.errors import MissingExtraError, RunError, UsageError
+from rpiae.studies.jobs import STOPPED
 
 #: Seconds that a process which was told to stop has, to finish its step and save.
 GRACE = 120.0
@@ -55,15 +55,16 @@ class LocalExecutor:
 
         self.slots = slots
         self._threads = max(1, len(os.sched_getaffinity(0)) // slots)
-        self._devices = torch.cuda.device_count()
+        listed = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        numbers = [str(number) for number in range(torch.cuda.device_count())]
+        self._devices = [name for name in listed.split(",") if name] or numbers
 
     def start(self, job: Path, log: Path, slot: int) -> Running:
         """Start a job."""
         environment = {"OMP_NUM_THREADS": str(self._threads), **os.environ}
         if self._devices:
-            environment.setdefault("CUDA_VISIBLE_DEVICES", str(slot % self._devices))
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
+            environment["CUDA_VISIBLE_DEVICES"] = self._devices[slot % len(self._devices)]
+        with _log(log) as file:
             process = subprocess.Popen(
                 [*_command(job), "--with-parent"], stdin=subprocess.PIPE, stdout=file, stderr=file,
                 env=environment, start_new_session=True,
@@ -105,6 +106,7 @@ class SubmititExecutor:
 
     Raises:
         MissingExtraError: if submitit is not installed.
+        UsageError: if it knows no such cluster or parameter.
     """
 
     def __init__(
@@ -117,10 +119,18 @@ class SubmititExecutor:
                 'the executor submitit needs submitit, which is not installed: pip install "rpiae[submitit]"'
             ) from None
         self.slots = slots
-        self._executor = submitit.AutoExecutor(
-            folder=folder, cluster=None if cluster == "auto" else cluster
-        )
-        self._executor.update_parameters(**{"timeout_min": 24 * 60, "name": "rpiae"} | parameters)
+        try:
+            self._executor = submitit.AutoExecutor(
+                folder=folder, cluster=None if cluster == "auto" else cluster
+            )
+            self._executor.update_parameters(
+                **{"timeout_min": 24 * 60, "name": "rpiae"} | parameters
+            )
+        except (ValueError, RuntimeError, NameError, TypeError) as error:
+            raise UsageError(
+                f"submitit cannot use cluster {cluster!r} with these parameters: "
+                f"{str(error).partition(chr(10))[0]}"
+            ) from None
 
     def start(self, job: Path, log: Path, slot: int) -> Running:
         """Submit a job."""
@@ -132,24 +142,52 @@ class SubmititExecutor:
 class _SubmititJob:
     def __init__(self, job: Any) -> None:
         self._job = job
+        self._stopped = False
 
     def outcome(self) -> int | None:
         if not self._job.done():
             return None
+        if self._stopped:
+            return STOPPED
         error = self._job.exception()
-        return int(self._job.result()) if error is None else WRONG - 1
+        return int(self._job.result()) if error is None else 1
 
     def stop(self) -> None:
-        self._job.cancel()
+        if not self._stopped:
+            self._stopped = True
+            self._job.cancel()
 
 
 def _in_process(job: str, folder: str, log: str) -> int:
-    """Run a job in a process of its own, in the folder that paths are relative to."""
-    Path(log).parent.mkdir(parents=True, exist_ok=True)
-    with Path(log).open("ab") as file:
-        return subprocess.run(
-            _command(Path(job)), cwd=folder, stdin=subprocess.DEVNULL, stdout=file, stderr=file
-        ).returncode
+    """Run a job in a process of its own, in the folder that paths are relative to.
+
+    Whatever signal ends this process is passed on as the one that saves the run's state.
+    """
+    with _log(Path(log)) as file:
+        process = subprocess.Popen(
+            _command(Path(job)), cwd=folder, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def pass_on(*_: object) -> None:
+        process.send_signal(signal.SIGTERM)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, pass_on)
+    return process.wait()
+
+
+def _log(path: Path) -> IO[bytes]:
+    """A log to append to.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("ab")
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _command(job: Path) -> list[str]:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from attrs import frozen
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from rpiae import runs
 from rpiae.core import events
 from rpiae.core.config import make_converter, parse, unparse
-from rpiae.core.errors import RpiaeError
+from rpiae.core.errors import DataError, RpiaeError, RunError
+from rpiae.core.runtime import Runtime
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.evaluating import evaluate_saved, is_evaluated
 from rpiae.stages import StageStore
@@ -45,26 +46,33 @@ class Job:
         config: the run's tree.
         stages: folder of finished stages.
         wanted: addresses of stages worth keeping.
-        evaluation: what the run is measured with; nothing where not given.
+        evaluation: what the run is measured with.
     """
 
     config: dict[str, Any]
     stages: str
     wanted: tuple[str, ...]
-    evaluation: EvaluationConfig | None = None
+    evaluation: EvaluationConfig
 
 
 def write_job(
-    run: PlannedRun, out: Path, *, wanted: Iterable[str], evaluation: EvaluationConfig | None
+    run: PlannedRun, out: Path, *, wanted: Iterable[str], evaluation: EvaluationConfig
 ) -> Path:
-    """Write down what the process of a run is to do; the file's path."""
+    """Write down what the process of a run is to do; the file's path.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
     job = Job(
         config=unparse(run.resolved.config), stages=str(out / STAGES_FOLDER),
         wanted=tuple(sorted(wanted)), evaluation=evaluation,
     )  # fmt: skip
     path = out / JOBS_FOLDER / f"{run.folder.name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(unparse(job), indent=1), encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(unparse(job), indent=1), encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from None
     return path
 
 
@@ -73,9 +81,9 @@ def is_trained(folder: Path) -> bool:
     return (folder / runs.SUMMARY_FILE).is_file()
 
 
-def is_done(folder: Path, evaluation: EvaluationConfig | None) -> bool:
+def is_done(folder: Path, evaluation: EvaluationConfig) -> bool:
     """Whether nothing is left to do for a run."""
-    return is_trained(folder) and (evaluation is None or is_evaluated(folder, evaluation))
+    return is_trained(folder) and is_evaluated(folder, evaluation)
 
 
 def perform(path: Path) -> int:
@@ -100,9 +108,17 @@ def perform(path: Path) -> int:
                     print(text, flush=True)
                 if isinstance(event, events.Interrupted):
                     return STOPPED
-        if job.evaluation is not None and not is_evaluated(folder, job.evaluation):
-            evaluate_saved(folder, job.evaluation)
+        if not is_evaluated(folder, job.evaluation):
+            device = job.config.get("device", "auto")
+            runtime = Runtime(device=device, precision=job.evaluation.precision)
+            evaluate_saved(folder, job.evaluation, runtime=runtime)
             print("evaluated", flush=True)
+    except Timeout:
+        print(f"rpiae: another process is still at work in {folder}", file=sys.stderr)
+        return 1
+    except DataError as error:
+        print(f"rpiae: {error}", file=sys.stderr)
+        return WRONG
     except RpiaeError as error:
         print(f"rpiae: {error}", file=sys.stderr)
         return error.exit_code

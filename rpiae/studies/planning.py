@@ -20,8 +20,9 @@ from rpiae.studies.configs import RowConfig, StudyConfig
 
 RUNS_FOLDER = "runs"
 
-#: Part of a run's address in the name of its folder.
+#: Part of a run's address in the name of its folder, and letters of its row's name.
 SHOWN = 8
+MOST_LETTERS = 80
 
 
 @frozen(kw_only=True)
@@ -80,6 +81,9 @@ def plan_study(study: StudyConfig, out: Path) -> tuple[PlannedRow, ...]:
             problems.append(f"row {row.name!r}: {error}")
     names = [row.name for row in rows]
     if not problems:
+        folders = [run.folder for row in rows for run in row.runs]
+        twice = sorted({folder.name for folder in folders if folders.count(folder) > 1})
+        problems += [f"two runs are {name}: give rows other names, seeds once" for name in twice]
         problems += [
             f"rows: two are called {name!r}" for name in sorted(set(names)) if names.count(name) > 1
         ]
@@ -110,7 +114,10 @@ def _expanded_rows(study: StudyConfig) -> Iterator[RowConfig]:
 
 def _planned(study: StudyConfig, row: RowConfig, out: Path) -> PlannedRow:
     planned = []
-    for seed in row.seeds if row.seeds is not None else study.seeds:
+    seeds = row.seeds if row.seeds is not None else study.seeds
+    if not seeds:
+        raise UsageError("it has no seeds")
+    for seed in seeds:
         tree: Tree = {}
         overrides = []
         for path, value in [*study.base.items(), *row.set.items()]:
@@ -124,7 +131,9 @@ def _planned(study: StudyConfig, row: RowConfig, out: Path) -> PlannedRow:
             tree["recipe"] = {"name": recipe, **copy.deepcopy(study.recipes[recipe])}
         tree["seed"] = seed
         tree.setdefault("precision", "fp32")
-        resolved = runs.resolve(tree, overrides=tuple(overrides), source=f"row {row.name!r}")
+        resolved = runs.resolve(
+            tree, overrides=tuple(overrides), without=study.without, source=f"row {row.name!r}"
+        )
         runs.check_startable(resolved)
         planned.append(_in_folder(row, seed, resolved, out))
     return PlannedRow(name=row.name, summary=row.summary, groups=row.groups, runs=tuple(planned))
@@ -138,7 +147,7 @@ def _in_folder(row: RowConfig, seed: int, resolved: ResolvedRun, out: Path) -> P
             'base.precision = "fp32" or "bf16"'
         )
     address = run_address(config)
-    stem = "".join(c if c.isalnum() or c in "._=-" else "-" for c in row.name)
+    stem = "".join(c if c.isalnum() or c in "._=-" else "-" for c in row.name)[:MOST_LETTERS]
     folder = out / RUNS_FOLDER / f"{stem}-seed{seed}-{address[:SHOWN]}"
     config = evolve(config, out=str(folder))
     return PlannedRun(
@@ -165,8 +174,10 @@ def _short(path: str) -> str:
 
 
 def _plain(value: Any) -> str:
+    """A value in a row's name: a part by its name and what else is set of it."""
     if isinstance(value, Mapping):
-        return str(value.get("name", value))
+        rest = [f"{key}={_plain(inner)}" for key, inner in value.items() if key != "name"]
+        return " ".join([str(value.get("name", "")), *rest]).strip()
     return str(value)
 
 

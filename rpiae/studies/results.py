@@ -15,10 +15,9 @@ from typing import Any, TypeVar, cast
 from attrs import field, frozen
 
 from rpiae.core.errors import CheckpointError, UsageError
-from rpiae.evaluation.protocol import protocol_differences
+from rpiae.evaluation.protocol import EVALUATION_FILE, protocol_differences
 
 STUDY_FILE = "study.json"
-EVALUATION_FILE = "evaluation.json"
 FORMAT = 1
 DONE, FAILED, WAITING, RUNNING = "done", "failed", "waiting", "running"
 STATES = (DONE, RUNNING, WAITING, FAILED)
@@ -402,7 +401,7 @@ def read_results(folder: Path) -> StudyResults:
     version = study.get("format", int)
     if version != FORMAT:
         raise CheckpointError(f"{path} is of format {version}; this rpiae reads format {FORMAT}")
-    rows = tuple(_read_row(row, folder) for row in study.each("rows"))
+    rows = tuple(_read_row(row, folder, study.data.get("evaluation")) for row in study.each("rows"))
     columns = tuple(_read_column(column, rows) for column in study.each("columns"))
     if not columns:
         occurring = dict.fromkeys(m for row in rows for r in row.measured for m in r.metrics or ())
@@ -504,16 +503,16 @@ def _read(path: Path) -> _Fields | None:
     return _Fields(path, "", data)
 
 
-def _read_row(row: _Fields, folder: Path) -> RowResults:
+def _read_row(row: _Fields, folder: Path, measured_with: Any) -> RowResults:
     return RowResults(
         name=row.get("name", str),
         summary=row.get("summary", str, ""),
         groups=row.texts("groups"),
-        runs=tuple(_read_run(run, folder) for run in row.each("runs")),
+        runs=tuple(_read_run(run, folder, measured_with) for run in row.each("runs")),
     )
 
 
-def _read_run(run: _Fields, study: Path) -> RunResults:
+def _read_run(run: _Fields, study: Path, measured_with: Any) -> RunResults:
     folder = study / run.get("folder", str)
     state = run.get("state", str)
     if state not in STATES:
@@ -523,6 +522,15 @@ def _read_run(run: _Fields, study: Path) -> RunResults:
     # An evaluation of a run that is not done is one of an earlier attempt.
     evaluation = _read(folder / EVALUATION_FILE) if state == DONE else None
     summary = _read(folder / "summary.json") if state == DONE else None
+    warnings = evaluation.texts("warnings") if evaluation else ()
+    if (
+        evaluation
+        and measured_with
+        and evaluation.data.get("config", measured_with) != measured_with
+    ):
+        # Somebody measured the run again, on other images or with other metrics.
+        warnings = ("measured otherwise than the study says since: rpiae ablate measures it again",)
+        evaluation = None
     protocol = evaluation and evaluation.inner("protocol")
     seconds, image_passes = _training(summary)
     return RunResults(
@@ -533,7 +541,7 @@ def _read_run(run: _Fields, study: Path) -> RunResults:
         error=run.get("error", str, ""),
         metrics=None if evaluation is None else _metrics(evaluation),
         protocol=protocol.data if protocol else None,
-        warnings=evaluation.texts("warnings") if evaluation else (),
+        warnings=warnings,
         config=_text(folder / "config.toml"),
         curves=_read_curves(folder / "events.jsonl"),
         seconds=seconds,

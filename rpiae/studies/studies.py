@@ -17,19 +17,22 @@ from filelock import FileLock, Timeout
 from rpiae.core.config import unparse
 from rpiae.core.errors import RunError, UsageError
 from rpiae.core.signals import StopSignal
+from rpiae.evaluation.evaluating import check_evaluation
 from rpiae.stages import StageStore
 from rpiae.studies.configs import StudyConfig
 from rpiae.studies.executors import Executor, Running
 from rpiae.studies.jobs import STAGES_FOLDER, STOPPED, WRONG, is_done, is_trained, write_job
 from rpiae.studies.planning import PlannedRow, PlannedRun, plan_study, shared_stages
+from rpiae.studies.results import DONE, FAILED, FORMAT, RUNNING, STUDY_FILE, WAITING
 
-STUDY_FILE = "study.json"
 LOCK_FILE = ".lock"
 LOGS_FOLDER = "logs"
-FORMAT = 1
 
 #: How often a run that crashed is started before it counts as failed.
 ATTEMPTS = 2
+
+#: Exit codes of a run that was told to stop.
+STOPS = (STOPPED, -signal.SIGTERM)
 
 #: Seconds between looks at the running jobs.
 INTERVAL = 0.5
@@ -104,7 +107,7 @@ class _Job:
 
     run: PlannedRun
     attempts: int = 0
-    state: str = "waiting"
+    state: str = WAITING
     error: str = ""
     running: Running | None = None
     slot: int = 0
@@ -125,8 +128,8 @@ class _Study:
 
     def write(self) -> None:
         """Write down the study as it stands; what the report is made from."""
-        tree = {"format": FORMAT, "command": self.command, "rows": self._rows()}
-        tree |= unparse(self.config) | {"rows": self._rows()}
+        facts = {"format": FORMAT, "command": self.command, "rows": self._rows()}
+        tree = unparse(self.config) | facts
         part = self.out / f"{STUDY_FILE}.part"
         try:
             part.write_text(json.dumps(tree, indent=1), encoding="utf-8")
@@ -178,17 +181,19 @@ def run_study(
 
     Raises:
         ConfigError: if a run does not resolve.
-        UsageError: if another process is at work on the study.
+        UsageError: if another process is at work on the study, or its runs could not be measured.
+        DataError: if there are no such images to measure on.
     """
     rows = plan_study(study, out)
+    check_evaluation(study.evaluation, rows[0].runs[0].resolved.tokenizer)
     with _claimed(out):
         jobs = [_Job(run=run) for row in rows for run in row.runs]
         for job in jobs:
             if is_done(job.run.folder, study.evaluation):
-                job.state = "done"
+                job.state = DONE
         state = _Study(config=study, out=out, rows=rows, command=command, jobs=jobs)
         state.write()
-        done = sum(job.state == "done" for job in jobs)
+        done = sum(job.state == DONE for job in jobs)
         yield StudyPlanned(rows=rows, done=done, total=len(jobs))
         wanted = shared_stages(rows)
         store = StageStore(out / STAGES_FOLDER)
@@ -205,8 +210,8 @@ def run_study(
                     break
                 time.sleep(INTERVAL)
         yield StudyEnded(
-            done=sum(job.state == "done" for job in jobs),
-            failed=sum(job.state == "failed" for job in jobs),
+            done=sum(job.state == DONE for job in jobs),
+            failed=sum(job.state == FAILED for job in jobs),
             total=len(jobs),
             stopped=bool(stop.received),
         )
@@ -220,13 +225,13 @@ def _started(
         running = [other for other in state.jobs if other.running is not None]
         if len(running) >= executor.slots:
             return
-        if job.state != "waiting" or _blocked(job, running, store):
+        if job.state != WAITING or _blocked(job, running, store):
             continue
         job.attempts += 1
         job.slot = min(set(range(executor.slots)) - {other.slot for other in running})
         path = write_job(job.run, state.out, wanted=wanted, evaluation=state.config.evaluation)
         job.running = executor.start(path, job.log, job.slot)
-        job.state, job.started = "running", time.monotonic()
+        job.state, job.started = RUNNING, time.monotonic()
         state.write()
         yield JobStarted(run=job.run, attempt=job.attempts)
 
@@ -247,20 +252,20 @@ def _ended(state: _Study) -> Iterator[StudyEvent]:
             continue
         job.running = None
         if code == 0 and is_done(job.run.folder, state.config.evaluation):
-            job.state, job.error = "done", ""
-        elif code in (STOPPED, -signal.SIGTERM):
-            job.state = "waiting"
+            job.state, job.error = DONE, ""
+        elif code in STOPS:
+            job.state = WAITING
         else:
             job.error = _last_line(job.log, code)
             again = job.attempts < ATTEMPTS and code != WRONG
-            job.state = "waiting" if again else "failed"
+            job.state = WAITING if again else FAILED
         said = job.state
-        if job.state == "waiting":
-            said = "stopped" if code in (STOPPED, -signal.SIGTERM) else "crashed"
+        if job.state == WAITING:
+            said = "stopped" if code in STOPS else "crashed"
         state.write()
         yield JobEnded(
             run=job.run, state=said, error=job.error,
-            done=sum(other.state == "done" for other in state.jobs), total=len(state.jobs),
+            done=sum(other.state == DONE for other in state.jobs), total=len(state.jobs),
             seconds=time.monotonic() - job.started,
         )  # fmt: skip
 

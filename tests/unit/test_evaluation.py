@@ -16,23 +16,25 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 import rpiae
 from rpiae import runs
 from rpiae.core.config import dump_toml
-from rpiae.core.errors import CheckpointError, RunError, UsageError
+from rpiae.core.errors import CheckpointError, RpiaeError, RunError, UsageError
 from rpiae.core.pivot import write_pivot
 from rpiae.core.runtime import Runtime
 from rpiae.core.tokenizer import RPiAE
+from rpiae.data.fingerprint import data_fingerprint
 from rpiae.evaluation import distances, references
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.encoders import probe_encoder
 from rpiae.evaluation.evaluating import (
-    EVALUATION_FILE,
     Evaluation,
+    check_evaluation,
     evaluate,
     evaluate_saved,
+    evaluation_address,
     is_evaluated,
     open_subject,
 )
 from rpiae.evaluation.examination import Examination, Rows, pooled_latent
-from rpiae.evaluation.protocol import check_comparable
+from rpiae.evaluation.protocol import EVALUATION_FILE, check_comparable
 from rpiae.evaluation.semantics import turned
 from rpiae.losses.configs import LpipsLossConfig
 from tests.toys import DECODERS, ENCODERS
@@ -90,8 +92,8 @@ def run(tmp_path: Path, model: RPiAE, training: Path) -> Path:
     pivot = rpiae.build(encoder=ENCODERS["vit"], bridge="vb4", decoder=DECODERS["vit"], seed=5)
     write_pivot(folder, pivot.roles["encoder"])
     tree = {
-        "encoder": ENCODERS["vit"], "bridge": "vb4", "decoder": DECODERS["vit"],
-        "data": {"name": "folder", "path": str(training), "workers": 0, "held_out": 4},
+        "encoder": ENCODERS["vit"] | {"pretrained": True}, "bridge": "vb4",
+        "decoder": DECODERS["vit"], "data": {"name": "folder", "path": str(training), "workers": 0, "held_out": 4},
         "recipe": "quick",
     }  # fmt: skip
     (folder / "config.toml").write_text(dump_toml(runs.resolve(tree).config))
@@ -232,7 +234,7 @@ def test_what_is_missing_is_said(run: Path, testing: Path, training: Path, tmp_p
     with pytest.raises(UsageError, match="between 0 and 1"):
         measure(run, testing, {"name": "ifd", "weight": 1.5}, training=f"folder:{training}")
     (run / "config.toml").unlink()
-    with pytest.raises(UsageError, match="drift needs the pivot"):
+    with pytest.raises(UsageError, match=r"drift cannot be measured.*no run around it"):
         measure(run / "tokenizer", testing, "drift")
     runtime = Runtime(device="cpu", precision="fp32")
     subject = open_subject(run / "tokenizer", runtime.device)
@@ -312,7 +314,7 @@ class TestReferences:
         file = self.written(run, testing, tmp_path / "originals.safetensors")
         read = references.read_reference(file)
         other = tmp_path / "generation.safetensors"
-        protocol = {**read.protocol, "purpose": references.GENERATION}
+        protocol = {**read.protocol, "purpose": "generation"}
         references.write_reference(other, read.moments, protocol)
         with pytest.raises(UsageError, match=r"a reference for generation.*own originals"):
             measure(run, testing, {"name": "rfd", "space": SPACE, "reference": str(other)})
@@ -421,3 +423,147 @@ def test_rows_come_in_the_order_of_positions() -> None:
     assert pooled_latent(torch.zeros(2, 8, 8, 8), 512).shape == (2, 512)
     assert pooled_latent(torch.zeros(2, 8, 8, 8), 511).shape == (2, 8 * 7 * 7)
     assert pooled_latent(torch.zeros(2, 600, 8, 8), 512).shape == (2, 600)
+
+
+def test_labels_are_matched_by_name(
+    run: Path, testing: Path, training: Path, tmp_path: Path
+) -> None:
+    """Folders number their classes each for itself."""
+    some = tmp_path / "some"
+    for name in ("across", "plain"):  # 0 and 1 here, 0 and 2 in the training images
+        (some / name).mkdir(parents=True)
+        for path in (testing / name).iterdir():
+            (some / name / path.name).write_bytes(path.read_bytes())
+    sets = {"training": f"folder:{training}"}
+    found = measure(run, some, "probe", **sets).metrics
+    assert found["probe_pivot"] > 0.8
+    by_name = probe_encoder(
+        "tiny", **sets, testing=f"folder:{some}", runtime=Runtime(device="cpu", precision="fp32")
+    )
+    assert by_name.linear["classes"].accuracy > 0.9
+    (some / "plain").rename(some / "square")
+    with pytest.raises(UsageError, match=r"classes that .* has not, such as 'square'"):
+        measure(run, some, "probe", **sets)
+
+
+def test_what_is_measured_on_is_not_learned_from(
+    run: Path, testing: Path, training: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"26 of the 26 images .* are among those"):
+        measure(run, testing, "rotation", training=f"folder:{testing}/")
+    with pytest.raises(UsageError, match="26 of the 26"):
+        probe_encoder(
+            "tiny", training=f"folder:{testing}", testing=f"folder:{testing}/",
+            runtime=Runtime(device="cpu", precision="fp32"),
+        )  # fmt: skip
+    # The run's own held-out images lie in the file that it was trained on.
+    runtime = Runtime(device="cpu", precision="fp32")
+    subject = open_subject(run, runtime.device)
+    config = EvaluationConfig(training=f"folder:{training}", metrics=(f"ifd:{SPACE}",))
+    with pytest.raises(UsageError, match="3 of the 3"):
+        evaluate(subject, config, runtime=runtime)
+
+
+def test_random_weights_are_no_pivot(run: Path, testing: Path, training: Path) -> None:
+    path = run / "config.toml"
+    path.write_text(path.read_text().replace("pretrained = true", "pretrained = false", 1))
+    found = measure(run, testing, "drift", "probe", "psnr", training=f"folder:{training}")
+    assert not {"drift", "probe_pivot", "probe_retention"} & found.metrics.keys()
+    assert {"probe", "psnr"} <= found.metrics.keys()
+    assert any("drift is left out" in text for text in found.warnings)
+    with pytest.raises(UsageError, match=r"drift cannot be measured.*random weights"):
+        measure(run, testing, "drift")
+
+
+def test_one_metric_that_fails_costs_nothing_but_itself(
+    run: Path, testing: Path, training: Path
+) -> None:
+    found = measure(run, testing, "probe", "psnr", training=f"folder:{training}", num_training=2)
+    assert found.metrics["psnr"] > 0
+    assert "probe" not in found.metrics
+    assert any(text.startswith("probe was not measured") for text in found.warnings)
+
+
+def test_numbers_of_one_name_do_not_hide_each_other(
+    run: Path, testing: Path, training: Path
+) -> None:
+    two = ({"name": "probe", "k": 1}, {"name": "probe", "k": 9})
+    found = measure(run, testing, *two, training=f"folder:{training}").metrics
+    assert sum(name.startswith("knn") and "latent" not in name for name in found) >= 4
+
+
+def test_an_evaluation_depends_on_the_images_and_the_files_of_metrics(
+    run: Path, training: Path, tmp_path: Path
+) -> None:
+    images = write_classes(tmp_path / "images", seed=3)
+    weights = tmp_path / "vgg.pth"
+    weights.write_bytes(b"1")
+    config = EvaluationConfig(data=f"folder:{images}", metrics=(f"lpips:{weights}",))
+
+    def address() -> str:
+        data_fingerprint.cache_clear()
+        return evaluation_address(run, config)
+
+    first = address()
+    assert address() == first
+    weights.write_bytes(b"2")
+    second = address()
+    assert second != first
+    (images / "plain" / "0.png").unlink()
+    third = address()
+    assert third != second
+    (run / "pivot.safetensors").write_bytes(b"another")
+    assert address() != third
+
+
+def test_a_tokenizers_own_folder_can_still_be_saved_to(
+    model: RPiAE, testing: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "alone"
+    model.save_pretrained(folder)
+    evaluate_saved(
+        folder, EvaluationConfig(data=f"folder:{testing}", metrics=("psnr",), num_images=3)
+    )
+    assert (folder / EVALUATION_FILE).is_file()
+    model.save_pretrained(folder)
+    assert not (folder / EVALUATION_FILE).exists()
+    (folder / "notes.txt").touch()
+    with pytest.raises(CheckpointError, match="left alone"):
+        model.save_pretrained(folder)
+
+
+def test_results_of_a_runs_tokenizer_are_the_runs(run: Path, testing: Path) -> None:
+    config = EvaluationConfig(data=f"folder:{testing}", metrics=("psnr",), num_images=3)
+    evaluate_saved(run / "tokenizer", config)
+    assert (run / EVALUATION_FILE).is_file()
+    assert is_evaluated(run, config)
+
+
+def test_distances_between_other_neighbours_are_not_compared(
+    run: Path, testing: Path, training: Path
+) -> None:
+    name = f"ifd[{SPACE}]"
+    few, many = (
+        measure(run, testing, f"ifd:{SPACE}", training=f"folder:{training}", num_training=n)
+        for n in (5, 20)
+    )
+    with pytest.raises(UsageError, match=r"neighbours: .*training\.count"):
+        check_comparable(
+            name, {"a": few.protocol["metrics"][name], "b": many.protocol["metrics"][name]}
+        )
+
+
+def test_a_study_is_told_before_it_trains(run: Path, testing: Path) -> None:
+    subject = open_subject(run, torch.device("cpu"))
+    tokenizer = subject.model.config
+    assert tokenizer is not None
+    for config, message in (
+        (EvaluationConfig(metrics=("pnsr",)), "'psnr'"),
+        (EvaluationConfig(metrics=("rfd:cnn:none.safetensors",)), "none.safetensors"),
+        (EvaluationConfig(data="folder:nowhere"), "nowhere"),
+        (EvaluationConfig(data=f"folder:{testing}", metrics=("probe",)), "which is not given"),
+        (EvaluationConfig(data=f"folder:{testing}", metrics=("ifd",)), "evaluation.training"),
+    ):
+        with pytest.raises(RpiaeError, match=message):
+            check_evaluation(config, tokenizer)
+    check_evaluation(EvaluationConfig(), tokenizer)

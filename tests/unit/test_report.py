@@ -463,7 +463,7 @@ def test_distances_that_were_measured_differently_are_not_compared(tmp_path: Pat
         study.row(name, [{"rfd[tiny]": value, "psnr": value}], protocol=protocol)
     page = study.page()
     # The warning about protocols is bold, no value is.
-    assert not [text for text in page.bold if text in ("1.00", "2.00")]
+    assert not [text for text in page.bold if text in ("1.000", "2.000")]
     first, second = (cells for cells in page.rows if cells and cells[0] == "ca − b")
     assert "not compared: count: 2000 and 1000" in first[2]
     assert first[4] == "0"
@@ -473,7 +473,7 @@ def test_distances_that_were_measured_differently_are_not_compared(tmp_path: Pat
         tree = json.loads(path.read_text())
         tree["protocol"]["metrics"]["rfd[tiny]"]["count"] = 1000
         path.write_text(json.dumps(tree))
-    assert study.page().bold == ["1.00"]
+    assert study.page().bold == ["1.000"]
 
 
 def test_equal_protocols_are_told_once_without_a_warning(tmp_path: Path) -> None:

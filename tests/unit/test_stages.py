@@ -10,10 +10,12 @@ from attrs import evolve
 
 from rpiae import runs
 from rpiae.core import events
-from rpiae.core.config import Tree
+from rpiae.core.config import DatasetConfig, Tree
 from rpiae.core.recipe import RunConfig
+from rpiae.core.resolve import part_config
+from rpiae.data.fingerprint import data_fingerprint
 from rpiae.recording import EVENTS_FILE
-from rpiae.stages import StageStore, data_fingerprint, run_address, stage_address
+from rpiae.stages import StageStore, run_address, stage_address
 from tests.short_run import short_run, write_images
 
 
@@ -108,6 +110,23 @@ def test_a_run_killed_before_it_took_over_a_stage_still_does(
     assert len(steps) == 4
 
 
+def test_a_resumed_run_takes_over_what_was_finished_meanwhile(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = StageStore(tmp_path / "stages")
+    given = tree(images, tmp_path / "slow", bridge="vb8")
+    for event in (
+        happened := runs.run(runs.resolve(given, overrides=("recipe.checkpoint_every=1",)))
+    ):
+        if isinstance(event, events.CheckpointSaved):
+            happened.close()
+            break
+    digests(tree(images, tmp_path / "fast"), store, monkeypatch)
+    seen = list(runs.resume(tmp_path / "slow", stages=store))
+    steps = [event.stage for event in seen if isinstance(event, events.StepDone)]
+    assert steps == ["compress"] * 2 + ["polish"] * 2
+
+
 def test_only_what_is_wanted_is_kept(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +152,12 @@ OTHER = [
     ("term", {}, ("recipe.stages[0].terms[1].weight=0.3",)),
     ("crop", {}, ("data.image_size=24",)),
     ("decoder", {}, ("decoder.depth=2",)),
+    ("accumulation", {}, ("recipe.accumulate=2",)),
+    (
+        "padding",
+        {"bridge": {"name": "conv", "latent_channels": 4, "downsampling": 2}},
+        (),
+    ),
 ]
 
 
@@ -159,6 +184,36 @@ def test_a_bridge_counts_from_the_first_stage_that_has_it_in_its_path(images: Pa
     assert stage_address(one, 0) == stage_address(other, 0)
     assert stage_address(one, 1) != stage_address(other, 1)
     assert run_address(one) != run_address(other)
+
+
+def test_a_cap_that_caps_nothing_does_not_count(images: Path) -> None:
+    one, other = (config(images, f"recipe.max_steps={n}") for n in (10**6, 10**7))
+    assert run_address(one) == run_address(other)
+
+
+def test_the_content_of_a_mixtures_sources_counts(tmp_path: Path) -> None:
+    pictures = write_images(tmp_path / "a", count=4)
+    tree = {"name": "mixture", "sources": [{"data": {"name": "folder", "path": str(pictures)}}]}
+
+    def fingerprint() -> str:
+        data = part_config("datasets", tree)
+        assert isinstance(data, DatasetConfig)
+        data_fingerprint.cache_clear()
+        return data_fingerprint(data)
+
+    before = fingerprint()
+    assert fingerprint() == before
+    (pictures / "00.png").write_bytes(b"other")
+    assert fingerprint() != before
+
+
+def test_the_content_of_named_weights_counts(images: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"one")
+    lpips = f"recipe.stages[0].terms[1].loss={{name='lpips', weights='{weights}'}}"
+    before = stage_address(config(images, lpips), 0)
+    weights.write_bytes(b"two")
+    assert stage_address(config(images, lpips), 0) != before
 
 
 def test_the_content_of_data_counts(tmp_path: Path) -> None:

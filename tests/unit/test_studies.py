@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 from rpiae import runs
-from rpiae.core.config import Tree
+from rpiae.core.config import Tree, dump_toml
 from rpiae.core.errors import ConfigError, UsageError
+from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.stages import StageStore
 from rpiae.studies import studies
 from rpiae.studies.configs import StudyConfig, parse_study, read_study
 from rpiae.studies.executors import LocalExecutor, SubmititExecutor
-from rpiae.studies.jobs import STAGES_FOLDER, STOPPED
+from rpiae.studies.jobs import STAGES_FOLDER, STOPPED, write_job
 from rpiae.studies.planning import PlannedRun, plan_study, shared_stages
 from rpiae.studies.results import read_results
 from tests.short_run import short_run, write_images
@@ -122,6 +123,29 @@ class TestPlanning:
         with pytest.raises(ConfigError, match=r"sedes: no such field.*'seeds'"):
             parse_study({"name": "t", "sedes": [1]}, source="s")
 
+    def test_what_is_malformed_is_said(self, images: Path) -> None:
+        for facts, message in (
+            ({"seeds": []}, "it has no seeds"),
+            ({"seeds": [0, 0]}, "two runs are toy-seed0"),
+            ({"vary": {"bridge": "vb8"}}, r"vary\.bridge: expected a list, got 'vb8'"),
+            ({"vary": "x"}, "vary: expected a table, got 'x'"),
+            ({"recipes": {"a": "b"}}, r"recipes\.a: expected a table, got 'b'"),
+        ):
+            with pytest.raises(ConfigError, match=message):
+                plan_study(study(images, **facts), Path("out"))
+
+    def test_an_axis_of_tables(self, images: Path) -> None:
+        bridges = [{"name": "variational", "latent_channels": n} for n in (2, 6)]
+        assert names(study(images, vary={"bridge": bridges})) == [
+            "bridge=variational latent_channels=2", "bridge=variational latent_channels=6"
+        ]  # fmt: skip
+
+    def test_losses_can_be_left_out(self, images: Path) -> None:
+        ((run,),) = (r.runs for r in plan_study(study(images, without=["kl"]), Path("out")))
+        losses = {t.loss.name for s in run.resolved.config.recipe.stages for t in s.terms}
+        assert "kl" not in losses
+        assert "l1" in losses
+
     def test_shared_stages(self, images: Path) -> None:
         rows = plan_study(study(images, vary={"bridge": ["vb4", "vb8"]}), Path("out"))
         one, other = (row.runs[0].stages for row in rows)
@@ -194,6 +218,7 @@ class FakeExecutor:
             folder = Path(given["config"]["out"])
             folder.mkdir(parents=True, exist_ok=True)
             (folder / runs.SUMMARY_FILE).write_text("{}")
+            (folder / "evaluated").touch()
             for address in given["wanted"]:
                 store._state(address).parent.mkdir(exist_ok=True)
                 store._state(address).touch()
@@ -207,6 +232,7 @@ class FakeExecutor:
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(studies, "INTERVAL", 0.0)
+    monkeypatch.setattr(studies, "is_done", lambda folder, _: (folder / "evaluated").exists())
 
 
 @pytest.mark.usefixtures("quickly")
@@ -303,8 +329,6 @@ def test_killed_half_way_it_repeats_nothing(images: Path, tmp_path: Path) -> Non
     """For real: processes of its own, killed without warning once the first run is done."""
     toml = tmp_path / "study.toml"
     tree = study(images, vary={"bridge": ["vb4", "vb8"]})
-    from rpiae.core.config import dump_toml
-
     toml.write_text(dump_toml(tree))
     out = tmp_path / "out"
     command = [sys.executable, "-m", "rpiae", "ablate", str(toml), "--out", str(out)]
@@ -335,9 +359,7 @@ def test_killed_half_way_it_repeats_nothing(images: Path, tmp_path: Path) -> Non
 def test_a_job_ends_with_whoever_started_it(images: Path, tmp_path: Path) -> None:
     """The process of a run notices that the study's process is gone."""
     run: PlannedRun = plan_study(study(images), tmp_path)[0].runs[0]
-    from rpiae.studies.jobs import write_job
-
-    job = write_job(run, tmp_path, wanted=(), evaluation=None)
+    job = write_job(run, tmp_path, wanted=(), evaluation=EvaluationConfig())
     code = (
         "import sys, time; from pathlib import Path; from rpiae.studies.executors import LocalExecutor\n"
         f"LocalExecutor(1).start(Path({str(job)!r}), Path({str(tmp_path / 'log')!r}), 0)\n"
@@ -374,6 +396,36 @@ def test_through_submitit(images: Path, tmp_path: Path) -> None:
     assert seen[-1].done == 1
     assert len(summaries(out)) == 1
     assert list((out / "submitit").glob("*_log.out"))
+
+
+def test_a_submitted_job_that_is_stopped_saves_its_state(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit", reason="extra submitit is not installed")
+    out = tmp_path / "out"
+    long = study(images, vary={"recipe.max_steps": [100000]})
+    executor = SubmititExecutor(out / "submitit", 1, cluster="local", parameters={"timeout_min": 5})
+    happened = studies.run_study(long, out, executor)
+    seen = [next(happened), next(happened)]
+    log = out / "logs"
+    deadline = time.monotonic() + 120
+    while not any("tune" in path.read_text() for path in log.glob("*.log")):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGTERM)
+    seen += list(happened)
+    (ended,) = (e for e in seen if isinstance(e, studies.JobEnded))
+    assert ended.state == "stopped"
+    run = ended.run.folder / "checkpoints"
+    while not list(run.glob("stage0-*.pt")):
+        assert time.monotonic() < deadline, "nothing was saved"
+        time.sleep(0.2)
+
+
+def test_what_submitit_does_not_know(tmp_path: Path) -> None:
+    pytest.importorskip("submitit", reason="extra submitit is not installed")
+    with pytest.raises(UsageError, match="submitit cannot use cluster 'moon'"):
+        SubmititExecutor(tmp_path, 1, cluster="moon", parameters={})
 
 
 def test_processors_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
