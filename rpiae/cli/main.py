@@ -289,17 +289,17 @@ def parser() -> argparse.ArgumentParser:
 
     stats = verb("stats", "stats", "measure and store latent_norm: mean and std of the latents")
     data_options(stats)
-    stats.add_argument("--images", type=positive, metavar="N", help="look at N, evenly spread")
+    stats.add_argument("--images", type=positive, metavar="N", help="look at N, always the same")
     stats.add_argument("--posterior", choices=["mode", "sample"], default="mode")
     stats.add_argument("--dry-run", action="store_true", help="print and store nothing")
     stats.add_argument("--json", action="store_true")
 
     def measuring(verb: argparse.ArgumentParser) -> None:
         verb.add_argument(
-            "--images", type=positive, metavar="N", help="measure on N, evenly spread"
+            "--images", type=positive, metavar="N", help="measure on N, always the same"
         )
         verb.add_argument(
-            "--train-images", type=positive, metavar="N", help="learn from N, evenly spread"
+            "--train-images", type=positive, metavar="N", help="learn from N, always the same"
         )
         verb.add_argument(
             "--image-size", type=positive, metavar="N",

@@ -24,6 +24,17 @@ def spread(number: int, count: int) -> list[int]:
     return [(2 * i + 1) * number // (2 * count) for i in range(count)]
 
 
+def sampled(number: int, count: int) -> list[int]:
+    """``count`` of the numbers 0 to ``number`` − 1, drawn at random but always the same, ascending.
+
+    Where data lie in a periodic order, as when their classes take turns, evenly spread numbers would
+    meet some of the classes only.
+    """
+    if count >= number:
+        return list(range(number))
+    return sorted(permutation(number, 0, "sampled")[:count].tolist())
+
+
 class EpochOrder:
     """An endless sequence of images: every epoch shows all of them, in an order of its own.
 

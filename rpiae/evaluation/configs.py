@@ -159,7 +159,8 @@ class EvaluationConfig:
         training: images that probes learn from and that iFD looks for neighbours in; the images
             the run was trained on where empty.
         metrics: names as in ``rpiae list metrics``, such as ``"psnr"`` or ``"rfd:tiny"``, or tables.
-        num_images: how many of ``data`` are looked at, spread evenly; all where not given.
+        num_images: how many of ``data`` are looked at, drawn at random but always the same; all where not
+            given.
         num_training: the same of ``training``.
         image_size: side of the centre crops, in pixels; of the training crops where not given.
         precision: what the tokenizer is run in; the numbers themselves are in fp32 or fp64.

@@ -99,7 +99,8 @@ def probe_encoder(
         encoder: a name as in ``rpiae list encoders``, or the folder of a run or tokenizer.
         training, testing: datasets with labels.
         runtime: device and precision.
-        num_training, num_testing: how many images are looked at, spread evenly; all where not given.
+        num_training, num_testing: how many images are looked at, drawn at random but always the same;
+            all where not given.
         k: neighbours that vote.
         rotation: whether turns of images are probed too.
         image_size: side of the centre crops, in pixels.

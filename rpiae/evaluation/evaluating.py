@@ -27,7 +27,7 @@ from rpiae.core.runtime import Runtime
 from rpiae.core.tokenizer import RPiAE, tokenizer_folder
 from rpiae.data.fingerprint import data_fingerprint, files_digest
 from rpiae.data.listed import every_image
-from rpiae.data.orders import spread
+from rpiae.data.orders import sampled
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.distances import ReconstructionDistance
 from rpiae.evaluation.examination import Examination, Measured, Metric, TrainedMetric
@@ -540,7 +540,7 @@ def _write_pictures(
 ) -> None:
     """Originals, reconstructions and similarity maps of the first images."""
     images = _images(subject, config)
-    (loaded,) = images.load([spread(len(images), min(SHOWN, len(images)))])
+    (loaded,) = images.load([sampled(len(images), SHOWN)])
     if not loaded.positions:
         return
     loaded = loaded._replace(images=loaded.images.to(runtime.device))

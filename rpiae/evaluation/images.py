@@ -16,7 +16,7 @@ from rpiae.core.config import Tree
 from rpiae.core.errors import DataError, UsageError
 from rpiae.core.runtime import Runtime
 from rpiae.data.listed import EveryImage
-from rpiae.data.orders import spread
+from rpiae.data.orders import sampled
 from rpiae.evaluation.examination import Accumulator
 from rpiae.latents.loading import load_batches
 
@@ -198,7 +198,7 @@ class Walk:
 
     Args:
         images: the set.
-        count: how many are looked at, spread evenly; all where not given.
+        count: how many are looked at, drawn at random but always the same; all where not given.
         batch_size: images at a time.
         runtime: device and processes.
 
@@ -215,7 +215,7 @@ class Walk:
         self._images = images
         self._runtime = runtime
         self._size = batch_size
-        chosen = spread(len(images), min(len(images), count or len(images)))
+        chosen = sampled(len(images), count or len(images))
         if len(chosen) < runtime.num_processes:
             raise UsageError(
                 f"{images.location} has {len(chosen)} images to measure on, fewer than the "

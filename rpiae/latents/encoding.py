@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-import numpy as np
 import torch
 from attrs import frozen
 from torch import Tensor
@@ -19,6 +18,7 @@ from rpiae.core.randomness import generator
 from rpiae.core.runtime import Runtime
 from rpiae.core.tokenizer import RPiAE
 from rpiae.data.listed import EveryImage
+from rpiae.data.orders import sampled
 from rpiae.latents.layout import PosteriorUse, Settings
 from rpiae.latents.loading import load_batches
 from rpiae.latents.statistics import ChannelStatistics
@@ -150,7 +150,7 @@ def measure_latents(
         model: what encodes.
         images: the dataset.
         runtime: device and precision.
-        num_images: how many are looked at, spread evenly over the dataset; all where not given.
+        num_images: how many are looked at, drawn at random but always the same; all where not given.
         posterior: mode, or samples from ``seed``.
         seed: of the samples.
         batch_size: images per forward pass.
@@ -164,8 +164,8 @@ def measure_latents(
         raise UsageError(f"--images must be at least 1, got {num_images}")
     settings = Settings(posterior=posterior, seed=seed)
     model = model.to(runtime.device)
-    total = min(len(images), num_images or len(images))
-    chosen = np.linspace(0, len(images), total, endpoint=False).astype(int).tolist()
+    chosen = sampled(len(images), num_images or len(images))
+    total = len(chosen)
     size = batch_size or batch_size_for(model, images.image_size)
     found = ChannelStatistics(model.bridge.latent_channels)
     done = 0

@@ -21,6 +21,7 @@ from rpiae.core.pivot import write_pivot
 from rpiae.core.runtime import Runtime
 from rpiae.core.tokenizer import RPiAE
 from rpiae.data.fingerprint import data_fingerprint
+from rpiae.data.orders import sampled
 from rpiae.evaluation import distances, references
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.encoders import probe_encoder
@@ -407,6 +408,17 @@ def test_rfid_is_the_distance_in_inceptions_space(
     assert asked == ["inception:weights.pth"]
     assert found.metrics["rfid"] > 0
     assert found.protocol["metrics"]["rfid"]["extractor"] == Space.facts
+
+
+def test_some_images_stand_for_all_of_them() -> None:
+    """Also where classes take turns, as in some datasets' files."""
+    labels = [i % 10 for i in range(10_000)]
+    chosen = sampled(len(labels), 1500)
+    assert chosen == sorted(set(chosen)) == sampled(len(labels), 1500)
+    assert len(chosen) == 1500
+    counts = [sum(labels[i] == label for i in chosen) for label in range(10)]
+    assert min(counts) > 100
+    assert sampled(3, 5) == [0, 1, 2]
 
 
 def test_rows_come_in_the_order_of_positions() -> None:
