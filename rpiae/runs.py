@@ -24,6 +24,7 @@ from rpiae.core.checkpoint import checkpoint_path, list_checkpoints, progress
 from rpiae.core.config import PartConfig, Tree, dump_toml, read_toml, unparse
 from rpiae.core.contracts import Dataset, HeldOut
 from rpiae.core.errors import CheckpointError, ConfigError, RunError, UsageError
+from rpiae.core.files import write_text
 from rpiae.core.objective import PivotReplica
 from rpiae.core.pivot import inherit_pivot, read_pivot, write_pivot
 from rpiae.core.plan import Plan, make_plan
@@ -193,7 +194,7 @@ def resume(
         yield events.Notice(text=f"changed since the run began: {change}")
     with _Claim(path, runtime, resume=True):
         if changed:
-            runtime.on_main(lambda: _write(path / CONFIG_FILE, dump_toml(config)))
+            runtime.on_main(lambda: write_text(path / CONFIG_FILE, dump_toml(config)))
         model = build_tokenizer(resolved.tokenizer, seed=config.seed, trained_size=data.image_size)
         stage, step = progress(path / "checkpoints")
         # A stage that was begun has its critic in the checkpoint.
@@ -366,7 +367,7 @@ def _begin(config: RunConfig, model: RPiAE, folder: Path) -> bool:
     inherited = bool(config.init) and inherit_pivot(folder, Path(config.init))
     if not inherited:
         write_pivot(folder, model.roles["encoder"])
-    _write(folder / CONFIG_FILE, dump_toml(config))
+    write_text(folder / CONFIG_FILE, dump_toml(config))
     return inherited
 
 
@@ -438,7 +439,7 @@ def _trained(
         "tokenizer": str(folder / "tokenizer"),
     }
     summary["verdict"] = verdict(summary)
-    _write(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    write_text(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     yield events.RunEnded(summary=summary, folder=folder)
 
 
@@ -504,12 +505,3 @@ def _overall_rate(stages: list[dict[str, Any]]) -> float:
     images = sum(stage["images_per_second"] * stage["seconds"] for stage in ran)
     seconds = sum(stage["seconds"] for stage in ran)
     return float(images / seconds) if seconds else 0.0
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.rename(path)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from None

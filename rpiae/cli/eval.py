@@ -53,7 +53,7 @@ def execute(arguments: argparse.Namespace) -> int:
         return 0
     _check_comparable(found)
     if arguments.json:
-        print(json.dumps({name: _tree(each) for name, each in found.items()}, indent=2))
+        print(json.dumps({name: each.as_tree() for name, each in found.items()}, indent=2))
     else:
         _print(found)
     return 0
@@ -110,20 +110,9 @@ def _check_comparable(found: Mapping[str, Evaluation]) -> None:
             check_comparable(name, protocols)
 
 
-def _tree(found: Evaluation) -> dict[str, Any]:
-    return {
-        "metrics": dict(found.metrics),
-        "details": dict(found.details),
-        "protocol": dict(found.protocol),
-        "warnings": list(found.warnings),
-        "skipped": list(found.skipped),
-        "seconds": found.seconds,
-    }
-
-
 def _print(found: Mapping[str, Evaluation]) -> None:
-    from rpiae.evaluation.evaluating import results_folder
     from rpiae.evaluation.protocol import EVALUATION_FILE
+    from rpiae.evaluation.subjects import results_folder
 
     table = Table(box=None, pad_edge=False)
     table.add_column("metric")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -14,18 +13,14 @@ from typing import Any
 import torch
 from attrs import frozen
 
-from rpiae.core.config import DatasetConfig, MetricConfig, parse, read_toml, unparse
-from rpiae.core.contracts import HeldOut, Replica
-from rpiae.core.errors import CheckpointError, RunError, UsageError
-from rpiae.core.objective import PivotReplica
-from rpiae.core.pivot import FILE as PIVOT_FILE
-from rpiae.core.pivot import read_pivot
+from rpiae.core.config import MetricConfig, unparse
+from rpiae.core.contracts import HeldOut
+from rpiae.core.errors import RunError, UsageError
+from rpiae.core.files import write_text
 from rpiae.core.recipe import RunConfig
 from rpiae.core.registry import OWN
-from rpiae.core.resolve import ResolvedTokenizer, converter, part_config
+from rpiae.core.resolve import ResolvedTokenizer, part_config
 from rpiae.core.runtime import Runtime
-from rpiae.core.tokenizer import RPiAE, tokenizer_folder
-from rpiae.data.fingerprint import data_fingerprint, files_digest
 from rpiae.data.listed import every_image
 from rpiae.data.orders import sampled
 from rpiae.evaluation.configs import EvaluationConfig
@@ -45,10 +40,16 @@ from rpiae.evaluation.images import (
 from rpiae.evaluation.pictures import similarity_sheet, strip
 from rpiae.evaluation.protocol import EVALUATION_FILE
 from rpiae.evaluation.references import RECONSTRUCTION, write_reference
+from rpiae.evaluation.subjects import (
+    FORMAT,
+    Subject,
+    evaluation_address,
+    open_subject,
+    results_folder,
+)
 from rpiae.latents.encoding import batch_size_for
 
 PICTURES_FOLDER = "pictures"
-FORMAT = 1
 
 #: Training crops where the run's own held-out images are measured on and nothing else was said.
 TRAINING_CROPS = 2000
@@ -56,25 +57,6 @@ TRAINING_CROPS = 2000
 #: Images in a strip, and in the sheet of similarity maps.
 SHOWN = 12
 MAPPED = 4
-
-
-@frozen(kw_only=True)
-class Subject:
-    """A tokenizer to be measured.
-
-    Attributes:
-        model: the tokenizer.
-        folder: what was named.
-        replica: its pivot; None where it has none.
-        run: the run's config; None where there is none.
-        without_pivot: why it has no pivot.
-    """
-
-    model: RPiAE
-    folder: Path
-    replica: Replica | None = None
-    run: RunConfig | None = None
-    without_pivot: str = ""
 
 
 @frozen(kw_only=True)
@@ -97,31 +79,16 @@ class Evaluation:
     skipped: tuple[str, ...] = ()
     seconds: float = 0.0
 
-
-def open_subject(folder: Path, device: torch.device) -> Subject:
-    """A tokenizer by its folder or its run's.
-
-    Raises:
-        CheckpointError: if there is none, or it is damaged.
-    """
-    model = RPiAE.from_pretrained(folder).to(device)
-    place = next(
-        (p for p in (folder, *folder.resolve().parents[:2]) if (p / PIVOT_FILE).is_file()), None
-    )
-    if place is None or not (place / "config.toml").is_file():
-        return Subject(model=model, folder=folder, without_pivot="there is no run around it")
-    run = parse(
-        read_toml(place / "config.toml"), RunConfig, source=str(place / "config.toml"),
-        converter=converter(),
-    )  # fmt: skip
-    if not run.encoder.pretrained and not run.init:
-        reason = "its encoder began with random weights"
-        return Subject(model=model, folder=folder, run=run, without_pivot=reason)
-    replica = PivotReplica(
-        read_pivot(place, run.encoder).to(device), output_patch=model.decoder.patch,
-        downsampling=model.bridge.downsampling,
-    )  # fmt: skip
-    return Subject(model=model, folder=folder, replica=replica, run=run)
+    def as_tree(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "metrics": dict(self.metrics),
+            "details": dict(self.details),
+            "protocol": dict(self.protocol),
+            "warnings": list(self.warnings),
+            "skipped": list(self.skipped),
+            "seconds": self.seconds,
+        }
 
 
 def evaluate(
@@ -235,61 +202,11 @@ def evaluate_saved(
             "address": evaluation_address(folder, config),
             "config": unparse(config),
             "tokenizer": str(folder),
-            "metrics": dict(found.metrics),
-            "details": dict(found.details),
-            "protocol": dict(found.protocol),
-            "warnings": list(found.warnings),
-            "skipped": list(found.skipped),
-            "seconds": found.seconds,
+            **found.as_tree(),
         }
-        _write(out / EVALUATION_FILE, json.dumps(tree, indent=1, allow_nan=False))
+        write_text(out / EVALUATION_FILE, json.dumps(tree, indent=1, allow_nan=False))
         _write_pictures(out / PICTURES_FOLDER, subject, config, runtime)
     return found
-
-
-def results_folder(folder: Path) -> Path:
-    """Where the results about a tokenizer go: its run's folder, else its own."""
-    return folder.parent if (folder.parent / "config.toml").is_file() else folder
-
-
-def is_evaluated(folder: Path, config: EvaluationConfig) -> bool:
-    """Whether a run was evaluated in just this way, as its tokenizer stands."""
-    path = results_folder(folder) / EVALUATION_FILE
-    try:
-        tree = json.loads(path.read_text("utf-8"))
-        return bool(tree.get("address") == evaluation_address(folder, config))
-    except (OSError, ValueError, CheckpointError):
-        return False
-
-
-def evaluation_address(folder: Path, config: EvaluationConfig) -> str:
-    """sha256 of a saved tokenizer, its pivot and data, and of all that it is measured with.
-
-    Raises:
-        CheckpointError: if there is no tokenizer.
-        UsageError: if a metric or dataset does not parse.
-    """
-    metrics = [part_config("metrics", each) for each in config.metrics]
-    data = [part_config("datasets", given) for given in (config.data, config.training) if given]
-    tree = {
-        "format": FORMAT,
-        "config": unparse(config),
-        "metrics": [unparse(metric) for metric in metrics],
-        "files": [files_digest(metric) for metric in metrics],
-        "data": [data_fingerprint(each) for each in data if isinstance(each, DatasetConfig)],
-    }
-    found = hashlib.sha256(json.dumps(tree, sort_keys=True).encode())
-    run = results_folder(folder)
-    tokenizer = tokenizer_folder(folder)
-    files = [tokenizer / "config.json", tokenizer / "model.safetensors"]
-    files += [p for p in (run / "config.toml", run / PIVOT_FILE) if p.is_file()]
-    for file in files:
-        try:
-            with file.open("rb") as opened:
-                found.update(hashlib.file_digest(opened, "sha256").digest())
-        except OSError as error:
-            raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
-    return found.hexdigest()
 
 
 def check_evaluation(config: EvaluationConfig, tokenizer: ResolvedTokenizer) -> None:
@@ -553,12 +470,3 @@ def _write_pictures(
         similarity_sheet(seen.images[:MAPPED], seen.features, pivot).save(folder / "similarity.png")
     except OSError as error:
         raise RunError(f"cannot write {folder}: {error.strerror}") from None
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.rename(path)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from None

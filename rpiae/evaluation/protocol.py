@@ -11,9 +11,8 @@ from rpiae.core.errors import UsageError
 #: Where a tokenizer's numbers and their protocol are written.
 EVALUATION_FILE = "evaluation.json"
 
-#: What may differ between comparable distances: the library's version, and what the weights' hash
-#: says better.
-IRRELEVANT = frozenset({"versions", "reference"})
+#: What may differ between comparable distances: libraries' versions, and where the same images lie.
+IRRELEVANT = frozenset({"versions", "reference", "data", "location"})
 
 
 def protocol_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

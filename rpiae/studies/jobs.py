@@ -21,7 +21,8 @@ from rpiae.core.config import make_converter, parse, unparse
 from rpiae.core.errors import DataError, RpiaeError, RunError
 from rpiae.core.runtime import Runtime
 from rpiae.evaluation.configs import EvaluationConfig
-from rpiae.evaluation.evaluating import evaluate_saved, is_evaluated
+from rpiae.evaluation.evaluating import evaluate_saved
+from rpiae.evaluation.subjects import is_evaluated
 from rpiae.stages import StageStore
 from rpiae.studies.planning import PlannedRun
 

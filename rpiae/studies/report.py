@@ -10,7 +10,6 @@ import base64
 import html
 import importlib.resources
 import io
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from attrs import field, frozen
 from PIL import Image, UnidentifiedImageError
 
 from rpiae.core.errors import RunError, UsageError
+from rpiae.core.files import write_text
 from rpiae.studies.figures import Axis, Line, Point, curves_figure, frontier_figure
 from rpiae.studies.results import (
     ARROWS,
@@ -110,12 +110,10 @@ def write_report(folder: Path, *, out: Path | None = None) -> tuple[Path, Path]:
     pages = {HTML_FILE: html_report(results), MARKDOWN_FILE: markdown_report(results)}
     try:
         target.mkdir(parents=True, exist_ok=True)
-        for name, text in pages.items():
-            part = target / f"{name}.part"
-            part.write_text(text, "utf-8")
-            os.replace(part, target / name)
     except OSError as error:
         raise RunError(f"the report cannot be written to {target}: {error.strerror}") from None
+    for name, text in pages.items():
+        write_text(target / name, text)
     return target / HTML_FILE, target / MARKDOWN_FILE
 
 

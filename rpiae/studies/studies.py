@@ -15,7 +15,8 @@ from attrs import define, field, frozen
 from filelock import FileLock, Timeout
 
 from rpiae.core.config import unparse
-from rpiae.core.errors import RunError, UsageError
+from rpiae.core.errors import UsageError
+from rpiae.core.files import write_text
 from rpiae.core.signals import StopSignal
 from rpiae.evaluation.evaluating import check_evaluation
 from rpiae.stages import StageStore
@@ -130,12 +131,7 @@ class _Study:
         """Write down the study as it stands; what the report is made from."""
         facts = {"format": FORMAT, "command": self.command, "rows": self._rows()}
         tree = unparse(self.config) | facts
-        part = self.out / f"{STUDY_FILE}.part"
-        try:
-            part.write_text(json.dumps(tree, indent=1), encoding="utf-8")
-            part.rename(self.out / STUDY_FILE)
-        except OSError as error:
-            raise RunError(f"cannot write {self.out / STUDY_FILE}: {error.strerror}") from None
+        write_text(self.out / STUDY_FILE, json.dumps(tree, indent=1))
 
     def _rows(self) -> list[dict[str, Any]]:
         states = {id(job.run): job for job in self.jobs}

@@ -23,7 +23,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("core.errors",),
     tuple(
         f"core.{name}"
-        for name in ("config", "contracts", "shapes", "schedules", "randomness", "watch")
+        for name in ("config", "contracts", "shapes", "files", "schedules", "randomness", "watch")
     ),
     tuple(
         f"core.{name}"

@@ -30,13 +30,11 @@ from rpiae.evaluation.evaluating import (
     check_evaluation,
     evaluate,
     evaluate_saved,
-    evaluation_address,
-    is_evaluated,
-    open_subject,
 )
 from rpiae.evaluation.examination import Examination, Rows, pooled_latent
 from rpiae.evaluation.protocol import EVALUATION_FILE, check_comparable
 from rpiae.evaluation.semantics import turned
+from rpiae.evaluation.subjects import evaluation_address, is_evaluated, open_subject
 from rpiae.losses.configs import LpipsLossConfig
 from tests.toys import DECODERS, ENCODERS
 from tests.unit.test_lpips import random_state

@@ -630,7 +630,7 @@ def test_a_report_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a file"):
         write_report(study.path, out=page)
     (tmp_path / "taken" / "report.html").mkdir(parents=True)
-    with pytest.raises(RunError, match="cannot be written"):
+    with pytest.raises(RunError, match="cannot write"):
         write_report(study.path, out=tmp_path / "taken")
 
 

@@ -1,0 +1,116 @@
+"""Saved tokenizers to be measured, and what tells one measurement from another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from attrs import frozen
+
+from rpiae.core.config import DatasetConfig, parse, read_toml, unparse
+from rpiae.core.contracts import Replica
+from rpiae.core.errors import CheckpointError
+from rpiae.core.objective import PivotReplica
+from rpiae.core.pivot import FILE as PIVOT_FILE
+from rpiae.core.pivot import read_pivot
+from rpiae.core.recipe import RunConfig
+from rpiae.core.resolve import converter, part_config
+from rpiae.core.tokenizer import RPiAE, tokenizer_folder
+from rpiae.data.fingerprint import data_fingerprint, files_digest
+from rpiae.evaluation.configs import EvaluationConfig
+from rpiae.evaluation.protocol import EVALUATION_FILE
+
+#: Of ``evaluation.json``; raised where equal configs mean other numbers than before.
+FORMAT = 1
+
+
+@frozen(kw_only=True)
+class Subject:
+    """A tokenizer to be measured.
+
+    Attributes:
+        model: the tokenizer.
+        folder: what was named.
+        replica: its pivot; None where it has none.
+        run: the run's config; None where there is none.
+        without_pivot: why it has no pivot.
+    """
+
+    model: RPiAE
+    folder: Path
+    replica: Replica | None = None
+    run: RunConfig | None = None
+    without_pivot: str = ""
+
+
+def open_subject(folder: Path, device: torch.device) -> Subject:
+    """A tokenizer by its folder or its run's.
+
+    Raises:
+        CheckpointError: if there is none, or it is damaged.
+    """
+    model = RPiAE.from_pretrained(folder).to(device)
+    place = next(
+        (p for p in (folder, *folder.resolve().parents[:2]) if (p / PIVOT_FILE).is_file()), None
+    )
+    if place is None or not (place / "config.toml").is_file():
+        return Subject(model=model, folder=folder, without_pivot="there is no run around it")
+    run = parse(
+        read_toml(place / "config.toml"), RunConfig, source=str(place / "config.toml"),
+        converter=converter(),
+    )  # fmt: skip
+    if not run.encoder.pretrained and not run.init:
+        reason = "its encoder began with random weights"
+        return Subject(model=model, folder=folder, run=run, without_pivot=reason)
+    replica = PivotReplica(
+        read_pivot(place, run.encoder).to(device), output_patch=model.decoder.patch,
+        downsampling=model.bridge.downsampling,
+    )  # fmt: skip
+    return Subject(model=model, folder=folder, replica=replica, run=run)
+
+
+def results_folder(folder: Path) -> Path:
+    """Where the results about a tokenizer go: its run's folder, else its own."""
+    return folder.parent if (folder.parent / "config.toml").is_file() else folder
+
+
+def is_evaluated(folder: Path, config: EvaluationConfig) -> bool:
+    """Whether a run was evaluated in just this way, as its tokenizer stands."""
+    path = results_folder(folder) / EVALUATION_FILE
+    try:
+        tree = json.loads(path.read_text("utf-8"))
+        return bool(tree.get("address") == evaluation_address(folder, config))
+    except (OSError, ValueError, CheckpointError):
+        return False
+
+
+def evaluation_address(folder: Path, config: EvaluationConfig) -> str:
+    """sha256 of a saved tokenizer, its pivot and data, and of all that it is measured with.
+
+    Raises:
+        CheckpointError: if there is no tokenizer.
+        UsageError: if a metric or dataset does not parse.
+    """
+    metrics = [part_config("metrics", each) for each in config.metrics]
+    data = [part_config("datasets", given) for given in (config.data, config.training) if given]
+    tree = {
+        "format": FORMAT,
+        "config": unparse(config),
+        "metrics": [unparse(metric) for metric in metrics],
+        "files": [files_digest(metric) for metric in metrics],
+        "data": [data_fingerprint(each) for each in data if isinstance(each, DatasetConfig)],
+    }
+    found = hashlib.sha256(json.dumps(tree, sort_keys=True).encode())
+    run = results_folder(folder)
+    tokenizer = tokenizer_folder(folder)
+    files = [tokenizer / "config.json", tokenizer / "model.safetensors"]
+    files += [p for p in (run / "config.toml", run / PIVOT_FILE) if p.is_file()]
+    for file in files:
+        try:
+            with file.open("rb") as opened:
+                found.update(hashlib.file_digest(opened, "sha256").digest())
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
+    return found.hexdigest()
