@@ -290,7 +290,7 @@ def _without_pivot(metrics: dict[str, tuple[MetricConfig, Metric]], subject: Sub
     Raises:
         UsageError: if none is left.
     """
-    reason = f"{subject.folder} has no pivot, {subject.without_pivot}"
+    reason = f"there is no pivot, {subject.without_pivot}"
     left_out = _needed("pivot", metrics)
     for name in left_out:
         del metrics[name]

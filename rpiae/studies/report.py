@@ -208,8 +208,8 @@ def facts(results: StudyResults) -> list[tuple[str, str]]:
     said.append((str(len(results.rows)), "configurations"))
     done = [run for _, run in results.runs if run.state == DONE]
     for values, words, text in (
-        ([run.seconds for run in done], "training", _duration),
-        ([run.image_passes for run in done], "image passes", _amount),
+        ([run.seconds for run in done], "training, a shared stage with each run", _duration),
+        ([run.image_passes for run in done], "image passes, likewise", _amount),
     ):
         known = [value for value in values if value is not None]
         if known:

@@ -358,13 +358,27 @@ def shared_protocol(results: StudyResults) -> dict[str, str]:
     return {k: v for k, v in first.items() if all(p.get(k) == v for p in protocols)}
 
 
+def _of_a_missing_metric(path: str, run: RunResults) -> bool:
+    """Whether a field is about a metric that a run has not got."""
+    prefix, _, rest = path.partition(".")
+    known = run.metrics or {}
+    return prefix == "metrics" and not any(rest.startswith(f"{name}.") for name in known)
+
+
 def differing_fields(results: StudyResults) -> tuple[ProtocolDifference, ...]:
-    """The fields of the protocol in which evaluated runs differ."""
+    """The fields of the protocol in which evaluated runs differ.
+
+    A metric that a run has not got, such as drift from a pivot where there is none, is no difference.
+    """
     protocols = [(row, run, flat(run.protocol)) for row, run in results.runs if run.protocol]
     paths = dict.fromkeys(path for _, _, protocol in protocols for path in protocol)
     differences = []
     for path in paths:
-        found = [(row, run, protocol.get(path, "not given")) for row, run, protocol in protocols]
+        found = [
+            (row, run, protocol.get(path, "not given"))
+            for row, run, protocol in protocols
+            if not _of_a_missing_metric(path, run)
+        ]
         if len({value for _, _, value in found}) < 2:
             continue
         of_row: dict[str, set[str]] = {}

@@ -476,6 +476,17 @@ def test_distances_that_were_measured_differently_are_not_compared(tmp_path: Pat
     assert study.page().bold == ["1.000"]
 
 
+def test_a_metric_that_a_run_has_not_got_is_no_difference(tmp_path: Path) -> None:
+    study = Folder(tmp_path)
+    facts = {"kl": {"bits": 16}, "psnr": {"peak": 1}}
+    study.row("a", [{"psnr": 1.0, "kl": 2.0}], protocol={"metrics": facts})
+    study.row("b", psnr(2.0), protocol={"metrics": {"psnr": {"peak": 1}}})
+    assert not differing_fields(read_results(tmp_path))
+    study.row("c", psnr(2.0), protocol={"metrics": {"psnr": {"peak": 255}}})
+    (found,) = differing_fields(read_results(tmp_path))
+    assert found.field == "metrics.psnr.peak"
+
+
 def test_equal_protocols_are_told_once_without_a_warning(tmp_path: Path) -> None:
     study = Folder(tmp_path)
     study.row("a", psnr(1.0, 2.0))
