@@ -19,6 +19,7 @@ from rpiae import runs
 from rpiae.core import events
 from rpiae.core.config import make_converter, parse, unparse
 from rpiae.core.errors import DataError, RpiaeError, RunError
+from rpiae.core.files import write_text
 from rpiae.core.runtime import Runtime
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.evaluating import evaluate_saved
@@ -71,9 +72,9 @@ def write_job(
     path = out / JOBS_FOLDER / f"{run.folder.name}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(unparse(job), indent=1), encoding="utf-8")
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from None
+    write_text(path, json.dumps(unparse(job), indent=1))
     return path
 
 
