@@ -1,10 +1,22 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and files that can be read to their end."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import os
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from rpiae.core.errors import RunError
+
+_KINDS = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -19,3 +31,33 @@ def write_text(path: Path, text: str) -> None:
         part.rename(path)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from None
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular file for reading, without waiting for anybody.
+
+    Opening a FIFO waits for its writer, for ever where there is none; a device may never end.
+
+    Raises:
+        OSError: if it cannot be opened, or is no regular file; ``strerror`` says what it is.
+    """
+    # Without O_NONBLOCK, opening a FIFO is what waits; regular files do not know it.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    kind = _KINDS.get(stat.S_IFMT(mode), "of another kind")
+    raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", os.fspath(path))
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """sha256 of a regular file's content, in hexadecimal.
+
+    Raises:
+        OSError: if it cannot be read, or is no regular file.
+    """
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,7 +23,9 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("core.errors",),
     tuple(
         f"core.{name}"
-        for name in ("config", "contracts", "shapes", "files", "schedules", "randomness", "watch")
+        for name in (
+            "config", "contracts", "shapes", "files", "names", "schedules", "randomness", "watch",
+        )
     ),
     tuple(
         f"core.{name}"
