@@ -34,10 +34,12 @@ from rpiae.core.resolve import ResolvedRun, resolve_run
 from rpiae.core.runtime import LAUNCHER_VARIABLES, Runtime
 from rpiae.core.tokenizer import RPiAE, check_state, load_state
 from rpiae.core.trainer import TrainerInputs, train
+from rpiae.data.fingerprint import data_fingerprint
 from rpiae.evaluation.final import evaluate_run
 from rpiae.evaluation.reconstruction import EXACT, stage_metrics
+from rpiae.history import begin_session, sessions
 from rpiae.recording import recorded
-from rpiae.stages import StageStore
+from rpiae.stages import StageStore, machine, run_address, session, trained_as
 
 #: The run that nothing was said about; presets' companions come before all but the encoder.
 DEFAULTS: Mapping[str, str] = {
@@ -158,7 +160,8 @@ def run(
                 yield events.Notice(text=f"{init} has no pivot beside it: encoder's own is used")
         adopted = 0
         if stages is not None:
-            adopted = runtime.on_main(lambda: stages.adopt(resolved.config, model))
+            on = machine(runtime.device, runtime.num_processes)
+            adopted = runtime.on_main(lambda: stages.adopt(resolved.config, model, on))
         yield from _trained(
             resolved, model, data, held_out, runtime, resume=adopted > 0, stages=stages
         )
@@ -206,7 +209,8 @@ def resume(
             if config.init:
                 load_state(model, _initial(config.init).state_dict(), source=config.init)
         if stages is not None:
-            runtime.on_main(lambda: stages.adopt(config, model, beyond=stage))
+            on = machine(runtime.device, runtime.num_processes)
+            runtime.on_main(lambda: stages.adopt(config, model, on, beyond=stage))
         yield from _trained(
             resolved, model, data, data.held_out(), runtime, resume=True, stages=stages
         )
@@ -234,7 +238,25 @@ def resumed_config(
         unparse(before.config), unparse(resolved.config), stage=stage, step=step,
         source=str(folder),
     )  # fmt: skip
+    if any(change.path == "data.path" for change in changed):
+        _check_moved(resolved.config, folder)
     return resolved, changed
+
+
+def _check_moved(config: RunConfig, folder: Path) -> None:
+    """Whether data that are said to lie elsewhere now are those that the run was trained on.
+
+    Raises:
+        UsageError: if they are others.
+    """
+    assert config.data is not None
+    before = {session.data for session in sessions(folder)}
+    if before and data_fingerprint(config.data, times=False) not in before:
+        raise UsageError(
+            f"{folder} cannot go on with these data: their files are not those that it was trained on. "
+            "Name the folder that these were moved to, or start another run from its weights with "
+            "--init"
+        )
 
 
 def with_folder(resolved: ResolvedRun) -> ResolvedRun:
@@ -403,12 +425,17 @@ def _trained(
         evaluate=evaluate, folder=folder, seed=config.seed,
     )  # fmt: skip
     rows = []
+    on = machine(runtime.device, runtime.num_processes)
+    begun = False
     training = train(inputs, resume=resume)
     if runtime.is_main:
         training = recorded(training, config, resume=resume)
     for event in training:
+        if isinstance(event, events.StageStarted) and runtime.is_main and not begun:
+            begun = True
+            begin_session(folder, session(config, event.index, event.step, machine=on))
         if isinstance(event, events.StageEnded) and stages is not None and runtime.is_main:
-            _keep(stages, config, event)
+            _keep(stages, config, event, machine=on)
         yield event
         if isinstance(event, (events.StageEnded, events.StageSkipped)):
             rows.append(_stage_row(event))
@@ -437,17 +464,24 @@ def _trained(
         "processes": runtime.num_processes,
         "stages": rows,
         "tokenizer": str(folder / "tokenizer"),
+        "address": _address(config, machine=on),
     }
     summary["verdict"] = verdict(summary)
     write_text(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     yield events.RunEnded(summary=summary, folder=folder)
 
 
-def _keep(stages: StageStore, config: RunConfig, event: events.StageEnded) -> None:
+def _address(config: RunConfig, *, machine: str) -> str:
+    """A finished run's address; nothing where it was not trained as its config says from end to end."""
+    trained = trained_as(config, len(config.recipe.stages) - 1, machine=machine)
+    return run_address(config) if trained else ""
+
+
+def _keep(stages: StageStore, config: RunConfig, event: events.StageEnded, *, machine: str) -> None:
     """Keep a stage that has just ended; one that is told again after a resume is kept already, or
     its checkpoint is gone."""
     if checkpoint_path(Path(config.out) / "checkpoints", event.index + 1, 0).is_file():
-        stages.keep(config, event.index)
+        stages.keep(config, event.index, machine=machine)
 
 
 def verdict(summary: Mapping[str, Any]) -> str:

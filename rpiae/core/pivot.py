@@ -33,13 +33,19 @@ def inherit_pivot(folder: Path, source: Path) -> bool:
 
     So going on from a tuned tokenizer keeps the true anchor.
     """
-    for place in (source, *source.resolve().parents[:2]):
-        if (place / FILE).is_file():
-            part = folder / f"{FILE}.part"
-            shutil.copyfile(place / FILE, part)
-            part.rename(folder / FILE)
-            return True
-    return False
+    found = find_pivot(source)
+    if found is None:
+        return False
+    part = folder / f"{FILE}.part"
+    shutil.copyfile(found, part)
+    part.rename(folder / FILE)
+    return True
+
+
+def find_pivot(source: Path) -> Path | None:
+    """The pivot of the run that a run's or tokenizer's folder lies in, where there is one."""
+    places = (source, *source.resolve().parents[:2])
+    return next((place / FILE for place in places if (place / FILE).is_file()), None)
 
 
 def read_pivot(folder: Path, config: EncoderConfig) -> nn.Module:

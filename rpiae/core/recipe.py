@@ -16,6 +16,7 @@ from rpiae.core.config import (
     EncoderConfig,
     LossConfig,
     at_least,
+    without_effect,
 )
 
 #: The parts of the model that a stage can train.
@@ -169,17 +170,19 @@ class RecipeConfig:
         default_data: dataset used where none is named; empty if one must be named.
     """
 
-    name: str
-    summary: str = ""
+    name: str = without_effect(field(), "a recipe is its stages")
+    summary: str = without_effect("", "it is for people")
     stages: tuple[StageConfig, ...]
     batch_size: int | None = at_least(1, default=None)
     max_steps: int | None = at_least(1, default=None)
     accumulate: int = at_least(1, default=1)
-    recompute: bool = False
-    evaluate_every: int = at_least(0, default=5000)
-    checkpoint_every: int = at_least(0, default=1000)
-    keep_checkpoints: int = at_least(1, default=2)
-    default_data: str = ""
+    recompute: bool = without_effect(False, "the same numbers are computed twice")
+    evaluate_every: int = without_effect(
+        at_least(0, default=5000), "it draws nothing and changes nothing"
+    )
+    checkpoint_every: int = without_effect(at_least(0, default=1000), "resuming is exact")
+    keep_checkpoints: int = without_effect(at_least(1, default=2), "resuming is exact")
+    default_data: str = without_effect("", "the dataset itself counts")
 
 
 @frozen(kw_only=True)
@@ -205,13 +208,13 @@ class RunConfig:
     decoder: DecoderConfig
     recipe: RecipeConfig
     data: DatasetConfig | None = None
-    out: str = ""
+    out: str = without_effect("", "where a run is written")
     init: str = ""
     seed: int = at_least(0, default=0)
-    device: str = "auto"
+    device: str = without_effect("auto", "rounding, by machine: kept stages are told apart by it")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    wandb_project: str = ""
-    requires: tuple[str, ...] = ()
+    wandb_project: str = without_effect("", "where events are told")
+    requires: tuple[str, ...] = without_effect((), "for messages")
 
 
 @frozen(kw_only=True)

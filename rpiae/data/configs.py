@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
-from rpiae.core.config import DatasetConfig, at_least, wired
+from rpiae.core.config import DatasetConfig, at_least, names_file, wired, without_effect
 from rpiae.core.errors import UsageError
+from rpiae.core.identity import files_below
+
+#: Why the number of loading processes is in no address.
+LOADING = "every sample's draws are its own, whoever loads it"
 
 
 @frozen(kw_only=True)
@@ -31,7 +38,7 @@ class ImageDatasetConfig(DatasetConfig):
 
     image_size: int | None = wired("encoder.image_size", what="pixels", strict=False)
     resize: int | None = at_least(1, default=None)
-    workers: int | None = at_least(0, default=None)
+    workers: int | None = without_effect(at_least(0, default=None), LOADING)
     buckets: int | None = at_least(1, default=None)
     bucket_sizes: tuple[tuple[int, int], ...] = ()
     bucket_step: int | None = wired("encoder.output_patch", what="pixels", strict=False)
@@ -47,8 +54,15 @@ class FolderDatasetConfig(ImageDatasetConfig):
     """
 
     module: ClassVar[str] = "rpiae.data.datasets:FolderDataset"
-    path: str
+    path: str = names_file(field())
     held_out: int = at_least(1, default=32)
+
+    def files(self) -> Iterable[tuple[str, Path | None]]:
+        """The images below the folder."""
+        from rpiae.data.sources import folder_source
+
+        source = folder_source(self.path)
+        return [(source.name(i), source.read(i)) for i in range(len(source))]
 
 
 @frozen(kw_only=True)
@@ -64,10 +78,16 @@ class ParquetDatasetConfig(ImageDatasetConfig):
     """
 
     module: ClassVar[str] = "rpiae.data.datasets:ParquetDataset"
-    path: str
+    path: str = names_file(field())
     column: str = "image"
     label_column: str | None = None
     held_out: int = at_least(1, default=32)
+
+    def files(self) -> Iterable[tuple[str, Path | None]]:
+        """The Parquet files."""
+        from rpiae.data.sources import parquet_files
+
+        return [(file.name, file) for file in parquet_files(self.path)]
 
 
 @frozen(kw_only=True)
@@ -79,6 +99,12 @@ class SampleDatasetConfig(ImageDatasetConfig):
     """
 
     module: ClassVar[str] = "rpiae.data.datasets:SampleDataset"
+
+    def files(self) -> Iterable[tuple[str, Path | None]]:
+        """The photographs, as the installed packages have them."""
+        from rpiae.data.datasets import sample_files
+
+        return sample_files()
 
 
 @frozen(kw_only=True)
@@ -117,12 +143,17 @@ class HuggingFaceDatasetConfig(StreamableDatasetConfig):
     """
 
     module: ClassVar[str] = "rpiae.data.huggingface:huggingface"
-    path: str
+    path: str = names_file(field())
     split: str = "train"
     column: str = "image"
     subset: str = ""
     revision: str = ""
     held_out: int = at_least(1, default=32)
+
+    def files(self) -> Iterable[tuple[str, Path | None]] | None:
+        """All files of a local folder; None for a dataset of the hub, which its name stands for."""
+        folder = os.path.expanduser(self.path)
+        return files_below(Path(folder)) if os.path.isdir(folder) else None
 
 
 @frozen(kw_only=True)
@@ -139,9 +170,15 @@ class WebDatasetConfig(StreamableDatasetConfig):
     """
 
     module: ClassVar[str] = "rpiae.data.tars:webdataset"
-    path: str
+    path: str = names_file(field())
     member: str = ""
     held_out: int = at_least(1, default=32)
+
+    def files(self) -> Iterable[tuple[str, Path | None]]:
+        """The shards; those that are not on a local disk by their address."""
+        from rpiae.data.tars import shard_files
+
+        return shard_files(self.path)
 
 
 @frozen(kw_only=True)
@@ -173,7 +210,7 @@ class MixtureDatasetConfig(DatasetConfig):
     sources: tuple[MixtureSourceConfig, ...]
     epoch_images: int | None = at_least(1, default=None)
     image_size: int | None = wired("encoder.image_size", what="pixels", strict=False)
-    workers: int | None = at_least(0, default=None)
+    workers: int | None = without_effect(at_least(0, default=None), LOADING)
 
     def arguments(self) -> dict[str, Any]:
         """Keywords of the module: the sources as datasets, their names and weights."""

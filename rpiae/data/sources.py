@@ -158,7 +158,7 @@ class ParquetSource:
         self._column = column
         self._groups: list[tuple[Path, int, int]] = []
         starts = [0]
-        for file in _parquet_files(path):
+        for file in parquet_files(path):
             row = 0
             for group, rows in enumerate(_rows_per_group(file, column)):
                 self._groups.append((file, group, row))
@@ -228,7 +228,12 @@ class ParquetSource:
         return table.column(column)
 
 
-def _parquet_files(path: str) -> list[Path]:
+def parquet_files(path: str) -> list[Path]:
+    """A Parquet file, or those directly in a folder, sorted.
+
+    Raises:
+        DataError: if there are none.
+    """
     place = Path(path).expanduser()
     if not place.exists():
         raise DataError(f"{path}: there is no such file or folder; set data.path to Parquet files")

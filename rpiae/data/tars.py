@@ -411,5 +411,21 @@ def shard_names(path: str) -> list[str]:
         ) from None
 
 
+def shard_files(path: str) -> list[tuple[str, Path | None]]:
+    """The shards that a path stands for, as names and local files; of those that are not on a local
+    disk (None), the address is the name.
+
+    Raises:
+        DataError: if a folder has no shards.
+        UsageError: if the braces do not match.
+    """
+    found: list[tuple[str, Path | None]] = []
+    for url in shard_names(path):
+        file = Path(os.path.expanduser(url.removeprefix("file:")))
+        local = file.is_file() or _is_local(url)
+        found.append((file.name, file) if local else (url, None))
+    return found
+
+
 def _is_local(url: str) -> bool:
     return not _SCHEME.match(url) and not url.lower().endswith(COMPRESSED)

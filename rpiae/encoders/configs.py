@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from attrs import field, frozen
 
-from rpiae.core.config import EncoderConfig, EncoderDescription, at_least, settings_only
+from rpiae.core.config import (
+    EncoderConfig,
+    EncoderDescription,
+    at_least,
+    names_file,
+    settings_only,
+)
 from rpiae.core.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +45,7 @@ class LibraryEncoderConfig(EncoderConfig):
     model_args: dict[str, Any] = field(factory=dict)
     mean: Triple | None = None
     std: Triple | None = None
-    weights: str = settings_only("")
+    weights: str = names_file(settings_only(""))
     hub_id: str = settings_only("")
     revision: str = settings_only("")
     output_patch: int | None = settings_only(None)
@@ -177,7 +183,7 @@ class VitEncoderConfig(EncoderConfig):
     add_final_mean: bool = False
     mean: Triple = (0.5, 0.5, 0.5)
     std: Triple = (0.5, 0.5, 0.5)
-    weights: str = settings_only("")
+    weights: str = names_file(settings_only(""), but="package:")
     image_size: int | None = settings_only(None)
 
     def describe(self) -> EncoderDescription:

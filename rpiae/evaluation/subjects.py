@@ -12,13 +12,14 @@ from attrs import frozen
 from rpiae.core.config import DatasetConfig, parse, read_toml, unparse
 from rpiae.core.contracts import Replica
 from rpiae.core.errors import CheckpointError
+from rpiae.core.identity import identity
 from rpiae.core.objective import PivotReplica
 from rpiae.core.pivot import FILE as PIVOT_FILE
 from rpiae.core.pivot import read_pivot
 from rpiae.core.recipe import RunConfig
 from rpiae.core.resolve import converter, part_config
 from rpiae.core.tokenizer import RPiAE, tokenizer_folder
-from rpiae.data.fingerprint import data_fingerprint, files_digest
+from rpiae.data.fingerprint import data_fingerprint
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.protocol import EVALUATION_FILE
 
@@ -98,8 +99,7 @@ def evaluation_address(folder: Path, config: EvaluationConfig) -> str:
     tree = {
         "format": FORMAT,
         "config": unparse(config),
-        "metrics": [unparse(metric) for metric in metrics],
-        "files": [files_digest(metric) for metric in metrics],
+        "metrics": identity(metrics),
         "data": [data_fingerprint(each) for each in data if isinstance(each, DatasetConfig)],
     }
     found = hashlib.sha256(json.dumps(tree, sort_keys=True).encode())

@@ -24,7 +24,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     tuple(
         f"core.{name}"
         for name in (
-            "config", "contracts", "shapes", "files", "names", "schedules", "randomness", "watch",
+            "config", "contracts", "shapes", "files", "names", "identity", "schedules", "randomness", "watch",
         )
     ),
     tuple(
@@ -45,7 +45,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("video", "data"),
     ("latents",),
     ("evaluation",),
-    ("run", "runs", "recording", "stages"),
+    ("run", "runs", "recording", "stages", "history"),
     ("studies",),
     ("testing",),
     ("speed",),
