@@ -220,8 +220,8 @@ class FakeExecutor:
             (folder / runs.SUMMARY_FILE).write_text("{}")
             (folder / "evaluated").touch()
             for address in given["wanted"]:
-                store._state(address).parent.mkdir(exist_ok=True)
-                store._state(address).touch()
+                store._state(address, "cpu").parent.mkdir(exist_ok=True)
+                store._state(address, "cpu").touch()
 
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("some line\nrpiae: it went wrong\n")
