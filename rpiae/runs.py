@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ import attrs
 from attrs import evolve
 from filelock import FileLock, Timeout
 
+import rpiae
 from rpiae.core import events
 from rpiae.core.build import build_tokenizer
 from rpiae.core.changes import Change, allowed_changes
-from rpiae.core.checkpoint import checkpoint_path, list_checkpoints, progress
+from rpiae.core.checkpoint import checkpoint_path, digest, list_checkpoints, progress
 from rpiae.core.config import PartConfig, Tree, dump_toml, read_toml, unparse
 from rpiae.core.contracts import Dataset, HeldOut
 from rpiae.core.errors import CheckpointError, ConfigError, RunError, UsageError
+from rpiae.core.fetching import Loading, fetch_all, loading_losses, loading_parts, needed
 from rpiae.core.files import write_text
 from rpiae.core.objective import PivotReplica
 from rpiae.core.pivot import inherit_pivot, read_pivot, write_pivot
@@ -32,7 +34,8 @@ from rpiae.core.recipe import RunConfig, StageConfig
 from rpiae.core.registry import OWN, registry
 from rpiae.core.resolve import ResolvedRun, resolve_run
 from rpiae.core.runtime import LAUNCHER_VARIABLES, Runtime
-from rpiae.core.tokenizer import RPiAE, check_state, load_state
+from rpiae.core.start import brings_pivot, check_initial, initial_parts, take_over
+from rpiae.core.tokenizer import RPiAE, load_state
 from rpiae.core.trainer import TrainerInputs, train
 from rpiae.data.fingerprint import data_fingerprint
 from rpiae.evaluation.final import evaluate_run
@@ -72,8 +75,9 @@ def resolve(
     tree = tree or {}
     try:
         return resolve_run(
-            tree, defaults=DEFAULTS, overrides=overrides, without=without, source=source
-        )
+            tree, defaults=DEFAULTS, initial=initial_parts(tree, overrides), overrides=overrides,
+            without=without, source=source,
+        )  # fmt: skip
     except UsageError as error:
         missing = _not_installed(tree.get("requires"))
         if not missing:
@@ -89,10 +93,12 @@ def plan(resolved: ResolvedRun) -> Plan:
 
     Raises:
         DataError: if data were named and cannot be used.
+        CheckpointError: if the tokenizer that it starts from does not fit.
     """
+    check_initial(resolved)
     data = resolved.config.data
     num_images = data.build().num_images if data is not None else None
-    return make_plan(resolved, num_images=num_images)
+    return _planned(resolved, num_images)
 
 
 def check_startable(resolved: ResolvedRun) -> None:
@@ -100,7 +106,9 @@ def check_startable(resolved: ResolvedRun) -> None:
 
     Raises:
         UsageError: if data are missing or the recipe names losses nobody registered.
+        CheckpointError: if the tokenizer that it starts from does not fit.
     """
+    check_initial(resolved)
     recipe = resolved.config.recipe.name
     if resolved.config.data is None:
         raise UsageError(
@@ -113,6 +121,27 @@ def check_startable(resolved: ResolvedRun) -> None:
             f"recipe {recipe!r} has terms that are not in this version: {', '.join(missing)}. "
             f"Add --without {','.join(missing)}, or install a plugin that brings them"
         )
+
+
+def _planned(
+    resolved: ResolvedRun, num_images: int | None, loads: Iterable[Loading] | None = None
+) -> Plan:
+    """A plan that also says which weights are loaded; those inside this package go without saying."""
+    own = Path(rpiae.__file__).parent
+    files = needed(loading(resolved) if loads is None else loads)
+    return evolve(
+        make_plan(resolved, num_images=num_images),
+        loads=tuple(
+            f"{file.what}: {file.path or 'to be downloaded'}"
+            for file in files
+            if file.path is None or not file.path.is_relative_to(own)
+        ),
+    )
+
+
+def loading(resolved: ResolvedRun) -> list[Loading]:
+    """The parts of a run that load something when it begins."""
+    return loading_parts(resolved.config, encoder=not brings_pivot(resolved.config))
 
 
 def run(
@@ -140,23 +169,21 @@ def run(
     resolved = evolve(resolved, config=evolve(resolved.config, out=out))
     folder = Path(out)
     data = _dataset(resolved.config)
-    yield events.Planned(plan=make_plan(resolved, num_images=data.num_images))
+    yield events.Planned(plan=_planned(resolved, data.num_images))
     with _Claim(folder, runtime, resume=False):
-        runtime.on_main(lambda: _fetch_losses(resolved.config.recipe.stages))
+        runtime.on_main(lambda: fetch_all(loading(resolved)))
         model = build_tokenizer(
-            resolved.tokenizer, pretrained=True, seed=resolved.config.seed,
-            trained_size=data.image_size,
+            resolved.tokenizer, pretrained=not brings_pivot(resolved.config),
+            seed=resolved.config.seed, trained_size=data.image_size,
         )  # fmt: skip
         held_out = data.held_out()
         init = resolved.config.init
-        source = _initial(init) if init else None
-        if source is not None:
-            check_state(model, source.state_dict(), source=init)
+        source = RPiAE.from_pretrained(init) if init else None
         resolved = _settled(resolved, runtime)
-        anchored = runtime.on_main(lambda: _begin(resolved.config, model, folder))
+        runtime.on_main(lambda: _begin(resolved.config, model, folder))
         if source is not None:
-            model.load_state_dict(source.state_dict())
-            if not anchored:
+            take_over(model, source, resolved.config)
+            if not brings_pivot(resolved.config) and "encoder" in resolved.config.init_parts:
                 yield events.Notice(text=f"{init} has no pivot beside it: encoder's own is used")
         adopted = 0
         if stages is not None:
@@ -192,22 +219,22 @@ def resume(
     config = resolved.config
     runtime = Runtime(device=config.device, precision=config.precision)
     data = _dataset(config)
-    yield events.Planned(plan=make_plan(resolved, num_images=data.num_images))
+    stage, step = progress(path / "checkpoints")
+    # A stage that was begun has its critic in the checkpoint.
+    ahead = loading_losses(config.recipe.stages[stage + (step > 0) :])
+    yield events.Planned(plan=_planned(resolved, data.num_images, ahead))
     for change in changed:
         yield events.Notice(text=f"changed since the run began: {change}")
     with _Claim(path, runtime, resume=True):
         if changed:
             runtime.on_main(lambda: write_text(path / CONFIG_FILE, dump_toml(config)))
         model = build_tokenizer(resolved.tokenizer, seed=config.seed, trained_size=data.image_size)
-        stage, step = progress(path / "checkpoints")
-        # A stage that was begun has its critic in the checkpoint.
-        ahead = config.recipe.stages[stage + (step > 0) :]
-        runtime.on_main(lambda: _fetch_losses(ahead))
+        runtime.on_main(lambda: fetch_all(ahead))
         if (stage, step) == (0, 0):
             pivot = read_pivot(path, config.encoder)
             load_state(model.roles["encoder"], pivot.state_dict(), source=str(path))
             if config.init:
-                load_state(model, _initial(config.init).state_dict(), source=config.init)
+                take_over(model, RPiAE.from_pretrained(config.init), config)
         if stages is not None:
             on = machine(runtime.device, runtime.num_processes)
             runtime.on_main(lambda: stages.adopt(config, model, on, beyond=stage))
@@ -278,25 +305,11 @@ def _resolved(config: RunConfig | Tree) -> ResolvedRun:
     return resolve(unparse(config) if isinstance(config, RunConfig) else config)
 
 
-def _fetch_losses(stages: Sequence[StageConfig]) -> None:
-    """Have what the terms of stages load at hand before they begin, and not hours into the run."""
-    for stage in stages:
-        for term in stage.terms:
-            term.loss.fetch()
-
-
 def _dataset(config: RunConfig) -> Dataset:
     assert config.data is not None
     data = config.data.build()
     assert isinstance(data, Dataset)
     return data
-
-
-def _initial(folder: str) -> RPiAE:
-    """The tokenizer that a run starts from, without latent_norm: training changes the latents."""
-    source = RPiAE.from_pretrained(folder)
-    source.latent_mean = source.latent_std = None
-    return source
 
 
 class _Claim(contextlib.AbstractContextManager["_Claim"]):
@@ -380,17 +393,11 @@ def _installed(distribution: str) -> bool:
     return True
 
 
-def _begin(config: RunConfig, model: RPiAE, folder: Path) -> bool:
-    """Write down the pivot, then the config: with it, the folder holds a run.
-
-    Returns:
-        Whether the pivot is that of the run that ``init`` is from.
-    """
-    inherited = bool(config.init) and inherit_pivot(folder, Path(config.init))
-    if not inherited:
+def _begin(config: RunConfig, model: RPiAE, folder: Path) -> None:
+    """Write down the pivot, then the config: with it, the folder holds a run."""
+    if not (brings_pivot(config) and inherit_pivot(folder, Path(config.init))):
         write_pivot(folder, model.roles["encoder"])
     write_text(folder / CONFIG_FILE, dump_toml(config))
-    return inherited
 
 
 def _trained(
@@ -444,6 +451,7 @@ def _trained(
     runtime.close()
     if not runtime.is_main:
         return
+    _restore_latent_norm(model, folder / "tokenizer")
     model.save_pretrained(folder / "tokenizer")
     summary = {
         **_evaluated(config, folder),
@@ -469,6 +477,18 @@ def _trained(
     summary["verdict"] = verdict(summary)
     write_text(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     yield events.RunEnded(summary=summary, folder=folder)
+
+
+def _restore_latent_norm(model: RPiAE, folder: Path) -> None:
+    """Keep the ``latent_norm`` of a finished run that is only told again: it is of the same latents."""
+    try:
+        saved = RPiAE.from_pretrained(folder)
+    except CheckpointError:
+        return
+    mean, std = saved.latent_mean, saved.latent_std
+    saved.latent_mean = saved.latent_std = None
+    if digest(saved.state_dict()) == digest(model.state_dict()):
+        model.latent_mean, model.latent_std = mean, std
 
 
 def _address(config: RunConfig, *, machine: str) -> str:

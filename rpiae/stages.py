@@ -228,7 +228,8 @@ def _initial_identity(config: RunConfig) -> Any:
         files = [tokenizer_folder(source) / "model.safetensors", find_pivot(source)]
     except CheckpointError:  # a run that has begun does not need it any more
         return {"name": config.init}
-    return [file_digest(file) for file in files if file is not None]
+    found = [file_digest(file) for file in files if file is not None]
+    return {"parts": sorted(config.init_parts), "files": found}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -120,6 +120,10 @@ def parser() -> argparse.ArgumentParser:
         "--out", metavar="FOLDER", type=text, help="the run's folder (default: runs/…)"
     )
     build.add_argument("--init", metavar="FOLDER", type=text, help="start from a run's tokenizer")
+    build.add_argument(
+        "--parts", metavar="ROLES", type=text,
+        help="with --init: whose weights are taken over, such as encoder,decoder (default: all)",
+    )  # fmt: skip
     build.add_argument("--resume", metavar="FOLDER", type=text, help="go on with a run")
     build.add_argument(
         "--processes", type=int, default=1, metavar="N",
@@ -209,8 +213,20 @@ def parser() -> argparse.ArgumentParser:
     doctor = verb("doctor", "doctor", "what this machine has, and what would be used")
     doctor.add_argument("--json", action="store_true")
 
-    fetch = verb("fetch", "fetch", "download what a part loads into the local cache")
-    fetch.add_argument("name", help="an encoder, loss, critic or metric")
+    fetch = verb("fetch", "fetch", "download what parts or a whole run load into the local cache")
+    fetch.add_argument(
+        "names", nargs="*", metavar="NAME", help="an encoder, loss, critic or metric"
+    )
+    fetch.add_argument(
+        "--study", metavar="FILE", type=text, help="a study's file: what its runs and metrics load"
+    )
+    fetch.add_argument(
+        "--metrics", metavar="NAMES", type=text, help="of an evaluation, comma-separated"
+    )
+    fetch.add_argument("--init", metavar="FOLDER", type=text, help="what the run starts from")
+    fetch.add_argument("--parts", metavar="ROLES", type=text, help="with --init, as in build")
+    run_options(fetch)
+    fetch.set_defaults(out=None)
 
     reconstruct = verb("reconstruct", "reconstruct", "a photograph through a tokenizer and back")
     reconstruct.add_argument("run", help="a run's or tokenizer's folder")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from attrs import field, frozen
 
@@ -20,7 +20,7 @@ from rpiae.core.config import (
 )
 
 #: The parts of the model that a stage can train.
-ROLES = ("encoder", "bridge", "decoder")
+ROLES: Final = ("encoder", "bridge", "decoder")
 
 
 @frozen(kw_only=True)
@@ -194,7 +194,9 @@ class RunConfig:
         recipe: how it is trained.
         data: what it is trained on.
         out: the run's folder.
-        init: a run or tokenizer folder to start from; empty starts from the pivot.
+        init: a run or tokenizer folder to start from; empty starts from the pivot. Parts that
+            nothing is said of are those of this tokenizer.
+        init_parts: the parts whose weights are taken from there; the others begin as they do without.
         seed: of every random draw.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``auto`` measures and takes the faster.
@@ -210,6 +212,7 @@ class RunConfig:
     data: DatasetConfig | None = None
     out: str = without_effect("", "where a run is written")
     init: str = ""
+    init_parts: tuple[Literal["encoder", "bridge", "decoder"], ...] = ROLES
     seed: int = at_least(0, default=0)
     device: str = without_effect("auto", "rounding, by machine: kept stages are told apart by it")
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rpiae.core.errors import CheckpointError, FetchError
+from rpiae.core.fetching import downloads_are_refused
 
 #: File names tried on the hub, in this order.
 FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
@@ -54,7 +55,7 @@ def download(hub_id: str, revision: str, *, label: str, files: Sequence[str] = F
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-    reason, offline = "", False
+    reason, offline = "", downloads_are_refused()
     for name in files:
         try:
             return Path(hf_hub_download(hub_id, name, revision=revision, local_files_only=offline))
@@ -86,7 +87,12 @@ def download_url(url: str, *, label: str) -> Path:
         return cached
     if parts.scheme != "https":
         raise _unfetched(label, url, "only https addresses are fetched", cache="TORCH_HOME")
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if downloads_are_refused() or os.environ.get("HF_HUB_OFFLINE", "").upper() in (
+        "1",
+        "ON",
+        "YES",
+        "TRUE",
+    ):
         reason = "it is not in the cache, and HF_HUB_OFFLINE is set"
         raise _unfetched(label, url, reason, cache="TORCH_HOME")
     digest = _DIGEST_IN_NAME.search(cached.name) or _DIGEST_IN_PATH.search(parts.path)

@@ -57,6 +57,12 @@ class FrechetConfig(MetricConfig):
     space: str = names_file("tiny", after="cnn: inception:")
     reference: str = names_file("")
 
+    def fetch(self) -> Path | None:
+        """What the space loads."""
+        from rpiae.evaluation.spaces import space_weights
+
+        return space_weights(self.space)
+
 
 @frozen(kw_only=True)
 class InceptionFrechetConfig(MetricConfig):
@@ -96,6 +102,12 @@ class InterpolatedFrechetConfig(MetricConfig):
     needs: ClassVar[frozenset[str]] = frozenset({"training"})
     space: str = names_file("tiny", after="cnn: inception:")
     weight: float = at_least(0, default=0.5)
+
+    def fetch(self) -> Path | None:
+        """What the space loads."""
+        from rpiae.evaluation.spaces import space_weights
+
+        return space_weights(self.space)
 
 
 @frozen(kw_only=True)

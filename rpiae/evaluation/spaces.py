@@ -89,6 +89,34 @@ def feature_space(text: str) -> FeatureSpace:
         return InceptionSpace(Path(path) if path else None)
     if kind == "cnn":
         return CnnSpace(Path(path))
+    return EncoderSpace(text, _space_encoder(text))
+
+
+def space_weights(text: str) -> Path:
+    """The file of weights that a feature space loads, downloaded where necessary.
+
+    Raises:
+        UnknownNameError, UsageError, FetchError, CheckpointError: see ``feature_space``.
+    """
+    head, colon, path = text.partition(":")
+    kind = normalised(head)
+    if kind == "inception" and (path or not colon):
+        return inception_weights(path)
+    if kind == "cnn" and path:
+        found = Path(path).expanduser()
+        if not found.is_file():
+            raise CheckpointError(f"weights of feature space 'cnn': there is no file {found}")
+        return found
+    config = _space_encoder(text)
+    return config.fetch()
+
+
+def _space_encoder(text: str) -> EncoderConfig:
+    """The encoder that a space is named after."""
+    head, colon, path = text.partition(":")
+    kind = normalised(head)
+    if (kind == "inception" and colon and not path) or (kind == "cnn" and not path):
+        raise UsageError(f"feature space {text!r} lacks a file: write {FORMS[kind]}")
     encoders = registry("encoders")
     try:
         encoders.select(text)
@@ -103,7 +131,7 @@ def feature_space(text: str) -> FeatureSpace:
         ) from None
     config = part_config("encoders", text)
     assert isinstance(config, EncoderConfig)
-    return EncoderSpace(text, config)
+    return config
 
 
 class EncoderSpace:

@@ -12,9 +12,10 @@ import tomli_w
 from attrs import evolve, frozen
 
 from rpiae import runs
-from rpiae.core.config import Tree, parse_override
+from rpiae.core.config import EncoderConfig, LossConfig, MetricConfig, Tree, parse_override
 from rpiae.core.errors import ConfigError, UsageError, did_you_mean
-from rpiae.core.resolve import ResolvedRun
+from rpiae.core.fetching import Loading
+from rpiae.core.resolve import ResolvedRun, part_config
 from rpiae.data.fingerprint import data_fingerprint
 from rpiae.stages import run_address, stage_address
 from rpiae.studies.configs import RowConfig, StudyConfig
@@ -234,6 +235,21 @@ def file_name(name: str) -> str:
     """A name as part of a file's name: never a path, hidden, or too long."""
     plain = "".join(c if c.isalnum() or c in "._=-" else "-" for c in name)[:MOST_LETTERS]
     return plain.encode()[:MOST_BYTES].decode(errors="ignore").lstrip(".") or "-"
+
+
+def study_loading(study: StudyConfig, rows: tuple[PlannedRow, ...]) -> list[Loading]:
+    """The parts of all runs, and of the evaluation, that load something.
+
+    Raises:
+        UsageError: if a metric is unknown.
+    """
+    found = {id(p): p for row in rows for run in row.runs for p in runs.loading(run.resolved)}
+    distinct: list[Loading] = []
+    for part in (*found.values(), *(part_config("metrics", m) for m in study.evaluation.metrics)):
+        assert isinstance(part, (EncoderConfig, LossConfig, MetricConfig))
+        if part not in distinct:
+            distinct.append(part)
+    return distinct
 
 
 def shared_stages(rows: tuple[PlannedRow, ...]) -> frozenset[str]:

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from rpiae.core.config import unparse
 from rpiae.core.errors import UsageError
+from rpiae.core.fetching import fetch_all
 from rpiae.core.files import write_text
 from rpiae.core.signals import StopSignal
 from rpiae.evaluation.evaluating import check_evaluation
@@ -31,7 +32,13 @@ from rpiae.studies.jobs import (
     is_trained,
     write_job,
 )
-from rpiae.studies.planning import PlannedRow, PlannedRun, plan_study, shared_stages
+from rpiae.studies.planning import (
+    PlannedRow,
+    PlannedRun,
+    plan_study,
+    shared_stages,
+    study_loading,
+)
 from rpiae.studies.results import DONE, FAILED, FORMAT, RUNNING, STUDY_FILE, WAITING
 
 LOCK_FILE = ".lock"
@@ -189,6 +196,7 @@ def run_study(
         DataError: if there are no such images to measure on.
     """
     rows = plan_study(study, out)
+    fetch_all(study_loading(study, rows), command="rpiae fetch --study STUDY.toml")
     check_evaluation(study.evaluation, rows[0].runs[0].resolved.tokenizer)
     with _claimed(out):
         jobs = [_Job(run=run) for row in rows for run in row.runs]
