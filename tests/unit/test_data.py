@@ -561,7 +561,8 @@ def test_parquet_rows_without_content_are_skipped(tmp_path: Path) -> None:
     (batch,) = drawn(dataset, steps=1, batch_size=5)
     assert sorted(text.removeprefix(f"{path}") for text in batch.skipped) == [
         "#4: the row holds no image bytes",
-        "#5: not an image of a known format (JPEG, PNG, WEBP, BMP, TIFF, GIF, PPM, JPEG2000)",
+        "#5: not an image of a known format (JPEG, PNG, WEBP, AVIF, BMP, DIB, TIFF, GIF, PPM, "
+        "JPEG2000)",
     ]
 
 
