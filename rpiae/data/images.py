@@ -29,7 +29,7 @@ LYING = (5, 6, 7, 8)
 _ORIENTATION = 0x0112
 
 #: Formats that are decoded. Pillow's others are no photographs, and some of them run programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF", "DIB")
 
 
 class TooSmallError(DataError):
