@@ -15,7 +15,7 @@ from rpiae.core.errors import DataError, UsageError
 from rpiae.core.names import printable
 from rpiae.data.labels import Labels, check_classes, unique_names
 from rpiae.data.paths import existing
-from rpiae.data.splits import chosen, layout_of_images
+from rpiae.data.splits import chosen, layout_of_images, split_of
 
 #: Endings that are taken for images, in any case; of several images of a sample, earlier ones win.
 EXTENSIONS = (
@@ -173,43 +173,43 @@ def folder_source(folder: str, split: str = "", classes: Sequence[str] = ()) -> 
         )
     layout = layout_of_images(found.files, classes)
     names = chosen(layout, split, location)
-    return FileSource(
-        str(root), names, [str(root / name) for name in names],
-        labels=_labels_of_folders(names, found.folders, layout.depth, classes, location),
-        problems=found.problems,
-    )  # fmt: skip
+    labels = _labels_of_folders(root, names, found.folders, layout.depth, classes)
+    paths = [str(root / name) for name in names]
+    return FileSource(str(root), names, paths, labels=labels, problems=found.problems)
 
 
 def _labels_of_folders(
-    names: Sequence[str],
-    folders: Sequence[str],
-    depth: int,
-    classes: Sequence[str],
-    location: str,
+    root: Path, names: Sequence[str], folders: Sequence[str], depth: int, classes: Sequence[str]
 ) -> Labels | None:
     """Labels by the folder of each image that lies ``depth`` below the root."""
-
-    def class_of(parts: Sequence[str]) -> str:
-        return parts[depth] if len(parts) > depth + 1 else ""
-
-    own = [class_of(name.split("/")) for name in names]
+    own = [_class_of(name, depth) for name in names]
     if not any(own):
         return None
-    roots = {tuple(name.split("/")[:depth]) for name in names}
-    parts = [tuple(folder.split("/")) for folder in folders]
-    there = {part[depth] for part in parts if len(part) == depth + 1 and part[:depth] in roots}
-    strange = sorted(there - set(classes)) if classes else []
-    if strange:
-        raise DataError(
-            f"{location} has a class {printable(strange[0])!r}, which data.classes lacks: add it, "
-            "or choose files with data.split"
-        )
-    ordered = list(classes or sorted(there))
-    numbers = {name: number for number, name in enumerate(ordered)} | {"": -1}
-    empty = [name for name in ordered if name not in set(own)]
-    without = own.count("")
+    location = printable(str(root))
+    above = {tuple(name.split("/")[:depth]) for name in names}
+    there = {
+        parts[depth]
+        for parts in (folder.split("/") for folder in folders)
+        if len(parts) == depth + 1 and tuple(parts[:depth]) in above
+    }
     notices = []
-    if empty:
+    if classes:
+        ordered = list(classes)
+        if strange := sorted(there - set(classes)):
+            raise DataError(
+                f"{location} has a class {printable(strange[0])!r}, which data.classes lacks: add "
+                "it, or choose files with data.split"
+            )
+    else:
+        beside = _classes_beside([root.joinpath(*parts) for parts in above], there)
+        ordered = sorted(there.union(*beside.values()))
+        if len(ordered) > len(there):
+            notices.append(
+                f"{location}: classes are numbered together with those of "
+                f"{', '.join(map(printable, sorted(beside)))} beside it"
+            )
+    without, used = own.count(""), set(own)
+    if empty := [name for name in ordered if name not in used]:
         notices.append(
             f"{location}: {len(empty)} of {len(ordered)} classes have no images, such as "
             f"{printable(empty[0])}; they keep their numbers"
@@ -218,10 +218,44 @@ def _labels_of_folders(
         notices.append(
             f"{location}: {without} of {len(names)} images lie in no class folder and have no label"
         )
+    numbers = {name: number for number, name in enumerate(ordered)} | {"": -1}
     return Labels(
         np.array([numbers[name] for name in own], dtype=np.int32), unique_names(ordered),
         tuple(notices),
     )  # fmt: skip
+
+
+def _class_of(name: str, depth: int) -> str:
+    """The class that an image's path names; nothing where it lies in no class folder."""
+    parts = name.split("/")
+    return parts[depth] if len(parts) > depth + 1 else ""
+
+
+def _classes_beside(splits: Sequence[Path], classes: set[str]) -> dict[str, set[str]]:
+    """Classes of the other splits beside some, by the names of their folders.
+
+    A class of which one split has no image, and so no folder, would else shift the numbers of those
+    after it. Folders that share no class are other data.
+    """
+    found = {}
+    own = {folder.resolve() for folder in splits}
+    for folder in own:
+        for name in _subfolders(folder.parent) if split_of(folder.name) else ():
+            if split_of(name) and folder.parent / name not in own:
+                theirs = _subfolders(folder.parent / name)
+                if theirs & classes:
+                    found[name] = theirs
+    return found
+
+
+def _subfolders(folder: Path) -> set[str]:
+    """Names of the folders in one; none where it cannot be read."""
+    try:
+        return {
+            entry.name for entry in _entries(folder) if not _skipped(entry) and _is(entry.is_dir)
+        }
+    except DataError:
+        return set()
 
 
 class Walked(NamedTuple):
@@ -261,7 +295,7 @@ def walked(
         here = waiting.pop()
         for entry in _entries(root / here):
             name = f"{here}/{entry.name}".lstrip("/")
-            if entry.name.startswith(".") or entry.name in LITTER:
+            if _skipped(entry):
                 continue
             if _is(entry.is_dir):
                 folders.append(name)
@@ -289,6 +323,10 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return sorted(found, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"{printable(str(folder))}: {error.strerror}") from None
+
+
+def _skipped(entry: os.DirEntry[str]) -> bool:
+    return entry.name.startswith(".") or entry.name in LITTER
 
 
 def _is(question: Callable[[], bool]) -> bool:

@@ -27,7 +27,7 @@ from rpiae.data import DATASETS
 from rpiae.data.configs import FolderDatasetConfig, ParquetDatasetConfig, SampleDatasetConfig
 from rpiae.data.datasets import FolderDataset, ParquetDataset, SampleDataset
 from rpiae.data.image_dataset import CropDataset, held_out_indices
-from rpiae.data.images import crop, decode, resize_short_side, to_tensor
+from rpiae.data.images import FORMATS, crop, decode, resize_short_side, to_tensor
 from rpiae.data.parquet import ParquetSource
 
 SHARED = Path(__file__).parents[2].parent / "shared"
