@@ -31,7 +31,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
         f"core.{name}"
         for name in (
             "entries", "plugins", "registry", "recipe", "attention", "adapters", "adaptive", "blocks",
-            "events", "freeze", "ema", "runtime", "signals",
+            "download", "events", "freeze", "ema", "runtime", "signals", "weights",
         )
     ),
     ("encoders", "bridges", "decoders", "losses", "recipes"),
