@@ -39,7 +39,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
         f"core.{name}"
         for name in (
             "resolve", "inspection", "build", "tokenizer", "objective", "players", "critic", "checkpoint",
-            "pivot", "plan", "changes", "fitting", "trainer",
+            "pivot", "plan", "changes", "fitting", "restoring", "saved", "trainer",
         )
     ),
     ("video", "data"),
