@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +96,11 @@ def plan(resolved: ResolvedRun) -> Plan:
         CheckpointError: if the tokenizer that it starts from does not fit.
     """
     check_initial(resolved)
-    data = resolved.config.data
-    num_images = data.build().num_images if data is not None else None
-    return _planned(resolved, num_images)
+    if resolved.config.data is None:
+        return _planned(resolved, None)
+    data = resolved.config.data.build()
+    # A run tells them with its first batch.
+    return _planned(resolved, data.num_images, notices=getattr(data, "notices", ()))
 
 
 def check_startable(resolved: ResolvedRun) -> None:
@@ -124,13 +126,17 @@ def check_startable(resolved: ResolvedRun) -> None:
 
 
 def _planned(
-    resolved: ResolvedRun, num_images: int | None, loads: Iterable[Loading] | None = None
+    resolved: ResolvedRun,
+    num_images: int | None,
+    loads: Iterable[Loading] | None = None,
+    *,
+    notices: Sequence[str] = (),
 ) -> Plan:
     """A plan that also says which weights are loaded; those inside this package go without saying."""
     own = Path(rpiae.__file__).parent
     files = needed(loading(resolved) if loads is None else loads)
     return evolve(
-        make_plan(resolved, num_images=num_images),
+        make_plan(resolved, num_images=num_images, notices=notices),
         loads=tuple(
             f"{file.what}: {file.path or 'to be downloaded'}"
             for file in files
@@ -467,6 +473,7 @@ def _trained(
         },
         "latent": list(model.latent_shape(data.image_size, data.image_size)),
         "image_size": data.image_size,
+        "num_images": data.num_images,
         "precision": runtime.precision,
         "device": str(runtime.device),
         "processes": runtime.num_processes,
