@@ -17,7 +17,6 @@ import attrs
 from attrs import evolve
 from filelock import FileLock, Timeout
 
-import rpiae
 from rpiae.core import events
 from rpiae.core.build import build_tokenizer
 from rpiae.core.changes import Change, allowed_changes
@@ -27,6 +26,7 @@ from rpiae.core.contracts import Dataset, HeldOut
 from rpiae.core.errors import CheckpointError, ConfigError, RunError, UsageError
 from rpiae.core.fetching import Loading, fetch_all, loading_losses, loading_parts, needed
 from rpiae.core.files import write_text
+from rpiae.core.importing import MAIN, import_hint
 from rpiae.core.objective import PivotReplica
 from rpiae.core.pivot import inherit_pivot, read_pivot, write_pivot
 from rpiae.core.plan import Plan, make_plan
@@ -79,10 +79,9 @@ def resolve(
             without=without, source=source,
         )  # fmt: skip
     except UsageError as error:
-        missing = _not_installed(tree.get("requires"))
-        if not missing:
+        hint = _hint(tree, source)
+        if not hint:
             raise
-        hint = f"{source} requires {', '.join(missing)}: pip install {' '.join(missing)}"
         if isinstance(error, ConfigError):
             raise ConfigError(error.source, [*error.problems, hint]) from None
         raise type(error)(f"{error}. {hint}") from None
@@ -133,7 +132,7 @@ def _planned(
     notices: Sequence[str] = (),
 ) -> Plan:
     """A plan that also says which weights are loaded; those inside this package go without saying."""
-    own = Path(rpiae.__file__).parent
+    own = Path(__file__).parent
     files = needed(loading(resolved) if loads is None else loads)
     return evolve(
         make_plan(resolved, num_images=num_images, notices=notices),
@@ -364,12 +363,14 @@ def _settled(resolved: ResolvedRun, runtime: Runtime) -> ResolvedRun:
     """The run as it is written down: with the precision that was chosen, so that a resumed one has
     the same, and the distributions its parts are from."""
     config = resolved.config
-    brought = {registry(part.family).entry(part.name).distribution for part in _parts(config)}
-    foreign = {name for name in brought if _installed(name)} - {OWN}
+    entries = [registry(part.family).entry(part.name) for part in _parts(config)]
+    foreign = {entry.distribution for entry in entries if _installed(entry.distribution)} - {OWN}
+    here = {entry.target.partition(":")[0] for entry in entries if not entry.importable}
     config = evolve(
         config,
         precision=runtime.precision,
         requires=tuple(sorted(foreign | set(config.requires))),
+        imports=tuple(sorted(here | set(config.imports))),
     )
     return evolve(resolved, config=config)
 
@@ -384,6 +385,18 @@ def _parts(config: Any) -> Iterator[PartConfig]:
     elif attrs.has(type(config)):
         for a in attrs.fields(type(config)):
             yield from _parts(getattr(config, a.name))
+
+
+def _hint(tree: Tree, source: str) -> str:
+    """What is missing here of what a run's config says that it is made with, and how to get it."""
+    missing = _not_installed(tree.get("requires"))
+    if missing:
+        return f"{source} requires {', '.join(missing)}: pip install {' '.join(missing)}"
+    listed = tree.get("imports")
+    modules = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+    if modules and not all(name in sys.modules for name in modules if name != MAIN):
+        return f"{source} has parts of a notebook or script: {import_hint(modules)}"
+    return f"{source}: {import_hint([])}" if MAIN in modules else ""
 
 
 def _not_installed(distributions: Any) -> list[str]:

@@ -18,8 +18,7 @@ from attrs import evolve
 
 from rpiae.core.checkpoint import checkpoint_path
 from rpiae.core.errors import CheckpointError, DataError
-from rpiae.core.files import file_digest
-from rpiae.core.identity import identity
+from rpiae.core.identity import content, identity
 from rpiae.core.names import printable
 from rpiae.core.pivot import find_pivot
 from rpiae.core.recipe import ROLES, RecipeConfig, RunConfig, StageConfig, batch_size
@@ -228,7 +227,7 @@ def _initial_identity(config: RunConfig) -> Any:
         files = [tokenizer_folder(source) / "model.safetensors", find_pivot(source)]
     except CheckpointError:  # a run that has begun does not need it any more
         return {"name": config.init}
-    found = [file_digest(file) for file in files if file is not None]
+    found = [content(file) for file in files if file is not None]
     return {"parts": sorted(config.init_parts), "files": found}
 
 

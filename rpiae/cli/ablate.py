@@ -102,9 +102,7 @@ def _base(arguments: argparse.Namespace) -> Tree:
     tree = run_tree(argparse.Namespace(**vars(arguments) | {"out": None, "init": None}))
     if "out" in tree:
         stderr.print(
-            escape(
-                f"{arguments.config}: its out is left out; a study's runs lie in its own folder"
-            ),
+            f"{arguments.config}: its out is left out; a study's runs lie in its own folder",
             soft_wrap=True,
         )
         del tree["out"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
-
-from rich.markup import escape
 
 from rpiae.cli.build import NAMED, run_tree, without
 from rpiae.cli.screen import stdout
@@ -30,11 +30,11 @@ def execute(arguments: argparse.Namespace) -> int:
             "name parts, such as rpiae fetch dinov2-b lpips, or a run by its options, such as "
             "--config run.toml or --encoder dinov2-b --recipe rpiae"
         )
-    found = fetch_all(parts, command="rpiae fetch")
+    found = fetch_all(parts, command=shlex.join(["rpiae", *sys.argv[1:]]))
     for each in found:
         assert each.path is not None
         size = each.path.stat().st_size / 1e6
-        stdout.print(escape(f"{each.what}: {each.path} ({size:.1f} MB)"), soft_wrap=True)
+        stdout.print(f"{each.what}: {each.path} ({size:.1f} MB)", soft_wrap=True)
     if not found:
         stdout.print("nothing to fetch")
     return 0

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import rpiae
 from rpiae.cli.launch import speaks
 from rpiae.core.errors import RpiaeError, RunError, UsageError
+from rpiae.core.importing import import_modules
 from rpiae.core.names import printable, shown
 from rpiae.core.output import steady_output
 
@@ -51,6 +52,7 @@ def _run(argv: Sequence[str] | None) -> int:
     logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
     logging.getLogger("rpiae").setLevel(logging.DEBUG if arguments.debug else logging.WARNING)
     try:
+        import_modules(arguments.imports)
         command = importlib.import_module(f"rpiae.cli.{arguments.module}")
         return int(command.execute(arguments) or 0)
     except RpiaeError as error:
@@ -115,6 +117,10 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"rpiae {rpiae.__version__}")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="tracebacks and debug logs")
+    common.add_argument(
+        "--import", action="append", default=[], metavar="MODULE", dest="imports",
+        help="import a module first that registers parts of your own; repeatable",
+    )  # fmt: skip
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, module: str, text: str) -> argparse.ArgumentParser:

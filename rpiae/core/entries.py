@@ -17,6 +17,9 @@ from rpiae.core.errors import PluginError
 
 T = TypeVar("T")
 
+#: Who brings a part that was registered and not installed.
+THIS_PROCESS = "this process"
+
 #: Where each family's registry is.
 FAMILIES: Mapping[str, str] = {
     "encoders": "rpiae.encoders:ENCODERS",

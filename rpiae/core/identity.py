@@ -144,13 +144,25 @@ def _digest_of_files(
             continue
         found.update(f"{status.st_size}\0".encode())
         if whole:
-            found.update(_content(path, status.st_size, status.st_mtime_ns, status.st_ino))
+            found.update(bytes.fromhex(_content(path, *_facts(status))))
         elif times:
             found.update(f"{status.st_mtime_ns}\0".encode())
     return found.hexdigest()
 
 
+def content(path: Path) -> str:
+    """sha256 of a file, which is read once as long as its size, time and inode stay as they are.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    return _content(path, *_facts(path.stat()))
+
+
+def _facts(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
 @functools.lru_cache(maxsize=1 << 16)
-def _content(path: Path, *_: int) -> bytes:
-    """sha256 of a file; read once as long as its size, time and inode stay as they are."""
-    return bytes.fromhex(file_digest(path))
+def _content(path: Path, *_: int) -> str:
+    return file_digest(path)

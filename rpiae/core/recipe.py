@@ -203,6 +203,8 @@ class RunConfig:
         wandb_project: Weights & Biases project that the events go to; empty is none.
         requires: distributions of plugins that the run takes parts from, such as ``"rpiae-foo"``; a
             run that begins writes them down, and where one is not installed, messages name it.
+        imports: modules of a notebook or script that define parts of the run, written down alike; for
+            messages alone, nothing is imported because of it.
     """
 
     encoder: EncoderConfig
@@ -218,6 +220,7 @@ class RunConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     wandb_project: str = without_effect("", "where events are told")
     requires: tuple[str, ...] = without_effect((), "for messages")
+    imports: tuple[str, ...] = without_effect((), "for messages")
 
 
 @frozen(kw_only=True)

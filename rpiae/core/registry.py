@@ -20,6 +20,7 @@ from attrs import evolve, frozen
 from rpiae.core.config import PartConfig, Tree, load_object
 from rpiae.core.entries import (
     FAMILIES,
+    THIS_PROCESS,
     Entry,
     Manifest,
     Preset,
@@ -139,7 +140,7 @@ class Registry:
             summary = details.pop("summary", (cls.__doc__ or "").strip().partition("\n")[0])
             entry = _InProcessEntry(
                 name=name, target=f"{cls.__module__}:{cls.__qualname__}", summary=summary,
-                distribution="this process", config=cls, **details,
+                distribution=THIS_PROCESS, config=cls, **details,
             )  # fmt: skip
             self._add(self._entries, entry)
             return cls

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from rpiae.core.build import build_tokenizer
 from rpiae.core.config import Tree, parse_override
 from rpiae.core.errors import CheckpointError
-from rpiae.core.files import open_regular
 from rpiae.core.pivot import find_pivot
 from rpiae.core.recipe import ROLES, RunConfig
 from rpiae.core.resolve import ResolvedRun
+from rpiae.core.saved import WEIGHTS_FILE, SavedTokenizer, open_tokenizer
 from rpiae.core.tokenizer import RPiAE, load_state, tokenizer_folder
 
 Shapes = dict[str, tuple[int, ...]]
@@ -37,7 +34,7 @@ def initial_parts(tree: Tree, overrides: Sequence[str]) -> dict[str, tuple[Tree,
     if not isinstance(init, str) or not init or not isinstance(roles, (list, tuple)):
         return {}
     wanted = [role for role in ROLES if role in roles and role not in tree]
-    saved = _saved_config(init) if wanted else {}
+    saved = _saved(init).config if wanted else {}
     return {role: (saved[role], f"of {init}") for role in wanted if role in saved}
 
 
@@ -52,7 +49,7 @@ def check_initial(resolved: ResolvedRun) -> None:
         return
     model = build_tokenizer(resolved.tokenizer, device="meta")
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    theirs = _saved_shapes(config.init)
+    theirs = {name: facts.shape for name, facts in _saved(config.init).tensors.items()}
     problems = [
         f"{role}: {problem}"
         for role in config.init_parts
@@ -103,23 +100,16 @@ def _unlike(here: Shapes, there: Shapes) -> str:
     return f"{len(wrong)} tensors of another shape, {len(apart)} that only one has ({first})"
 
 
-def _saved_config(folder: str) -> dict[str, Any]:
-    path = tokenizer_folder(folder) / "config.json"
+def _saved(folder: str) -> SavedTokenizer:
+    """A tokenizer that is there, looked at once as long as it stays as it is."""
+    path = tokenizer_folder(folder)
     try:
-        with open_regular(path) as file:
-            saved = json.loads(file.read().decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not isinstance(saved, dict):
-        raise CheckpointError(f"{path} is damaged: it holds no table")
-    return saved
+        status = (path / WEIGHTS_FILE).stat()
+    except OSError as error:
+        raise CheckpointError(f"{path / WEIGHTS_FILE} cannot be read: {error.strerror}") from None
+    return _opened(path, status.st_size, status.st_mtime_ns, status.st_ino)
 
 
-def _saved_shapes(folder: str) -> Shapes:
-    path = tokenizer_folder(folder) / "model.safetensors"
-    try:
-        with safe_open(path, "pt") as file:
-            names = file.keys()
-            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+@functools.lru_cache(maxsize=16)
+def _opened(path: Path, *_: int) -> SavedTokenizer:
+    return open_tokenizer(path)

@@ -21,6 +21,7 @@ from rpiae.core.changes import differences
 from rpiae.core.config import make_converter, parse, unparse
 from rpiae.core.errors import DataError, RpiaeError, RunError, UsageError
 from rpiae.core.files import write_text
+from rpiae.core.importing import import_modules, imported
 from rpiae.core.runtime import Runtime
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.evaluating import evaluate_saved
@@ -51,6 +52,7 @@ class Job:
         stages: folder of finished stages.
         wanted: addresses of stages worth keeping.
         evaluation: what the run is measured with.
+        imports: modules that the study was started with.
     """
 
     config: dict[str, Any]
@@ -58,6 +60,7 @@ class Job:
     stages: str
     wanted: tuple[str, ...]
     evaluation: EvaluationConfig
+    imports: tuple[str, ...] = ()
 
 
 def write_job(
@@ -70,7 +73,7 @@ def write_job(
     """
     job = Job(
         config=unparse(run.resolved.config), address=run.address, stages=str(out / STAGES_FOLDER),
-        wanted=tuple(sorted(wanted)), evaluation=evaluation,
+        wanted=tuple(sorted(wanted)), evaluation=evaluation, imports=imported(),
     )  # fmt: skip
     path = out / JOBS_FOLDER / f"{run.folder.name}.json"
     try:
@@ -110,6 +113,7 @@ def perform(path: Path) -> int:
     )
     folder = Path(job.config["out"])
     try:
+        import_modules(job.imports)
         begun = (folder / runs.CONFIG_FILE).is_file()
         if begun:
             _check_unchanged(job)

@@ -32,7 +32,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
         f"core.{name}"
         for name in (
             "entries", "plugins", "registry", "recipe", "attention", "adapters", "adaptive", "blocks",
-            "download", "events", "fetching", "freeze", "ema", "runtime", "signals", "weights",
+            "download", "events", "fetching", "freeze", "importing", "ema", "runtime", "signals", "weights",
         )
     ),
     ("encoders", "bridges", "decoders", "losses", "recipes"),
