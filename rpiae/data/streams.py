@@ -345,6 +345,7 @@ class StreamDataset:
     Attributes:
         num_images: images to train on (an epoch).
         image_size: side of the square crops, in pixels.
+        notices: what is known to be left out before the stream is read, in words.
 
     Raises:
         DataError: if the stream has too few images.
@@ -361,6 +362,7 @@ class StreamDataset:
         held_out = options.get("held_out", 32)
         check_held_out(held_out)
         self._stream = stream
+        self.notices = tuple(stream.problems)
         self._fitting = Fitting(image_size=options["image_size"], resize=options.get("resize"))
         self.image_size = self._fitting.image_size
         total = _total(stream, options.get("num_images"))
@@ -402,7 +404,7 @@ class StreamDataset:
         ):
             if crops.failure:
                 raise DataError(crops.failure)
-            notices = self._fresh((*self._stream.problems, *problems))
+            notices = self._fresh((*self.notices, *problems))
             if step == start > 0:
                 notices += (self._went_on(places, start),)
             yield Batch(unit(crops.pixels), crops.samples, self._fresh(crops.skipped), notices)
