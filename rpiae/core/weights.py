@@ -71,7 +71,7 @@ _BOOKKEEPING = (
 #: What names of tensors stand for, in the layouts of this field.
 _MEANINGS = (
     (r"(^|\.)(ls\d?|ls_\d|layer_scale\d?|gamma_\d|lambda\d?)(\.|$)",
-     "LayerScale: take a model that has it, or set it in model_args (timm: init_values)"),
+     "LayerScale; a model that has it, or init_values in timm's model_args, takes it"),
     (r"(reg|register|storage)_tokens?", "register tokens"),
     (r"(cls_token|class_embedding|dist_token)", "a class token"),
     (r"(rel_pos|relative_position)", "relative positions"),
@@ -485,10 +485,10 @@ def _meaning(name: str, own: Collection[str]) -> str:
     block = re.match(r"(?:.*\.)?(?:blocks|resblocks|layers?|transformer)\.\d+\.", name)
     if block and not any(other.startswith(block.group()) for other in own):
         return (
-            ": the file has more blocks than the model. Set the model's depth to the file's, and "
-            "name the blocks to use in encoder.layers"
+            ": it has more blocks than the model. Set the model's depth to the file's, and name "
+            "the blocks to use in encoder.layers"
         )
-    return next((f": {what}" for pattern, what in _MEANINGS if re.search(pattern, name)), "")
+    return next((f" ({what})" for pattern, what in _MEANINGS if re.search(pattern, name)), "")
 
 
 def _check_values(source: object, name: str, found: Tensor, wanted: Tensor) -> None:
