@@ -204,7 +204,8 @@ def resample_positions(
     stored = positions.shape[1:3]
     scale = [(side + offset) / old for side, old in zip(size, stored, strict=True)]
     resampled = F.interpolate(
-        positions.permute(0, 3, 1, 2).float(), mode=mode, antialias=antialias,
+        positions.permute(0, 3, 1, 2).to(torch.promote_types(positions.dtype, torch.float32)),
+        mode=mode, antialias=antialias,
         **({"scale_factor": scale} if offset else {"size": size}),
     )  # fmt: skip
     return resampled.permute(0, 2, 3, 1).to(positions.dtype)

@@ -102,7 +102,10 @@ def converter() -> cattrs.Converter:
             raise ValueError(f"expected one of the {base.family}: a name, or a table with a name")
         # A part inside a part, such as a critic's backbone, is named like any other.
         tree, _ = _expand(base.family, value)
-        return made.structure(tree, registry(base.family).config_class(tree["name"]))
+        return made.structure(
+            tree,
+            registry(base.family).config_class(tree["name"], called=str(tree.get("preset") or "")),
+        )
 
     made.register_structure_hook_func(lambda t: t in bases, structure)
     return made
@@ -205,7 +208,7 @@ def part_config(family: str, given: str | Tree | PartConfig) -> PartConfig:
         return given
     tree, _ = _expand(family, given)
     known = registry(family)
-    cls = known.config_class(tree["name"])
+    cls = known.config_class(tree["name"], called=tree.get("preset", ""))
     return parse(tree, cls, source=f"{known.singular} {tree['name']!r}", converter=converter())
 
 
