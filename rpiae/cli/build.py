@@ -16,6 +16,7 @@ from rpiae.cli.screen import count, duration, progress_bar, stderr, stdout
 from rpiae.core import events
 from rpiae.core.config import Tree, read_toml
 from rpiae.core.errors import UsageError
+from rpiae.core.memory import amount
 from rpiae.core.plan import Plan
 
 #: Fields of a run that are options of their own.
@@ -121,6 +122,7 @@ def print_plan(plan: Plan) -> None:
     stdout.print(stages)
     data = f"{plan.data} ({plan.data_origin})" if plan.data else "none yet: name some with --data"
     lines = [f"data {data}", f"device {plan.device}, precision {plan.precision}"]
+    lines.append(f"memory {amount(plan.memory.total)} at the least, and activations on top")
     if plan.out:
         lines.append(f"out {plan.out}")
     lines += [f"licence of {text}" for text in plan.licences]

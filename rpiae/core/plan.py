@@ -9,6 +9,7 @@ from attrs import frozen
 from rpiae.core.build import build_tokenizer
 from rpiae.core.errors import ConfigError
 from rpiae.core.freeze import FreezeReport, apply_stage
+from rpiae.core.memory import MemoryNeed, memory_need
 from rpiae.core.recipe import (
     AdversarialConfig,
     RunConfig,
@@ -61,6 +62,7 @@ class Plan:
         latent: (C, h, w) for a training crop.
         compression: image values per latent value.
         image_size: side of the training crops.
+        memory: what training takes at the least.
     """
 
     parts: tuple[PartPlan, ...]
@@ -79,6 +81,7 @@ class Plan:
     licences: tuple[str, ...]
     missing_losses: tuple[str, ...]
     notices: tuple[str, ...]
+    memory: MemoryNeed
 
 
 def make_plan(resolved: ResolvedRun, *, num_images: int | None = None) -> Plan:
@@ -166,6 +169,7 @@ def make_plan(resolved: ResolvedRun, *, num_images: int | None = None) -> Plan:
             *_fitted(resolved, stages),
             *_untrained(parts, trained | _begun(resolved), config),
         ),
+        memory=memory_need(model.roles, {stage.name: stage.report.trained for stage in stages}),
     )
 
 

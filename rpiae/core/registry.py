@@ -33,6 +33,7 @@ from rpiae.core.errors import (
     did_you_mean,
     nearest,
 )
+from rpiae.core.names import shown
 from rpiae.core.plugins import API, GROUP, Plugin, installed_plugins
 from rpiae.core.recipe import RecipeConfig, StageConfig, TermConfig
 
@@ -217,7 +218,7 @@ class Registry:
             PluginError: if its plugin cannot be loaded.
         """
         entry = self.entry(name)
-        if entry.requires and importlib.util.find_spec(entry.requires) is None:
+        if entry.requires and not _importable(entry.requires):
             raise MissingExtraError(
                 f"{self.singular} {entry.name!r} needs {entry.requires}, which is not installed: "
                 f'pip install "{entry.distribution}[{entry.extra}]"'
@@ -282,7 +283,7 @@ class Registry:
             if normalised(name) in self._brought(plugin) or (named and not close):
                 return PluginError(f"plugin {plugin.label!r} is installed and broken: {error}")
         return UnknownNameError(
-            f"no {self.singular} named {name!r}.{hint} "
+            f"no {self.singular} named {shown(name)}.{hint} "
             f"{len(names)} are available: rpiae list {self.family}"
         )
 
@@ -390,9 +391,16 @@ def registry(family: str) -> Registry:
         close = nearest(family, FAMILIES, limit=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise UnknownNameError(
-            f"no family named {family!r}.{hint} Families: {', '.join(sorted(FAMILIES))}"
+            f"no family named {shown(family)}.{hint} Families: {', '.join(sorted(FAMILIES))}"
         )
     return load_object(FAMILIES[family])  # type: ignore[no-any-return]  # an import string
+
+
+def _importable(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # a parent package is not there, or has no spec
+        return False
 
 
 def _copied(tree: Tree) -> Tree:
@@ -413,7 +421,9 @@ def _pattern(entry: Entry) -> re.Pattern[str]:
     """``vb{latent_channels}`` as an expression with one named group."""
     prefix, _, rest = entry.pattern.partition("{")
     field_name, _, suffix = rest.partition("}")
-    return re.compile(f"{re.escape(prefix)}(?P<{field_name}>[1-9][0-9]*){re.escape(suffix)}")
+    return re.compile(
+        f"{re.escape(prefix)}(?P<{field_name}>[1-9][0-9]{{0,999}}){re.escape(suffix)}"
+    )
 
 
 def _clash(record: Entry | Preset, taken: Entry | Preset) -> str:

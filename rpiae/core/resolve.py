@@ -32,6 +32,7 @@ from rpiae.core.config import (
     parse_override,
 )
 from rpiae.core.errors import ConfigError, UsageError, did_you_mean
+from rpiae.core.names import shown
 from rpiae.core.recipe import ROLES, AdversarialConfig, RunConfig, StageConfig, TermConfig
 from rpiae.core.registry import Preset, registry
 
@@ -272,11 +273,11 @@ def _expand(family: str, given: Any) -> tuple[Tree, Preset | None]:
         selection = registry(family).select(given)
         return selection.tree, selection.preset
     if not isinstance(given, dict):
-        raise UsageError(f"{family}: expected a name or a table, got {given!r}")
+        raise UsageError(f"{family}: expected a name or a table, got {shown(given)}")
     name = given.get("name")
     if not isinstance(name, str) and family != "recipes":
         raise UsageError(
-            f'{family}: a table needs a name, such as name = "…" (rpiae list {family}), got {given!r}'
+            f'{family}: a table needs a name, such as name = "…" (rpiae list {family}), got {shown(given)}'
         )
     if not isinstance(name, str) or (family == "recipes" and "stages" in given):
         return dict(given), None

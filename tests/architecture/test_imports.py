@@ -32,7 +32,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
         f"core.{name}"
         for name in (
             "entries", "plugins", "registry", "recipe", "attention", "adapters", "adaptive", "blocks",
-            "events", "freeze", "ema", "runtime", "signals",
+            "events", "freeze", "ema", "memory", "runtime", "signals",
         )
     ),
     ("encoders", "bridges", "decoders", "losses", "recipes"),
