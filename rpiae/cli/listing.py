@@ -99,7 +99,7 @@ def _show(name: str, *, as_json: bool) -> int:
         hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
         raise UnknownNameError(f"nothing is named {shown(name)}.{hint} See: rpiae list")
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(found, indent=2, default=shown))
         return 0
     for family, row in found.items():
         stdout.print(f"{family} {name}: {row['summary']}")
@@ -107,7 +107,7 @@ def _show(name: str, *, as_json: bool) -> int:
             if row.get(key):
                 stdout.print(f"  {key}: {row[key]}")
         for key, value in row["fields"].items():
-            stdout.print(f"  {key} = {json.dumps(value)}", soft_wrap=True)
+            stdout.print(f"  {key} = {json.dumps(value, default=shown)}", soft_wrap=True)
     return 0
 
 

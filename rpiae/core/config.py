@@ -7,11 +7,13 @@ it into frozen attrs classes without importing torch. TOML has no null: a field 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import re
+import sys
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
@@ -28,7 +30,14 @@ from cattrs.errors import (
 )
 from cattrs.gen import make_dict_structure_fn
 
-from rpiae.core.errors import ConfigError, PluginError, RpiaeError, UsageError, nearest
+from rpiae.core.errors import (
+    ConfigError,
+    MissingExtraError,
+    PluginError,
+    RpiaeError,
+    UsageError,
+    nearest,
+)
 from rpiae.core.files import DEEPEST, nested_too_deeply, open_regular
 from rpiae.core.names import not_plain, shown
 from rpiae.core.watch import Alarm
@@ -119,17 +128,19 @@ class PartConfig:
 
         Raises:
             PluginError: if its module cannot be loaded.
+            ConfigError: if its constructor does not take these values.
         """
         try:
-            module = load_object(self.module)
-        except RpiaeError:
-            raise
-        except (ImportError, AttributeError, ValueError) as error:
+            module = load_foreign(lambda: load_object(self.module))
+        except PluginError as error:
+            if isinstance(error.__cause__, MissingExtraError):
+                raise error.__cause__ from None
             raise PluginError(
                 f"{self.label!r} of the {self.family} cannot be built: its module "
                 f"{self.module!r} cannot be loaded: {error}"
             ) from error
-        return module(**self.arguments())
+        with explained(self, "cannot be built"):
+            return module(**self.arguments())
 
 
 @frozen(kw_only=True)
@@ -308,6 +319,44 @@ def load_object(target: str) -> Any:
     """The object behind an import string ``"package.module:name"``."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+@contextlib.contextmanager
+def explained(part: PartConfig, what: str) -> Iterator[None]:
+    """Name the part where its own code fails; what is said on purpose stays as it is.
+
+    Raises:
+        ConfigError: in place of what a part raises that nobody thought of.
+    """
+    try:
+        yield
+    except (RpiaeError, ValueError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        text = f"{part.label!r} {what}: {type(error).__name__}: {_first_line(error)}"
+        raise ConfigError(f"one of the {part.family}", [text]) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:300]
+
+
+def load_foreign(load: Callable[[], T]) -> T:
+    """What ``load`` gives, which runs code that a plugin may have written.
+
+    What that code prints goes to stderr, where it spoils no result.
+
+    Raises:
+        PluginError: in place of whatever it raises, SystemExit included; Ctrl-C stays what it is.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        text = " ".join(str(error).split())[:500]
+        raise PluginError(f"{type(error).__name__}: {text}".removesuffix(": ")) from error
 
 
 # --- parsing -----------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from attrs import evolve, frozen
 from rpiae.core.config import PartConfig, Tree, load_object
 from rpiae.core.entries import (
     FAMILIES,
+    OWN,
     Entry,
     Manifest,
     Preset,
@@ -41,6 +42,7 @@ __all__ = [
     "API",
     "FAMILIES",
     "GROUP",
+    "OWN",
     "Entry",
     "Manifest",
     "Plugin",
@@ -52,9 +54,6 @@ __all__ = [
     "read_presets",
     "registry",
 ]
-
-#: Who brings the built-in parts.
-OWN = "rpiae"
 
 C = TypeVar("C", bound=type[PartConfig])
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")

@@ -27,6 +27,7 @@ from rpiae.core.config import (
     PartConfig,
     Tree,
     apply_override,
+    explained,
     make_converter,
     parse,
     parse_override,
@@ -180,18 +181,21 @@ def resolve_tokenizer(
     Raises:
         ConfigError: with every contradiction between them.
     """
-    encoder_facts = encoder.describe()
+    with explained(encoder, "cannot describe itself"):
+        encoder_facts = encoder.describe()
     facts = _facts(encoder_facts, encoder)
     bridge, in_bridge = wire(bridge, facts, "bridge")
     decoder, in_decoder = wire(decoder, facts, "decoder")
     if in_bridge or in_decoder:
         raise ConfigError(source, [*in_bridge, *in_decoder])
+    with explained(bridge, "cannot describe itself"):
+        bridge_facts = bridge.describe()
     return ResolvedTokenizer(
         encoder=encoder,
         bridge=bridge,
         decoder=decoder,
         encoder_facts=encoder_facts,
-        bridge_facts=bridge.describe(),
+        bridge_facts=bridge_facts,
     )
 
 
