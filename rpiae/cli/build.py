@@ -121,6 +121,8 @@ def print_plan(plan: Plan) -> None:
         )
     stdout.print(stages)
     data = f"{plan.data} ({plan.data_origin})" if plan.data else "none yet: name some with --data"
+    if plan.num_images is not None:
+        data += f", {plan.num_images} images to train on"
     lines = [f"data {data}", f"device {plan.device}, precision {plan.precision}"]
     lines.append(f"memory {amount(plan.memory.total)} at the least, and activations on top")
     if plan.out:
@@ -248,7 +250,7 @@ def _print_summary(event: events.RunEnded) -> None:
     folder = str(event.folder)
     last = [stage["name"] for stage in summary["stages"] if "skipped" not in stage][-1]
     stdout.print(
-        f"drift from the pivot {summary['drift']:.3f} · trained in "
+        f"drift from the pivot {summary['drift']:.3f} · trained on {summary['num_images']} images in "
         f"{duration(summary['seconds'])} at {summary['images_per_second']:.3g} images/s\n"
         f"tokenizer {folder}/tokenizer · best evaluated {folder}/best/{last} · "
         f"pictures {folder}/samples · curves {folder}/curves.png, tensorboard --logdir {folder}",

@@ -62,6 +62,8 @@ def _measured(arguments: argparse.Namespace, model: RPiAE) -> tuple[Tensor, Tens
     runtime = Runtime(device=arguments.device, precision=arguments.precision)
     started = time.perf_counter()
     with Bar("stats") as bar:
+        for notice in images.notices:
+            bar.say(notice)
 
         def progress(event: Measured) -> None:
             for reason in event.skipped:

@@ -32,7 +32,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
         f"core.{name}"
         for name in (
             "entries", "plugins", "registry", "recipe", "attention", "adapters", "adaptive", "blocks",
-            "events", "freeze", "ema", "memory", "runtime", "signals",
+            "download", "events", "freeze", "ema", "memory", "runtime", "signals", "weights",
         )
     ),
     ("encoders", "bridges", "decoders", "losses", "recipes"),
@@ -40,7 +40,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
         f"core.{name}"
         for name in (
             "resolve", "inspection", "build", "tokenizer", "objective", "players", "critic", "checkpoint",
-            "pivot", "plan", "changes", "fitting", "trainer",
+            "pivot", "plan", "changes", "fitting", "restoring", "saved", "trainer",
         )
     ),
     ("video", "data"),
