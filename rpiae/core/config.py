@@ -88,7 +88,7 @@ def within(minimum: float, maximum: float, *, default: Any = attrs.NOTHING) -> A
     return field(default=default, metadata={"minimum": minimum, "maximum": maximum})
 
 
-def plain_name(*, default: Any = attrs.NOTHING) -> Any:
+def folder_name(*, default: Any = attrs.NOTHING) -> Any:
     """A name that becomes a file's or folder's: it cannot lead out of the folder it is put in."""
     return field(default=default, metadata={"plain": True})
 

@@ -230,6 +230,26 @@ def _found() -> Iterator[tuple[Plugin, Any]]:
                     yield evolve(plugin, error=error), None
 
 
+def endless_entry_points() -> Path | None:
+    """An ``entry_points.txt`` on the path that is a FIFO or a device, if there is one.
+
+    torch reads all of them as it is imported, and would wait for ever.
+    """
+    for item in sys.path:
+        for file in _entry_points(item):
+            if file.exists() and not (file.is_file() or file.is_dir()):
+                return file
+    return None
+
+
+def _entry_points(item: str) -> list[Path]:
+    """The files of entry points below one item of the path."""
+    try:
+        return sorted(Path(item).glob("*.*-info/entry_points.txt"))
+    except (OSError, ValueError):  # no place that anything could be in
+        return []
+
+
 def _distributions(item: str) -> Iterator[tuple[Any, Any, str]]:
     """Distributions below one item of the path: (name and version, entry points, damage).
 
@@ -237,12 +257,7 @@ def _distributions(item: str) -> Iterator[tuple[Any, Any, str]]:
     is either, they are read one by one; one that cannot be read is passed over unless it is a
     plugin of ours.
     """
-    try:
-        if not (Path(item).is_dir() or Path(item).is_file()):
-            return
-    except (OSError, ValueError):  # no place that anything could be in
-        return
-    files = sorted(Path(item).glob("*.*-info/entry_points.txt"))
+    files = _entry_points(item)
     try:
         for file in files:
             open_regular(file).close()

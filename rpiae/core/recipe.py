@@ -16,7 +16,7 @@ from rpiae.core.config import (
     EncoderConfig,
     LossConfig,
     at_least,
-    plain_name,
+    folder_name,
 )
 
 #: The parts of the model that a stage can train.
@@ -137,7 +137,7 @@ class StageConfig:
         start_from: what the stage takes over from the previous one.
     """
 
-    name: str = plain_name()
+    name: str = folder_name()
     train: tuple[str, ...]
     use_bridge: bool = True
     posterior: Literal["sample", "mode"] = "mode"
