@@ -16,6 +16,7 @@ from rpiae.cli.screen import count, duration, progress_bar, stderr, stdout
 from rpiae.core import events
 from rpiae.core.config import Tree, read_toml
 from rpiae.core.errors import UsageError
+from rpiae.core.memory import amount
 from rpiae.core.plan import Plan
 
 #: Fields of a run that are options of their own.
@@ -123,6 +124,7 @@ def print_plan(plan: Plan) -> None:
     if plan.num_images is not None:
         data += f", {plan.num_images} images to train on"
     lines = [f"data {data}", f"device {plan.device}, precision {plan.precision}"]
+    lines.append(f"memory {amount(plan.memory.total)} at the least, and activations on top")
     if plan.out:
         lines.append(f"out {plan.out}")
     lines += [f"licence of {text}" for text in plan.licences]

@@ -9,6 +9,7 @@ from attrs import frozen
 from rpiae.core.build import build_tokenizer
 from rpiae.core.errors import ConfigError
 from rpiae.core.freeze import FreezeReport, apply_stage
+from rpiae.core.memory import MemoryNeed, memory_need
 from rpiae.core.recipe import (
     AdversarialConfig,
     RunConfig,
@@ -62,6 +63,7 @@ class Plan:
         compression: image values per latent value.
         image_size: side of the training crops.
         num_images: images to train on; None where the data are not known.
+        memory: what training takes at the least.
     """
 
     parts: tuple[PartPlan, ...]
@@ -81,6 +83,7 @@ class Plan:
     licences: tuple[str, ...]
     missing_losses: tuple[str, ...]
     notices: tuple[str, ...]
+    memory: MemoryNeed
 
 
 def make_plan(
@@ -173,6 +176,7 @@ def make_plan(
             *_fitted(resolved, stages),
             *_untrained(parts, trained | _begun(resolved), config),
         ),
+        memory=memory_need(model.roles, {stage.name: stage.report.trained for stage in stages}),
     )
 
 

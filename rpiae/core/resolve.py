@@ -27,11 +27,13 @@ from rpiae.core.config import (
     PartConfig,
     Tree,
     apply_override,
+    explained,
     make_converter,
     parse,
     parse_override,
 )
 from rpiae.core.errors import ConfigError, UsageError, did_you_mean
+from rpiae.core.names import shown
 from rpiae.core.recipe import ROLES, AdversarialConfig, RunConfig, StageConfig, TermConfig
 from rpiae.core.registry import Preset, registry
 
@@ -182,18 +184,21 @@ def resolve_tokenizer(
     Raises:
         ConfigError: with every contradiction between them.
     """
-    encoder_facts = encoder.describe()
+    with explained(encoder, "cannot describe itself"):
+        encoder_facts = encoder.describe()
     facts = _facts(encoder_facts, encoder)
     bridge, in_bridge = wire(bridge, facts, "bridge")
     decoder, in_decoder = wire(decoder, facts, "decoder")
     if in_bridge or in_decoder:
         raise ConfigError(source, [*in_bridge, *in_decoder])
+    with explained(bridge, "cannot describe itself"):
+        bridge_facts = bridge.describe()
     return ResolvedTokenizer(
         encoder=encoder,
         bridge=bridge,
         decoder=decoder,
         encoder_facts=encoder_facts,
-        bridge_facts=bridge.describe(),
+        bridge_facts=bridge_facts,
     )
 
 
@@ -275,11 +280,11 @@ def _expand(family: str, given: Any) -> tuple[Tree, Preset | None]:
         selection = registry(family).select(given)
         return selection.tree, selection.preset
     if not isinstance(given, dict):
-        raise UsageError(f"{family}: expected a name or a table, got {given!r}")
+        raise UsageError(f"{family}: expected a name or a table, got {shown(given)}")
     name = given.get("name")
     if not isinstance(name, str) and family != "recipes":
         raise UsageError(
-            f'{family}: a table needs a name, such as name = "…" (rpiae list {family}), got {given!r}'
+            f'{family}: a table needs a name, such as name = "…" (rpiae list {family}), got {shown(given)}'
         )
     if not isinstance(name, str) or (family == "recipes" and "stages" in given):
         return dict(given), None
