@@ -19,7 +19,7 @@ from rpiae.core.errors import DataError, UsageError
 from rpiae.core.randomness import uniform
 from rpiae.data.crops import Crop, CropBatch, Fitting, collated, cut, none_usable
 from rpiae.data.image_dataset import BucketOptions, centre_crops, check_held_out
-from rpiae.data.images import Pixels
+from rpiae.data.images import Picture
 from rpiae.data.loading import default_workers, loaded, loader, unit
 from rpiae.data.orders import permutation, spread
 
@@ -311,7 +311,7 @@ class _Parts(IterableDataset[_Part]):
         return Crop(sample, None, (), none_usable(errors.values(), where, size))
 
 
-def opened(image: Encoded, fitting: Fitting) -> Pixels:
+def opened(image: Encoded, fitting: Fitting) -> Picture:
     """The pixels of a streamed image.
 
     Raises:
@@ -432,7 +432,7 @@ class StreamDataset:
             self._held_images(), image_size=self.image_size, where=self._stream.location
         )
 
-    def _held_images(self) -> Iterator[tuple[str, Callable[[], Pixels]]]:
+    def _held_images(self) -> Iterator[tuple[str, Callable[[], Picture]]]:
         for shard, number in enumerate(self._held):
             if not number:
                 continue
@@ -554,5 +554,5 @@ def _same(part: _Part) -> _Part:
     return part
 
 
-def _fail(error: DataError) -> Pixels:
+def _fail(error: DataError) -> Picture:
     raise error
