@@ -107,7 +107,7 @@ class ParquetSource(WithLabels):
         number, group, _, row = self._locate(index)
         try:
             content = self._images(self._files[number], group)[row].as_py()
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, IndexError) as error:
             raise DataError(f"{self.path(index)}: {printable(str(error))}") from None
         if isinstance(content, dict):
             content = content["bytes"]
@@ -142,13 +142,16 @@ class ParquetSource(WithLabels):
             return _none(len(self), f"{error}. The images have no labels; set data.label_column")
 
     def _values(self, column: str) -> Iterator[object]:
-        for number, group, _ in self._groups:
+        for position, (number, group, _) in enumerate(self._groups):
             file = self._files[number]
             try:
                 with pq.ParquetFile(file) as parquet:
                     table = parquet.read_row_group(group, columns=[column], use_threads=False)
-                yield from table.column(column).to_pylist()
-            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                found = table.column(column).to_pylist()
+                if len(found) != self._starts[position + 1] - self._starts[position]:
+                    raise ValueError(f"a row group has {len(found)} values")
+                yield from found
+            except (pa.ArrowException, OSError, ValueError) as error:
                 raise DataError(
                     f"{printable(str(file))}: column {column!r} cannot be read: "
                     f"{printable(str(error))}"
