@@ -20,6 +20,7 @@ from rpiae.data.images import (
     TooSmallError,
     crop,
     decode,
+    resize_as_adm,
     resize_short_side,
     resize_to_cover,
 )
@@ -147,6 +148,43 @@ class Fitting:
         if self._largest is not None and min(pixels.shape[:2]) > self._largest:
             return resize_short_side(pixels, self._largest)
         return pixels
+
+
+class AdmFitting(Fitting):
+    """Resizes every image by the rule of ADM; see ``resize_as_adm``.
+
+    Args:
+        image_size: side of the square crops, in pixels; smaller images are enlarged.
+        resize: short side of every image, in pixels; ``image_size`` where not given.
+
+    Raises:
+        UsageError: if ``resize`` is smaller than the crop.
+    """
+
+    def __init__(self, *, image_size: int, resize: int | None = None) -> None:
+        super().__init__(image_size=image_size, resize=resize, shrink=False)
+        self._side = resize or image_size
+
+    @property
+    def rule(self) -> str:
+        """How images are resized for square crops, in words."""
+        return f"short side to {self._side} as ADM (halved by box, then bicubic)"
+
+    def fitted(
+        self,
+        content: bytes | Path,
+        name: str,
+        cover: Shape | None = None,
+        *,
+        enlarge: bool = False,
+    ) -> Pixels:
+        """An image (h, w, 3) whose short side is ``resize``; there are no other shapes to cover.
+
+        Raises:
+            DataError: if it cannot be read or decoded.
+        """
+        assert cover is None
+        return resize_as_adm(decode(content, name=name), self._side)
 
 
 class ImageReader:

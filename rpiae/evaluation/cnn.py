@@ -147,17 +147,27 @@ def save_cnn(model: SmallCnn, path: Path, *, accuracy: float, seed: int, trainin
     return facts
 
 
-def read_cnn(path: Path) -> tuple[SmallCnn, CnnFacts]:
-    """A classifier in eval mode, without gradients, and its facts.
+def cnn_file(path: Path) -> Path:
+    """Where a classifier's file lies.
 
     Raises:
-        CheckpointError: if the file is missing, damaged or of something else.
+        CheckpointError: if there is none.
     """
     path = path.expanduser()
     if not path.is_file():
         raise CheckpointError(
             f"there is no file {path}: scripts/train_small_cnn.py trains a small CNN and writes one"
         )
+    return path
+
+
+def read_cnn(path: Path) -> tuple[SmallCnn, CnnFacts]:
+    """A classifier in eval mode, without gradients, and its facts.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged or of something else.
+    """
+    path = cnn_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
