@@ -323,12 +323,6 @@ def parser() -> argparse.ArgumentParser:
             "--precision", choices=["auto", "fp32", "bf16"],
             help="what the tokenizer is computed in; auto: bf16 where it is faster (default: fp32)",
         )  # fmt: skip
-        verb.add_argument(
-            "--batch-size",
-            type=positive,
-            metavar="N",
-            help="per forward pass; no effect on results",
-        )
         verb.add_argument("--json", action="store_true")
 
     evaluate = verb("eval", "eval", "measure a tokenizer: reconstruction, semantics, latents")

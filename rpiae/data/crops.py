@@ -168,7 +168,7 @@ class AdmFitting(Fitting):
     @property
     def rule(self) -> str:
         """How images are resized for square crops, in words."""
-        return f"short side to {self._side} as ADM (halved by box, then bicubic)"
+        return f"ADM: halved by a box filter, then bicubic to a short side of {self._side}"
 
     def fitted(
         self,
