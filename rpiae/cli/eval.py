@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from rpiae.cli.launch import launch, launched, speaks
@@ -211,24 +210,24 @@ def _report(found: Mapping[str, Evaluation], *, as_json: bool) -> None:
     stored = [Path(name) for name, each in found.items() if not each.unwritten]
     if stored and not as_json:
         where = ", ".join(str(results_folder(folder) / EVALUATION_FILE) for folder in stored)
-        stdout.print(escape(printable(f"all of it is in {where}")), soft_wrap=True)
+        stdout.print(printable(f"all of it is in {where}"), soft_wrap=True)
 
 
 def _say(text: str) -> None:
-    stderr.print(escape(printable(text)), soft_wrap=True)
+    stderr.print(printable(text), soft_wrap=True)
 
 
 def _print_table(found: Mapping[str, Evaluation]) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("metric")
     for folder in found:
-        table.add_column(escape(printable(folder)), justify="right", overflow="fold")
+        table.add_column(printable(folder), justify="right", overflow="fold")
     for name in dict.fromkeys(name for each in found.values() for name in each.metrics):
         values = [each.metrics.get(name) for each in found.values()]
-        table.add_row(escape(name), *("–" if v is None else f"{v:.5g}" for v in values))
+        table.add_row(name, *("–" if v is None else f"{v:.5g}" for v in values))
     stdout.print(table)
     lines = _protocol(next(iter(found.values())).protocol)
-    stdout.print(escape("\n" + "\n".join(map(printable, lines))), soft_wrap=True)
+    stdout.print("\n" + "\n".join(map(printable, lines)), soft_wrap=True)
 
 
 def _protocol(protocol: Mapping[str, Any]) -> list[str]:

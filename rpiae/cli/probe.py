@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 
-from rich.markup import escape
 from rich.table import Table
 
 from rpiae.cli.eval import images_of, named_datasets, show
@@ -46,13 +45,13 @@ def execute(arguments: argparse.Namespace) -> int:
     if found.knn is not None:
         table.add_row(f"{found.k} nearest neighbours", f"{found.knn:.2%}", "", "")
     for text in found.warnings:
-        stderr.print(escape(f"warning: {printable(text)}"), soft_wrap=True)
+        stderr.print(f"warning: {printable(text)}", soft_wrap=True)
     for text in found.skipped:
-        stderr.print(escape(f"skipped: {printable(text)}"), soft_wrap=True)
+        stderr.print(f"skipped: {printable(text)}", soft_wrap=True)
     stdout.print(table)
     line = (
         f"{found.encoder}, mean of {found.width} channels over tokens, in {found.precision}: "
         f"learned from {images_of(found.training)}, measured on {images_of(found.testing)}"
     )
-    stdout.print(escape(printable(line)), soft_wrap=True)
+    stdout.print(printable(line), soft_wrap=True)
     return 0
