@@ -226,9 +226,8 @@ class _View:
 
 
 def _metrics(metrics: Any) -> str:
-    return (
-        f"PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.3f}, drift {metrics['drift']:.3f}"
-    )
+    similarity = f"SSIM {metrics['ssim']:.3f}, " if "ssim" in metrics else ""
+    return f"PSNR {metrics['psnr']:.2f} dB, {similarity}drift {metrics['drift']:.3f}"
 
 
 def _print_summary(event: events.RunEnded) -> None:
@@ -259,5 +258,6 @@ def _print_summary(event: events.RunEnded) -> None:
 
 
 def _row(values: Any) -> list[str]:
-    shown = [values["psnr"], values["ssim"], values["psnr_mean_colour"], values["psnr_pca"]]
-    return [f"{v:.3f}" if i == 1 else f"{v:.2f}" for i, v in enumerate(shown)]
+    similarity = f"{values['ssim']:.3f}" if "ssim" in values else "–"
+    first, *others = (f"{values[name]:.2f}" for name in ("psnr", "psnr_mean_colour", "psnr_pca"))
+    return [first, similarity, *others]

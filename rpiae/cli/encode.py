@@ -51,7 +51,7 @@ def dataset(arguments: argparse.Namespace, model: RPiAE) -> tuple[EveryImage, di
     return every_image(
         arguments.data, model.config,
         image_size=model.trained_size or model.config.encoder_facts.image_size,
-        overrides=(*arguments.overrides, *options),
+        overrides=(*arguments.overrides, *options), crop=arguments.crop or "adm",
     )  # fmt: skip
 
 
