@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from rpiae.cli.launch import launch, launched, speaks
+from rpiae.cli.launch import INTERRUPTED, launch, launched, speaks
 from rpiae.cli.screen import count, duration, stderr, stdout
 from rpiae.core import events
 from rpiae.core.config import Tree, read_toml
 from rpiae.core.errors import UsageError
+from rpiae.core.files import plain_name
+from rpiae.core.names import printable
 from rpiae.core.plan import Plan
 
 #: Fields of a run that are options of their own.
@@ -149,11 +152,15 @@ def _follow(run: Iterator[events.Event]) -> int:
             elif isinstance(event, events.Interrupted):
                 view.close()
                 stderr.print(
-                    f"{event.signal}: the state is saved. Go on with:\n"
-                    f"  rpiae build --resume {escape(str(event.path))}"
+                    f"{event.signal}: the state is saved. Go on with:\n  {escape(_going_on(event))}",
+                    soft_wrap=True,
                 )
-                return 130
+                return INTERRUPTED
     return 0
+
+
+def _going_on(event: events.Interrupted) -> str:
+    return shlex.join(["rpiae", "build", "--resume", printable(str(event.path))])
 
 
 class _View:
@@ -252,11 +259,12 @@ def _print_summary(event: events.RunEnded) -> None:
     stdout.print(table)
     stdout.print(f"\n{escape(summary['verdict'])}")
     folder = escape(str(event.folder))
-    last = [stage["name"] for stage in summary["stages"] if "skipped" not in stage][-1]
+    trained = [stage["name"] for stage in summary["stages"] if "skipped" not in stage]
+    best = f"best evaluated {folder}/best/{plain_name(trained[-1])} · " if trained else ""
     stdout.print(
         f"drift from the pivot {summary['drift']:.3f} · trained in "
         f"{duration(summary['seconds'])} at {summary['images_per_second']:.3g} images/s\n"
-        f"tokenizer {folder}/tokenizer · best evaluated {folder}/best/{escape(last)} · "
+        f"tokenizer {folder}/tokenizer · {best}"
         f"pictures {folder}/samples · curves {folder}/curves.png, tensorboard --logdir {folder}",
         soft_wrap=True,
     )

@@ -17,7 +17,6 @@ from rpiae.core.config import MetricConfig, unparse
 from rpiae.core.contracts import HeldOut
 from rpiae.core.errors import RunError, UsageError
 from rpiae.core.files import write_text
-from rpiae.core.recipe import RunConfig
 from rpiae.core.registry import OWN
 from rpiae.core.resolve import ResolvedTokenizer, part_config
 from rpiae.core.runtime import Runtime
@@ -47,6 +46,7 @@ from rpiae.evaluation.subjects import (
     open_subject,
     results_folder,
 )
+from rpiae.evaluation.trained_run import TrainedRun
 from rpiae.latents.encoding import batch_size_for
 
 PICTURES_FOLDER = "pictures"
@@ -353,7 +353,7 @@ def _training(subject: Subject, config: EvaluationConfig) -> ImageSet:
     return GivenImages(crops, location=f"{run.data.label}, training crops", crop="random crops")
 
 
-def _run(subject: Subject, option: str) -> RunConfig:
+def _run(subject: Subject, option: str) -> TrainedRun:
     if subject.run is None or subject.run.data is None:
         raise UsageError(
             f"{subject.folder} is no run that knows its data: name images with --{option}"
