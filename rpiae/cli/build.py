@@ -143,19 +143,21 @@ def _follow(run: Iterator[events.Event]) -> int:
     view = _View()
     with view:
         for event in run:
+            if isinstance(event, events.Interrupted):
+                view.close()
+                if speaks():
+                    stderr.print(
+                        f"{event.signal}: the state is saved. Go on with:\n"
+                        f"  {escape(_going_on(event))}",
+                        soft_wrap=True,
+                    )
+                return INTERRUPTED
             if not speaks():
                 continue
             view.show(event)
             if isinstance(event, events.RunEnded):
                 view.close()
                 _print_summary(event)
-            elif isinstance(event, events.Interrupted):
-                view.close()
-                stderr.print(
-                    f"{event.signal}: the state is saved. Go on with:\n  {escape(_going_on(event))}",
-                    soft_wrap=True,
-                )
-                return INTERRUPTED
     return 0
 
 
