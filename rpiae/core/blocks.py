@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rpiae.core.attention import attention
+from rpiae.core.shapes import at_least_fp32
 
 _recompute: contextvars.ContextVar[bool] = contextvars.ContextVar("recompute", default=False)
 
@@ -159,6 +160,8 @@ def sincos_positions(height: int, width: int, channels: int) -> Float[Tensor, "n
     The first half of the channels encodes the column, the second the row; each half holds the
     sines of all frequencies, then the cosines, with frequencies 10000^(−i/(channels/4)).
 
+    Computed in fp64 and given in torch's default dtype.
+
     Raises:
         ValueError: if ``channels`` is not a multiple of 4.
 
@@ -176,7 +179,7 @@ def sincos_positions(height: int, width: int, channels: int) -> Float[Tensor, "n
     for axis in (columns, rows):
         angle = axis.reshape(-1, 1) * frequency
         halves += [angle.sin(), angle.cos()]
-    return torch.cat(halves, dim=1).float()
+    return torch.cat(halves, dim=1).to(torch.get_default_dtype())
 
 
 def resample_positions(
@@ -197,7 +200,7 @@ def resample_positions(
     if tuple(positions.shape[1:3]) == tuple(size):
         return positions
     resampled = F.interpolate(
-        positions.permute(0, 3, 1, 2).float(), size=size, mode=mode, antialias=antialias
+        at_least_fp32(positions.permute(0, 3, 1, 2)), size=size, mode=mode, antialias=antialias
     )
     return resampled.permute(0, 2, 3, 1).to(positions.dtype)
 
@@ -215,6 +218,6 @@ def aggregate(
 
     Source: layer aggregation of RAEv2 (its DINOv3 and SigLIP2 variants add the mean).
     """
-    normed = [F.layer_norm(t.float(), t.shape[-1:], eps=eps) for t in tokens]
+    normed = [F.layer_norm(at_least_fp32(t), t.shape[-1:], eps=eps) for t in tokens]
     mean = normed[0] if len(normed) == 1 else torch.stack(normed).mean(0)
     return mean + normed[-1].mean(dim=1, keepdim=True) if add_final_mean else mean

@@ -241,7 +241,8 @@ class PivotReplica:
         self._encoder: Encoder = encoder
         self._output_patch = output_patch
         self._downsampling = downsampling
-        device = next(encoder.parameters()).device
+        weight = next(encoder.parameters())
+        device, self._dtype = weight.device, weight.dtype
         self._mean = torch.tensor(encoder.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(encoder.std, device=device).view(1, 3, 1, 1)
 
@@ -264,4 +265,5 @@ class PivotReplica:
             size, patch=self._encoder.patch, output_patch=self._output_patch,
             downsampling=self._downsampling,
         )  # fmt: skip
-        return (encoder_view(images, plan) - self._mean) / self._std
+        normalised = (encoder_view(images, plan) - self._mean) / self._std
+        return normalised.to(self._dtype)

@@ -1,4 +1,4 @@
-"""Maps between images, patches, tokens and grids, the geometry rule, and 8-bit images.
+"""Maps between images, patches, tokens and grids, the geometry rule, 8-bit images, and precision.
 
 A grid is ``(t, h, w)``: frames (1 for an image), rows and columns of tokens. Tokens lie row-major,
 frame by frame. No function here takes the square root of a token count, so every aspect ratio works.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, TypeAlias
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -78,8 +79,9 @@ def pad_to(
 
 
 def encoder_view(images: Float[Tensor, "b c h w"], plan: Geometry) -> Float[Tensor, "b c y x"]:
-    """Images as an encoder sees them: padded by reflection, then resized (bicubic) to its patches."""
-    images = pad_to(images, plan.padded)
+    """Images as an encoder sees them, in fp32 (or fp64): padded by reflection, then resized (bicubic)
+    to its patches."""
+    images = pad_to(at_least_fp32(images), plan.padded)
     if plan.encoder_size == plan.padded:
         return images
     return F.interpolate(images, size=plan.encoder_size, mode="bicubic", align_corners=False)
@@ -88,6 +90,11 @@ def encoder_view(images: Float[Tensor, "b c h w"], plan: Geometry) -> Float[Tens
 def to_8_bits(images: Tensor) -> Tensor:
     """Images clamped to [0, 1] and rounded to the values that 8 bits can hold, still in [0, 1]."""
     return (images.clamp(0, 1) * 255).round() / 255
+
+
+def at_least_fp32(values: Tensor) -> Tensor:
+    """Values in fp32; those in fp64 stay so. Norms, statistics and losses are computed in it."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def patchify(images: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b n d"]:
@@ -125,7 +132,7 @@ def tokens_to_map(tokens: Float[Tensor, "b n d"], grid: Grid) -> Float[Tensor, "
         ValueError: if the tokens do not fill the grid.
     """
     _, h, w = _filled(tokens, grid)
-    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, h, w)
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[-1], h, w)
 
 
 def map_to_tokens(feature_map: Float[Tensor, "b d h w"]) -> Float[Tensor, "b n d"]:

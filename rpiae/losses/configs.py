@@ -121,13 +121,14 @@ class AdversarialLossConfig(AdversarialConfig):
 
     Attributes:
         objective: of both sides, see ``AdversarialLoss``.
-        augment: what every image goes through before the critic sees it.
+        augment: what every image goes through before the critic sees it: translation, then colour,
+            then cutout, as far as named.
     """
 
     module: ClassVar[str] = "rpiae.losses.adversarial:AdversarialLoss"
     needs: ClassVar[frozenset[str]] = frozenset({"pixels", "critic"})
     objective: Literal["hinge", "non-saturating"] = "hinge"
-    augment: tuple[Literal["colour", "translation", "cutout"], ...] = ("colour", "translation")
+    augment: tuple[Literal["translation", "colour", "cutout"], ...] = ("translation", "colour")
 
     def arguments(self) -> dict[str, Any]:
         """Those of the model's side; the critic is the trainer's."""
