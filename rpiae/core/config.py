@@ -29,6 +29,7 @@ from cattrs.errors import (
 from cattrs.gen import make_dict_structure_fn
 
 from rpiae.core.errors import ConfigError, PluginError, RpiaeError, UsageError, nearest
+from rpiae.core.names import shown
 from rpiae.core.watch import Alarm
 
 if TYPE_CHECKING:
@@ -38,17 +39,19 @@ Tree = dict[str, Any]
 T = TypeVar("T")
 
 
-def wired(fact: str, *, what: str, strict: bool = True, minimum: int = 1) -> Any:
+def wired(
+    fact: str, *, what: str, strict: bool = True, minimum: int = 1, maximum: int | None = None
+) -> Any:
     """A field that is filled from another part's description.
 
     Args:
         fact: what fills it, such as ``"encoder.width"``.
         what: the unit in words, for messages ("channels").
         strict: whether another value is a contradiction, or merely a choice.
-        minimum: least value that may be given.
+        minimum, maximum: least and greatest value that may be given.
     """
-    metadata = {"wired": fact, "what": what, "strict": strict, "minimum": minimum}
-    return field(default=None, metadata=metadata)
+    wire = {"wired": fact, "what": what, "strict": strict}
+    return field(default=None, metadata=wire | {"minimum": minimum, "maximum": maximum})
 
 
 def settings_only(default: Any) -> Any:
@@ -59,6 +62,15 @@ def settings_only(default: Any) -> Any:
 def at_least(minimum: float, *, default: Any = attrs.NOTHING) -> Any:
     """A numeric field that must not lie below ``minimum``."""
     return field(default=default, metadata={"minimum": minimum})
+
+
+def within(minimum: float, maximum: float, *, default: Any = attrs.NOTHING) -> Any:
+    """A field whose number, or each number of its list, lies from ``minimum`` to ``maximum``.
+
+    The maximum of a size is far above what anybody trains, and keeps a slip of the pen from
+    asking for terabytes.
+    """
+    return field(default=default, metadata={"minimum": minimum, "maximum": maximum})
 
 
 @frozen(kw_only=True)
@@ -292,16 +304,20 @@ class _Expected(ValueError):
     """A leaf of the wrong type; the text is the whole message."""
 
 
+_GREATEST_INT = 2**63 - 1
+
+
 def _strict(kind: type, names: str) -> Any:
+    accepted: Any = (int, float) if kind is float else kind
+
     def structure(value: Any, _: Any) -> Any:
-        accepted = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if not accepted:
-            raise _Expected(f"expected {names}, got {value!r}")
-        if kind is float and not math.isfinite(value):
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            raise _Expected(f"expected {names}, got {shown(value)}")
+        if isinstance(value, int) and not -_GREATEST_INT - 1 <= value <= _GREATEST_INT:
+            raise _Expected(f"expected a number of at most 64 bits, got {shown(value)}")
+        if isinstance(value, float) and not math.isfinite(value):
             raise _Expected(f"expected a finite number, got {value!r}")
-        return value
+        return float(value) if kind is float else value
 
     return structure
 
@@ -330,7 +346,7 @@ def _origin(kind: Any) -> Any:
 
 def _structure_dict(value: Any, kind: Any, converter: cattrs.Converter) -> Any:
     if not isinstance(value, dict):
-        raise _Expected(f"expected a table, got {value!r}")
+        raise _Expected(f"expected a table, got {shown(value)}")
     _, inner = get_args(kind)
     found, problems = {}, []
     for name, item in value.items():
@@ -353,7 +369,7 @@ def _structure_attrs(cls: type, converter: cattrs.Converter) -> Any:
         if isinstance(value, cls):
             return value
         if not isinstance(value, dict):
-            raise _Expected(f"expected a table, got {value!r}")
+            raise _Expected(f"expected a table, got {shown(value)}")
         outside = _outside_range(value, cls)
         try:
             config = from_dict(value, cls)
@@ -369,13 +385,24 @@ def _structure_attrs(cls: type, converter: cattrs.Converter) -> Any:
 def _outside_range(tree: Tree, cls: type) -> list[Exception]:
     problems: list[Exception] = []
     for a in attrs.fields(cls):
-        minimum, value = a.metadata.get("minimum"), tree.get(a.name)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if minimum is not None and number and value < minimum:
-            problem = _Expected(f"must be at least {minimum}, got {value!r}")
+        minimum, maximum = a.metadata.get("minimum"), a.metadata.get("maximum")
+        for number in _numbers(tree.get(a.name)):
+            if minimum is not None and number < minimum:
+                problem = _Expected(f"must be at least {minimum}, got {shown(number)}")
+            elif maximum is not None and number > maximum:
+                problem = _Expected(f"must be at most {maximum}, got {shown(number)}")
+            else:
+                continue
             problem.add_note(AttributeValidationNote(f"field {a.name}", a.name, a.type))
             problems.append(problem)
+            break
     return problems
+
+
+def _numbers(value: Any) -> list[float]:
+    """The number that a value is, or those of a list."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
 
 
 def _structure_literal(value: Any, kind: Any) -> Any:
@@ -383,13 +410,15 @@ def _structure_literal(value: Any, kind: Any) -> Any:
     if value not in choices:
         close = nearest(str(value), map(str, choices), limit=1)
         hint = f", did you mean {close[0]!r}?" if close else ""
-        raise _Expected(f"expected one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
+        raise _Expected(
+            f"expected one of {', '.join(map(repr, choices))}, got {shown(value)}{hint}"
+        )
     return value
 
 
 def _structure_tuple(value: Any, kind: Any, converter: cattrs.Converter) -> Any:
     if not isinstance(value, (list, tuple)):
-        raise _Expected(f"expected a list, got {value!r}")
+        raise _Expected(f"expected a list, got {shown(value)}")
     arguments = get_args(kind)
     if arguments[-1:] == (Ellipsis,):
         return tuple(converter.structure(list(value), list[arguments[0]]))  # type: ignore[valid-type]  # a run-time type

@@ -1,8 +1,11 @@
-"""Names that come from outside, as they may leave the process."""
+"""Names and values that come from outside, as they may leave the process."""
 
 from __future__ import annotations
 
+import math
+import reprlib
 import unicodedata
+from typing import Any
 
 
 def printable(name: str) -> str:
@@ -23,3 +26,27 @@ def _shown(character: str) -> str:
     if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
         return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
     return character
+
+
+class _Short(reprlib.Repr):
+    """The repr of anything, in bounded space and time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 120
+        self.maxlong = 40
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write more than 4,300 digits; the logarithm needs none of them.
+        if x.bit_length() > 4 * self.maxlong:
+            digits = int(x.bit_length() * math.log10(2)) + 1
+            return f"a number of about {digits} digits"
+        return super().repr_int(x, level)
+
+
+_short = _Short()
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: its repr on one line, cut where it is long."""
+    return printable(_short.repr(value))

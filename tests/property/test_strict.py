@@ -6,10 +6,11 @@ import copy
 from typing import Any
 
 import pytest
+from attrs import frozen
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rpiae.core.config import parse
+from rpiae.core.config import make_converter, parse, wired, within
 from rpiae.core.errors import ConfigError
 from rpiae.core.recipe import RunConfig
 from rpiae.core.resolve import converter
@@ -191,6 +192,54 @@ def test_values_below_their_minimum_are_refused(path: Path, below: int) -> None:
     _set(tree, path, value)
     (problem,) = _problems(tree)
     assert problem == f"{_written(path)}: must be at least {MINIMA[path]}, got {value}"
+
+
+@frozen
+class _Bounded:
+    depth: int = within(1, 512, default=2)
+    ratio: float = within(0, 64, default=1)
+    grid: tuple[int, int] | None = within(1, 1024, default=None)
+    features: int | None = wired("encoder.width", what="channels", maximum=65536)
+
+
+@given(st.sampled_from(["depth", "features"]), st.integers(1, 5000), st.booleans())
+def test_absurd_numbers_of_any_length_are_refused(name: str, digits: int, below: bool) -> None:
+    value = (-1 if below else 1) * 10 ** (digits + 5)
+    with pytest.raises(ConfigError) as caught:
+        parse({name: value}, _Bounded, source="the test", converter=make_converter())
+    bound = (
+        "must be at least 1" if below else f"must be at most {512 if name == 'depth' else 65536}"
+    )
+    assert any(p.startswith(f"{name}: {bound}, got ") for p in caught.value.problems)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("tree", "problem"),
+    [
+        ({"ratio": 1e300}, "ratio: must be at most 64, got 1e+300"),
+        ({"grid": [-1, 1]}, "grid: must be at least 1, got -1"),
+        ({"grid": [16, 10**6]}, "grid: must be at most 1024, got 1000000"),
+        ({"depth": "x" * 10**6}, "depth: expected int, got 'xxxxxx"),
+    ],
+)
+def test_bounds_hold_for_each_number_of_a_list(tree: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(tree, _Bounded, source="the test", converter=make_converter())
+    (found,) = caught.value.problems
+    assert found.startswith(problem)
+    assert len(found) < 200
+
+
+def test_a_number_of_more_than_64_bits_is_refused_where_no_bound_is_named() -> None:
+    tree = _valid()
+    _set(tree, ("recipe", "stages", 0, "noise"), 16**5000)
+    tree["recipe"]["accumulate"] = 2**63
+    assert _problems(tree) == (
+        "recipe.accumulate: expected a number of at most 64 bits, got 9223372036854775808",
+        "recipe.stages[0].noise: expected a number of at most 64 bits, "
+        "got a number of about 6021 digits",
+    )
 
 
 @given(
