@@ -97,7 +97,8 @@ def attention(
         q.device, q.dtype, q.shape[-1], backend, tokens, torch.is_grad_enabled(),
         torch.compiler.is_compiling(),
     )  # fmt: skip
-    return _IMPLEMENTATIONS[name](q, k, v, scale)
+    attended: Tensor = _IMPLEMENTATIONS[name](q, k, v, scale)
+    return attended
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types for it

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rpiae.core.attention import attention
+from rpiae.core.errors import UsageError
 from rpiae.core.shapes import at_least_fp32
 
 _recompute: contextvars.ContextVar[bool] = contextvars.ContextVar("recompute", default=False)
@@ -163,12 +164,15 @@ def sincos_positions(height: int, width: int, channels: int) -> Float[Tensor, "n
     Computed in fp64 and given in torch's default dtype.
 
     Raises:
-        ValueError: if ``channels`` is not a multiple of 4.
+        UsageError: if ``channels`` is not a multiple of 4, or the grid is empty.
 
     Source: MAE (arXiv 2111.06377), as used by the decoder of arXiv 2603.19206.
     """
-    if channels % 4:
-        raise ValueError(f"sin-cos positions need a width that is a multiple of 4, not {channels}")
+    if channels % 4 or min(height, width) < 1:
+        raise UsageError(
+            "sin-cos positions need a width that is a multiple of 4 and a grid of at least 1×1, not "
+            f"{channels} and {height}×{width}"
+        )
     frequency = 10000.0 ** -(torch.arange(channels // 4, dtype=torch.float64) / (channels / 4))
     rows, columns = torch.meshgrid(
         torch.arange(height, dtype=torch.float64),

@@ -73,6 +73,16 @@ def within(minimum: float, maximum: float, *, default: Any = attrs.NOTHING) -> A
     return field(default=default, metadata={"minimum": minimum, "maximum": maximum})
 
 
+def refused(name: str, text: str) -> UsageError:
+    """The error of a config whose field ``name`` does not fit its other fields.
+
+    Raised in ``__attrs_post_init__``, it is told under the field's path wherever the config is read.
+    """
+    error = UsageError(text)
+    error.add_note(AttributeValidationNote(f"field {name}", name, object))
+    return error
+
+
 @frozen(kw_only=True)
 class PartConfig:
     """Base of all part configs: the config is the part's signature.
@@ -218,7 +228,13 @@ class DecoderConfig(PartConfig):
 
     family: ClassVar[str] = "decoders"
     features: int | None = wired("encoder.width", what="channels")
-    patch: int | None = wired("encoder.output_patch", what="pixels per token", strict=False)
+    patch: int | None = wired(
+        "encoder.output_patch", what="pixels per token", strict=False, maximum=1024
+    )
+
+    def on_grid(self, rows: int, columns: int) -> DecoderConfig:
+        """The config for training crops of so many tokens, where it depends on that."""
+        return self
 
 
 @frozen(kw_only=True)
@@ -269,6 +285,11 @@ class DatasetConfig(PartConfig):
     """Base of dataset configs."""
 
     family: ClassVar[str] = "datasets"
+
+    def resized(self, side: int) -> DatasetConfig:
+        """The config with training images resized to a short side of so many pixels, where it can
+        say that and does not say another."""
+        return self
 
 
 @frozen(kw_only=True)

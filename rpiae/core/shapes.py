@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from rpiae.core.errors import UsageError
+
 Grid: TypeAlias = tuple[int, int, int]
 
 
@@ -45,10 +47,15 @@ def geometry(
         downsampling: tokens per latent position and side; the grid's sides are multiples of it.
 
     Raises:
-        ValueError: if the size is not positive.
+        UsageError: if a size or a ratio is not positive.
     """
     if min(size) < 1:
-        raise ValueError(f"an image needs at least one pixel, this one is {size[0]}×{size[1]}")
+        raise UsageError(f"an image needs at least one pixel, this one is {size[0]}×{size[1]}")
+    if min(patch, output_patch, downsampling) < 1:
+        raise UsageError(
+            f"patch {patch}, output patch {output_patch} and downsampling {downsampling} must be at "
+            "least 1"
+        )
     h, w = (math.ceil(side / (output_patch * downsampling)) * downsampling for side in size)
     return Geometry(
         size=size,

@@ -15,7 +15,7 @@ from attrs import asdict, define, evolve, field, frozen
 from torch import Tensor, nn
 
 from rpiae.core import events
-from rpiae.core.adaptive import SeparateGradients
+from rpiae.core.adaptive import SeparateGradients, adaptive_layers
 from rpiae.core.blocks import recomputing
 from rpiae.core.checkpoint import (
     checkpoint_path,
@@ -192,7 +192,7 @@ class _Stage:
         objective = Objective(
             config.terms,
             length=length,
-            layers={"encoder": model.encoder.last_weight, "decoder": model.decoder.last_weight},
+            layers=adaptive_layers(model.encoder, model.decoder),
             reduce=runtime.reduce,
             device=runtime.device,
         )
@@ -214,7 +214,7 @@ class _Stage:
         )  # fmt: skip
         trained = [parameter for _, parameter in trained_parameters(model.roles)]
         optimisation = Optimisation.of(trained, config.optimiser, length)
-        ema = Ema(trained_parameters(model.roles), decay=config.ema)
+        ema = Ema(trained_parameters(model.roles), decay=config.ema, warmup=config.ema_warmup)
         stage = cls(
             inputs=inputs, index=index, config=config, length=length, batch_size=size,
             report=report, history=history,
