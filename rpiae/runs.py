@@ -88,9 +88,12 @@ def plan(resolved: ResolvedRun) -> Plan:
     Raises:
         DataError: if data were named and cannot be used.
     """
-    data = resolved.config.data
-    num_images = data.build().num_images if data is not None else None
-    return make_plan(resolved, num_images=num_images)
+    if resolved.config.data is None:
+        return make_plan(resolved)
+    data = resolved.config.data.build()
+    # A run tells them with its first batch.
+    notices = getattr(data, "notices", ())
+    return make_plan(resolved, num_images=data.num_images, notices=notices)
 
 
 def check_startable(resolved: ResolvedRun) -> None:
@@ -432,6 +435,7 @@ def _trained(
         },
         "latent": list(model.latent_shape(data.image_size, data.image_size)),
         "image_size": data.image_size,
+        "num_images": data.num_images,
         "precision": runtime.precision,
         "device": str(runtime.device),
         "processes": runtime.num_processes,

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.live import Live
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from rpiae.cli.launch import launch, launched, speaks
-from rpiae.cli.screen import count, duration, stderr, stdout
+from rpiae.cli.screen import count, duration, progress_bar, stderr, stdout
 from rpiae.core import events
 from rpiae.core.config import Tree, read_toml
 from rpiae.core.errors import UsageError
@@ -122,6 +120,8 @@ def print_plan(plan: Plan) -> None:
         )
     stdout.print(stages)
     data = f"{plan.data} ({plan.data_origin})" if plan.data else "none yet: name some with --data"
+    if plan.num_images is not None:
+        data += f", {plan.num_images} images to train on"
     lines = [f"data {data}", f"device {plan.device}, precision {plan.precision}"]
     if plan.out:
         lines.append(f"out {plan.out}")
@@ -131,7 +131,7 @@ def print_plan(plan: Plan) -> None:
         lines.append(f"not in this version: {', '.join(plan.missing_losses)}")
     stdout.print()
     for line in lines:
-        stdout.print(escape(line))
+        stdout.print(line)
     stdout.print()
 
 
@@ -150,7 +150,7 @@ def _follow(run: Iterator[events.Event]) -> int:
                 view.close()
                 stderr.print(
                     f"{event.signal}: the state is saved. Go on with:\n"
-                    f"  rpiae build --resume {escape(str(event.path))}"
+                    f"  rpiae build --resume {event.path}"
                 )
                 return 130
     return 0
@@ -161,13 +161,7 @@ class _View:
 
     def __init__(self) -> None:
         self._live = Live(console=stderr, refresh_per_second=4, transient=False)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[status]}"),
-            console=stderr,
-        )
+        self._progress = progress_bar()
         self._task: Any = None
         self._plain = not stderr.is_terminal
         self._open = False
@@ -226,7 +220,7 @@ class _View:
             stderr.print(f"{event.stage} {event.step}/{event.steps}: {status}", soft_wrap=True)
 
     def _say(self, text: str) -> None:
-        stderr.print(escape(text), soft_wrap=True)
+        stderr.print(text, soft_wrap=True)
 
 
 def _metrics(metrics: Any) -> str:
@@ -245,18 +239,18 @@ def _print_summary(event: events.RunEnded) -> None:
         table.add_column(heading, justify="left" if heading == "photograph" else "right")
     rows = list(summary["photographs"].items())
     for name, row in rows[:8]:
-        table.add_row(escape(name), *_row(row))
+        table.add_row(name, *_row(row))
     if len(rows) > 8:
         table.add_row(f"… and {len(rows) - 8} more", "", "", "", "")
     table.add_row("mean", *_row(summary))
     stdout.print(table)
-    stdout.print(f"\n{escape(summary['verdict'])}")
-    folder = escape(str(event.folder))
+    stdout.print(f"\n{summary['verdict']}")
+    folder = str(event.folder)
     last = [stage["name"] for stage in summary["stages"] if "skipped" not in stage][-1]
     stdout.print(
-        f"drift from the pivot {summary['drift']:.3f} · trained in "
+        f"drift from the pivot {summary['drift']:.3f} · trained on {summary['num_images']} images in "
         f"{duration(summary['seconds'])} at {summary['images_per_second']:.3g} images/s\n"
-        f"tokenizer {folder}/tokenizer · best evaluated {folder}/best/{escape(last)} · "
+        f"tokenizer {folder}/tokenizer · best evaluated {folder}/best/{last} · "
         f"pictures {folder}/samples · curves {folder}/curves.png, tensorboard --logdir {folder}",
         soft_wrap=True,
     )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.table import Table
 
 from rpiae.cli.launch import launch, launched, speaks
@@ -141,9 +140,7 @@ def _summarise(folder: Path, index: dict[str, Any]) -> None:
     stdout.print(statistics_table(statistics["mean"], statistics["std"]))
     skipped = f", {len(index['skipped'])} skipped" if index["skipped"] else ""
     stdout.print(
-        escape(
-            f"{folder}: latents of {index['count']} images, shards: {len(index['shards'])}{skipped}"
-        ),
+        f"{folder}: latents of {index['count']} images, shards: {len(index['shards'])}{skipped}",
         soft_wrap=True,
     )
 
@@ -153,9 +150,7 @@ def _say_how_to_go_on(folder: Path) -> None:
     total = there[0].stem.rpartition("-")[2].lstrip("0") if there else ""
     complete = f"{len(there)} of {total}" if there else "no"
     stderr.print(
-        escape(
-            f"interrupted: {complete} shards are complete and stay. Go on with:\n  {_command()}"
-        ),
+        f"interrupted: {complete} shards are complete and stay. Go on with:\n  {_command()}",
         soft_wrap=True,
     )
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from rpiae.cli.launch import launch, launched, speaks
@@ -117,10 +116,10 @@ def _print(found: Mapping[str, Evaluation]) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("metric")
     for folder in found:
-        table.add_column(escape(folder), justify="right", overflow="fold")
+        table.add_column(folder, justify="right", overflow="fold")
     for name in dict.fromkeys(name for each in found.values() for name in each.metrics):
         values = [each.metrics.get(name) for each in found.values()]
-        table.add_row(escape(name), *("–" if v is None else f"{v:.5g}" for v in values))
+        table.add_row(name, *("–" if v is None else f"{v:.5g}" for v in values))
     stdout.print(table)
     protocol = next(iter(found.values())).protocol
     lines = [
@@ -137,12 +136,12 @@ def _print(found: Mapping[str, Evaluation]) -> None:
         if "extractor" in facts:
             digest = str(facts["extractor"].get("weights_sha256", ""))[:16]
             lines.append(f"{name}: in the features of {facts['extractor']['extractor']}, {digest}")
-    stdout.print(escape("\n" + "\n".join(lines)), soft_wrap=True)
+    stdout.print("\n" + "\n".join(lines), soft_wrap=True)
     for folder, each in found.items():
         for text in each.warnings:
-            stderr.print(escape(f"warning: {folder}: {text}"), soft_wrap=True)
+            stderr.print(f"warning: {folder}: {text}", soft_wrap=True)
         if each.skipped:
             more = f" and {len(each.skipped) - 1} more" if len(each.skipped) > 1 else ""
-            stderr.print(escape(f"{folder}: skipped {each.skipped[0]}{more}"), soft_wrap=True)
+            stderr.print(f"{folder}: skipped {each.skipped[0]}{more}", soft_wrap=True)
     where = ", ".join(str(results_folder(Path(folder)) / EVALUATION_FILE) for folder in found)
-    stdout.print(escape(f"all of it is in {where}"), soft_wrap=True)
+    stdout.print(f"all of it is in {where}", soft_wrap=True)

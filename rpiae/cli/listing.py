@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
-from rich.markup import escape
 from rich.table import Table
 
 from rpiae.cli.screen import stderr, stdout
@@ -38,7 +37,7 @@ def execute(arguments: argparse.Namespace) -> int:
         for heading in ("name", "kind", "summary", "from"):
             table.add_column(heading, overflow="fold")
         for row in rows:
-            table.add_row(*(escape(row[k]) for k in ("name", "kind", "summary", "distribution")))
+            table.add_row(*(row[k] for k in ("name", "kind", "summary", "distribution")))
         stdout.print(table)
         stdout.print()
     return 0
@@ -102,12 +101,12 @@ def _show(name: str, *, as_json: bool) -> int:
         print(json.dumps(found, indent=2))
         return 0
     for family, row in found.items():
-        stdout.print(escape(f"{family} {name}: {row['summary']}"))
+        stdout.print(f"{family} {name}: {row['summary']}")
         for key in ("kind", "distribution", "source", "licence", "companions"):
             if row.get(key):
-                stdout.print(escape(f"  {key}: {row[key]}"))
+                stdout.print(f"  {key}: {row[key]}")
         for key, value in row["fields"].items():
-            stdout.print(escape(f"  {key} = {json.dumps(value)}"), soft_wrap=True)
+            stdout.print(f"  {key} = {json.dumps(value)}", soft_wrap=True)
     return 0
 
 
@@ -144,7 +143,7 @@ def _plugins(*, as_json: bool, check: bool) -> int:
         state += [f"note: {notice}" for notice in row["notices"]]
         state += row.get("problems", [])
         columns = (row["label"], row["version"], "\n".join(brings), "\n".join(state or ["ok"]))
-        table.add_row(*map(escape, columns))
+        table.add_row(*columns)
     stdout.print(table)
     return 0
 
@@ -190,4 +189,4 @@ def _warn_of_broken() -> None:
     """One line on stderr per plugin whose parts are missing from the listing."""
     for label, errors in _errors().items():
         text = f"plugin {label} is broken: {' · '.join(errors)} (rpiae list plugins)"
-        stderr.print(escape(text), soft_wrap=True)
+        stderr.print(text, soft_wrap=True)

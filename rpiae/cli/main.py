@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 
 import rpiae
 from rpiae.cli.launch import speaks
-from rpiae.core.errors import RpiaeError, RunError
+from rpiae.core.errors import RpiaeError, RunError, UsageError
+from rpiae.core.names import printable, shown
+from rpiae.core.output import steady_output
 
 EPILOG = """exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (state saved)
 
@@ -29,7 +33,21 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = parser().parse_args(argv)
+    with steady_output() as failures:
+        code = _run(argv)
+        sys.stdout.flush()
+        if failures.stdout is None:
+            return code
+        if failures.stdout.errno != errno.EPIPE:  # whoever closes a pipe knows
+            _complain(f"cannot write to standard output: {failures.stdout.strerror}")
+    return code or 1
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        arguments = _parsed(argv)
+    except SystemExit as ended:  # argparse has printed help, or what is wrong
+        return int(ended.code or 0)
     logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
     logging.getLogger("rpiae").setLevel(logging.DEBUG if arguments.debug else logging.WARNING)
     try:
@@ -39,25 +57,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             raise
         if speaks() or isinstance(error, RunError):
-            print(f"rpiae: {error}", file=sys.stderr)
+            _complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         if arguments.debug:
             raise
-        print("rpiae: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:
         if arguments.debug:
             raise
-        text = " ".join(str(error).split())[:500]
-        print(
-            f"rpiae: unexpected {type(error).__name__}: {text} (--debug shows where)",
-            file=sys.stderr,
-        )
+        _complain(_of_the_machine(error) or f"unexpected {_said(error)} (--debug shows where)")
         return 1
+
+
+def _of_the_machine(error: Exception) -> str:
+    """What the system refused, where that is all there is to say; else nothing."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return f"out of memory: {_said(error)}"
+    return ""
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}".removesuffix(": ")
+
+
+def _complain(text: str) -> None:
+    lines = (printable(line) for line in text.splitlines())
+    print("rpiae: " + "\n".join(lines), file=sys.stderr)
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; what is wrong with it is said with the usage of its verb."""
+    top = parser()
+    given = sys.argv[1:] if argv is None else list(argv)
+    if not given:
+        top.print_help()
+        raise SystemExit(UsageError.exit_code)
+    if null := [text for text in given if "\0" in text]:
+        top.error(f"an argument holds a null character: {shown(null[0])}")
+    arguments, rest = top.parse_known_args(given)
+    if rest:
+        arguments.usage.error(f"unrecognized arguments: {' '.join(map(printable, rest))}")
+    return arguments
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
 
     def verb(name: str, module: str, text: str) -> argparse.ArgumentParser:
         made = verbs.add_parser(name, help=text, description=text, parents=[common])
-        made.set_defaults(module=module)
+        made.set_defaults(module=module, usage=made)
         return made
 
     def text(given: str) -> str:
@@ -83,12 +127,18 @@ def parser() -> argparse.ArgumentParser:
             raise argparse.ArgumentTypeError("it is empty")
         return given
 
-    def positive(given: str) -> int:
-        if not given.isdecimal() or int(given) < 1:
-            raise argparse.ArgumentTypeError(
-                f"expected a whole number of at least 1, got {given!r}"
-            )
+    def whole(given: str) -> int:
+        """A whole number that may not be long enough to keep anybody busy."""
+        if not re.fullmatch(r"[+-]?[0-9]{1,18}", given):
+            raise argparse.ArgumentTypeError(f"expected a whole number, got {shown(given)}")
         return int(given)
+
+    def positive(given: str) -> int:
+        if (number := whole(given)) < 1:
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number of at least 1, got {shown(given)}"
+            )
+        return number
 
     def run_options(verb: argparse.ArgumentParser) -> None:
         for part, example in (
@@ -110,7 +160,7 @@ def parser() -> argparse.ArgumentParser:
             "--without", action="append", default=[], metavar="LOSSES",
             help="leave losses out of every stage, comma-separated",
         )  # fmt: skip
-        verb.add_argument("--seed", type=int)
+        verb.add_argument("--seed", type=whole)
         verb.add_argument("--device", metavar="NAME", type=text, help="auto, cpu, cuda or cuda:N")
         verb.add_argument("--precision", choices=["auto", "fp32", "bf16"])
 
@@ -122,14 +172,14 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--init", metavar="FOLDER", type=text, help="start from a run's tokenizer")
     build.add_argument("--resume", metavar="FOLDER", type=text, help="go on with a run")
     build.add_argument(
-        "--processes", type=int, default=1, metavar="N",
+        "--processes", type=positive, default=1, metavar="N",
         help="processes on this machine, one per GPU; accelerate launch starts more",
     )  # fmt: skip
     build.add_argument("--dry-run", action="store_true", help="print the plan and stop")
 
     bench = verb("bench", "bench", "measure speed, cost and memory of a combination")
     run_options(bench)
-    bench.add_argument("--repeats", type=int, default=5, metavar="N")
+    bench.add_argument("--repeats", type=positive, default=5, metavar="N")
     bench.add_argument("--json", action="store_true")
     bench.set_defaults(out=None, init=None)
 
@@ -244,12 +294,14 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument(
             "--resize", type=positive, metavar="N", help="short side of every image before the crop"
         )
-        verb.add_argument("--workers", type=int, metavar="N", help="processes that load images")
+        verb.add_argument("--workers", type=whole, metavar="N", help="processes that load images")
         verb.add_argument(
             "--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides",
             help="set one field of the dataset, such as data.column=img; repeatable",
         )  # fmt: skip
-        verb.add_argument("--seed", type=int, default=0, help="of --posterior sample (default: 0)")
+        verb.add_argument(
+            "--seed", type=whole, default=0, help="of --posterior sample (default: 0)"
+        )
         computing(verb)
 
     encode = verb("encode", "encode", "a whole dataset's latents, for a diffusion model")

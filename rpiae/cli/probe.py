@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 
-from rich.markup import escape
 from rich.table import Table
 
 from rpiae.cli.eval import show
@@ -42,14 +41,12 @@ def execute(arguments: argparse.Namespace) -> int:
     if found.knn is not None:
         table.add_row(f"{found.k} nearest neighbours", f"{found.knn:.2%}", "", "")
     for text in found.warnings:
-        stderr.print(escape(f"warning: {text}"), soft_wrap=True)
+        stderr.print(f"warning: {text}", soft_wrap=True)
     stdout.print(table)
     stdout.print(
-        escape(
-            f"{found.encoder}, mean of {found.width} channels over tokens: learned from "
-            f"{found.training['count']} images of {found.training['location']}, measured on "
-            f"{found.testing['count']} of {found.testing['location']}"
-        ),
+        f"{found.encoder}, mean of {found.width} channels over tokens: learned from "
+        f"{found.training['count']} images of {found.training['location']}, measured on "
+        f"{found.testing['count']} of {found.testing['location']}",
         soft_wrap=True,
     )
     return 0

@@ -192,20 +192,28 @@ def resample_positions(
     *,
     antialias: bool,
     mode: Literal["bicubic", "bilinear"] = "bicubic",
+    offset: float = 0.0,
 ) -> Float[Tensor, "1 height width d"]:
     """Positions resampled to ``size`` (rows, columns), in fp32; unchanged at the stored size.
+
+    Antialiasing, mode and offset are the source's own rule, which docs/encoders.md names.
 
     Args:
         positions: the embedding as it was trained.
         size: rows and columns wanted.
-        antialias: the source's own rule: true for DINOv2, false for MAE, CLIP and SigLIP.
-        mode: the source's own rule: bilinear for Perception Encoder, bicubic for the others.
+        antialias: whether the kernel widens where the grid shrinks.
+        mode: the kernel.
+        offset: what DINO and DINOv2 without registers add to both sides wanted, in tokens, before
+            they divide by the stored ones: it shifts where each position is read.
     """
     if tuple(positions.shape[1:3]) == tuple(size):
         return positions
+    stored = positions.shape[1:3]
+    scale = [(side + offset) / old for side, old in zip(size, stored, strict=True)]
     resampled = F.interpolate(
-        at_least_fp32(positions.permute(0, 3, 1, 2)), size=size, mode=mode, antialias=antialias
-    )
+        at_least_fp32(positions.permute(0, 3, 1, 2)), mode=mode, antialias=antialias,
+        **({"scale_factor": scale} if offset else {"size": size}),
+    )  # fmt: skip
     return resampled.permute(0, 2, 3, 1).to(positions.dtype)
 
 

@@ -336,6 +336,8 @@ def _strict(kind: type, names: str) -> Any:
             raise _Expected(f"expected {names}, got {shown(value)}")
         if isinstance(value, int) and not -_GREATEST_INT - 1 <= value <= _GREATEST_INT:
             raise _Expected(f"expected a number of at most 64 bits, got {shown(value)}")
+        if isinstance(value, str) and "\0" in value:
+            raise _Expected(f"expected text without null characters, got {shown(value)}")
         if isinstance(value, float) and not math.isfinite(value):
             raise _Expected(f"expected a finite number, got {value!r}")
         return float(value) if kind is float else value

@@ -6,7 +6,8 @@ schedule of its own. While the model learns from it, it is frozen and in eval mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +15,12 @@ from attrs import define, field
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rpiae.core.checkpoint import SavedState
 from rpiae.core.contracts import AdversarialTerm, Critic
 from rpiae.core.players import Optimisation
 from rpiae.core.randomness import StepRandomness, key
 from rpiae.core.recipe import AdversarialConfig, OptimiserConfig, StageLength
+from rpiae.core.restoring import check_critic
 from rpiae.core.runtime import Runtime
 from rpiae.core.shapes import at_least_fp32, to_8_bits
 
@@ -104,7 +107,6 @@ class CriticTraining:
     config: AdversarialConfig
     start: int
     _optimisation: Optimisation
-    _trained: list[nn.Parameter]
     _player: Any = field(init=False)
     _optimiser: Any = field(init=False)
 
@@ -119,7 +121,7 @@ class CriticTraining:
         optimiser: OptimiserConfig,
         length: StageLength,
         device: torch.device,
-        saved: Mapping[str, Any] | None = None,
+        saved: SavedState | None = None,
     ) -> CriticTraining:
         """A fresh critic, or the one of a saved state, which then needs no pretrained weights.
 
@@ -130,25 +132,32 @@ class CriticTraining:
             optimiser: the critic's.
             length: the stage's lengths with that optimiser; the critic counts them in its own steps.
             device: where.
-            saved: what ``state_dict`` gave.
+            saved: a state of the stage, of which ``critic`` is what ``state_dict`` gave.
+
+        Raises:
+            CheckpointError: if the saved critic is another one.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key(seed, stage, "critic"))
             critic = config.critic.build()
         assert isinstance(critic, nn.Module)
         assert isinstance(critic, Critic)
+        trained = {f"critic.{n}": p for n, p in critic.named_parameters() if p.requires_grad}
         if saved is None:
             config.critic.load_pretrained(critic)
         else:
-            critic.load_state_dict(saved["critic"])
+            check_critic(
+                saved.state.get("critic"), critic, list(trained.values()),
+                steps=saved.state["step"], source=str(saved.path),
+            )  # fmt: skip
+            critic.load_state_dict(saved.state["critic"]["critic"])
         critic.to(device)
-        trained = [p for p in critic.parameters() if p.requires_grad]
-        optimisation = Optimisation.of(trained, optimiser, length)
+        optimisation = Optimisation.of(trained.items(), optimiser, length)
         if saved is not None:
-            optimisation.optimiser.load_state_dict(saved["optimiser"])
+            optimisation.load_state_dict(saved.state["critic"]["optimiser"])
         return cls(
             critic=critic, term=term, config=config, start=length.critic_start(config),
-            optimisation=optimisation, trained=trained,
+            optimisation=optimisation,
         )  # fmt: skip
 
     def prepare(self, runtime: Runtime) -> None:
@@ -159,7 +168,7 @@ class CriticTraining:
 
     def freeze(self) -> Critic:
         """The critic as the model sees it: gradients pass to the images and to nothing else."""
-        for parameter in self._trained:
+        for parameter in self._optimisation.parameters.values():
             parameter.requires_grad_(False)
         self.critic.eval()
         assert isinstance(self.critic, Critic)
@@ -180,7 +189,7 @@ class CriticTraining:
         rate = self._optimisation.learning_rate(step - self.start)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
-        self._optimiser.zero_grad()
+        self._optimisation.clear()
         scores = dict.fromkeys(CriticScores._fields, 0.0)
         waiting = list(parts)
         for number, part in enumerate(waiting, start=1):
@@ -191,16 +200,18 @@ class CriticTraining:
                 runtime.backward(shown.share * found.loss)
             for name, value in found._asdict().items():
                 scores[name] += shown.share * value.item()
-        gradients = [p.grad for p in self._trained if p.grad is not None]
-        norm = float(nn.utils.get_total_norm(gradients))
-        clip = self._optimisation.config.clip
-        if clip:
-            torch._foreach_mul_(gradients, min(1.0, clip / (norm + 1e-6)))
+        norms = self._optimisation.norms()
+        self._optimisation.clip(norms)
         self._optimiser.step()
+        norm = math.hypot(*norms.values())
         return {**runtime.means(scores), "gradient_norm": norm, "learning_rate": rate}
 
+    def clear(self) -> None:
+        """Forget the critic's gradients, and free their memory."""
+        self._optimisation.clear()
+
     def _unfreeze(self) -> None:
-        for parameter in self._trained:
+        for parameter in self._optimisation.parameters.values():
             parameter.requires_grad_(True)
 
     def state_dict(self) -> dict[str, Any]:

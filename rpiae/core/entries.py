@@ -68,6 +68,8 @@ class Entry:
         tags: free words for listings.
         pattern: a parametric name such as ``"vb{latent_channels}"``; the number goes into the field.
         argument: the field that ``name:argument`` sets.
+        files: endings of the files that the argument names, or that lie in a folder that it names;
+            "/" where it is a folder of anything.
         source: paper or code the part follows.
         licence: licence of what it wraps, where that is not our own.
     """
@@ -82,6 +84,7 @@ class Entry:
     tags: tuple[str, ...] = ()
     pattern: str = ""
     argument: str = ""
+    files: tuple[str, ...] = ()
     source: str = ""
     licence: str = ""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from rpiae.core.errors import RunError
 
@@ -19,21 +20,73 @@ _KINDS = {
 }
 
 
+#: Letters of a name that ``plain_name`` keeps, at most.
+_NAME_LENGTH = 80
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text under another name and rename it.
 
     Raises:
         RunError: if it cannot be written; what was there before stays.
     """
-    part = path.with_name(path.name + ".part")
+    part = part_of(path)
     try:
         part.write_text(text, encoding="utf-8")
-        part.rename(path)
+        replace_durably(part, path)
+    except UnicodeEncodeError as error:
+        lost = ascii(error.object[error.start : error.end])
+        raise RunError(f"cannot write {path}: {lost} in it is not valid Unicode") from None
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from None
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def part_of(path: Path) -> Path:
+    """Where a file is written until it is whole."""
+    return path.with_name(path.name + ".part")
+
+
+def replace_durably(part: Path, path: Path) -> None:
+    """Rename a written file to its own name, so that a power cut leaves the old or the new one.
+
+    Raises:
+        OSError: if the system refuses.
+    """
+    sync(part)
+    part.replace(path)
+    # The rename is in the folder. Not every system opens folders, nor every file system syncs them.
+    with contextlib.suppress(OSError):
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sync(path: Path) -> None:
+    """Have a file's content on the disk, not only on its way there.
+
+    Raises:
+        OSError: if the system refuses.
+    """
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def plain_name(name: str) -> str:
+    """A name as one part of a path: it leads nowhere else, and two names give two.
+
+    Letters, digits and ``. _ -`` stay; a name that has others, begins with a dot or is long is
+    changed, and ends in the beginning of its sha256.
+    """
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name)
+    kept = kept[:_NAME_LENGTH].lstrip(".")
+    if kept and kept == name:
+        return name
+    return f"{kept}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a regular file for reading, without waiting for anybody.
 
     Opening a FIFO waits for its writer, for ever where there is none; a device may never end.

@@ -1,30 +1,48 @@
-"""The run's pivot on disk: written once, never again, so that every resume anchors to it."""
+"""The run's pivot on disk: written once, never again, so that every resume anchors to it.
+
+Its file's metadata holds the digest of all its tensors.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import shutil
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from rpiae.core.checkpoint import digest
 from rpiae.core.config import EncoderConfig
 from rpiae.core.errors import CheckpointError
+from rpiae.core.files import open_regular, part_of, replace_durably
 from rpiae.core.tokenizer import load_state
 
 FILE = "pivot.safetensors"
 
+_DIGEST = "tensors_sha256"
+
+logger = logging.getLogger(__name__)
+
 
 def write_pivot(folder: Path, encoder: nn.Module) -> None:
-    """Write the encoder as it stands as the pivot of a run that begins."""
+    """Write the encoder as it stands as the pivot of a run that begins.
+
+    Raises:
+        CheckpointError: if it cannot be written.
+    """
     path = folder / FILE
-    part = path.with_suffix(".part")
+    part = part_of(path)
+    state = {name: t.detach().cpu().contiguous() for name, t in encoder.state_dict().items()}
     try:
-        save_file({name: t.contiguous() for name, t in encoder.state_dict().items()}, part)
+        save_file(state, part, metadata={_DIGEST: digest(state)})
         part.chmod(0o644)  # safetensors lets its owner alone read it
-        part.rename(path)
+        replace_durably(part, path)
     except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise CheckpointError(f"cannot write {path}: {error}") from None
 
 
@@ -32,12 +50,19 @@ def inherit_pivot(folder: Path, source: Path) -> bool:
     """Take over the pivot of the run that ``source`` lies in, where there is one.
 
     So going on from a tuned tokenizer keeps the true anchor.
+
+    Raises:
+        CheckpointError: if it is damaged, or cannot be written.
     """
     for place in (source, *source.resolve().parents[:2]):
         if (place / FILE).is_file():
-            part = folder / f"{FILE}.part"
-            shutil.copyfile(place / FILE, part)
-            part.rename(folder / FILE)
+            _read(place / FILE)
+            part = part_of(folder / FILE)
+            try:
+                shutil.copyfile(place / FILE, part)
+                replace_durably(part, folder / FILE)
+            except OSError as error:
+                raise CheckpointError(f"cannot write {folder / FILE}: {error.strerror}") from None
             return True
     return False
 
@@ -45,15 +70,30 @@ def inherit_pivot(folder: Path, source: Path) -> bool:
 def read_pivot(folder: Path, config: EncoderConfig) -> nn.Module:
     """The pivot as an encoder of its own.
 
+    Files of earlier versions have no digest, which is logged.
+
     Raises:
         CheckpointError: if it is missing, damaged or of another architecture.
     """
     path = folder / FILE
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    state = _read(path)
     encoder = config.build()
     assert isinstance(encoder, nn.Module)
-    load_state(encoder, state, source=str(path))
+    load_state(encoder, state, source=str(path), exact=True)
     return encoder
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """All tensors, which are what was written."""
+    try:
+        open_regular(path).close()
+        with safe_open(path, "pt") as file:
+            said = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not said:
+        logger.warning("%s is of an earlier version and has no digest to check it by", path)
+    elif said != {_DIGEST: digest(state)}:
+        raise CheckpointError(f"{path} is damaged: its tensors are not those that were written")
+    return state

@@ -69,6 +69,7 @@ class Plan:
         latent: (C, h, w) for a training crop.
         compression: image values per latent value.
         image_size: side of the training crops.
+        num_images: images to train on; None where the data are not known.
     """
 
     parts: tuple[PartPlan, ...]
@@ -81,6 +82,7 @@ class Plan:
     recipe_origin: str
     data: str
     data_origin: str
+    num_images: int | None
     device: str
     precision: str
     out: str
@@ -89,12 +91,15 @@ class Plan:
     notices: tuple[str, ...]
 
 
-def make_plan(resolved: ResolvedRun, *, num_images: int | None = None) -> Plan:
+def make_plan(
+    resolved: ResolvedRun, *, num_images: int | None = None, notices: Sequence[str] = ()
+) -> Plan:
     """Plan a run.
 
     Args:
         resolved: the run.
         num_images: length of the training data, where it is known.
+        notices: what is to be said of the data.
 
     Raises:
         ConfigError: if a stage's patterns match no parameter, or a part that ships begins at random
@@ -168,6 +173,7 @@ def make_plan(resolved: ResolvedRun, *, num_images: int | None = None) -> Plan:
         recipe_origin=resolved.origins.get("recipe", "given"),
         data=config.data.label if config.data else "",
         data_origin=resolved.origins.get("data", ""),
+        num_images=num_images,
         device=config.device,
         precision=config.precision,
         out=config.out,
@@ -175,6 +181,7 @@ def make_plan(resolved: ResolvedRun, *, num_images: int | None = None) -> Plan:
         missing_losses=resolved.missing_losses,
         notices=(
             *resolved.notices,
+            *notices,
             *_fitted(resolved, stages),
             *said,
         ),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from attrs import frozen
@@ -125,26 +127,69 @@ def with_noise(features: Features, *, tau: float, draws: StepRandomness) -> Feat
 
 @frozen(kw_only=True)
 class Optimisation:
-    """AdamW of a player, and its learning rate as a function of the step."""
+    """AdamW of a player, its gradients, and its learning rate as a function of the step.
 
+    A player clears, measures and clips the gradients of what it trains, and nobody else's.
+
+    Attributes:
+        parameters: what the player trains, by role-prefixed name.
+        optimiser: over them.
+        config: its settings.
+        length: the stage's lengths.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
     optimiser: torch.optim.AdamW
     config: OptimiserConfig
     length: StageLength
 
     @classmethod
     def of(
-        cls, parameters: Sequence[nn.Parameter], config: OptimiserConfig, length: StageLength
+        cls,
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        config: OptimiserConfig,
+        length: StageLength,
     ) -> Optimisation:
         """AdamW over the parameters that a player trains."""
+        named = dict(parameters)
         optimiser = torch.optim.AdamW(
-            parameters,
+            list(named.values()),
             lr=config.learning_rate,
             betas=config.betas,
             eps=config.eps,
             weight_decay=config.weight_decay,
             fused=True,
         )
-        return cls(optimiser=optimiser, config=config, length=length)
+        return cls(parameters=named, optimiser=optimiser, config=config, length=length)
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on with the moments of a saved state, and with the settings that there are now."""
+        own = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": saved["state"], "param_groups": own})
+
+    def clear(self) -> None:
+        """Forget the gradients, and free their memory."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def norms(self) -> dict[str, float]:
+        """Norm of the gradients per role; roles without any are left out."""
+        found: dict[str, list[Tensor]] = {}
+        for name, parameter in self.parameters.items():
+            if parameter.grad is not None:
+                found.setdefault(name.partition(".")[0], []).append(parameter.grad)
+        return {role: float(nn.utils.get_total_norm(each)) for role, each in found.items()}
+
+    def clip(self, norms: Mapping[str, float]) -> None:
+        """Scale the gradients down to the norm that is wanted, if any.
+
+        Args:
+            norms: what ``norms`` gave.
+        """
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if self.config.clip and gradients:
+            total = math.hypot(*norms.values())
+            torch._foreach_mul_(gradients, min(1.0, self.config.clip / (total + 1e-6)))
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step."""

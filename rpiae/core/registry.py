@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import attrs
@@ -33,6 +35,7 @@ from rpiae.core.errors import (
     did_you_mean,
     nearest,
 )
+from rpiae.core.names import printable
 from rpiae.core.plugins import API, GROUP, Plugin, installed_plugins
 from rpiae.core.recipe import RecipeConfig, StageConfig, TermConfig
 
@@ -270,7 +273,9 @@ class Registry:
         # A parametric name is closer to `vb64` than to its pattern.
         close = nearest(normalised(name), [re.sub(r"\{.*\}", "64", n) for n in names])
         hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
-        if "/" in name:
+        if there := _as_argument(name, self.entries()):
+            hint = f" For what is there under that name, write {there}."
+        elif "/" in name:
             forms = [
                 f"{entry.name}:{entry.argument.upper()}"
                 for entry in self.entries()
@@ -393,6 +398,24 @@ def registry(family: str) -> Registry:
             f"no family named {family!r}.{hint} Families: {', '.join(sorted(FAMILIES))}"
         )
     return load_object(FAMILIES[family])  # type: ignore[no-any-return]  # an import string
+
+
+def _as_argument(name: str, entries: Iterable[Entry]) -> str:
+    """What to write for a file or folder that is there; nothing where none of the parts reads it."""
+    try:
+        path = Path(name).expanduser()
+        whole = path.is_dir()
+        inside = [entry.name for entry in islice(path.iterdir(), 64)] if whole else [path.name]
+        if not path.exists():
+            return ""
+    except (OSError, ValueError, RuntimeError):  # no name of a file, or none that may be looked at
+        return ""
+    for entry in entries:
+        for ending in entry.files:
+            if ending != "/" and any(file.lower().endswith(ending) for file in inside):
+                return f"{entry.name}:{printable(name)}"
+    folders = [entry.name for entry in entries if "/" in entry.files]
+    return f"{folders[0]}:{printable(name)}" if whole and folders else ""
 
 
 def _copied(tree: Tree) -> Tree:

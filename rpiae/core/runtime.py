@@ -168,10 +168,12 @@ class Runtime:
             yield
         except RuntimeError as error:
             if "DataLoader worker" in str(error):
+                cause = "" if "Terminated" in str(error) else (
+                    ": often the machine ran out of memory. Lower data.workers (0 loads in the "
+                    "training process)"
+                )  # fmt: skip
                 raise DataError(
-                    f"a process that loads images ended ({_first_line(error)}): often the machine "
-                    "ran out of memory. Lower data.workers (0 loads in the training process). "
-                    f"{where}"
+                    f"a process that loads images ended ({_first_line(error)}){cause}. {where}"
                 ) from None
             lost = isinstance(error, torch.distributed.DistError) or any(
                 name in str(error) for name in ("gloo", "NCCL", "Connection closed by peer")

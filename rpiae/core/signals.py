@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from types import FrameType
+
+#: What asks a process to end: Ctrl-C, a scheduler or service manager, a terminal that is closed.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+
+#: Seconds within which a further signal is the first one told twice: where a whole group of processes
+#: is told to end, its launcher passes that on too.
+SAME = 1.0
 
 
 class StopSignal(contextlib.AbstractContextManager["StopSignal"]):
-    """Remembers the first SIGINT or SIGTERM; the second one acts as if nobody listened.
+    """Remembers the first signal that asks to end; a later one acts as if nobody listened.
+
+    A signal that the process was started to ignore (``nohup``) stays ignored.
 
     Attributes:
         received: the signal's name; empty before one came.
@@ -18,7 +30,9 @@ class StopSignal(contextlib.AbstractContextManager["StopSignal"]):
 
     def __enter__(self) -> StopSignal:
         self._previous = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) in (signal.SIG_IGN, None):
+                continue
             with contextlib.suppress(ValueError):  # not the main thread: leave signals alone
                 self._previous[number] = signal.signal(number, self._remember)
         return self
@@ -28,6 +42,9 @@ class StopSignal(contextlib.AbstractContextManager["StopSignal"]):
             signal.signal(number, handler)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-        for each, handler in self._previous.items():
-            signal.signal(each, handler)
+        if not self.received:
+            self.received = signal.Signals(number).name
+            self._at = time.monotonic()
+        elif time.monotonic() - self._at > SAME:
+            self.__exit__()
+            signal.raise_signal(number)

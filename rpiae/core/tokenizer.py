@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import logging
 import os
-import shutil
-import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rpiae.core.contracts import Bridge, Decoder, Encoder, Features, Posterior
@@ -27,14 +23,10 @@ _log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from rpiae.core.resolve import ResolvedTokenizer
 
-FORMAT = 1
 NORM_EPS = 1e-5
 
 #: How far images may lie outside [0, 1] without a word: what resampling overshoots by.
 TOLERANCE = 0.05
-
-#: What a tokenizer's folder may hold and still be replaced: its files, and results about it.
-REPLACEABLE = frozenset({"config.json", "model.safetensors", "evaluation.json", "pictures"})
 
 
 class RPiAE(nn.Module):
@@ -218,7 +210,9 @@ class RPiAE(nn.Module):
         return images if size is None else images[..., : size[0], : size[1]]
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``config.json`` and ``model.safetensors``; the folder appears whole or not at all.
+        """Write ``config.json`` and ``model.safetensors``, which know each other by digest.
+
+        A process that is killed meanwhile leaves the old tokenizer or the new one.
 
         Raises:
             UsageError: if the tokenizer was put together without configs.
@@ -229,32 +223,11 @@ class RPiAE(nn.Module):
                 "this tokenizer was put together by hand and has no config to save: make it with "
                 "rpiae.build, or pass config"
             )
+        from rpiae.core.saved import write_tokenizer
+
         target = Path(folder)
-        if target.exists() and not _replaceable(target):
-            raise CheckpointError(
-                f"{target} holds other things than a tokenizer and is left alone: name a new folder"
-            )
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            staged = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        except OSError as error:
-            raise CheckpointError(f"cannot write {target}: {error.strerror}") from None
-        try:
-            (staged / "config.json").write_text(json.dumps(self._saved_config(), indent=2) + "\n")
-            state = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
-            save_file(state, staged / "model.safetensors", metadata={"format": "pt"})
-            (staged / "model.safetensors").chmod(0o644)  # safetensors lets its owner alone read it
-            staged.chmod(0o755)
-            replaced = staged.with_name(f"{staged.name}-replaced")
-            if target.exists():
-                target.rename(replaced)
-            staged.rename(target)
-            shutil.rmtree(replaced, ignore_errors=True)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"cannot write {target}: {error}") from None
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(staged)
+        state = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+        write_tokenizer(target, self._saved_config(), state)
         return target
 
     @classmethod
@@ -268,25 +241,10 @@ class RPiAE(nn.Module):
             CheckpointError: if it is missing, damaged, of another format, or needs a plugin that is
                 not installed.
         """
-        from rpiae.core.build import build_saved
+        from rpiae.core.build import load_saved
+        from rpiae.core.saved import open_tokenizer
 
-        path = tokenizer_folder(folder)
-        try:
-            saved = json.loads((path / "config.json").read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path / 'config.json'} cannot be read: {error}") from None
-        if not isinstance(saved, dict) or saved.get("format") != FORMAT:
-            given = saved.get("format") if isinstance(saved, dict) else None
-            raise CheckpointError(
-                f"{path} has tokenizer format {given!r}, this rpiae reads format {FORMAT}"
-            )
-        state = _read_state(path / "model.safetensors")
-        model = build_saved(saved, source=str(path))
-        for name in ("feature_mean", "feature_var", "latent_mean", "latent_std"):
-            if name in state:
-                model.register_buffer(name, state[name])
-        load_state(model, state, source=str(path))
-        return model.eval()
+        return load_saved(open_tokenizer(tokenizer_folder(folder))).eval()
 
     def _check_range(self, images: Tensor) -> None:
         """Warn of the first images outside [0, 1] by more than rounding and resampling explain.
@@ -336,6 +294,7 @@ class RPiAE(nn.Module):
     def _saved_config(self) -> dict[str, Any]:
         from rpiae.core.config import unparse
         from rpiae.core.registry import registry
+        from rpiae.core.saved import FORMAT
 
         assert self.config is not None
         parts = {
@@ -367,13 +326,6 @@ def _fitting(values: Tensor, part: object) -> Tensor:
     return values if weight is None else values.to(weight.dtype)
 
 
-def _replaceable(target: Path) -> bool:
-    """Whether a folder is empty, or holds a saved tokenizer and nothing but what was measured of it."""
-    if not target.is_dir():
-        return False
-    return {path.name for path in target.iterdir()} <= REPLACEABLE
-
-
 def tokenizer_folder(folder: str | os.PathLike[str]) -> Path:
     """The folder that holds ``config.json``: ``folder`` itself or its ``tokenizer/``.
 
@@ -382,51 +334,84 @@ def tokenizer_folder(folder: str | os.PathLike[str]) -> Path:
     """
     path = Path(folder)
     for candidate in (path, path / "tokenizer"):
-        if (candidate / "config.json").is_file():
+        if os.path.lexists(candidate / "config.json"):
             return candidate
-    if path.is_file():
+    if os.path.isfile(path):
         raise CheckpointError(f"{path} is a file: name the folder of a run or tokenizer")
-    what = "has no finished tokenizer yet" if path.is_dir() else "does not exist"
+    what = "has no finished tokenizer yet" if os.path.isdir(path) else "does not exist"
     raise CheckpointError(
         f"{path} {what}: expected config.json and model.safetensors there or in {path / 'tokenizer'}"
     )
 
 
-def load_state(model: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
-    """Load all tensors of a state.
+def load_state(
+    model: nn.Module, state: Mapping[str, Tensor], *, source: str, exact: bool = False
+) -> None:
+    """Load all tensors of a state; see ``check_state``.
 
     Raises:
-        CheckpointError: if names or shapes are of another architecture.
+        CheckpointError: if names, shapes or dtypes are of another architecture.
     """
-    check_state(model, state, source=source)
+    check_state(model, state, source=source, exact=exact)
     model.load_state_dict(state)
 
 
-def check_state(model: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
+def check_state(
+    model: nn.Module, state: Mapping[str, Tensor], *, source: str, exact: bool = False
+) -> None:
     """Whether a state fits a model.
 
+    Args:
+        model: the model.
+        state: tensors by name.
+        source: what messages call the state.
+        exact: whether floating dtypes have to be the model's own; else they may be converted.
+
     Raises:
-        CheckpointError: if names or shapes are of another architecture.
+        CheckpointError: if names, shapes or dtypes are of another architecture.
     """
     own = model.state_dict()
-    missing = sorted(set(own) - set(state))
-    extra = sorted(set(state) - set(own))
-    wrong = sorted(n for n in set(own) & set(state) if own[n].shape != state[n].shape)
-    if missing or extra or wrong:
-        first = (
-            f"{wrong[0]} is {tuple(state[wrong[0]].shape)} there and {tuple(own[wrong[0]].shape)} here"
-            if wrong
-            else f"for example {(missing or extra)[0]}"
-        )
-        raise CheckpointError(
-            f"{source} holds another architecture: {len(missing)} tensors missing, {len(extra)} "
-            f"unknown, {len(wrong)} of another shape ({first})"
-        )
+    both = sorted(set(own) & set(state))
+    check_architecture(
+        source,
+        missing=sorted(set(own) - set(state)),
+        extra=sorted(set(state) - set(own)),
+        wrong={
+            name: (tuple(state[name].shape), tuple(own[name].shape))
+            for name in both
+            if own[name].shape != state[name].shape
+        },
+    )
+    for name in both:
+        given, wanted = state[name].dtype, own[name].dtype
+        convertible = not exact and given.is_floating_point and wanted.is_floating_point
+        if given != wanted and not convertible:
+            raise CheckpointError(f"{source}: {name} is {given} there and {wanted} here")
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+def check_architecture(
+    source: str,
+    *,
+    missing: Sequence[str],
+    extra: Sequence[str],
+    wrong: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
+) -> None:
+    """Refuse a state with other tensors than the model's.
+
+    Args:
+        source: what messages call the state.
+        missing, extra: names that only the model has, and that only the state has.
+        wrong: the shape there and the one here, of tensors that have another shape.
+
+    Raises:
+        CheckpointError: if there are any.
+    """
+    if not (missing or extra or wrong):
+        return
+    first = f"for example {(missing or extra)[0]}" if missing or extra else ""
+    for name, (there, here) in list(wrong.items())[:1]:
+        first = f"{name} is {there} there and {here} here"
+    raise CheckpointError(
+        f"{source} holds another architecture: {len(missing)} tensors missing, {len(extra)} "
+        f"unknown, {len(wrong)} of another shape ({first})"
+    )

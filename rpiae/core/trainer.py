@@ -18,6 +18,7 @@ from rpiae.core import events
 from rpiae.core.adaptive import SeparateGradients, adaptive_layers
 from rpiae.core.blocks import recomputing
 from rpiae.core.checkpoint import (
+    SavedState,
     checkpoint_path,
     digest,
     list_checkpoints,
@@ -28,6 +29,7 @@ from rpiae.core.contracts import Batch, Dataset, Replica
 from rpiae.core.critic import CriticTraining, ShownImages
 from rpiae.core.ema import Ema
 from rpiae.core.errors import CheckpointError, ConfigError, DataError, TrainingError, UsageError
+from rpiae.core.files import plain_name
 from rpiae.core.fitting import fit_bridge
 from rpiae.core.freeze import FreezeReport, apply_stage, set_modes, trained_parameters
 from rpiae.core.objective import Objective
@@ -40,9 +42,10 @@ from rpiae.core.recipe import (
     batch_size,
     stage_length,
 )
+from rpiae.core.restoring import check_saved
 from rpiae.core.runtime import Runtime
 from rpiae.core.signals import StopSignal
-from rpiae.core.tokenizer import RPiAE, load_state
+from rpiae.core.tokenizer import RPiAE
 from rpiae.core.watch import Watch
 
 #: Held-out metrics of the model as it stands, on a stage's path; larger ``psnr`` is better.
@@ -91,8 +94,10 @@ def train(inputs: TrainerInputs, *, resume: bool = False) -> Iterator[events.Eve
     """
     inputs.model.to(inputs.runtime.device)
     saved = _load(inputs) if resume else None
-    first = saved["stage"] if saved else 0
-    history: dict[str, dict[str, Any]] = saved["history"] if saved else {}
+    first = saved.state["stage"] if saved else 0
+    history: dict[str, dict[str, Any]] = saved.state["history"] if saved else {}
+    for text in saved.notices if saved else ():
+        yield events.Notice(text=text)
     with StopSignal() as stop:
         for index, stage in enumerate(inputs.recipe.stages):
             report = _apply(inputs.model, stage, index)
@@ -109,26 +114,32 @@ def train(inputs: TrainerInputs, *, resume: bool = False) -> Iterator[events.Eve
                 if not (yield from _Stage.open(inputs, index, report, history, state).run(stop)):
                     return
         yield from fit_bridge(inputs.model, inputs.data, inputs.runtime, inputs.seed)
+        if inputs.runtime.any(bool(stop.received)):
+            yield events.Interrupted(path=inputs.folder, signal=stop.received or "a peer")
 
 
-def _load(inputs: TrainerInputs) -> dict[str, Any] | None:
-    found = load_checkpoint(inputs.folder / "checkpoints")
+def _load(inputs: TrainerInputs) -> SavedState | None:
+    """The newest state that the run can go on from; its weights are the model's then."""
+    found = load_checkpoint(
+        inputs.folder / "checkpoints",
+        check=functools.partial(check_saved, model=inputs.model, recipe=inputs.recipe),
+    )
     if found is None:
         return None
-    path, state = found
+    path, state, _ = found
     if state["num_images"] != inputs.data.num_images:
         raise CheckpointError(
             f"{path} was trained on {state['num_images']} images and the data now have "
             f"{inputs.data.num_images}, so its epochs cannot go on: bring back the data, or start "
             f"another run from its weights with --init"
         )
-    load_state(inputs.model, state["model"], source=str(path))
+    inputs.model.load_state_dict(state["model"])
     if state["step"] == 0 and _wants_averages(inputs.model, inputs.recipe.stages[state["stage"] :]):
         names = dict(inputs.model.named_parameters())
         with torch.no_grad():
             for name, average in state["ema"]["values"].items():
                 names[name].copy_(average)
-    return state
+    return found
 
 
 def _apply(model: RPiAE, stage: StageConfig, index: int) -> FreezeReport:
@@ -179,8 +190,9 @@ class _Stage:
         index: int,
         report: FreezeReport,
         history: dict[str, dict[str, Any]],
-        saved: Mapping[str, Any] | None,
+        saved: SavedState | None,
     ) -> _Stage:
+        saved = saved if saved is not None and saved.state["step"] > 0 else None
         model, config, runtime = inputs.model, inputs.recipe.stages[index], inputs.runtime
         length = stage_length(config, inputs.recipe, inputs.data.num_images)
         size = batch_size(config, inputs.recipe)
@@ -205,15 +217,13 @@ class _Stage:
                 length=stage_length(
                     evolve(config, optimiser=optimiser), inputs.recipe, inputs.data.num_images
                 ),
-                device=runtime.device,
-                saved=saved["critic"] if saved is not None and saved["step"] > 0 else None,
+                device=runtime.device, saved=saved,
             )  # fmt: skip
         player = ModelPlayer(
             model, stage=config, objective=objective, replica=inputs.replica,
             critic=critic.freeze() if critic else None,
         )  # fmt: skip
-        trained = [parameter for _, parameter in trained_parameters(model.roles)]
-        optimisation = Optimisation.of(trained, config.optimiser, length)
+        optimisation = Optimisation.of(trained_parameters(model.roles), config.optimiser, length)
         ema = Ema(trained_parameters(model.roles), decay=config.ema, warmup=config.ema_warmup)
         stage = cls(
             inputs=inputs, index=index, config=config, length=length, batch_size=size,
@@ -222,8 +232,8 @@ class _Stage:
             critic=critic,
             watch=Watch(steps=length.steps, alarms=objective.alarms),
         )  # fmt: skip
-        if saved is not None and saved["step"] > 0:
-            stage._restore(saved)
+        if saved is not None:
+            stage._restore(saved.state)
         stage.player, stage.optimiser = runtime.prepare(player, optimisation.optimiser)
         if critic is not None:
             critic.prepare(runtime)
@@ -231,12 +241,21 @@ class _Stage:
 
     def run(self, stop: StopSignal) -> Generator[events.Event, None, bool]:
         """The run loop; whether the stage came to its end."""
+        try:
+            return (yield from self._steps(stop))
+        finally:
+            self.optimisation.clear()
+            if self.critic is not None:
+                self.critic.clear()
+
+    def _steps(self, stop: StopSignal) -> Generator[events.Event, None, bool]:
         recipe, runtime = self.inputs.recipe, self.inputs.runtime
         yield events.StageStarted(
             stage=self.config.name, index=self.index, steps=self.length.steps, step=self.step,
             batch_size=self.batch_size, report=self.report,
         )  # fmt: skip
-        for batch, waited in self._batches():
+        stopped = False
+        for batch, waited in self._batches(stop):
             if batch.skipped:
                 yield self._skipped(batch)
             for text in batch.notices:
@@ -251,15 +270,18 @@ class _Stage:
             with runtime.with_others(self._way_on):
                 stopped = runtime.any(bool(stop.received))
             if stopped:
-                path = self._write()
-                yield events.CheckpointSaved(path=path, stage=self.config.name, step=self.step)
-                yield events.Interrupted(path=self.inputs.folder, signal=stop.received or "a peer")
-                return False
+                break
             if self.step < self.length.steps and _due(self.step, recipe.checkpoint_every):
                 yield self._saved()
-        yield from self._evaluated()
-        yield self._ended()
-        return True
+        if self.step == self.length.steps and not stopped:
+            yield from self._evaluated()
+            yield self._ended()
+            return True
+        if self.step > 0:
+            path = self._write()
+            yield events.CheckpointSaved(path=path, stage=self.config.name, step=self.step)
+        yield events.Interrupted(path=self.inputs.folder, signal=stop.received or "a peer")
+        return False
 
     def _step(self, batch: Batch, waited: float) -> events.StepDone:
         """One optimiser step."""
@@ -268,14 +290,15 @@ class _Stage:
         rate = self.optimisation.learning_rate(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        self.optimiser.zero_grad()
+        self.optimisation.clear()
         if self.critic is not None:
             self.critic.freeze()
         parts = list(self._parts(batch))
         terms, weights, made = self._backward(parts)
         self._check_finite(terms, weights)
-        norms = self._gradient_norms()
+        norms = self.optimisation.norms()
         self._check_finite({f"gradient norm of {role}": n for role, n in norms.items()}, {})
+        self.optimisation.clip(norms)
         self.optimiser.step()
         self.ema.update()
         critic = self._critic_step(parts, made)
@@ -308,8 +331,9 @@ class _Stage:
         """Gradients of the whole batch; its terms over all processes, their weights, and what was
         reconstructed."""
         runtime = self.inputs.runtime
-        trained = [parameter for _, parameter in trained_parameters(self.inputs.model.roles)]
-        apart = SeparateGradients(trained, reduce=runtime.reduce)
+        apart = SeparateGradients(
+            list(self.optimisation.parameters.values()), reduce=runtime.reduce
+        )
         terms: dict[str, float] = defaultdict(float)
         weights: dict[str, Tensor] = {}
         made: list[Tensor | None] = []
@@ -380,22 +404,11 @@ class _Stage:
             f"--resume {self.inputs.folder}"
         )
 
-    def _gradient_norms(self) -> dict[str, float]:
-        """Norm per role; gradients are clipped where the stage wants it."""
-        norms = {}
-        gradients = []
-        for role, part in self.inputs.model.roles.items():
-            found = [p.grad for p in part.parameters() if p.grad is not None]
-            if found:
-                norms[role] = float(nn.utils.get_total_norm(found))
-                gradients += found
-        if self.config.optimiser.clip and gradients:
-            total = math.hypot(*norms.values())
-            torch._foreach_mul_(gradients, min(1.0, self.config.optimiser.clip / (total + 1e-6)))
-        return norms
+    def _batches(self, stop: StopSignal) -> Iterator[tuple[Batch, float]]:
+        """The stage's batches from here on, and the seconds each was waited for.
 
-    def _batches(self) -> Iterator[tuple[Batch, float]]:
-        """The stage's batches from here on, and the seconds each was waited for."""
+        They end early where the processes that load them were told to end along with this one.
+        """
         runtime = self.inputs.runtime
         batches = self.inputs.data.batches(
             seed=self.inputs.seed, stage=self.config.name, batch_size=self.batch_size,
@@ -408,6 +421,8 @@ class _Stage:
                 yield batch, time.perf_counter() - waiting
                 waiting = time.perf_counter()
         except DataError as error:
+            if stop.received:
+                return
             if runtime.is_main and self.step > 0:
                 self._write()
             raise DataError(f"{error}. {self._way_on}") from None
@@ -440,7 +455,7 @@ class _Stage:
             metrics = dict(self.inputs.evaluate(model, self.config))
             if metrics["psnr"] > self.best:
                 try:
-                    model.save_pretrained(self.inputs.folder / "best" / self.config.name)
+                    model.save_pretrained(best_folder(self.inputs.folder, self.config.name))
                 except CheckpointError as error:
                     return metrics, f"the best weights so far are not saved: {error}"
         return metrics, ""
@@ -506,7 +521,12 @@ class _Stage:
         self.skipped = saved["skipped"]
         self.best = saved["best"]
         self.ema.load_state_dict(saved["ema"])
-        self.optimisation.optimiser.load_state_dict(saved["optimiser"])
+        self.optimisation.load_state_dict(saved["optimiser"])
+
+
+def best_folder(run: Path, stage: str) -> Path:
+    """Where the best evaluated weights of a stage are, in a run's folder."""
+    return run / "best" / plain_name(stage)
 
 
 def _wants_averages(model: RPiAE, later: Sequence[StageConfig]) -> bool:

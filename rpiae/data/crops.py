@@ -14,14 +14,16 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from rpiae.core.errors import DataError, UsageError
+from rpiae.core.names import printable
 from rpiae.data.images import (
-    Pixels,
+    Picture,
     Shape,
     TooSmallError,
+    bicubic,
+    cover_size,
     crop,
-    decode,
-    resize_short_side,
-    resize_to_cover,
+    open_rgb,
+    short_side_size,
 )
 from rpiae.data.sources import ImageSource
 
@@ -121,7 +123,7 @@ class Fitting:
         cover: Shape | None = None,
         *,
         enlarge: bool = False,
-    ) -> Pixels:
+    ) -> Picture:
         """An image (h, w, 3) of at least the crop's size.
 
         Args:
@@ -135,18 +137,22 @@ class Fitting:
             TooSmallError: if it is smaller than the crop.
             DataError: if it cannot be read or decoded.
         """
-        if cover is not None:
-            pixels = decode(content, name=name)
-            height, width = pixels.shape[:2]
-            if not enlarge and (height < cover[0] or width < cover[1]):
-                raise TooSmallError(name, width, height, crop=cover)
-            return resize_to_cover(pixels, cover)
-        pixels = decode(content, name=name, min_side=self.image_size if self.resize is None else 1)
+        least = self.image_size if self.resize is None and cover is None else 1
+        with open_rgb(content, name=name, min_side=least) as image:
+            shape = (image.height, image.width)
+            if cover is None:
+                return bicubic(image, self._size(shape))
+            if not enlarge and (shape[0] < cover[0] or shape[1] < cover[1]):
+                raise TooSmallError(printable(name), image.width, image.height, crop=cover)
+            return bicubic(image, cover_size(shape, cover))
+
+    def _size(self, shape: Shape) -> Shape:
+        """What an image is resized to for square crops."""
         if self.resize is not None:
-            return resize_short_side(pixels, self.resize)
-        if self._largest is not None and min(pixels.shape[:2]) > self._largest:
-            return resize_short_side(pixels, self._largest)
-        return pixels
+            return short_side_size(shape, self.resize)
+        if self._largest is not None and min(shape) > self._largest:
+            return short_side_size(shape, self._largest)
+        return shape
 
 
 class ImageReader:
@@ -161,9 +167,9 @@ class ImageReader:
     def __init__(self, source: ImageSource, fitting: Fitting, *, cached: bool = False) -> None:
         self.source = source
         self.fitting = fitting
-        self._cache: dict[tuple[int, Shape | None], Pixels] | None = {} if cached else None
+        self._cache: dict[tuple[int, Shape | None], Picture] | None = {} if cached else None
 
-    def read(self, index: int, cover: Shape | None = None, *, enlarge: bool = False) -> Pixels:
+    def read(self, index: int, cover: Shape | None = None, *, enlarge: bool = False) -> Picture:
         """An image; see ``Fitting.fitted``."""
         if self._cache is not None and (index, cover) in self._cache:
             return self._cache[index, cover]
@@ -260,12 +266,12 @@ class Crops(TorchDataset[Crop]):
         errors: list[DataError] = []
         for index, spare in pool.candidates(request.image):
             try:
-                pixels = pool.reader.read(index, pool.cover, enlarge=spare)
+                picture = pool.reader.read(index, pool.cover, enlarge=spare)
             except DataError as error:
                 errors.append(error)
                 continue
             return cut(
-                request.sample, pixels, pool.shape, request.top, request.left,
+                request.sample, picture, pool.shape, request.top, request.left,
                 skipped=tuple(map(str, errors)),
             )  # fmt: skip
         # An exception would leave a worker with the worker's traceback as its message.
@@ -274,7 +280,7 @@ class Crops(TorchDataset[Crop]):
 
 def cut(
     sample: int,
-    pixels: Pixels,
+    picture: Picture,
     shape: Shape,
     top: float,
     left: float,
@@ -282,5 +288,5 @@ def cut(
     skipped: tuple[str, ...] = (),
 ) -> Crop:
     """A crop out of a fitted image."""
-    part = crop(pixels, shape, top, left)
+    part = crop(picture, shape, top, left)
     return Crop(sample, torch.from_numpy(part.transpose(2, 0, 1).copy()), skipped, "")

@@ -71,6 +71,7 @@ class EveryImage(TorchDataset[CentreCrop]):
         rule: how an image becomes a crop, in words.
         labelled: whether the source has labels.
         label_names: name of every label, by its number; empty where unknown.
+        notices: what the source leaves out, and what is to be said of its labels.
         workers: as given.
     """
 
@@ -83,6 +84,8 @@ class EveryImage(TorchDataset[CentreCrop]):
         self.rule = f"{reader.fitting.rule}, centre crop {self.image_size}×{self.image_size}"
         self.labelled = self._labels is not None
         self.label_names = tuple(self._labels.label_names) if self._labels else ()
+        told = (*getattr(source, "problems", ()), *getattr(source, "label_notices", ()))
+        self.notices = tuple(map(str, told))
         self.workers = workers
 
     def __len__(self) -> int:

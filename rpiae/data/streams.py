@@ -19,7 +19,7 @@ from rpiae.core.errors import DataError, UsageError
 from rpiae.core.randomness import uniform
 from rpiae.data.crops import Crop, CropBatch, Fitting, collated, cut, none_usable
 from rpiae.data.image_dataset import BucketOptions, centre_crops, check_held_out
-from rpiae.data.images import Pixels
+from rpiae.data.images import Picture
 from rpiae.data.loading import default_workers, loaded, loader, unit
 from rpiae.data.orders import permutation, spread
 
@@ -311,7 +311,7 @@ class _Parts(IterableDataset[_Part]):
         return Crop(sample, None, (), none_usable(errors.values(), where, size))
 
 
-def opened(image: Encoded, fitting: Fitting) -> Pixels:
+def opened(image: Encoded, fitting: Fitting) -> Picture:
     """The pixels of a streamed image.
 
     Raises:
@@ -339,6 +339,7 @@ class StreamDataset:
     Attributes:
         num_images: images to train on (an epoch).
         image_size: side of the square crops, in pixels.
+        notices: what is known to be left out before the stream is read, in words.
 
     Raises:
         DataError: if the stream has too few images.
@@ -355,6 +356,7 @@ class StreamDataset:
         held_out = options.get("held_out", 32)
         check_held_out(held_out)
         self._stream = stream
+        self.notices = tuple(stream.problems)
         self._fitting = Fitting(image_size=options["image_size"], resize=options.get("resize"))
         self.image_size = self._fitting.image_size
         total = _total(stream, options.get("num_images"))
@@ -397,7 +399,7 @@ class StreamDataset:
         ):
             if crops.failure:
                 raise DataError(crops.failure)
-            notices = self._fresh((*self._stream.problems, *problems))
+            notices = self._fresh((*self.notices, *problems))
             if step == start > 0:
                 notices += (self._went_on(places, start),)
             yield Batch(unit(crops.pixels), crops.samples, self._fresh(crops.skipped), notices)
@@ -430,7 +432,7 @@ class StreamDataset:
             self._held_images(), image_size=self.image_size, where=self._stream.location
         )
 
-    def _held_images(self) -> Iterator[tuple[str, Callable[[], Pixels]]]:
+    def _held_images(self) -> Iterator[tuple[str, Callable[[], Picture]]]:
         for shard, number in enumerate(self._held):
             if not number:
                 continue
@@ -552,5 +554,5 @@ def _same(part: _Part) -> _Part:
     return part
 
 
-def _fail(error: DataError) -> Pixels:
+def _fail(error: DataError) -> Picture:
     raise error

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from attrs import frozen
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rpiae.core.checkpoint import digest
 from rpiae.core.errors import CheckpointError, UsageError
+from rpiae.core.weights import check_finite, expanded, read_safetensors
 
 FORMAT = "rpiae-small-cnn-1"
 
@@ -153,18 +153,13 @@ def read_cnn(path: Path) -> tuple[SmallCnn, CnnFacts]:
     Raises:
         CheckpointError: if the file is missing, damaged or of something else.
     """
-    path = path.expanduser()
-    if not path.is_file():
-        raise CheckpointError(
-            f"there is no file {path}: scripts/train_small_cnn.py trains a small CNN and writes one"
-        )
+    path = expanded(str(path))
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 # no dict
-    except (SafetensorError, OSError) as error:
-        first = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path} cannot be read as a small CNN: {first}") from None
+        state, metadata = read_safetensors(path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}. scripts/train_small_cnn.py trains a small CNN and writes its file"
+        ) from None
     facts = _facts(metadata, path)
     if digest(state) != facts.weights_sha256:
         raise CheckpointError(f"{path} is damaged: its weights are not those that were written")
@@ -176,6 +171,8 @@ def read_cnn(path: Path) -> tuple[SmallCnn, CnnFacts]:
             f"{path} holds weights of another architecture than a small CNN of widths "
             f"{facts.widths} and {facts.classes} classes"
         )
+    for name, value in state.items():
+        check_finite(path, name, value)
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval(), facts
 

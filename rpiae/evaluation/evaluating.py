@@ -125,6 +125,7 @@ def evaluate(
     images = _images(subject, config)
     training = _training(subject, config) if _needed("training", metrics) else None
     _check_labels(metrics, images, training)
+    warnings += [text for each in (images, training) for text in getattr(each, "notices", ())]
     if reference_out is not None:
         _check_reference_out(reference_out, [module for _, module in metrics.values()])
     modules = {name: module for name, (_, module) in metrics.items()}

@@ -76,6 +76,7 @@ class ListedImages:
         self.image_size = images.image_size
         self.labelled = images.labelled
         self.label_names = images.label_names
+        self.notices = images.notices
 
     def __len__(self) -> int:
         return len(self._images)

@@ -137,7 +137,7 @@ def test_only_the_last_checkpoints_are_kept_and_damaged_ones_are_passed_over(
     assert found is not None
     assert found[0] == older
     older.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no checkpoint can be read"):
+    with pytest.raises(CheckpointError, match="no checkpoint can be used"):
         load_checkpoint(folder)
 
 
