@@ -149,8 +149,7 @@ def _follow(run: Iterator[events.Event]) -> int:
                 view.close()
                 if speaks():
                     stderr.print(
-                        f"{event.signal}: the state is saved. Go on with:\n"
-                        f"  {_going_on(event)}",
+                        f"{event.signal}: the state is saved. Go on with:\n  {_going_on(event)}",
                         soft_wrap=True,
                     )
                 return INTERRUPTED
