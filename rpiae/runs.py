@@ -27,6 +27,7 @@ from rpiae.core.errors import CheckpointError, ConfigError, RunError, UsageError
 from rpiae.core.fetching import Loading, fetch_all, loading_losses, loading_parts, needed
 from rpiae.core.files import write_text
 from rpiae.core.importing import MAIN, import_hint
+from rpiae.core.memory import check_memory
 from rpiae.core.objective import PivotReplica
 from rpiae.core.pivot import inherit_pivot, read_pivot, write_pivot
 from rpiae.core.plan import Plan, make_plan
@@ -174,7 +175,9 @@ def run(
     resolved = evolve(resolved, config=evolve(resolved.config, out=out))
     folder = Path(out)
     data = _dataset(resolved.config)
-    yield events.Planned(plan=_planned(resolved, data.num_images))
+    planned = _planned(resolved, data.num_images)
+    yield events.Planned(plan=planned)
+    check_memory(planned.memory, runtime.device)
     with _Claim(folder, runtime, resume=False):
         runtime.on_main(lambda: fetch_all(loading(resolved)))
         model = build_tokenizer(
@@ -227,7 +230,9 @@ def resume(
     stage, step = progress(path / "checkpoints")
     # A stage that was begun has its critic in the checkpoint.
     ahead = loading_losses(config.recipe.stages[stage + (step > 0) :])
-    yield events.Planned(plan=_planned(resolved, data.num_images, ahead))
+    planned = _planned(resolved, data.num_images, ahead)
+    yield events.Planned(plan=planned)
+    check_memory(planned.memory, runtime.device)
     for change in changed:
         yield events.Notice(text=f"changed since the run began: {change}")
     with _Claim(path, runtime, resume=True):
@@ -543,8 +548,8 @@ def verdict(summary: Mapping[str, Any]) -> str:
 
 def _evaluated(config: RunConfig, folder: Path) -> dict[str, Any]:
     """Scores from the saved files: in a new process, where one would find all parts."""
-    parts = (config.encoder, config.bridge, config.decoder)
-    if not all(registry(part.family).entry(part.name).importable for part in parts):
+    needed = (config.encoder, config.bridge, config.decoder, config.data)
+    if not all(registry(part.family).entry(part.name).importable for part in _parts(needed)):
         return evaluate_run(folder)
     alone = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
     done = subprocess.run(

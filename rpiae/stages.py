@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
-import pickle
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from attrs import evolve
 
-from rpiae.core.checkpoint import checkpoint_path
+from rpiae.core.checkpoint import checkpoint_path, read_state, write_state
 from rpiae.core.errors import CheckpointError, DataError
 from rpiae.core.identity import content, identity
 from rpiae.core.names import printable
 from rpiae.core.pivot import find_pivot
 from rpiae.core.recipe import ROLES, RecipeConfig, RunConfig, StageConfig, batch_size
+from rpiae.core.restoring import check_stage_end
 from rpiae.core.tokenizer import RPiAE, load_state, tokenizer_folder
 from rpiae.data.fingerprint import data_fingerprint
 from rpiae.history import Session, begin_session, trained_with
@@ -35,6 +36,8 @@ EPOCH = 2
 
 #: Suffix of a stage's events, beside its state.
 EVENTS = ".jsonl"
+
+logger = logging.getLogger(__name__)
 
 
 class StageStore:
@@ -112,7 +115,13 @@ class StageStore:
             kept_at = self._state(stage_address(config, index), machine)
             if not kept_at.is_file():
                 continue
-            state = _read(kept_at)
+            try:
+                state = read_state(kept_at).state
+                check_stage_end(state, source=str(kept_at))
+            except CheckpointError as error:
+                logger.warning("%s: it is removed, and the stage is trained once more", error)
+                kept_at.unlink(missing_ok=True)
+                continue
             roles = roles_in_path(config.recipe.stages[: index + 1])
             own = {k: v for k, v in model.state_dict().items() if k.partition(".")[0] not in roles}
             kept = {k: v for k, v in state["model"].items() if k.partition(".")[0] in roles}
@@ -121,10 +130,9 @@ class StageStore:
             try:
                 path.parent.mkdir(exist_ok=True)
                 shutil.copyfile(kept_at.with_suffix(EVENTS), run / EVENTS_FILE)
-                torch.save(state | {"model": kept | own}, path.with_suffix(".part"))
-                path.with_suffix(".part").rename(path)
             except OSError as error:
                 raise CheckpointError(f"cannot write {path}: {error.strerror}") from None
+            write_state(path, state | {"model": kept | own})
             begin_session(run, session(config, 0, 0, machine=machine))
             return index + 1
         return 0
@@ -229,14 +237,6 @@ def _initial_identity(config: RunConfig) -> Any:
         return {"name": config.init}
     found = [content(file) for file in files if file is not None]
     return {"parts": sorted(config.init_parts), "files": found}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Remove it to train anew") from None
-    return state
 
 
 def _link_or_copy(source: Path, target: Path, *, link: bool) -> None:

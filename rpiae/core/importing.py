@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterable
 
-from rpiae.core.entries import load_foreign
+from rpiae.core.config import load_foreign
 from rpiae.core.errors import PluginError, UsageError
 from rpiae.core.names import shown
 

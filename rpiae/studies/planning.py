@@ -15,6 +15,7 @@ from rpiae import runs
 from rpiae.core.config import EncoderConfig, LossConfig, MetricConfig, Tree, parse_override
 from rpiae.core.errors import ConfigError, UsageError, did_you_mean
 from rpiae.core.fetching import Loading
+from rpiae.core.plan import make_plan
 from rpiae.core.resolve import ResolvedRun, part_config
 from rpiae.data.fingerprint import data_fingerprint
 from rpiae.stages import run_address, stage_address
@@ -189,6 +190,7 @@ def _planned(study: StudyConfig, row: RowConfig, out: Path) -> PlannedRow:
         )
         runs.check_startable(resolved)
         planned.append(_in_folder(row, resolved, out))
+    make_plan(resolved)  # what is wrong with its stages is so with every seed
     return PlannedRow(name=row.name, summary=row.summary, groups=row.groups, runs=tuple(planned))
 
 
