@@ -18,6 +18,7 @@ from rpiae.core.config import dump_toml, read_toml
 from rpiae.core.contracts import Batch, Dataset
 from rpiae.core.errors import ConfigError, UsageError
 from rpiae.core.resolve import part_config
+from rpiae.data.image_dataset import held_out_indices
 from tests.toys import DECODERS, ENCODERS
 
 
