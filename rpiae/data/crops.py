@@ -23,6 +23,7 @@ from rpiae.data.images import (
     cover_size,
     crop,
     open_rgb,
+    resize_as_adm,
     short_side_size,
 )
 from rpiae.data.loading import Handed, handed_over
@@ -154,6 +155,44 @@ class Fitting:
         if self._largest is not None and min(shape) > self._largest:
             return short_side_size(shape, self._largest)
         return shape
+
+
+class AdmFitting(Fitting):
+    """Resizes every image by the rule of ADM; see ``resize_as_adm``.
+
+    Args:
+        image_size: side of the square crops, in pixels; smaller images are enlarged.
+        resize: short side of every image, in pixels; ``image_size`` where not given.
+
+    Raises:
+        UsageError: if ``resize`` is smaller than the crop.
+    """
+
+    def __init__(self, *, image_size: int, resize: int | None = None) -> None:
+        super().__init__(image_size=image_size, resize=resize, shrink=False)
+        self._side = resize or image_size
+
+    @property
+    def rule(self) -> str:
+        """How images are resized for square crops, in words."""
+        return f"ADM: halved by a box filter, then bicubic to a short side of {self._side}"
+
+    def fitted(
+        self,
+        content: bytes | Path,
+        name: str,
+        cover: Shape | None = None,
+        *,
+        enlarge: bool = False,
+    ) -> Picture:
+        """An image (h, w, 3) whose short side is ``resize``; there are no other shapes to cover.
+
+        Raises:
+            DataError: if it cannot be read or decoded.
+        """
+        assert cover is None
+        with open_rgb(content, name=name) as image:
+            return resize_as_adm(image, self._side)
 
 
 class ImageReader:

@@ -306,6 +306,21 @@ def resize_short_side(pixels: Pixels, side: int) -> Pixels:
     return _resized(pixels, short_side_size(pixels.shape[:2], side))
 
 
+def resize_as_adm(image: Image.Image, side: int) -> Picture:
+    """Resize an RGB image so that its short side is ``side``, as ADM does.
+
+    It is halved with a box filter, odd sides rounded down, as long as its short side is at least
+    twice ``side``; Pillow's bicubic filter does the rest, and enlarges smaller images.
+
+    Source: Dhariwal and Nichol, arXiv 2105.05233, whose code most published numbers on ImageNet
+    are measured with.
+    """
+    while min(image.size) >= 2 * side:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = side / min(image.size)
+    return bicubic(image, (round(image.height * scale), round(image.width * scale)))
+
+
 def resize_to_cover(pixels: Pixels, shape: Shape) -> Pixels:
     """Resize an image (h, w, 3) with Pillow's bicubic filter to the smallest one that holds ``shape``.
 
