@@ -25,6 +25,7 @@ from rpiae.core.config import PartConfig, Tree, dump_toml, read_toml, unparse
 from rpiae.core.contracts import Dataset, HeldOut
 from rpiae.core.errors import CheckpointError, ConfigError, RunError, UsageError
 from rpiae.core.files import write_text
+from rpiae.core.memory import check_memory
 from rpiae.core.objective import PivotReplica
 from rpiae.core.pivot import inherit_pivot, read_pivot, write_pivot
 from rpiae.core.plan import Plan, make_plan
@@ -88,9 +89,12 @@ def plan(resolved: ResolvedRun) -> Plan:
     Raises:
         DataError: if data were named and cannot be used.
     """
-    data = resolved.config.data
-    num_images = data.build().num_images if data is not None else None
-    return make_plan(resolved, num_images=num_images)
+    if resolved.config.data is None:
+        return make_plan(resolved)
+    data = resolved.config.data.build()
+    # A run tells them with its first batch.
+    notices = getattr(data, "notices", ())
+    return make_plan(resolved, num_images=data.num_images, notices=notices)
 
 
 def check_startable(resolved: ResolvedRun) -> None:
@@ -138,7 +142,9 @@ def run(
     resolved = evolve(resolved, config=evolve(resolved.config, out=out))
     folder = Path(out)
     data = _dataset(resolved.config)
-    yield events.Planned(plan=make_plan(resolved, num_images=data.num_images))
+    planned = make_plan(resolved, num_images=data.num_images)
+    yield events.Planned(plan=planned)
+    check_memory(planned.memory, runtime.device)
     with _Claim(folder, runtime, resume=False):
         runtime.on_main(lambda: _fetch_losses(resolved.config.recipe.stages))
         model = build_tokenizer(
@@ -189,7 +195,9 @@ def resume(
     config = resolved.config
     runtime = Runtime(device=config.device, precision=config.precision)
     data = _dataset(config)
-    yield events.Planned(plan=make_plan(resolved, num_images=data.num_images))
+    planned = make_plan(resolved, num_images=data.num_images)
+    yield events.Planned(plan=planned)
+    check_memory(planned.memory, runtime.device)
     for change in changed:
         yield events.Notice(text=f"changed since the run began: {change}")
     with _Claim(path, runtime, resume=True):
@@ -432,6 +440,7 @@ def _trained(
         },
         "latent": list(model.latent_shape(data.image_size, data.image_size)),
         "image_size": data.image_size,
+        "num_images": data.num_images,
         "precision": runtime.precision,
         "device": str(runtime.device),
         "processes": runtime.num_processes,

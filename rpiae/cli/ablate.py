@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
-from rich.markup import escape
 from rich.table import Table
 
 from rpiae.cli.build import run_tree, without
@@ -60,18 +59,16 @@ def execute(arguments: argparse.Namespace) -> int:
                 ended = event
     assert ended is not None
     stdout.print(
-        escape(
-            f"{ended.done} of {ended.total} runs done, {ended.failed} failed; "
-            f"logs in {out / studies.LOGS_FOLDER}"
-        ),
+        f"{ended.done} of {ended.total} runs done, {ended.failed} failed; "
+        f"logs in {out / studies.LOGS_FOLDER}",
         soft_wrap=True,
     )
     if ended.stopped:
-        stderr.print(escape(f"interrupted; go on with:\n  {command}"), soft_wrap=True)
+        stderr.print(f"interrupted; go on with:\n  {command}", soft_wrap=True)
         return 130
     if ended.failed:
         return 1
-    stdout.print(escape(f"rpiae report {out}  makes the page"), soft_wrap=True)
+    stdout.print(f"rpiae report {out}  makes the page", soft_wrap=True)
     return 0
 
 
@@ -160,7 +157,7 @@ def _table(rows: tuple[PlannedRow, ...]) -> Table:
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(
-            escape(row.name), escape(", ".join(row.groups)), ", ".join(str(run.seed) for run in row.runs),
-            " ".join(address[:6] for address in row.runs[0].stages), escape(row.summary),
+            row.name, ", ".join(row.groups), ", ".join(str(run.seed) for run in row.runs),
+            " ".join(address[:6] for address in row.runs[0].stages), row.summary,
         )  # fmt: skip
     return table

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.live import Live
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from rpiae.cli.launch import INTERRUPTED, launch, launched, speaks
-from rpiae.cli.screen import count, duration, stderr, stdout
+from rpiae.cli.screen import count, duration, progress_bar, stderr, stdout
 from rpiae.core import events
 from rpiae.core.config import Tree, read_toml
 from rpiae.core.errors import UsageError
 from rpiae.core.files import plain_name
+from rpiae.core.memory import amount
 from rpiae.core.names import printable
 from rpiae.core.plan import Plan
 
@@ -125,7 +124,10 @@ def print_plan(plan: Plan) -> None:
         )
     stdout.print(stages)
     data = f"{plan.data} ({plan.data_origin})" if plan.data else "none yet: name some with --data"
+    if plan.num_images is not None:
+        data += f", {plan.num_images} images to train on"
     lines = [f"data {data}", f"device {plan.device}, precision {plan.precision}"]
+    lines.append(f"memory {amount(plan.memory.total)} at the least, and activations on top")
     if plan.out:
         lines.append(f"out {plan.out}")
     lines += [f"licence of {text}" for text in plan.licences]
@@ -134,7 +136,7 @@ def print_plan(plan: Plan) -> None:
         lines.append(f"not in this version: {', '.join(plan.missing_losses)}")
     stdout.print()
     for line in lines:
-        stdout.print(escape(line))
+        stdout.print(line)
     stdout.print()
 
 
@@ -147,8 +149,7 @@ def _follow(run: Iterator[events.Event]) -> int:
                 view.close()
                 if speaks():
                     stderr.print(
-                        f"{event.signal}: the state is saved. Go on with:\n"
-                        f"  {escape(_going_on(event))}",
+                        f"{event.signal}: the state is saved. Go on with:\n  {_going_on(event)}",
                         soft_wrap=True,
                     )
                 return INTERRUPTED
@@ -170,13 +171,7 @@ class _View:
 
     def __init__(self) -> None:
         self._live = Live(console=stderr, refresh_per_second=4, transient=False)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[status]}"),
-            console=stderr,
-        )
+        self._progress = progress_bar()
         self._task: Any = None
         self._plain = not stderr.is_terminal
         self._open = False
@@ -235,13 +230,12 @@ class _View:
             stderr.print(f"{event.stage} {event.step}/{event.steps}: {status}", soft_wrap=True)
 
     def _say(self, text: str) -> None:
-        stderr.print(escape(text), soft_wrap=True)
+        stderr.print(text, soft_wrap=True)
 
 
 def _metrics(metrics: Any) -> str:
-    return (
-        f"PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.3f}, drift {metrics['drift']:.3f}"
-    )
+    similarity = f"SSIM {metrics['ssim']:.3f}, " if "ssim" in metrics else ""
+    return f"PSNR {metrics['psnr']:.2f} dB, {similarity}drift {metrics['drift']:.3f}"
 
 
 def _print_summary(event: events.RunEnded) -> None:
@@ -254,17 +248,17 @@ def _print_summary(event: events.RunEnded) -> None:
         table.add_column(heading, justify="left" if heading == "photograph" else "right")
     rows = list(summary["photographs"].items())
     for name, row in rows[:8]:
-        table.add_row(escape(name), *_row(row))
+        table.add_row(name, *_row(row))
     if len(rows) > 8:
         table.add_row(f"… and {len(rows) - 8} more", "", "", "", "")
     table.add_row("mean", *_row(summary))
     stdout.print(table)
-    stdout.print(f"\n{escape(summary['verdict'])}")
-    folder = escape(str(event.folder))
+    stdout.print(f"\n{summary['verdict']}")
+    folder = str(event.folder)
     trained = [stage["name"] for stage in summary["stages"] if "skipped" not in stage]
     best = f"best evaluated {folder}/best/{plain_name(trained[-1])} · " if trained else ""
     stdout.print(
-        f"drift from the pivot {summary['drift']:.3f} · trained in "
+        f"drift from the pivot {summary['drift']:.3f} · trained on {summary['num_images']} images in "
         f"{duration(summary['seconds'])} at {summary['images_per_second']:.3g} images/s\n"
         f"tokenizer {folder}/tokenizer · {best}"
         f"pictures {folder}/samples · curves {folder}/curves.png, tensorboard --logdir {folder}",
@@ -273,5 +267,6 @@ def _print_summary(event: events.RunEnded) -> None:
 
 
 def _row(values: Any) -> list[str]:
-    shown = [values["psnr"], values["ssim"], values["psnr_mean_colour"], values["psnr_pca"]]
-    return [f"{v:.3f}" if i == 1 else f"{v:.2f}" for i, v in enumerate(shown)]
+    similarity = f"{values['ssim']:.3f}" if "ssim" in values else "–"
+    first, *others = (f"{values[name]:.2f}" for name in ("psnr", "psnr_mean_colour", "psnr_pca"))
+    return [first, similarity, *others]

@@ -7,8 +7,6 @@ import math
 import time
 from pathlib import Path
 
-from rich.markup import escape
-
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import duration, stderr, stdout
 from rpiae.core.errors import CheckpointError, UsageError
@@ -41,7 +39,7 @@ def execute(arguments: argparse.Namespace) -> int:
         "sha256"
     ] != tokenizer_digest(model):
         stderr.print(
-            escape(f"note: {given} was made by another tokenizer than the one in {run}"),
+            f"note: {given} was made by another tokenizer than the one in {run}",
             soft_wrap=True,
         )
     if arguments.normalised and arguments.normalised_by:
@@ -65,5 +63,5 @@ def execute(arguments: argparse.Namespace) -> int:
             rate = done / (time.perf_counter() - started)
             left = duration((event.total - done) / rate)
             bar.show(done, event.total, f"{rate:.3g} images/s · {left} left")
-    stdout.print(escape(f"{arguments.out}: {done} pictures"), soft_wrap=True)
+    stdout.print(f"{arguments.out}: {done} pictures", soft_wrap=True)
     return 0

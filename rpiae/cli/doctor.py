@@ -12,8 +12,6 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 import rpiae
 from rpiae.cli.screen import stdout
 from rpiae.core.registry import installed_plugins
@@ -62,7 +60,7 @@ def execute(arguments: argparse.Namespace) -> int:
         return 0
     for name, value in report.items():
         shown = ", ".join(value) or "none" if isinstance(value, list) else value
-        stdout.print(escape(f"{name:>16}  {shown}"), soft_wrap=True)
+        stdout.print(f"{name:>16}  {shown}", soft_wrap=True)
     return 0
 
 

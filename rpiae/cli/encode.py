@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.table import Table
 
 from rpiae.cli.launch import launch, launched, speaks
@@ -50,7 +49,7 @@ def dataset(arguments: argparse.Namespace, model: RPiAE) -> tuple[EveryImage, di
     return every_image(
         arguments.data, model.config,
         image_size=model.trained_size or model.config.encoder_facts.image_size,
-        overrides=(*arguments.overrides, *options),
+        overrides=(*arguments.overrides, *options), crop=arguments.crop or "adm",
     )  # fmt: skip
 
 
@@ -139,9 +138,7 @@ def _summarise(folder: Path, index: dict[str, Any]) -> None:
     stdout.print(statistics_table(statistics["mean"], statistics["std"]))
     skipped = f", {len(index['skipped'])} skipped" if index["skipped"] else ""
     stdout.print(
-        escape(
-            f"{folder}: latents of {index['count']} images, shards: {len(index['shards'])}{skipped}"
-        ),
+        f"{folder}: latents of {index['count']} images, shards: {len(index['shards'])}{skipped}",
         soft_wrap=True,
     )
 
@@ -151,9 +148,7 @@ def _say_how_to_go_on(folder: Path) -> None:
     total = there[0].stem.rpartition("-")[2].lstrip("0") if there else ""
     complete = f"{len(there)} of {total}" if there else "no"
     stderr.print(
-        escape(
-            f"interrupted: {complete} shards are complete and stay. Go on with:\n  {_command()}"
-        ),
+        f"interrupted: {complete} shards are complete and stay. Go on with:\n  {_command()}",
         soft_wrap=True,
     )
 

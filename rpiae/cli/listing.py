@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
-from rich.markup import escape
 from rich.table import Table
 
 from rpiae.cli.screen import stderr, stdout
 from rpiae.core.config import PartConfig
 from rpiae.core.errors import UnknownNameError, UsageError, nearest
+from rpiae.core.names import shown
 from rpiae.core.registry import FAMILIES, Entry, Plugin, Preset, installed_plugins, registry
 
 
@@ -38,7 +38,7 @@ def execute(arguments: argparse.Namespace) -> int:
         for heading in ("name", "kind", "summary", "from"):
             table.add_column(heading, overflow="fold")
         for row in rows:
-            table.add_row(*(escape(row[k]) for k in ("name", "kind", "summary", "distribution")))
+            table.add_row(*(row[k] for k in ("name", "kind", "summary", "distribution")))
         stdout.print(table)
         stdout.print()
     return 0
@@ -97,17 +97,17 @@ def _show(name: str, *, as_json: bool) -> int:
     if not found:
         close = nearest(name, names)
         hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
-        raise UnknownNameError(f"nothing is named {name!r}.{hint} See: rpiae list")
+        raise UnknownNameError(f"nothing is named {shown(name)}.{hint} See: rpiae list")
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(found, indent=2, default=shown))
         return 0
     for family, row in found.items():
-        stdout.print(escape(f"{family} {name}: {row['summary']}"))
+        stdout.print(f"{family} {name}: {row['summary']}")
         for key in ("kind", "distribution", "source", "licence", "companions"):
             if row.get(key):
-                stdout.print(escape(f"  {key}: {row[key]}"))
+                stdout.print(f"  {key}: {row[key]}")
         for key, value in row["fields"].items():
-            stdout.print(escape(f"  {key} = {json.dumps(value)}"), soft_wrap=True)
+            stdout.print(f"  {key} = {json.dumps(value, default=shown)}", soft_wrap=True)
     return 0
 
 
@@ -144,7 +144,7 @@ def _plugins(*, as_json: bool, check: bool) -> int:
         state += [f"note: {notice}" for notice in row["notices"]]
         state += row.get("problems", [])
         columns = (row["label"], row["version"], "\n".join(brings), "\n".join(state or ["ok"]))
-        table.add_row(*map(escape, columns))
+        table.add_row(*columns)
     stdout.print(table)
     return 0
 
@@ -190,4 +190,4 @@ def _warn_of_broken() -> None:
     """One line on stderr per plugin whose parts are missing from the listing."""
     for label, errors in _errors().items():
         text = f"plugin {label} is broken: {' · '.join(errors)} (rpiae list plugins)"
-        stderr.print(escape(text), soft_wrap=True)
+        stderr.print(text, soft_wrap=True)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 
 import rpiae
 from rpiae.cli.launch import speaks
-from rpiae.core.errors import RpiaeError, RunError
+from rpiae.core.errors import RpiaeError, RunError, UsageError
+from rpiae.core.names import printable, shown
+from rpiae.core.output import steady_output
+from rpiae.core.plugins import endless_entry_points
 
 EPILOG = """exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (state saved)
 
@@ -29,35 +34,91 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = parser().parse_args(argv)
+    with steady_output() as failures:
+        code = _run(argv)
+        sys.stdout.flush()
+        if failures.stdout is None:
+            return code
+        if failures.stdout.errno != errno.EPIPE:  # whoever closes a pipe knows
+            _complain(f"cannot write to standard output: {failures.stdout.strerror}")
+    return code or 1
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        arguments = _parsed(argv)
+    except SystemExit as ended:  # argparse has printed help, or what is wrong
+        return int(ended.code or 0)
     logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
     logging.getLogger("rpiae").setLevel(logging.DEBUG if arguments.debug else logging.WARNING)
     try:
+        _check_path(arguments)
         command = importlib.import_module(f"rpiae.cli.{arguments.module}")
         return int(command.execute(arguments) or 0)
     except RpiaeError as error:
         if arguments.debug:
             raise
         if speaks() or isinstance(error, RunError):
-            print(f"rpiae: {error}", file=sys.stderr)
+            _complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         if arguments.debug:
             raise
-        print("rpiae: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:
         if arguments.debug:
             raise
-        text = " ".join(str(error).split())[:500]
-        print(
-            f"rpiae: unexpected {type(error).__name__}: {text} (--debug shows where)",
-            file=sys.stderr,
-        )
+        _complain(_of_the_machine(error) or f"unexpected {_said(error)} (--debug shows where)")
         return 1
+
+
+def _check_path(arguments: argparse.Namespace) -> None:
+    """Whether torch can be imported, where a command does so.
+
+    Raises:
+        RunError: if it would wait for ever.
+    """
+    torch_free = arguments.module in ("listing", "plugins") or arguments.action == "new"
+    file = None if torch_free else endless_entry_points()
+    if file is not None:
+        raise RunError(
+            f"{file} is no regular file: torch reads it when it is imported, and would wait for "
+            "ever. Remove it"
+        )
+
+
+def _of_the_machine(error: Exception) -> str:
+    """What the system refused, where that is all there is to say; else nothing."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return f"out of memory: {_said(error)}"
+    return ""
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}".removesuffix(": ")
+
+
+def _complain(text: str) -> None:
+    lines = (printable(line) for line in text.splitlines())
+    print("rpiae: " + "\n".join(lines), file=sys.stderr)
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; what is wrong with it is said with the usage of its verb."""
+    top = parser()
+    given = sys.argv[1:] if argv is None else list(argv)
+    if not given:
+        top.print_help()
+        raise SystemExit(UsageError.exit_code)
+    if null := [text for text in given if "\0" in text]:
+        top.error(f"an argument holds a null character: {shown(null[0])}")
+    arguments, rest = top.parse_known_args(given)
+    if rest:
+        arguments.usage.error(f"unrecognized arguments: {' '.join(map(printable, rest))}")
+    return arguments
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,7 +136,7 @@ def parser() -> argparse.ArgumentParser:
 
     def verb(name: str, module: str, text: str) -> argparse.ArgumentParser:
         made = verbs.add_parser(name, help=text, description=text, parents=[common])
-        made.set_defaults(module=module)
+        made.set_defaults(module=module, usage=made, action=None)
         return made
 
     def text(given: str) -> str:
@@ -83,12 +144,18 @@ def parser() -> argparse.ArgumentParser:
             raise argparse.ArgumentTypeError("it is empty")
         return given
 
-    def positive(given: str) -> int:
-        if not given.isdecimal() or int(given) < 1:
-            raise argparse.ArgumentTypeError(
-                f"expected a whole number of at least 1, got {given!r}"
-            )
+    def whole(given: str) -> int:
+        """A whole number that may not be long enough to keep anybody busy."""
+        if not re.fullmatch(r"[+-]?[0-9]{1,18}", given):
+            raise argparse.ArgumentTypeError(f"expected a whole number, got {shown(given)}")
         return int(given)
+
+    def positive(given: str) -> int:
+        if (number := whole(given)) < 1:
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number of at least 1, got {shown(given)}"
+            )
+        return number
 
     def run_options(verb: argparse.ArgumentParser) -> None:
         for part, example in (
@@ -110,7 +177,7 @@ def parser() -> argparse.ArgumentParser:
             "--without", action="append", default=[], metavar="LOSSES",
             help="leave losses out of every stage, comma-separated",
         )  # fmt: skip
-        verb.add_argument("--seed", type=int)
+        verb.add_argument("--seed", type=whole)
         verb.add_argument("--device", metavar="NAME", type=text, help="auto, cpu, cuda or cuda:N")
         verb.add_argument("--precision", choices=["auto", "fp32", "bf16"])
 
@@ -122,14 +189,14 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--init", metavar="FOLDER", type=text, help="start from a run's tokenizer")
     build.add_argument("--resume", metavar="FOLDER", type=text, help="go on with a run")
     build.add_argument(
-        "--processes", type=int, default=1, metavar="N",
+        "--processes", type=positive, default=1, metavar="N",
         help="processes on this machine, one per GPU; accelerate launch starts more",
     )  # fmt: skip
     build.add_argument("--dry-run", action="store_true", help="print the plan and stop")
 
     bench = verb("bench", "bench", "measure speed, cost and memory of a combination")
     run_options(bench)
-    bench.add_argument("--repeats", type=int, default=5, metavar="N")
+    bench.add_argument("--repeats", type=positive, default=5, metavar="N")
     bench.add_argument("--json", action="store_true")
     bench.set_defaults(out=None, init=None)
 
@@ -220,13 +287,16 @@ def parser() -> argparse.ArgumentParser:
     reconstruct.add_argument("--device", default="auto")
 
     def computing(verb: argparse.ArgumentParser) -> None:
-        verb.add_argument(
-            "--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:N"
-        )
+        devices(verb)
         verb.add_argument(
             "--precision", choices=["fp32", "bf16"], default="fp32",
             help="what is computed in (default: fp32)",
         )  # fmt: skip
+
+    def devices(verb: argparse.ArgumentParser) -> None:
+        verb.add_argument(
+            "--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:N"
+        )
         verb.add_argument(
             "--batch-size",
             type=positive,
@@ -234,22 +304,33 @@ def parser() -> argparse.ArgumentParser:
             help="per forward pass; no effect on results",
         )
 
-    def data_options(verb: argparse.ArgumentParser) -> None:
-        verb.add_argument("run", help="a run's or tokenizer's folder")
-        verb.add_argument("data", type=text, help="for example folder:PATH, parquet:PATH, sample")
+    def crop_options(verb: argparse.ArgumentParser) -> None:
         verb.add_argument(
             "--image-size", type=positive, metavar="N",
             help="side of the centre crop (default: of the training crops)",
         )  # fmt: skip
         verb.add_argument(
-            "--resize", type=positive, metavar="N", help="short side of every image before the crop"
-        )
-        verb.add_argument("--workers", type=int, metavar="N", help="processes that load images")
+            "--resize", type=positive, metavar="N",
+            help="short side of every image before the crop (default of adm: --image-size)",
+        )  # fmt: skip
+        verb.add_argument(
+            "--crop", choices=["adm", "centre"],
+            help="adm, as published numbers on ImageNet: every image is resized, box filter then "
+            "bicubic, then cropped; centre: as a run crops what it holds out (default: adm)",
+        )  # fmt: skip
+
+    def data_options(verb: argparse.ArgumentParser) -> None:
+        verb.add_argument("run", help="a run's or tokenizer's folder")
+        verb.add_argument("data", type=text, help="for example folder:PATH, parquet:PATH, sample")
+        crop_options(verb)
+        verb.add_argument("--workers", type=whole, metavar="N", help="processes that load images")
         verb.add_argument(
             "--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides",
             help="set one field of the dataset, such as data.column=img; repeatable",
         )  # fmt: skip
-        verb.add_argument("--seed", type=int, default=0, help="of --posterior sample (default: 0)")
+        verb.add_argument(
+            "--seed", type=whole, default=0, help="of --posterior sample (default: 0)"
+        )
         computing(verb)
 
     encode = verb("encode", "encode", "a whole dataset's latents, for a diffusion model")
@@ -294,18 +375,23 @@ def parser() -> argparse.ArgumentParser:
     stats.add_argument("--dry-run", action="store_true", help="print and store nothing")
     stats.add_argument("--json", action="store_true")
 
-    def measuring(verb: argparse.ArgumentParser) -> None:
+    def measuring(verb: argparse.ArgumentParser, fields: str) -> None:
         verb.add_argument(
             "--images", type=positive, metavar="N", help="measure on N, always the same"
         )
         verb.add_argument(
             "--train-images", type=positive, metavar="N", help="learn from N, always the same"
         )
+        crop_options(verb)
         verb.add_argument(
-            "--image-size", type=positive, metavar="N",
-            help="side of the centre crop (default: of the training crops)",
+            "--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides",
+            help=f"set one field of a dataset, by {fields}; repeatable",
         )  # fmt: skip
-        computing(verb)
+        devices(verb)
+        verb.add_argument(
+            "--precision", choices=["auto", "fp32", "bf16"],
+            help="what the tokenizer is computed in; auto: bf16 where it is faster (default: fp32)",
+        )  # fmt: skip
         verb.add_argument("--json", action="store_true")
 
     evaluate = verb("eval", "eval", "measure a tokenizer: reconstruction, semantics, latents")
@@ -332,7 +418,11 @@ def parser() -> argparse.ArgumentParser:
         "--processes", type=positive, default=1, metavar="N",
         help="processes on this machine, one per GPU; accelerate launch starts more",
     )  # fmt: skip
-    measuring(evaluate)
+    evaluate.add_argument(
+        "--round", choices=["nearest", "truncate"], default="nearest",
+        help="how decoded images are brought to 8 bits (default: nearest)",
+    )  # fmt: skip
+    measuring(evaluate, "data.column=img or train.column=img")
 
     probe = verb("probe", "probe", "linear probe and k-NN of any encoder, pivot or fine-tuned")
     probe.add_argument("encoder", help="an encoder's name, or a run's or tokenizer's folder")
@@ -342,5 +432,5 @@ def parser() -> argparse.ArgumentParser:
     probe.add_argument(
         "--rotation", action="store_true", help="also tell how images are turned, a label-free task"
     )
-    measuring(probe)
+    measuring(probe, "train.column=img or test.column=img")
     return top

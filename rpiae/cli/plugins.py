@@ -12,8 +12,6 @@ from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 from string import Template
 
-from rich.markup import escape
-
 from rpiae.cli.screen import stdout
 from rpiae.core.errors import RunError, UnknownNameError, UsageError, unknown
 from rpiae.core.registry import OWN, normalised, registry
@@ -42,13 +40,11 @@ def execute(arguments: argparse.Namespace) -> int:
     write(rendered(name, family=family), folder)
     singular = registry(family).singular
     stdout.print(
-        escape(
-            f"wrote the {singular} {name!r} as a plugin to {folder}. Go on with:\n"
-            f'  cd {folder} && pip install -e ".[test]" && pytest\n'
-            f"  rpiae list plugins\n"
-            f"  rpiae build {FAMILIES[family].format(name=name)}\n"
-            f"The {singular} itself is src/{_package(name)}/{singular}.py; LICENSE is yours to choose."
-        ),
+        f"wrote the {singular} {name!r} as a plugin to {folder}. Go on with:\n"
+        f'  cd {folder} && pip install -e ".[test]" && pytest\n'
+        f"  rpiae list plugins\n"
+        f"  rpiae build {FAMILIES[family].format(name=name)}\n"
+        f"The {singular} itself is src/{_package(name)}/{singular}.py; LICENSE is yours to choose.",
         soft_wrap=True,
     )
     return 0

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
-
-from rpiae.cli.screen import stderr
+from rpiae.cli.screen import progress_bar, stderr
 
 
 class Bar:
@@ -19,11 +16,7 @@ class Bar:
         self._title = title
         self._plain = not stderr.is_terminal
         self._tenth = -1
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=20),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[status]}"), console=stderr,
-        )  # fmt: skip
+        self._progress = progress_bar()
         self._task = self._progress.add_task(title, total=1, status="")
 
     def __enter__(self) -> Bar:
@@ -43,4 +36,4 @@ class Bar:
 
     def say(self, text: str) -> None:
         """A line above the bar."""
-        stderr.print(escape(text), soft_wrap=True)
+        stderr.print(text, soft_wrap=True)

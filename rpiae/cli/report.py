@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.markup import escape
-
 from rpiae.cli.screen import stdout
 
 
@@ -18,5 +16,5 @@ def execute(arguments: argparse.Namespace) -> int:
         Path(arguments.study), out=Path(arguments.out) if arguments.out else None
     )
     for path in written:
-        stdout.print(escape(f"{path} ({path.stat().st_size / 1e6:.2f} MB)"), soft_wrap=True)
+        stdout.print(f"{path} ({path.stat().st_size / 1e6:.2f} MB)", soft_wrap=True)
     return 0

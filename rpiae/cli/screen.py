@@ -1,11 +1,15 @@
-"""Terminal output: results on stdout, progress and notices on stderr."""
+"""Terminal output: results on stdout, progress and notices on stderr.
+
+Text is text: names and messages come from files and users, so nothing in them is markup or emoji.
+"""
 
 from __future__ import annotations
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
 
-stdout = Console(highlight=False, soft_wrap=False)
-stderr = Console(stderr=True, highlight=False)
+stdout = Console(highlight=False, markup=False, emoji=False)
+stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def count(number: int) -> str:
@@ -22,3 +26,12 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def progress_bar() -> Progress:
+    """A bar on stderr whose tasks have a field ``status``."""
+    return Progress(
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=20),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TextColumn("{task.fields[status]}", markup=False), console=stderr,
+    )  # fmt: skip

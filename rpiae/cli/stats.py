@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-
 from rpiae.cli.encode import dataset, statistics_table
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import duration, stderr, stdout
@@ -52,7 +50,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if dead:
         stderr.print(f"note: channels that never vary, stored with std 1: {', '.join(dead)}")
     where = "not stored (--dry-run)" if arguments.dry_run else f"stored in {folder} as latent_norm"
-    stdout.print(escape(f"over {count} values per channel; {where}"), soft_wrap=True)
+    stdout.print(f"over {count} values per channel; {where}", soft_wrap=True)
     return 0
 
 
@@ -64,6 +62,8 @@ def _measured(arguments: argparse.Namespace, model: RPiAE) -> tuple[Tensor, Tens
     runtime = Runtime(device=arguments.device, precision=arguments.precision)
     started = time.perf_counter()
     with Bar("stats") as bar:
+        for notice in images.notices:
+            bar.say(notice)
 
         def progress(event: Measured) -> None:
             for reason in event.skipped:
@@ -88,9 +88,13 @@ def _of_latents(arguments: argparse.Namespace, model: RPiAE) -> tuple[Tensor, Te
     from rpiae.latents.encoding import tokenizer_digest
 
     made = LatentDataset(arguments.data)
-    if arguments.images is not None or arguments.overrides:
+    about = ("images", "image_size", "resize", "crop", "workers")
+    given = [f"--{k.replace('_', '-')}" for k in about if getattr(arguments, k) is not None]
+    given += ["--set"] if arguments.overrides else []
+    if given:
         raise UsageError(
-            f"{arguments.data} holds latents, whose statistics are known: leave out --images and --set"
+            f"{arguments.data} holds latents, whose statistics are known: leave out "
+            f"{' and '.join(given)}"
         )
     if made.index["tokenizer"]["sha256"] != tokenizer_digest(model):
         raise UsageError(

@@ -8,6 +8,7 @@ ENTRIES = (
         target="rpiae.data.configs:FolderDatasetConfig",
         summary="image files below a folder, such as folder:/data/imagenet/train",
         argument="path",
+        files=("/",),
     ),
     Entry(
         name="hf",
@@ -16,6 +17,7 @@ ENTRIES = (
         extra="hf",
         requires="datasets",
         argument="path",
+        files=("dataset_dict.json", "state.json"),
     ),
     Entry(
         name="mixture",
@@ -27,6 +29,7 @@ ENTRIES = (
         target="rpiae.data.configs:ParquetDatasetConfig",
         summary="Parquet files in the image layout of Hugging Face datasets, as parquet:PATH",
         argument="path",
+        files=(".parquet",),
     ),
     Entry(
         name="sample",
@@ -40,6 +43,7 @@ ENTRIES = (
         extra="webdataset",
         requires="webdataset",
         argument="path",
+        files=(".tar", ".tar.gz", ".tgz"),
     ),
 )
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 from attrs import evolve, frozen
+from attrs import fields as fields_of
 
-from rpiae.core.config import DatasetConfig, at_least, wired
-from rpiae.core.errors import UsageError
+from rpiae.core.config import DatasetConfig, at_least, wired, within
+from rpiae.core.errors import ConfigError, DataError, FetchError, UsageError
+
+#: Far above what anybody sets; what is more is a slip of the pen, and would ask for terabytes.
+MOST_PIXELS = 65_536
+MOST_PROCESSES = 1024
+MOST_BUCKETS = 1024
+MOST_HELD_OUT = 1_000_000
+MOST_BUFFERED = 10_000_000
+MOST_IMAGES = 10**12
 
 
 @frozen(kw_only=True)
@@ -18,7 +28,8 @@ class ImageDatasetConfig(DatasetConfig):
         image_size: side of the square crops, in pixels.
         resize: length the short side of every image is resized to before it is cropped, in pixels
             (the paper: 384 for crops of 256). Not given: a short side above 1.5 × ``image_size`` is
-            shrunk to that, and no image is enlarged.
+            shrunk to that, and no image is enlarged; the paper's recipes resize all to 1.5 ×
+            ``image_size``.
         workers: processes that load images; 0 loads in the training process. Not given: one per
             CPU, at most 4.
         buckets: number of aspect-ratio buckets, from 1:2 to 2:1: images go to the bucket with the
@@ -29,45 +40,70 @@ class ImageDatasetConfig(DatasetConfig):
         bucket_step: pixels that the sides of buckets are multiples of.
     """
 
-    image_size: int | None = wired("encoder.image_size", what="pixels", strict=False)
-    resize: int | None = at_least(1, default=None)
-    workers: int | None = at_least(0, default=None)
-    buckets: int | None = at_least(1, default=None)
+    image_size: int | None = wired(
+        "encoder.image_size", what="pixels", strict=False, maximum=MOST_PIXELS
+    )
+    resize: int | None = within(1, MOST_PIXELS, default=None)
+    workers: int | None = within(0, MOST_PROCESSES, default=None)
+    buckets: int | None = within(1, MOST_BUCKETS, default=None)
     bucket_sizes: tuple[tuple[int, int], ...] = ()
-    bucket_step: int | None = wired("encoder.output_patch", what="pixels", strict=False)
+    bucket_step: int | None = wired(
+        "encoder.output_patch", what="pixels", strict=False, maximum=MOST_PIXELS
+    )
+
+    def resized(self, side: int) -> ImageDatasetConfig:
+        """With ``resize``, where it is not given and images are not resized to buckets."""
+        if self.resize is not None or self.buckets is not None or self.bucket_sizes:
+            return self
+        return evolve(self, resize=side)
 
 
 @frozen(kw_only=True)
-class FolderDatasetConfig(ImageDatasetConfig):
-    """Image files below a folder.
+class StoredDatasetConfig(ImageDatasetConfig):
+    """Base of the configs of datasets that are read from a path.
+
+    Attributes:
+        path: where they are.
+        split: a split, such as ``train``, by the names of files and folders that Hugging Face
+            ``datasets`` knows; or a pattern of names below ``path``, such as ``train-*``, where
+            ``*`` takes all. Not given: all there is, if it is not of several splits.
+        classes: names of all classes, in the order of their numbers. Not given: the classes there
+            are, in sorted order.
+        held_out: images that are held out, at most half of them.
+    """
+
+    path: str
+    split: str = ""
+    classes: tuple[str, ...] = ()
+    held_out: int = within(1, MOST_HELD_OUT, default=32)
+
+
+@frozen(kw_only=True)
+class FolderDatasetConfig(StoredDatasetConfig):
+    """Image files below a folder; subfolders with images are classes.
 
     Attributes:
         path: the folder; it is searched with its subfolders.
-        held_out: images that are held out, at most half of them.
     """
 
     module: ClassVar[str] = "rpiae.data.datasets:FolderDataset"
-    path: str
-    held_out: int = at_least(1, default=32)
 
 
 @frozen(kw_only=True)
-class ParquetDatasetConfig(ImageDatasetConfig):
-    """Parquet files in the image layout of Hugging Face ``datasets``.
+class ParquetDatasetConfig(StoredDatasetConfig):
+    """Parquet files with a column of encoded images.
 
     Attributes:
-        path: a Parquet file, or a folder of ``*.parquet`` files.
-        column: the column of images, a struct of ``bytes`` and ``path``.
-        label_column: the column of labels, integers, that ``rpiae encode`` stores. Not given:
-            ``label``, where there is one.
-        held_out: images that are held out, at most half of them.
+        path: a Parquet file, or a folder of ``*.parquet`` files; it is searched with its subfolders.
+        column: the column of images: binary, or a struct of ``bytes`` and ``path`` as Hugging Face
+            ``datasets`` writes it.
+        label_column: the column of labels, which ``rpiae encode`` stores: whole numbers, texts or
+            booleans. Not given: ``label``, where there is one.
     """
 
     module: ClassVar[str] = "rpiae.data.datasets:ParquetDataset"
-    path: str
     column: str = "image"
     label_column: str | None = None
-    held_out: int = at_least(1, default=32)
 
 
 @frozen(kw_only=True)
@@ -82,7 +118,7 @@ class SampleDatasetConfig(ImageDatasetConfig):
 
 
 @frozen(kw_only=True)
-class StreamableDatasetConfig(ImageDatasetConfig):
+class StreamableDatasetConfig(StoredDatasetConfig):
     """Base of the configs of datasets that can also be read in order.
 
     Attributes:
@@ -97,9 +133,9 @@ class StreamableDatasetConfig(ImageDatasetConfig):
     """
 
     streaming: bool = False
-    num_images: int | None = at_least(2, default=None)
-    buffer: int = at_least(1, default=1024)
-    readers: int = at_least(1, default=8)
+    num_images: int | None = within(2, MOST_IMAGES, default=None)
+    buffer: int = within(1, MOST_BUFFERED, default=1024)
+    readers: int = within(1, MOST_PROCESSES, default=8)
 
 
 @frozen(kw_only=True)
@@ -109,20 +145,20 @@ class HuggingFaceDatasetConfig(StreamableDatasetConfig):
     Attributes:
         path: its id on the hub, or a local folder: one that ``save_to_disk`` wrote, or one of image
             or Parquet files.
-        split: the split to take, such as ``"train"``.
+        split: the split to take, such as ``"train"``, as the library writes it.
         column: the column of images.
+        label_column: the column of labels, which ``rpiae encode`` stores: whole numbers, texts or
+            booleans. Not given: ``label``, where there is one.
         subset: the configuration, where the dataset has several.
         revision: branch, tag or commit on the hub.
-        held_out: images that are held out, at most half of them.
     """
 
     module: ClassVar[str] = "rpiae.data.huggingface:huggingface"
-    path: str
     split: str = "train"
     column: str = "image"
+    label_column: str | None = None
     subset: str = ""
     revision: str = ""
-    held_out: int = at_least(1, default=32)
 
 
 @frozen(kw_only=True)
@@ -131,17 +167,17 @@ class WebDatasetConfig(StreamableDatasetConfig):
 
     Attributes:
         path: a folder of ``*.tar`` files, or names with braces such as
-            ``/data/train-{0000..0099}.tar``; for a stream also URLs, ``pipe:`` commands and
-            compressed files.
-        member: ending of the image in every sample, such as ``"jpg"``; the first image of a sample
-            where empty.
-        held_out: images that are held out, at most half of them.
+            ``/data/train-{0000..0099}.tar``; for a stream also URLs, compressed files and, where the
+            environment allows it, ``pipe:`` commands.
+        member: ending of the image in every sample, such as ``"jpg"``; ``"*"`` for all images of a
+            sample. Where empty, the first image: ``jpg`` before ``depth.png``, masks last.
+        label_column: member that holds the label, such as ``"cls"``, or a field of a JSON member,
+            such as ``"json.label"``. Not given: ``cls``, where there is one.
     """
 
     module: ClassVar[str] = "rpiae.data.tars:webdataset"
-    path: str
     member: str = ""
-    held_out: int = at_least(1, default=32)
+    label_column: str | None = None
 
 
 @frozen(kw_only=True)
@@ -171,13 +207,20 @@ class MixtureDatasetConfig(DatasetConfig):
 
     module: ClassVar[str] = "rpiae.data.mixture:MixtureDataset"
     sources: tuple[MixtureSourceConfig, ...]
-    epoch_images: int | None = at_least(1, default=None)
-    image_size: int | None = wired("encoder.image_size", what="pixels", strict=False)
-    workers: int | None = at_least(0, default=None)
+    epoch_images: int | None = within(1, MOST_IMAGES, default=None)
+    image_size: int | None = wired(
+        "encoder.image_size", what="pixels", strict=False, maximum=MOST_PIXELS
+    )
+    workers: int | None = within(0, MOST_PROCESSES, default=None)
+
+    def resized(self, side: int) -> MixtureDatasetConfig:
+        """With every source's images resized, where it does not say otherwise."""
+        sources = tuple(evolve(source, data=source.data.resized(side)) for source in self.sources)
+        return evolve(self, sources=sources)
 
     def arguments(self) -> dict[str, Any]:
         """Keywords of the module: the sources as datasets, their names and weights."""
-        built = [self._source(i, source.data).build() for i, source in enumerate(self.sources)]
+        built = [self._built(i, source.data) for i, source in enumerate(self.sources)]
         names: list[str] = []
         for source in self.sources:
             name, number = source.data.label, 2
@@ -190,7 +233,24 @@ class MixtureDatasetConfig(DatasetConfig):
             "weights": [source.weight for source in self.sources],
         }
 
+    def _built(self, index: int, data: DatasetConfig) -> Any:
+        """A source; what is wrong with it names its fields as they are set here."""
+        config = self._source(index, data)
+        try:
+            return config.build()
+        except ConfigError:
+            raise
+        except (UsageError, DataError, FetchError) as error:
+            fields = "|".join(a.name for a in fields_of(type(data)))
+            inside = rf"data.sources[{index}].data.\1"
+            text = re.sub(rf"\bdata\.({fields})\b", inside, str(error))
+            raise type(error)(text) from None
+
     def _source(self, index: int, data: DatasetConfig) -> DatasetConfig:
+        if isinstance(data, MixtureDatasetConfig):
+            raise UsageError(
+                f"data.sources[{index}] is a mixture, which cannot be mixed: list its sources here"
+            )
         if not isinstance(data, ImageDatasetConfig):
             return data
         if data.workers is not None:

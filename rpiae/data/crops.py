@@ -14,15 +14,19 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from rpiae.core.errors import DataError, UsageError
+from rpiae.core.names import printable
 from rpiae.data.images import (
-    Pixels,
+    Picture,
     Shape,
     TooSmallError,
+    bicubic,
+    cover_size,
     crop,
-    decode,
-    resize_short_side,
-    resize_to_cover,
+    open_rgb,
+    resize_as_adm,
+    short_side_size,
 )
+from rpiae.data.loading import Handed, handed_over
 from rpiae.data.sources import ImageSource
 
 #: Short side that larger images are shrunk to by default, over the side of the crop (384 / 256).
@@ -63,7 +67,7 @@ class Crop(NamedTuple):
 class CropBatch(NamedTuple):
     """Crops of one shape, (b, 3, h, w); empty where one of them failed."""
 
-    pixels: Tensor
+    pixels: Handed
     samples: tuple[int, ...]
     skipped: tuple[str, ...]
     failure: str
@@ -74,7 +78,7 @@ def collated(crops: Sequence[Crop]) -> CropBatch:
     failure = next((c.failure for c in crops if c.failure), "")
     usable = [c.pixels for c in crops if c.pixels is not None]
     return CropBatch(
-        pixels=torch.empty(0) if failure else torch.stack(usable),
+        pixels=torch.empty(0) if failure else handed_over(torch.stack(usable)),
         samples=tuple(c.sample for c in crops),
         skipped=tuple(dict.fromkeys(text for c in crops for text in c.skipped)),
         failure=failure,
@@ -121,7 +125,7 @@ class Fitting:
         cover: Shape | None = None,
         *,
         enlarge: bool = False,
-    ) -> Pixels:
+    ) -> Picture:
         """An image (h, w, 3) of at least the crop's size.
 
         Args:
@@ -135,18 +139,60 @@ class Fitting:
             TooSmallError: if it is smaller than the crop.
             DataError: if it cannot be read or decoded.
         """
-        if cover is not None:
-            pixels = decode(content, name=name)
-            height, width = pixels.shape[:2]
-            if not enlarge and (height < cover[0] or width < cover[1]):
-                raise TooSmallError(name, width, height, crop=cover)
-            return resize_to_cover(pixels, cover)
-        pixels = decode(content, name=name, min_side=self.image_size if self.resize is None else 1)
+        least = self.image_size if self.resize is None and cover is None else 1
+        with open_rgb(content, name=name, min_side=least) as image:
+            shape = (image.height, image.width)
+            if cover is None:
+                return bicubic(image, self._size(shape))
+            if not enlarge and (shape[0] < cover[0] or shape[1] < cover[1]):
+                raise TooSmallError(printable(name), image.width, image.height, crop=cover)
+            return bicubic(image, cover_size(shape, cover))
+
+    def _size(self, shape: Shape) -> Shape:
+        """What an image is resized to for square crops."""
         if self.resize is not None:
-            return resize_short_side(pixels, self.resize)
-        if self._largest is not None and min(pixels.shape[:2]) > self._largest:
-            return resize_short_side(pixels, self._largest)
-        return pixels
+            return short_side_size(shape, self.resize)
+        if self._largest is not None and min(shape) > self._largest:
+            return short_side_size(shape, self._largest)
+        return shape
+
+
+class AdmFitting(Fitting):
+    """Resizes every image by the rule of ADM; see ``resize_as_adm``.
+
+    Args:
+        image_size: side of the square crops, in pixels; smaller images are enlarged.
+        resize: short side of every image, in pixels; ``image_size`` where not given.
+
+    Raises:
+        UsageError: if ``resize`` is smaller than the crop.
+    """
+
+    def __init__(self, *, image_size: int, resize: int | None = None) -> None:
+        super().__init__(image_size=image_size, resize=resize, shrink=False)
+        self._side = resize or image_size
+
+    @property
+    def rule(self) -> str:
+        """How images are resized for square crops, in words."""
+        return f"ADM: halved by a box filter, then bicubic to a short side of {self._side}"
+
+    def fitted(
+        self,
+        content: bytes | Path,
+        name: str,
+        cover: Shape | None = None,
+        *,
+        enlarge: bool = False,
+    ) -> Picture:
+        """An image (h, w, 3) whose short side is ``resize``; there are no other shapes to cover.
+
+        Raises:
+            DataError: if it cannot be read or decoded.
+        """
+        assert cover is None
+        with open_rgb(content, name=name) as image:
+            return resize_as_adm(image, self._side)
 
 
 class ImageReader:
@@ -161,9 +207,9 @@ class ImageReader:
     def __init__(self, source: ImageSource, fitting: Fitting, *, cached: bool = False) -> None:
         self.source = source
         self.fitting = fitting
-        self._cache: dict[tuple[int, Shape | None], Pixels] | None = {} if cached else None
+        self._cache: dict[tuple[int, Shape | None], Picture] | None = {} if cached else None
 
-    def read(self, index: int, cover: Shape | None = None, *, enlarge: bool = False) -> Pixels:
+    def read(self, index: int, cover: Shape | None = None, *, enlarge: bool = False) -> Picture:
         """An image; see ``Fitting.fitted``."""
         if self._cache is not None and (index, cover) in self._cache:
             return self._cache[index, cover]
@@ -260,12 +306,12 @@ class Crops(TorchDataset[Crop]):
         errors: list[DataError] = []
         for index, spare in pool.candidates(request.image):
             try:
-                pixels = pool.reader.read(index, pool.cover, enlarge=spare)
+                picture = pool.reader.read(index, pool.cover, enlarge=spare)
             except DataError as error:
                 errors.append(error)
                 continue
             return cut(
-                request.sample, pixels, pool.shape, request.top, request.left,
+                request.sample, picture, pool.shape, request.top, request.left,
                 skipped=tuple(map(str, errors)),
             )  # fmt: skip
         # An exception would leave a worker with the worker's traceback as its message.
@@ -274,7 +320,7 @@ class Crops(TorchDataset[Crop]):
 
 def cut(
     sample: int,
-    pixels: Pixels,
+    picture: Picture,
     shape: Shape,
     top: float,
     left: float,
@@ -282,5 +328,5 @@ def cut(
     skipped: tuple[str, ...] = (),
 ) -> Crop:
     """A crop out of a fitted image."""
-    part = crop(pixels, shape, top, left)
+    part = crop(picture, shape, top, left)
     return Crop(sample, torch.from_numpy(part.transpose(2, 0, 1).copy()), skipped, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -14,7 +15,8 @@ from rpiae.core.errors import DataError
 from rpiae.data.crops import Fitting, ImageReader
 from rpiae.data.image_dataset import BucketOptions, ImageDataset, ImageOptions, SplitDataset
 from rpiae.data.images import TooSmallError, centre_crop, to_tensor
-from rpiae.data.sources import FileSource, ParquetSource, folder_source
+from rpiae.data.parquet import ParquetSource
+from rpiae.data.sources import FileSource, folder_source
 
 #: Side of the centred region of a held-out sample photograph that is tiled, in pixels.
 TILED_REGION = 256
@@ -45,15 +47,24 @@ class FolderDataset(SplitDataset):
 
     Args:
         path: the folder.
+        split, classes: see ``FolderDatasetConfig``.
         options: see ``FolderDatasetConfig``.
 
     Raises:
         DataError: if there is no such folder, or fewer than two images in it.
-        UsageError: if ``resize`` is smaller than the crop.
+        UsageError: if it has several splits and none is chosen, or ``resize`` is smaller than the
+            crop.
     """
 
-    def __init__(self, *, path: str, **options: Unpack[ImageOptions]) -> None:
-        super().__init__(folder_source(path), options)
+    def __init__(
+        self,
+        *,
+        path: str,
+        split: str = "",
+        classes: Sequence[str] = (),
+        **options: Unpack[ImageOptions],
+    ) -> None:
+        super().__init__(folder_source(path, split, classes), options)
 
 
 class ParquetDataset(SplitDataset):
@@ -63,11 +74,13 @@ class ParquetDataset(SplitDataset):
         path: a Parquet file, or a folder of them.
         column: the column of images.
         label_column: the column of labels.
+        split, classes: see ``ParquetDatasetConfig``.
         options: see ``ParquetDatasetConfig``.
 
     Raises:
         DataError: if there is no such file, it lacks the column, or has fewer than two rows.
-        UsageError: if ``resize`` is smaller than the crop.
+        UsageError: if there are several splits and none is chosen, or ``resize`` is smaller than
+            the crop.
     """
 
     def __init__(
@@ -76,9 +89,12 @@ class ParquetDataset(SplitDataset):
         path: str,
         column: str = "image",
         label_column: str | None = None,
+        split: str = "",
+        classes: Sequence[str] = (),
         **options: Unpack[ImageOptions],
     ) -> None:
-        super().__init__(ParquetSource(path, column, label_column), options)
+        source = ParquetSource(path, column, label_column, split=split, classes=classes)
+        super().__init__(source, options)
 
 
 class SampleDataset(ImageDataset):

@@ -27,9 +27,9 @@ from rpiae.data.crops import (
     collated,
     none_usable,
 )
-from rpiae.data.images import Pixels, Shape, centre_crop, to_tensor
+from rpiae.data.images import Picture, Shape, centre_crop, to_tensor
 from rpiae.data.listed import EveryImage
-from rpiae.data.loading import default_workers, loaded, loader, unit
+from rpiae.data.loading import chosen_workers, loaded, loader, unit
 from rpiae.data.orders import BucketOrder, EpochOrder, spread
 from rpiae.data.sources import ImageSource
 
@@ -347,7 +347,7 @@ class SplitDataset(ImageDataset):
         super().__init__(
             ImageReader(source, fitting),
             np.setdiff1d(np.arange(len(source)), self._held_out),
-            workers=default_workers() if workers is None else workers,
+            workers=chosen_workers(workers),
             options=options,
         )
 
@@ -363,7 +363,7 @@ class SplitDataset(ImageDataset):
             image_size=self.image_size, where=source.location,
         )  # fmt: skip
 
-    def _opened(self, index: int) -> Callable[[], Pixels]:
+    def _opened(self, index: int) -> Callable[[], Picture]:
         return lambda: self._reader.read(index)
 
 
@@ -383,7 +383,7 @@ def held_out_indices(num_images: int, held_out: int) -> list[int]:
 
 
 def centre_crops(
-    images: Iterator[tuple[str, Callable[[], Pixels]]], *, image_size: int, where: str
+    images: Iterator[tuple[str, Callable[[], Picture]]], *, image_size: int, where: str
 ) -> HeldOut:
     """Held-out images from their names and what reads them; unusable ones are logged and left out.
 

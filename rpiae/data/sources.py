@@ -1,29 +1,46 @@
-"""Where encoded images come from: folders and Parquet files."""
+"""Where encoded images come from: files, here those below a folder."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
-from functools import lru_cache
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rpiae.core.errors import DataError, UsageError
+from rpiae.core.names import printable
+from rpiae.data.labels import Labels, check_classes, unique_names
+from rpiae.data.paths import existing
+from rpiae.data.splits import chosen, is_plain, layout_of_images
 
-#: File names that are taken for images, in any case.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+#: Endings that are taken for images, in any case; of several images of a sample, earlier ones win.
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".jpe", ".jfif", ".mpo", ".avif",
+    ".avifs", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".gif", ".apng", ".ppm", ".pgm", ".pbm",
+    ".pnm", ".dib",
+)  # fmt: skip
 
-#: Row groups a process keeps in memory.
-CACHED_ROW_GROUPS = 4
+#: Endings of images that are not read.
+UNREAD = (
+    ".heic", ".heif", ".hif", ".jxl", ".jxr", ".svg", ".psd", ".tga", ".exr", ".hdr", ".pfm", ".qoi",
+    ".ico", ".pcx", ".eps", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf",
+)  # fmt: skip
+
+#: Folders that systems and programs leave behind; like hidden ones, they are never looked into.
+LITTER = ("__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN")
+
+#: Kinds of things that a notice lists.
+LISTED = 6
 
 
 class ImageSource(Protocol):
     """Encoded images by index.
+
+    A source may also have ``problems``: what it leaves out, in words.
 
     Attributes:
         location: what messages call the source.
@@ -34,7 +51,7 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """What an image is called; unique within the source."""
+        """What an image is called; unique within the source, and printable."""
 
     def path(self, index: int) -> str:
         """What messages call an image."""
@@ -47,14 +64,50 @@ class ImageSource(Protocol):
         """
 
 
-class FileSource:
+class WithLabels:
+    """Base of sources whose images have labels, which are read when they are first asked for.
+
+    Attributes:
+        labelled: whether it has any.
+        label_names: name of every label, by its number; empty where unknown.
+        label_notices: what is to be said of them.
+    """
+
+    def _read_labels(self) -> Labels | None:
+        """The labels of all images; None where there are none."""
+        raise NotImplementedError
+
+    @cached_property
+    def _labels(self) -> Labels | None:
+        return self._read_labels()
+
+    @property
+    def labelled(self) -> bool:
+        return self._labels is not None and bool((self._labels.numbers >= 0).any())
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        return self._labels.names if self._labels else ()
+
+    @property
+    def label_notices(self) -> Sequence[str]:
+        return self._labels.notices if self._labels else ()
+
+    def label(self, index: int) -> int | None:
+        """The label of an image, at least 0; None where it has none."""
+        number = int(self._labels.numbers[index]) if self._labels else -1
+        return None if number < 0 else number
+
+
+class FileSource(WithLabels):
     """Image files.
 
     Args:
         location: what messages call the source.
         names: what each image is called.
         paths: its files, as many as ``names``.
-        classes: first parts of the names; the label of an image is the number of its own.
+        labels: of the images, where there are any.
+        problems: what is left out, in words.
     """
 
     def __init__(
@@ -63,14 +116,17 @@ class FileSource:
         names: Sequence[str],
         paths: Sequence[str],
         *,
-        classes: Sequence[str] = (),
+        labels: Labels | None = None,
+        problems: Sequence[str] = (),
     ) -> None:
-        self.location = location
-        self.labelled = bool(classes)
-        self.label_names = classes
-        self._names = names
+        self.location = printable(location)
+        self.problems = tuple(problems)
+        self._names = unique_names(names)
         self._paths = paths
-        self._numbers = {name: number for number, name in enumerate(classes)}
+        self._given = labels
+
+    def _read_labels(self) -> Labels | None:
+        return self._given
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -79,214 +135,214 @@ class FileSource:
         return self._names[index]
 
     def path(self, index: int) -> str:
-        return self._paths[index]
+        return printable(self._paths[index])
 
     def read(self, index: int) -> Path:
         return Path(self._paths[index])
 
-    def label(self, index: int) -> int | None:
-        """The number of its class; None for an image outside of them."""
-        return self._numbers.get(self._names[index].partition("/")[0])
 
-
-def folder_source(folder: str) -> FileSource:
+def folder_source(folder: str, split: str = "", classes: Sequence[str] = ()) -> FileSource:
     """The images below a folder, sorted by their path relative to it, which is also their name.
 
-    Links are followed; hidden files and folders are left out. Subfolders with images in or below
-    them, sorted, are classes.
+    Links are followed; hidden files and folders are left out, and ``LITTER``. Where images lie in
+    subfolders (below a split's folder, where there are splits), these are classes: all of them, with
+    images or not, numbered in sorted order or in that of ``classes``.
+
+    Args:
+        folder: its path.
+        split: a split, or a pattern of names; see ``rpiae.data.splits``.
+        classes: the names of all classes, in the order of their numbers.
 
     Raises:
-        DataError: if there is no such folder, or no image in it.
+        UsageError: if no folder can be called so, or it has several splits and none is chosen.
+        DataError: if there is no such folder, no image in it, or a class that is not listed.
     """
     if not folder:
         raise UsageError("data: name a folder of images: folder:PATH")
-    root = Path(folder).expanduser()
-    if not root.exists():
-        raise DataError(f"{folder}: there is no such folder; set data.path to a folder of images")
+    check_classes(classes)
+    root = existing(folder, "folder")
     if not root.is_dir():
-        raise DataError(f"{folder} is a file; set data.path to a folder of images")
-    names = sorted(_image_files(root))
-    if not names:
+        raise DataError(f"{printable(folder)} is a file; set data.path to a folder of images")
+    found = walked(root, EXTENSIONS, doubtful=_like_an_image)
+    location = printable(str(root))
+    if not found.files:
+        others = f" ({'; '.join(found.problems)})" if found.problems else ""
         raise DataError(
-            f"{folder} has no images: no file in it or below it ends in {', '.join(EXTENSIONS)}"
+            f"{location} has no images: no file in it or below it ends in "
+            f"{', '.join(EXTENSIONS)}{others}"
         )
-    classes = sorted({name.partition("/")[0] for name in names if "/" in name})
-    return FileSource(str(root), names, [str(root / name) for name in names], classes=classes)
+    layout = layout_of_images(found.files, classes)
+    names = chosen(layout, split, location)
+    labels = _labels_of_folders(root, names, found.folders, layout.depth, classes)
+    paths = [str(root / name) for name in names]
+    return FileSource(str(root), names, paths, labels=labels, problems=found.problems)
 
 
-def _image_files(root: Path) -> list[str]:
-    found, visited = [], set()
+def _labels_of_folders(
+    root: Path, names: Sequence[str], folders: Sequence[str], depth: int, classes: Sequence[str]
+) -> Labels | None:
+    """Labels by the folder of each image that lies ``depth`` below the root."""
+    own = [_class_of(name, depth) for name in names]
+    if not any(own):
+        return None
+    location = printable(str(root))
+    above = {tuple(name.split("/")[:depth]) for name in names}
+    there = {
+        parts[depth]
+        for parts in (folder.split("/") for folder in folders)
+        if len(parts) == depth + 1 and tuple(parts[:depth]) in above
+    }
+    notices = []
+    if classes:
+        ordered = list(classes)
+        if strange := sorted(there - set(classes)):
+            raise DataError(
+                f"{location} has a class {printable(strange[0])!r}, which data.classes lacks: add "
+                "it, or choose files with data.split"
+            )
+    else:
+        beside = _classes_beside([root.joinpath(*parts) for parts in above], there)
+        ordered = sorted(there.union(*beside.values()))
+        if len(ordered) > len(there):
+            notices.append(
+                f"{location}: classes are numbered together with those of "
+                f"{', '.join(map(printable, sorted(beside)))} beside it"
+            )
+    without, used = own.count(""), set(own)
+    if empty := [name for name in ordered if name not in used]:
+        notices.append(
+            f"{location}: {len(empty)} of {len(ordered)} classes have no images, such as "
+            f"{printable(empty[0])}; they keep their numbers"
+        )
+    if without:
+        notices.append(
+            f"{location}: {without} of {len(names)} images lie in no class folder and have no label"
+        )
+    numbers = {name: number for number, name in enumerate(ordered)} | {"": -1}
+    return Labels(
+        np.array([numbers[name] for name in own], dtype=np.int32), unique_names(ordered),
+        tuple(notices),
+    )  # fmt: skip
 
-    def unreadable(error: OSError) -> None:
-        raise DataError(f"{error.filename}: {error.strerror}")
 
-    for folder, subfolders, files in os.walk(root, onerror=unreadable, followlinks=True):
-        real = os.path.realpath(folder)
-        subfolders[:] = [] if real in visited else sorted(s for s in subfolders if s[0] != ".")
-        if real in visited:
-            continue
-        visited.add(real)
-        here = Path(folder).relative_to(root)
-        found += [
-            (here / file).as_posix()
-            for file in files
-            if file[0] != "." and os.path.splitext(file)[1].lower() in EXTENSIONS
-        ]
+def _class_of(name: str, depth: int) -> str:
+    """The class that an image's path names; nothing where it lies in no class folder."""
+    parts = name.split("/")
+    return parts[depth] if len(parts) > depth + 1 else ""
+
+
+def _classes_beside(splits: Sequence[Path], classes: set[str]) -> dict[str, set[str]]:
+    """Classes of the other splits beside some, by the names of their folders.
+
+    A class of which one split has no image, and so no folder, would else shift the numbers of those
+    after it. Folders that share no class are other data.
+    """
+    found = {}
+    own = {folder.resolve() for folder in splits}
+    for folder in own:
+        for name in _subfolders(folder.parent) if is_plain(folder.name) else ():
+            if is_plain(name) and folder.parent / name not in own:
+                theirs = _subfolders(folder.parent / name)
+                if theirs & classes:
+                    found[name] = theirs
     return found
 
 
-class ParquetSource:
-    """Images in Parquet files with the image layout of Hugging Face ``datasets``.
+def _subfolders(folder: Path) -> set[str]:
+    """Names of the folders in one; none where it cannot be read."""
+    try:
+        return {
+            entry.name for entry in _entries(folder) if not _skipped(entry) and _is(entry.is_dir)
+        }
+    except DataError:
+        return set()
 
-    Only the position of every row group is held in memory, and the row groups read last. A read
-    takes a whole row group from the disk, so small ones (``datasets`` writes 100 rows) serve random
-    access best.
 
-    Args:
-        path: a Parquet file, or a folder of ``*.parquet`` files, which are taken in sorted order.
-        column: the column of images, a struct of ``bytes`` and ``path``.
-        label_column: the column of labels, integers of which negative ones count as none. Where
-            not given, ``label``, if all files have such a column.
+class Walked(NamedTuple):
+    """What is below a folder, by paths relative to it.
 
-    Raises:
-        DataError: if there is no such file, it is not a Parquet file, lacks a column, or has no
-            rows.
+    Attributes:
+        files: the wanted files, sorted.
+        folders: all folders that were looked into.
+        problems: what is left out and might have been wanted, in words.
     """
 
-    def __init__(self, path: str, column: str, label_column: str | None = None) -> None:
-        self.location = path
-        self._column = column
-        self._groups: list[tuple[Path, int, int]] = []
-        starts = [0]
-        for file in _parquet_files(path):
-            row = 0
-            for group, rows in enumerate(_rows_per_group(file, column)):
-                self._groups.append((file, group, row))
-                starts.append(starts[-1] + rows)
-                row += rows
-        if starts[-1] == 0:
-            raise DataError(f"{path} has no rows")
-        self._starts = np.array(starts, dtype=np.int64)
-        files = list(dict.fromkeys(file for file, _, _ in self._groups))
-        self._label_column = _label_column(files, label_column)
-        self.labelled = self._label_column is not None
-        self.label_names = _label_names(files[0], self._label_column)
-        self._cache()
-
-    def _cache(self) -> None:
-        self._images = lru_cache(CACHED_ROW_GROUPS)(self._row_group)
-        self._labels = lru_cache(CACHED_ROW_GROUPS)(self._row_group)
-
-    def __getstate__(self) -> dict[str, Any]:
-        caches = ("_images", "_labels")
-        return {name: value for name, value in self.__dict__.items() if name not in caches}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._cache()
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def name(self, index: int) -> str:
-        file, _, first, row = self._locate(index)
-        return f"{file.name}#{first + row}"
-
-    def path(self, index: int) -> str:
-        file, _, first, row = self._locate(index)
-        return f"{file}#{first + row}"
-
-    def read(self, index: int) -> bytes:
-        file, group, _, row = self._locate(index)
-        try:
-            content = self._images(file, group, self._column)[row].as_py()
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.path(index)}: {error}") from None
-        if content is None or content["bytes"] is None:
-            raise DataError(f"{self.path(index)}: the row holds no image bytes")
-        return bytes(content["bytes"])
-
-    def label(self, index: int) -> int | None:
-        """What the row says; None where it says nothing or a negative number."""
-        file, group, _, row = self._locate(index)
-        try:
-            number = self._labels(file, group, self._label_column)[row].as_py()
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.path(index)}: {error}") from None
-        return None if number is None or number < 0 else int(number)
-
-    def _locate(self, index: int) -> tuple[Path, int, int, int]:
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        file, group, first = self._groups[number]
-        return file, group, first, index - int(self._starts[number])
-
-    def _row_group(self, file: Path, group: int, column: str) -> Any:
-        # Opened anew for every row group and read without threads: neither handles nor Arrow's
-        # thread pool live on in a forked worker.
-        with pq.ParquetFile(file) as parquet:
-            table = parquet.read_row_group(group, columns=[column], use_threads=False)
-        return table.column(column)
+    files: list[str]
+    folders: list[str]
+    problems: tuple[str, ...]
 
 
-def _parquet_files(path: str) -> list[Path]:
-    place = Path(path).expanduser()
-    if not place.exists():
-        raise DataError(f"{path}: there is no such file or folder; set data.path to Parquet files")
-    if not place.is_dir():
-        return [place]
-    files = sorted(place.glob("*.parquet"))
-    if not files:
-        raise DataError(f"{path} has no Parquet files: no file directly in it ends in .parquet")
-    return files
+def walked(
+    root: Path, endings: Sequence[str], *, doubtful: Callable[[str], str] = lambda _: ""
+) -> Walked:
+    """Look through a folder and those below it.
+
+    Args:
+        root: the folder.
+        endings: of the files that are wanted, in any case.
+        doubtful: what kind of file another one is that might have been wanted, by its name;
+            nothing where it might not.
+
+    Raises:
+        DataError: if a folder cannot be read.
+    """
+    files: list[str] = []
+    folders: list[str] = []
+    left_out: Counter[str] = Counter()
+    visited = {os.path.realpath(root)}
+    waiting = [""]
+    while waiting:
+        here = waiting.pop()
+        for entry in _entries(root / here):
+            name = f"{here}/{entry.name}".lstrip("/")
+            if _skipped(entry):
+                continue
+            if _is(entry.is_dir):
+                folders.append(name)
+                real = os.path.realpath(entry.path)
+                if real in visited:
+                    left_out["links to folders that are read already"] += 1
+                else:
+                    visited.add(real)
+                    waiting.append(name)
+            elif not entry.name.lower().endswith(tuple(endings)):
+                left_out.update(filter(None, [doubtful(entry.name)]))
+            elif _is(entry.is_file):
+                files.append(name)
+            else:
+                left_out["no regular files, or links that lead nowhere"] += 1
+    told = ", ".join(f"{kind} ({number})" for kind, number in left_out.most_common(LISTED))
+    problems = (f"{printable(str(root))}: left out {told}",) if told else ()
+    return Walked(sorted(files), folders, problems)
 
 
-def _rows_per_group(file: Path, column: str) -> list[int]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, in an order that is the same everywhere."""
     try:
-        with pq.ParquetFile(file) as parquet:
-            schema, metadata = parquet.schema_arrow, parquet.metadata
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file} cannot be read as a Parquet file: {error}") from None
-    if column not in schema.names:
-        raise DataError(
-            f"{file} has no column {column!r}; it has {', '.join(schema.names)}. "
-            "Set data.column to the one that holds the images"
-        )
-    kind = schema.field(column).type
-    if not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
-        raise DataError(
-            f"{file}: column {column!r} holds {kind}; images are struct<bytes: binary, path: string>"
-        )
-    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{printable(str(folder))}: {error.strerror}") from None
 
 
-def _label_column(files: Sequence[Path], given: str | None) -> str | None:
-    """The column of labels: the given one, or ``label`` where all files have integers there."""
-    column = given or "label"
-    for file in files:
-        schema = pq.read_schema(file)
-        found = column in schema.names and pa.types.is_integer(schema.field(column).type)
-        if not found and given is None:
-            return None
-        if column not in schema.names:
-            raise DataError(
-                f"{file} has no column {column!r}; it has {', '.join(schema.names)}. "
-                "Set data.label_column to the one that holds the labels"
-            )
-        if not found:
-            raise DataError(
-                f"{file}: column {column!r} holds {schema.field(column).type}; labels are integers. "
-                "Set data.label_column to another one"
-            )
-    return column
+def _skipped(entry: os.DirEntry[str]) -> bool:
+    return entry.name.startswith(".") or entry.name in LITTER
 
 
-def _label_names(file: Path, column: str | None) -> tuple[str, ...]:
-    """Names of the labels as ``datasets`` writes them into a file; empty where it did not."""
-    metadata = pq.read_schema(file).metadata or {}
+def _is(question: Callable[[], bool]) -> bool:
     try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        names = features[column]["names"]
-    except (KeyError, TypeError, ValueError):
-        return ()
-    listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return tuple(names) if listed else ()
+        return question()
+    except OSError:  # a link to itself, or to where nobody may look
+        return False
+
+
+def _like_an_image(name: str) -> str:
+    """What kind of image a file may be that is not read, by its name."""
+    lower = printable(name.lower())
+    stem, ending = os.path.splitext(lower)
+    if ending in UNREAD:
+        return ending
+    if not ending:
+        return "without an ending"
+    inner = os.path.splitext(stem)[1]
+    return inner + ending if inner in EXTENSIONS else ""

@@ -19,8 +19,8 @@ from rpiae.core.errors import DataError, UsageError
 from rpiae.core.randomness import uniform
 from rpiae.data.crops import Crop, CropBatch, Fitting, collated, cut, none_usable
 from rpiae.data.image_dataset import BucketOptions, centre_crops, check_held_out
-from rpiae.data.images import Pixels
-from rpiae.data.loading import default_workers, loaded, loader, unit
+from rpiae.data.images import Picture
+from rpiae.data.loading import Handed, chosen_workers, handed_over, loaded, loader, unit
 from rpiae.data.orders import permutation, spread
 
 #: Crops per step where training crops are loaded for fitting.
@@ -235,9 +235,15 @@ class _Reader:
 
 
 class _Part(NamedTuple):
-    """What one loading process has of a step."""
+    """What one loading process has of a step.
+
+    Attributes:
+        crops: its crops; without their pixels on the way between processes.
+        pixels: of those that have any, in their order; only on the way.
+    """
 
     crops: list[Crop]
+    pixels: Handed
     problems: tuple[str, ...]
     places: tuple[str, ...]
 
@@ -281,7 +287,7 @@ class _Parts(IterableDataset[_Part]):
                     slot = next(places, None)
                     if position in lane.local:
                         crops.append(self._crop(lane, slot, step * self._batch_size + position))
-            yield _Part(crops, tuple(reading.problems), tuple(reading.places))
+            yield _Part(crops, torch.empty(0), tuple(reading.problems), tuple(reading.places))
             reading.problems.clear()
             reading.places.clear()
 
@@ -311,7 +317,7 @@ class _Parts(IterableDataset[_Part]):
         return Crop(sample, None, (), none_usable(errors.values(), where, size))
 
 
-def opened(image: Encoded, fitting: Fitting) -> Pixels:
+def opened(image: Encoded, fitting: Fitting) -> Picture:
     """The pixels of a streamed image.
 
     Raises:
@@ -339,6 +345,7 @@ class StreamDataset:
     Attributes:
         num_images: images to train on (an epoch).
         image_size: side of the square crops, in pixels.
+        notices: what is known to be left out before the stream is read, in words.
 
     Raises:
         DataError: if the stream has too few images.
@@ -355,6 +362,7 @@ class StreamDataset:
         held_out = options.get("held_out", 32)
         check_held_out(held_out)
         self._stream = stream
+        self.notices = tuple(stream.problems)
         self._fitting = Fitting(image_size=options["image_size"], resize=options.get("resize"))
         self.image_size = self._fitting.image_size
         total = _total(stream, options.get("num_images"))
@@ -367,8 +375,7 @@ class StreamDataset:
         self.num_images = total - sum(self._held)
         self._buffer = options.get("buffer", 1024)
         self._readers = options.get("readers", 8)
-        workers = options.get("workers")
-        self._workers = default_workers() if workers is None else workers
+        self._workers = chosen_workers(options.get("workers"))
         self._reported: set[str] = set()
 
     def batches(
@@ -397,7 +404,7 @@ class StreamDataset:
         ):
             if crops.failure:
                 raise DataError(crops.failure)
-            notices = self._fresh((*self._stream.problems, *problems))
+            notices = self._fresh((*self.notices, *problems))
             if step == start > 0:
                 notices += (self._went_on(places, start),)
             yield Batch(unit(crops.pixels), crops.samples, self._fresh(crops.skipped), notices)
@@ -430,7 +437,7 @@ class StreamDataset:
             self._held_images(), image_size=self.image_size, where=self._stream.location
         )
 
-    def _held_images(self) -> Iterator[tuple[str, Callable[[], Pixels]]]:
+    def _held_images(self) -> Iterator[tuple[str, Callable[[], Picture]]]:
         for shard, number in enumerate(self._held):
             if not number:
                 continue
@@ -462,10 +469,10 @@ class StreamDataset:
             lanes, fitting=self._fitting, batch_size=batch_size, steps=steps,
             longest=self.num_images,
         )  # fmt: skip
-        source = loaded(loader(parts, workers=workers, batch_size=None, collate_fn=_same))
+        source = loaded(loader(parts, workers=workers, batch_size=None, collate_fn=_packed))
         for step in steps:
             # One part of each loading process, in turn: each of them has all steps.
-            found = list(islice(source, max(1, workers)))
+            found = [_unpacked(part) for part in islice(source, max(1, workers))]
             crops = sorted((c for part in found for c in part.crops), key=lambda c: c.sample)
             problems = [text for part in found for text in part.problems]
             places = [text for part in found for text in part.places]
@@ -548,9 +555,19 @@ def _total(stream: Stream, given: int | None) -> int:
     return total
 
 
-def _same(part: _Part) -> _Part:
-    return part
+def _packed(part: _Part) -> _Part:
+    """A part as a loading process hands it over: all pixels at once."""
+    usable = [crop.pixels for crop in part.crops if crop.pixels is not None]
+    pixels = handed_over(torch.stack(usable)) if usable else part.pixels
+    return part._replace(crops=[crop._replace(pixels=None) for crop in part.crops], pixels=pixels)
 
 
-def _fail(error: DataError) -> Pixels:
+def _unpacked(part: _Part) -> _Part:
+    """Inverse of ``_packed``."""
+    rows = iter(torch.as_tensor(part.pixels))
+    crops = [crop if crop.failure else crop._replace(pixels=next(rows)) for crop in part.crops]
+    return part._replace(crops=crops)
+
+
+def _fail(error: DataError) -> Picture:
     raise error

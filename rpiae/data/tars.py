@@ -2,141 +2,131 @@
 
 from __future__ import annotations
 
-import os
-import re
+import json
 import tarfile
-import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Self, Unpack
+from typing import Any, NamedTuple, Unpack
 
+import numpy as np
+from attrs import frozen
 from torch.utils.data import Dataset as TorchDataset
-from webdataset.gopen import gopen
-from webdataset.shardlists import expand_urls
-from webdataset.tariterators import base_plus_ext
 
 from rpiae.core.errors import DataError, UsageError
+from rpiae.core.files import open_regular
+from rpiae.core.names import printable
 from rpiae.data.image_dataset import ImageOptions, SplitDataset
+from rpiae.data.labels import Labels, check_classes, read_labels, unique_names
 from rpiae.data.loading import default_workers, loaded, loader
-from rpiae.data.sources import EXTENSIONS
+from rpiae.data.members import READING, Member, Sample, Tally, is_image, samples
+from rpiae.data.opening import is_seekable, open_shard, shards_of
+from rpiae.data.paths import as_path
+from rpiae.data.sources import WithLabels
 from rpiae.data.streams import Encoded, Stream, StreamDataset, check_not_streaming
-
-#: What opening, reading and unpacking a shard may raise.
-READING = (OSError, EOFError, tarfile.TarError, zlib.error)
-
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
-
-#: Endings of compressed shards, in which no member can be found without reading those before it.
-COMPRESSED = (".gz", ".tgz", ".bz2", ".xz")
 
 #: Shards for which one more process that reads headers is worth its start.
 SHARDS_PER_WORKER = 8
+
+#: The member that holds the label where none is given.
+LABELS = "cls"
+
+#: Bytes of a member that holds a label.
+MOST_OF_LABEL = 1 << 20
+
+#: Bytes behind an archive's end that are looked at for another one.
+AFTER_END = 1 << 16
+
+#: Reads behind the end of a stream that a whole archive may take.
+READS_BEHIND_END = 8
 
 #: How a command ends that succeeded, or whose output nobody wants any more; None where there is none.
 CLOSED = (None, 0, 23, 141, -13)
 
 
-class _Member(tarfile.TarInfo):
-    """A member whose damaged or missing header is an error; ``tarfile`` takes it for the end."""
+@frozen
+class Wanted:
+    """What is taken of a sample.
 
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        try:
-            return super().fromtarfile(archive)
-        except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]  # undocumented
-            raise tarfile.ReadError(f"damaged header at byte {archive.offset} ({error})") from None
-        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError):  # type: ignore[attr-defined]  # undocumented
-            if archive.offset == 0:
-                raise tarfile.ReadError("it is empty") from None
-            raise tarfile.ReadError(f"it ends at byte {archive.offset}, unfinished") from None
-
-
-def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members in order; unlike the archive itself, this keeps none in memory."""
-    while (member := archive.next()) is not None:
-        archive.members.clear()  # type: ignore[attr-defined]  # undocumented
-        yield member
-
-
-class _Grouping:
-    """Members as samples: those that follow each other and share a key, which ends at the first dot.
-
-    Args:
-        member: what follows the key in the wanted member's name, such as ``"jpg"``; any image where
-            empty.
+    Attributes:
+        member: ending of the image; see ``Sample.images``.
+        label: ending of the member that holds the label.
     """
 
-    def __init__(self, member: str) -> None:
-        self._wanted = member.lower().removeprefix(".")
-
-    def holds_image(self, ending: str) -> bool:
-        """Whether a member with this ending is the sample's image."""
-        if self._wanted:
-            return ending.lower() == self._wanted
-        return os.path.splitext(f".{ending.lower()}")[1] in EXTENSIONS or (
-            f".{ending.lower()}" in EXTENSIONS
-        )
-
-    def ending(self, member: tarfile.TarInfo) -> tuple[str, str]:
-        """Key and ending; both empty for what belongs to no sample."""
-        name = member.name
-        hidden = name.startswith("__") and "__" in name[2:]
-        if not member.isreg() or member.issparse() or hidden:
-            return "", ""
-        key, ending = base_plus_ext(name)
-        return (key or "", ending or "")
+    member: str
+    label: str
 
 
 class TarIndex(NamedTuple):
     """Where the images of a shard are.
 
     Attributes:
-        names: their members.
+        names: their members, each once.
         offsets, sizes: position and length of their content, in bytes.
+        labels: position and length of the members that hold their labels; (0, 0) for none.
         problem: what is wrong with the rest of the shard.
+        tally: what is taken and left out of it.
     """
 
-    names: list[str]
+    names: Sequence[str]
     offsets: list[int]
     sizes: list[int]
+    labels: list[tuple[int, int]]
     problem: str
+    tally: Tally
 
 
-def index_tar(path: Path, grouping: _Grouping) -> TarIndex:
+def index_tar(path: Path, wanted: Wanted) -> TarIndex:
     """Index an uncompressed local shard by its headers alone; nothing is raised."""
-    names: list[str] = []
-    offsets: list[int] = []
-    sizes: list[int] = []
+    found: list[tuple[tarfile.TarInfo, tuple[int, int]]] = []
     problems: list[str] = []
     without: list[str] = []
-    last_key, has_image = "", True
+    tally = Tally()
+    shard = printable(str(path))
     try:
-        length = path.stat().st_size
-        with tarfile.open(path, "r:", tarinfo=_Member) as archive:
-            for member in _members(archive):
+        with open_regular(path) as file:
+            length = file.seek(0, 2)
+            file.seek(0)
+
+            def visit(_: str, member: tarfile.TarInfo) -> None:
                 if member.offset_data + member.size > length:
-                    raise tarfile.ReadError(f"it ends inside {member.name}")
-                key, ending = grouping.ending(member)
-                if not key:
-                    continue
-                if key != last_key:
-                    without += [last_key] if not has_image else []
-                    last_key, has_image = key, False
-                if grouping.holds_image(ending) and not has_image:
-                    names.append(member.name)
-                    offsets.append(member.offset_data)
-                    sizes.append(member.size)
-                    has_image = True
-        without += [last_key] if not has_image else []
+                    raise tarfile.ReadError(f"it ends inside {printable(member.name)}")
+
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=Member) as archive:
+                for sample in samples(archive, tally, visit):
+                    images = sample.images(wanted.member)
+                    tally.add(sample, images, wanted.member)
+                    without += [] if images else [printable(sample.key)]
+                    for ending in images if wanted.member == "*" else images[:1]:
+                        found.append((sample.members[ending], _label_place(sample, wanted.label)))
+                end: int = archive.offset
+            file.seek(end)
+            if file.read(AFTER_END).strip(b"\0"):
+                problems.append(
+                    f"{shard}: its archive ends at byte {end} of {length}; what follows is left out"
+                )
     except READING as error:
-        used = f"the {len(names)} images before are used" if names else "the shard is left out"
-        problems.append(f"{path}: {_reason(error)}; {used}")
-    problems += [_without_image(str(path), without)] if without else []
-    if not names and not problems:
-        problems.append(f"{path}: there are no images in it; the shard is left out")
-    return TarIndex(names, offsets, sizes, "; ".join(problems))
+        used = f"the {len(found)} images before are used" if found else "the shard is left out"
+        problems.append(f"{shard}: {_reason(error)}; {used}")
+    problems += [_without_image(shard, without)] if without else []
+    if not found and not problems:
+        problems.append(f"{shard}: there are no images in it; the shard is left out")
+    return TarIndex(
+        unique_names([member.name for member, _ in found]),
+        [member.offset_data for member, _ in found],
+        [member.size for member, _ in found],
+        [place for _, place in found],
+        "; ".join(problems),
+        tally,
+    )
+
+
+def _label_place(sample: Sample, label: str) -> tuple[int, int]:
+    for ending, member in sample.members.items():
+        if ending.lower() == label:
+            return member.offset_data, member.size
+    return 0, 0
 
 
 def _without_image(shard: str, keys: Sequence[str]) -> str:
@@ -154,28 +144,28 @@ def _ending(file: Any) -> str:
 
 def _reason(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(text)
+    return printable(str(text))
 
 
 class _Indexing(TorchDataset[TarIndex]):
     """The indices of shards, one by one, for a loader."""
 
-    def __init__(self, paths: Sequence[Path], grouping: _Grouping) -> None:
+    def __init__(self, paths: Sequence[Path], wanted: Wanted) -> None:
         self._paths = paths
-        self._grouping = grouping
+        self._wanted = wanted
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, number: int) -> TarIndex:
-        return index_tar(self._paths[number], self._grouping)
+        return index_tar(self._paths[number], self._wanted)
 
 
 def _same(index: TarIndex) -> TarIndex:
     return index
 
 
-class IndexedTars:
+class IndexedTars(WithLabels):
     """Images in uncompressed local tar shards, in the order of shards and members.
 
     The headers are read once, and their positions held in memory; every image can then be read by
@@ -185,42 +175,73 @@ class IndexedTars:
         location: what messages call the shards.
         paths: the shards.
         member: see ``WebDatasetConfig``.
+        label_column: see ``WebDatasetConfig``.
+        classes: the names of all classes, in the order of their numbers.
         workers: processes that read the headers; fewer for a few shards.
+        problems: what is left out of the list of shards, in words.
 
     Attributes:
-        problems: what of the shards is left out, in words.
+        problems: what is left out, in words.
 
     Raises:
-        DataError: if no shard has an image.
+        DataError: if no shard has an image, or no sample the member of labels that was asked for.
     """
 
     def __init__(
-        self, location: str, paths: Sequence[Path], member: str, *, workers: int = 0
+        self,
+        location: str,
+        paths: Sequence[Path],
+        member: str,
+        *,
+        label_column: str | None = None,
+        classes: Sequence[str] = (),
+        workers: int = 0,
+        problems: Sequence[str] = (),
     ) -> None:
-        self.location = location
+        check_classes(classes)
+        self.location = printable(location)
         self._paths = paths
-        indexing = _Indexing(paths, _Grouping(member))
+        self._classes = classes
+        self._required = label_column is not None
+        ending, self._fields = label_member(LABELS if label_column is None else label_column)
+        self._label = ending
+        indexing = _Indexing(paths, Wanted(normal_ending(member), ending))
         workers = min(workers, len(paths) // SHARDS_PER_WORKER)
         self._shards: list[TarIndex] = list(
             loaded(loader(indexing, workers=workers, batch_size=None, collate_fn=_same))
         )
-        self.problems = tuple(shard.problem for shard in self._shards if shard.problem)
+        tally = Tally()
+        for shard in self._shards:
+            tally.merge(shard.tally)
+        broken = [shard.problem for shard in self._shards if shard.problem]
+        self.problems = (*problems, *broken, *tally.notices(self.location))
         self._starts = [0]
         for shard in self._shards:
             self._starts.append(self._starts[-1] + len(shard.names))
+        endings = ", ".join(printable(name) for name, _ in tally.endings.most_common(6))
         if not self._starts[-1]:
-            raise DataError(f"{location} has no usable image: " + "; ".join(self.problems[:3]))
+            there = f". Its members end in {endings}; set data.member" if endings else ""
+            raise DataError(f"{self.location} has no usable image: {'; '.join(broken[:3])}{there}")
+        if self._required and not tally.endings[ending]:
+            raise DataError(
+                f"{self.location} has no members that end in {ending!r}; they end in {endings}. Set "
+                "data.label_column to the one that holds the labels, such as 'cls' or 'json.label'"
+            )
+        files = unique_names([path.name for path in paths])
+        if len({path.name for path in paths}) < len(paths):  # of several folders
+            files = unique_names([str(path) for path in paths])
+        self._files = files
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def name(self, index: int) -> str:
         shard, position = self._locate(index)
-        return f"{self._paths[shard].name}/{self._shards[shard].names[position]}"
+        return f"{self._files[shard]}/{self._shards[shard].names[position]}"
 
     def path(self, index: int) -> str:
         shard, position = self._locate(index)
-        return f"{self._paths[shard]}/{self._shards[shard].names[position]}"
+        return f"{printable(str(self._paths[shard]))}/{self._shards[shard].names[position]}"
 
     def read(self, index: int) -> bytes:
         shard, position = self._locate(index)
@@ -234,18 +255,80 @@ class IndexedTars:
         shard = bisect_right(self._starts, index) - 1
         return shard, index - self._starts[shard]
 
+    def _read_labels(self) -> Labels | None:
+        if not any(size for shard in self._shards for _, size in shard.labels):
+            return None
+        what = f"{self.location}: member {'.'.join((self._label, *self._fields))!r}"
+        try:
+            return read_labels(self._values(), what, classes=self._classes)
+        except DataError as error:
+            if self._required:
+                raise
+            told = f"{error}. The images have no labels; set data.label_column"
+            return Labels(np.full(len(self), -1, dtype=np.int32), (), (told,))
+
+    def _values(self) -> Iterator[object]:
+        for path, shard in zip(self._paths, self._shards, strict=True):
+            try:
+                with path.open("rb") as file:
+                    for name, (offset, size) in zip(shard.names, shard.labels, strict=True):
+                        if size > MOST_OF_LABEL:
+                            raise DataError(f"{path}: the label of {name} has {size} bytes")
+                        file.seek(offset)
+                        content = file.read(size)
+                        yield label_value(content, self._fields, f"{printable(str(path))}/{name}")
+            except OSError as error:
+                raise DataError(f"{printable(str(path))}: {_reason(error)}") from None
+
     def stream(self) -> IndexedStream:
         """The same images, shard after shard."""
-        return IndexedStream(self.location, self._paths, self._shards)
+        return IndexedStream(self.location, self._paths, self._shards, self.problems)
+
+
+def normal_ending(member: str) -> str:
+    """An ending of a member as it is compared: in small letters, without a dot before it."""
+    return member.lower().removeprefix(".")
+
+
+def label_member(label_column: str) -> tuple[str, tuple[str, ...]]:
+    """The ending of the member that holds labels, and the fields that lead to them if it is JSON."""
+    parts = label_column.removeprefix(".").split(".")
+    lower = [part.lower() for part in parts]
+    end = lower.index("json") + 1 if "json" in lower else len(parts)
+    return ".".join(lower[:end]), tuple(parts[end:])
+
+
+def label_value(content: bytes, fields: Sequence[str], where: str) -> object:
+    """What a member says of its sample's label; None where it says nothing.
+
+    Raises:
+        DataError: if it is no text, or no JSON where fields are wanted.
+    """
+    try:
+        text = content.decode().strip()
+        if not fields or not text:
+            return text
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"the label of {where} cannot be read: {printable(str(error))}") from None
+    for name in fields:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 class IndexedStream:
     """Indexed shards that are read from their beginning; see ``Stream``."""
 
-    def __init__(self, location: str, paths: Sequence[Path], shards: Sequence[TarIndex]) -> None:
+    def __init__(
+        self,
+        location: str,
+        paths: Sequence[Path],
+        shards: Sequence[TarIndex],
+        problems: tuple[str, ...],
+    ) -> None:
         self.location = location
         self.total: int | None = sum(len(shard.names) for shard in shards)
-        self.problems = tuple(shard.problem for shard in shards if shard.problem)
+        self.problems = problems
         self._paths = paths
         self._shards = shards
 
@@ -253,19 +336,19 @@ class IndexedStream:
         return len(self._paths)
 
     def shard(self, index: int) -> str:
-        return str(self._paths[index])
+        return printable(str(self._paths[index]))
 
     def count(self, index: int) -> int:
         return len(self._shards[index].names)
 
     def images(self, index: int) -> Iterator[Encoded | str]:
-        shard, path = self._shards[index], self._paths[index]
+        shard, where = self._shards[index], self.shard(index)
         try:
-            with path.open("rb") as file:
+            with self._paths[index].open("rb") as file:
                 for position, name in enumerate(shard.names):
-                    yield Encoded(f"{path}/{name}", _content(file, shard, position))
+                    yield Encoded(f"{where}/{name}", _content(file, shard, position))
         except OSError as error:
-            raise DataError(f"{path}: {_reason(error)}") from None
+            raise DataError(f"{where}: {_reason(error)}") from None
 
 
 def _content(file: Any, shard: TarIndex, position: int) -> bytes:
@@ -275,74 +358,104 @@ def _content(file: Any, shard: TarIndex, position: int) -> bytes:
     return content
 
 
+class _ToItsEnd:
+    """A file that says so where it is read on behind its end.
+
+    ``tarfile`` passes over a member in steps, and takes as many as its header says, to no end.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._behind = 0
+
+    def read(self, size: int) -> Any:
+        """Up to ``size`` bytes; nothing a few times at the end."""
+        found = self._file.read(size)
+        self._behind = 0 if found else self._behind + 1
+        if self._behind > READS_BEHIND_END:
+            raise EOFError("unexpected end of data")
+        return found
+
+
 class PipedTars:
     """Tar shards that can only be read from their beginning; see ``Stream``.
 
     Args:
         location: what messages call the shards.
-        urls: the shards, as the ``webdataset`` library opens them.
+        urls: the shards, as ``open_shard`` opens them.
         member: see ``WebDatasetConfig``.
+        problems: what is left out of the list of shards, in words.
     """
 
-    def __init__(self, location: str, urls: Sequence[str], member: str) -> None:
-        self.location = location
+    def __init__(
+        self, location: str, urls: Sequence[str], member: str, problems: tuple[str, ...] = ()
+    ) -> None:
+        self.location = printable(location)
         self.total: int | None = None
-        self.problems: tuple[str, ...] = ()
+        self.problems = problems
         self._urls = urls
-        self._grouping = _Grouping(member)
+        self._wanted = normal_ending(member)
 
     def __len__(self) -> int:
         return len(self._urls)
 
     def shard(self, index: int) -> str:
-        return self._urls[index]
+        return printable(self._urls[index])
 
     def count(self, index: int) -> None:
         return None
 
     def images(self, index: int) -> Iterator[Encoded | str]:
-        url = self._urls[index]
+        where = self.shard(index)
         without: list[str] = []
+        tally = Tally()
+        file = open_shard(self._urls[index])
         try:
-            file = gopen(url)
-        except Exception as error:  # every scheme has its own library behind it
-            raise DataError(f"{url}: {_reason(error)}") from None
-        try:
-            with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as archive:
-                yield from self._samples(url, archive, without)
+            shard: Any = _ToItsEnd(file)
+            with tarfile.open(fileobj=shard, mode="r|*", tarinfo=Member) as archive:
+                yield from self._samples(where, archive, tally, without)
             # What follows the archive is read too, or the command behind it would not end well.
             while file.read(1 << 16):
                 pass
             file.close()
         except READING as error:
-            raise DataError(f"{url}: {_ending(file) or _reason(error)}") from None
+            raise DataError(f"{where}: {_ending(file) or _reason(error)}") from None
         finally:
             with suppress(*READING):
                 file.close()
         if without:
-            yield _without_image(url, without)
+            yield _without_image(where, without)
+        yield from tally.notices(self.location, counted=False)
 
-    def _samples(self, url: str, archive: tarfile.TarFile, without: list[str]) -> Iterator[Encoded]:
-        last_key, has_image = "", True
-        for member in _members(archive):
-            key, ending = self._grouping.ending(member)
-            if not key:
-                continue
-            if key != last_key:
-                without += [last_key] if not has_image else []
-                last_key, has_image = key, False
-            if self._grouping.holds_image(ending) and not has_image:
+    def _samples(
+        self, where: str, archive: tarfile.TarFile, tally: Tally, without: list[str]
+    ) -> Iterator[Encoded]:
+        contents: dict[str, bytes] = {}
+
+        def visit(ending: str, member: tarfile.TarInfo) -> None:
+            one = self._wanted not in ("", "*")
+            if ending.lower() == self._wanted if one else is_image(ending):
                 content = archive.extractfile(member)
                 assert content is not None
-                has_image = True
-                yield Encoded(f"{url}/{member.name}", content.read())
-        without += [last_key] if not has_image else []
+                contents[member.name] = content.read()
+
+        for sample in samples(archive, tally, visit):
+            images = sample.images(self._wanted)
+            tally.add(sample, images, self._wanted)
+            without += [] if images else [printable(sample.key)]
+            for ending in images if self._wanted == "*" else images[:1]:
+                name = sample.members[ending].name
+                yield Encoded(f"{where}/{printable(name)}", contents[name])
+            contents.clear()
 
 
 def webdataset(
     *,
     path: str,
+    split: str = "",
     member: str = "",
+    label_column: str | None = None,
+    classes: Sequence[str] = (),
     streaming: bool = False,
     num_images: int | None = None,
     buffer: int = 1024,
@@ -353,63 +466,37 @@ def webdataset(
 
     Args:
         path: the shards: a folder of ``*.tar``, or names with braces.
-        member: see ``WebDatasetConfig``.
+        split, member, label_column, classes: see ``WebDatasetConfig``.
         streaming, num_images, buffer, readers: see ``StreamableDatasetConfig``.
         options: see ``ImageDatasetConfig``.
 
     Raises:
         DataError: if no shard has a usable image.
-        UsageError: if the shards can only be streamed and ``streaming`` is not set, or an option
-            does not go with the others.
+        FetchError: if a shard is on the network, and HF_HUB_OFFLINE is set.
+        UsageError: if the shards can only be streamed and ``streaming`` is not set, a shard is a
+            command that nobody allowed, or an option does not go with the others.
     """
-    urls = shard_names(path)
-    local = [Path(url).expanduser() for url in urls if _is_local(url)]
+    urls, problems = shards_of(path, split)
     stream: Stream
-    if len(local) == len(urls):
+    if all(map(is_seekable, urls)):
         given = options.get("workers")
-        workers = default_workers() if given is None else given
-        source = IndexedTars(path, local, member, workers=workers)
+        source = IndexedTars(
+            path, list(map(as_path, urls)), member, label_column=label_column, classes=classes,
+            workers=default_workers() if given is None else given, problems=problems,
+        )  # fmt: skip
         if not streaming:
             check_not_streaming(num_images)
             return SplitDataset(source, options)
         stream = source.stream()
     elif not streaming:
-        other = next(url for url in urls if not _is_local(url))
+        other = next(url for url in urls if not is_seekable(url))
         raise UsageError(
-            f"{other} can only be read from its beginning: set data.streaming = true and "
+            f"{printable(other)} can only be read from its beginning: set data.streaming = true and "
             "data.num_images to the number of images in all shards, or unpack it into plain tar "
             "files on a local disk"
         )
     else:
-        stream = PipedTars(path, urls, member)
+        stream = PipedTars(path, urls, member, problems)
     return StreamDataset(
         stream, {**options, "num_images": num_images, "buffer": buffer, "readers": readers}
     )
-
-
-def shard_names(path: str) -> list[str]:
-    """The shards that a path stands for: those of a folder in sorted order, or names with braces.
-
-    Raises:
-        DataError: if a folder has no shards.
-        UsageError: if the braces do not match.
-    """
-    if not path:
-        raise UsageError("data: name tar shards: webdataset:/data/train-{0000..0099}.tar")
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        found = sorted(str(file) for file in folder.glob("*.tar"))
-        if not found:
-            raise DataError(f"{path} has no shards: no file directly in it ends in .tar")
-        return found
-    try:
-        return list(expand_urls(path))
-    except (ValueError, AssertionError) as error:
-        raise UsageError(
-            f"data.path = {path!r} is no list of shards ({error}): write braces as in "
-            "/data/train-{0000..0099}.tar"
-        ) from None
-
-
-def _is_local(url: str) -> bool:
-    return not _SCHEME.match(url) and not url.lower().endswith(COMPRESSED)

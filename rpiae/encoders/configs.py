@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 import importlib.resources
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from attrs import field, frozen
 
-from rpiae.core.config import EncoderConfig, EncoderDescription, at_least, settings_only
-from rpiae.core.errors import CheckpointError, UsageError
+from rpiae.core.config import EncoderConfig, EncoderDescription, settings_only, within
+from rpiae.core.errors import UsageError
+from rpiae.core.names import shown
 
 if TYPE_CHECKING:
     from torch import nn
 
 Triple = tuple[float, float, float]
+
+#: Greatest sizes of an encoder: far above every published one.
+MOST_WIDTH, MOST_DEPTH, MOST_PATCH, MOST_SIDE = 65_536, 1_000, 4_096, 65_536
+
+#: Greatest numbers of ``model_args``, by the names that timm and open_clip have for them.
+_MOST = {
+    "depth": MOST_DEPTH, "layers": MOST_DEPTH, "embed_dim": MOST_WIDTH, "width": MOST_WIDTH,
+    "num_heads": MOST_WIDTH, "head_width": MOST_WIDTH, "patch_size": MOST_PATCH,
+    "img_size": MOST_SIDE, "image_size": MOST_SIDE, "mlp_ratio": 1_000,
+}  # fmt: skip
+_MOST_OTHERWISE = 1_000_000
+
+#: Arguments of timm's factory and fields of open_clip's config that fetch or read files.
+_LOADING = (
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
+    "features_only", "timm_model_name", "timm_model_pretrained",
+)  # fmt: skip
+
+
+def _fact(minimum: int, maximum: int) -> Any:
+    """A size that describes the part and is not an argument of its module."""
+    bounds = {"minimum": minimum, "maximum": maximum}
+    return field(default=None, metadata={"argument": False, **bounds})
 
 
 @frozen(kw_only=True)
@@ -28,6 +54,9 @@ class LibraryEncoderConfig(EncoderConfig):
         model_args: replaces arguments of the library's model.
         mean, std: input statistics; the library's own where not given.
         weights: a local weights file; empty takes the hub's.
+        weights_key: which weights to take where a file has several (raw and averaged, student and
+            teacher): the beginning of their place in it, such as ``model_ema``, or ``.`` for its top
+            level. Empty takes the averaged ones, else the first, and says so.
         hub_id, revision: where the weights are; the library's own entry where ``hub_id`` is empty.
         output_patch, image_size: see ``EncoderDescription``.
         width, patch, num_blocks, prefix_tokens: facts a preset states so that plans need no library.
@@ -40,14 +69,24 @@ class LibraryEncoderConfig(EncoderConfig):
     mean: Triple | None = None
     std: Triple | None = None
     weights: str = settings_only("")
+    weights_key: str = settings_only("")
     hub_id: str = settings_only("")
     revision: str = settings_only("")
-    output_patch: int | None = settings_only(None)
-    image_size: int | None = settings_only(None)
-    width: int | None = settings_only(None)
-    patch: int | None = settings_only(None)
-    num_blocks: int | None = settings_only(None)
-    prefix_tokens: int | None = settings_only(None)
+    output_patch: int | None = _fact(1, MOST_PATCH)
+    image_size: int | None = _fact(1, MOST_SIDE)
+    width: int | None = _fact(1, MOST_WIDTH)
+    patch: int | None = _fact(1, MOST_PATCH)
+    num_blocks: int | None = _fact(1, MOST_DEPTH)
+    prefix_tokens: int | None = _fact(0, MOST_WIDTH)
+
+    def arguments(self) -> dict[str, Any]:
+        """The flat keywords of the module's constructor.
+
+        Raises:
+            UsageError: if ``model_args`` has a size beyond all reason, or names a file.
+        """
+        _check_model_args(self.model_args)
+        return super().arguments()
 
 
 @frozen(kw_only=True)
@@ -61,7 +100,7 @@ class TimmEncoderConfig(LibraryEncoderConfig):
     """
 
     module: ClassVar[str] = "rpiae.encoders.timm:TimmEncoder"
-    eps: float | None = at_least(0, default=None)
+    eps: float | None = within(0, 1, default=None)
     url: str = settings_only("")
 
     def describe(self) -> EncoderDescription:
@@ -71,6 +110,7 @@ class TimmEncoderConfig(LibraryEncoderConfig):
                 "encoder 'timm' needs a model: write timm:<model>, such as "
                 "timm:vit_small_patch16_224, or set encoder.model"
             )
+        _check_model_args(self.model_args)
         facts = _stated(self)
         if facts is None:
             from rpiae.encoders.timm import describe_model
@@ -83,7 +123,7 @@ class TimmEncoderConfig(LibraryEncoderConfig):
         from rpiae.encoders.timm import TimmEncoder
 
         assert isinstance(module, TimmEncoder)
-        module.load_weights(self.fetch())
+        module.load_weights(self.fetch(), key=self.weights_key)
 
     def fetch(self) -> Path:
         """The local weights file, downloaded first where ``weights`` is empty."""
@@ -123,6 +163,7 @@ class OpenClipEncoderConfig(LibraryEncoderConfig):
                 "encoder 'open-clip' needs a model: write open_clip:<model>/<tag>, such as "
                 "open_clip:ViT-B-16/laion2b_s34b_b88k, or set encoder.model"
             )
+        _check_model_args(self.model_args)
         facts = _stated(self)
         if facts is None:
             from rpiae.encoders.open_clip import describe_model
@@ -135,7 +176,7 @@ class OpenClipEncoderConfig(LibraryEncoderConfig):
         from rpiae.encoders.open_clip import OpenClipEncoder
 
         assert isinstance(module, OpenClipEncoder)
-        module.load_weights(self.fetch())
+        module.load_weights(self.fetch(), key=self.weights_key)
 
     def fetch(self) -> Path:
         """The local weights file, downloaded first where ``weights`` is empty."""
@@ -161,24 +202,26 @@ class VitEncoderConfig(EncoderConfig):
         width, depth, num_heads, mlp_ratio, patch, native_grid, stem, layers, add_final_mean, mean,
             std: see ``VitEncoder``.
         weights: a local weights file, or ``package:NAME`` for one that ships with rpiae.
+        weights_key: see ``LibraryEncoderConfig``.
         image_size: side of the training crops by default.
     """
 
     module: ClassVar[str] = "rpiae.encoders.vit:VitEncoder"
     pretrained: bool = settings_only(False)
-    width: int = at_least(4, default=192)
-    depth: int = at_least(1, default=6)
-    num_heads: int = at_least(1, default=3)
-    mlp_ratio: float = at_least(0, default=4.0)
-    patch: int = at_least(1, default=4)
-    native_grid: int = at_least(1, default=8)
+    width: int = within(4, MOST_WIDTH, default=192)
+    depth: int = within(1, MOST_DEPTH, default=6)
+    num_heads: int = within(1, MOST_WIDTH, default=3)
+    mlp_ratio: float = within(0.01, 1_000, default=4.0)
+    patch: int = within(1, MOST_PATCH, default=4)
+    native_grid: int = within(1, 1_024, default=8)
     stem: Literal["patch", "conv"] = "conv"
     layers: tuple[int, ...] = ()
     add_final_mean: bool = False
     mean: Triple = (0.5, 0.5, 0.5)
     std: Triple = (0.5, 0.5, 0.5)
     weights: str = settings_only("")
-    image_size: int | None = settings_only(None)
+    weights_key: str = settings_only("")
+    image_size: int | None = _fact(1, MOST_SIDE)
 
     def describe(self) -> EncoderDescription:
         """From the config alone."""
@@ -188,6 +231,7 @@ class VitEncoderConfig(EncoderConfig):
                 f"encoder.num_heads = {self.num_heads}"
             )
         _check_layers(self.layers, self.depth, self.label)
+        _check_std(self.std)
         return EncoderDescription(
             width=self.width,
             patch=self.patch,
@@ -201,16 +245,10 @@ class VitEncoderConfig(EncoderConfig):
 
     def load_pretrained(self, module: nn.Module) -> None:
         """Load ``weights`` (any float precision)."""
-        from rpiae.encoders.hub import read_weights
+        from rpiae.encoders.vit import VitEncoder
 
-        state = {name: value.float() for name, value in read_weights(self.fetch()).items()}
-        try:
-            module.load_state_dict(state)
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"{self.weights} holds weights of another architecture than encoder "
-                f"{self.label!r}: {str(error).splitlines()[1].strip()}"
-            ) from None
+        assert isinstance(module, VitEncoder)
+        module.load_weights(self.fetch(), key=self.weights_key)
 
     def fetch(self) -> Path:
         """The weights file; nothing is ever downloaded for this part."""
@@ -243,6 +281,7 @@ def _stated(config: LibraryEncoderConfig) -> Facts | None:
 def _description(config: LibraryEncoderConfig, facts: Facts) -> EncoderDescription:
     width, patch, num_blocks, prefix, mean, std = facts
     _check_layers(config.layers, num_blocks, config.label)
+    _check_std(config.std or std)
     output_patch = config.output_patch or (16 if patch == 14 else patch)
     return EncoderDescription(
         width=width,
@@ -256,9 +295,35 @@ def _description(config: LibraryEncoderConfig, facts: Facts) -> EncoderDescripti
     )
 
 
+def _check_model_args(arguments: Mapping[str, Any]) -> None:
+    """Refuse what is no size of a model, before a library tries to build it."""
+    for name, value in arguments.items():
+        if name in _LOADING:
+            raise UsageError(
+                f"encoder.model_args.{name}: what is loaded is set with encoder.weights or "
+                "encoder.hub_id, not with an argument of the library's model"
+            )
+        most = _MOST.get(name, _MOST_OTHERWISE)
+        least = 1 if name in _MOST else -_MOST_OTHERWISE
+        for number in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                continue
+            positive_ratio = name == "mlp_ratio" and 0 < number < 1
+            if not math.isfinite(number) or not (least <= number <= most or positive_ratio):
+                raise UsageError(
+                    f"encoder.model_args.{name} must be a number from {least:,} to {most:,}, got "
+                    f"{shown(number)}"
+                )
+
+
 def _check_layers(layers: tuple[int, ...], num_blocks: int, label: str) -> None:
     for layer in layers:
         if not 0 <= layer < num_blocks:
             raise UsageError(
                 f"encoder.layers: {label!r} has blocks 0 to {num_blocks - 1}, not {layer}"
             )
+
+
+def _check_std(std: Triple) -> None:
+    if min(std) <= 0:
+        raise UsageError(f"encoder.std divides the image and must be positive, got {list(std)}")

@@ -19,11 +19,18 @@ from rpiae.core.attention import attention
 from rpiae.core.blocks import aggregate, resample_positions, through
 from rpiae.core.contracts import BlockFeatures, Features, block_index
 from rpiae.core.errors import FetchError, UsageError, did_you_mean, nearest
+from rpiae.core.names import printable, shown
 from rpiae.core.shapes import Grid, map_grid, map_to_tokens
+from rpiae.core.weights import load_state, read_weights
 from rpiae.encoders import timm as timm_part
-from rpiae.encoders.hub import load_state, read_weights
 
 Triple = tuple[float, float, float]
+
+#: What a file must have, under whatever prefix (``visual.`` in a whole model).
+SIGNATURES = (("conv1.weight", "class_embedding"),)
+
+#: Norm, poolings and projection behind the last block.
+UNUSED = ("ln_post.", "proj", "attn_pool.", "attn_pool_contrastive.")
 
 #: Names of whole models' weights in hub repositories; ``model.safetensors`` is timm's layout there.
 FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -102,16 +109,17 @@ class OpenClipEncoder(nn.Module):
         """Patch tokens after the blocks with these indices, in the order asked for."""
         return self.tower.blocks(images, indices)
 
-    def load_weights(self, path: Path) -> None:
+    def load_weights(self, path: Path, *, key: str = "") -> None:
         """Load the image tower from a file of the whole model, or of the tower alone.
 
+        Args:
+            path: the file.
+            key: which weights to take where it has several, see ``read_weights``.
+
         Raises:
-            CheckpointError: if it does not hold this architecture.
+            CheckpointError: if it does not hold this architecture, or holds more than that.
         """
-        if isinstance(self.tower, timm_part.TimmEncoder):
-            self.tower.load_weights(path)
-        else:
-            load_state(self.tower.network, read_weights(path, under=("visual.",)), source=path)
+        self.tower.load_weights(path, key=key)
 
 
 class ClipTower(nn.Module):
@@ -137,6 +145,7 @@ class ClipTower(nn.Module):
         self.patch: int = network.patch_size[0]
         self.num_blocks = max(self.layers) + 1
         self.prefix_tokens = 1
+        self._depth = len(blocks)
         self._eps = float(network.ln_post.eps)
         self._native = tuple(network.grid_size)
         network.transformer.resblocks = blocks[: self.num_blocks]
@@ -169,6 +178,14 @@ class ClipTower(nn.Module):
             if index in wanted:
                 kept[index] = tokens[:, 1:]
         return BlockFeatures([kept[index] for index in wanted], grid)
+
+    def load_weights(self, path: Path, *, key: str = "") -> None:
+        """As ``OpenClipEncoder.load_weights``."""
+        state = read_weights(
+            path, what="this open_clip model's image tower", signatures=SIGNATURES, key=key
+        )
+        behind = [f"transformer.resblocks.{i}." for i in range(self.num_blocks, self._depth)]
+        load_state(self.network, state, source=printable(str(path)), unused=(*UNUSED, *behind))
 
     def _embed(self, images: Tensor) -> tuple[Tensor, Grid]:
         """Class and patch tokens with positions, at any grid."""
@@ -222,12 +239,14 @@ def describe_model(
         UsageError: if open_clip has no such model or tag, or its tower yields no patch tokens.
     """
     known = _known(model)
-    if known.timm_model:
+    if model_args or known.timm_model:
         with torch.device("meta"):
             tower = OpenClipEncoder(model=model, model_args=model_args)
+        if model_args:
+            timm_part.try_out(tower, f"open_clip model {known.name!r}", model_args)
         facts = (tower.width, tower.patch, tower.num_blocks, tower.prefix_tokens)
         return (*facts, known.mean, known.std)
-    config = _vision_config(known, model_args)
+    config = _vision_config(known, {})
     assert isinstance(config.layers, int)
     return config.width, config.patch_size, config.layers, 1, known.mean, known.std
 
@@ -312,14 +331,19 @@ def _vision_config(known: _Known, model_args: Mapping[str, Any]) -> CLIPVisionCf
             f"{did_you_mean(unknown[0], fields)} It has: {', '.join(fields)}"
         )
     config = CLIPVisionCfg(**{**known.vision, **model_args})
+    if "layers" in model_args and type(config.layers) is not int:
+        raise UsageError(
+            f"encoder.model_args.layers is the number of blocks, not {shown(config.layers)}"
+        )
     if not isinstance(config.layers, int):
         raise UsageError(
             f"open_clip model {known.name!r} cannot be a pivot: its image tower is a ModifiedResNet, "
             "which yields no patch tokens"
         )
-    if not isinstance(config.patch_size, int):
+    if type(config.patch_size) is not int:
         raise UsageError(
-            f"encoder.model_args: patch_size is pixels per side, one number, not {config.patch_size}"
+            "encoder.model_args: patch_size is pixels per side, one number, not "
+            f"{shown(config.patch_size)}"
         )
     return config
 
@@ -328,8 +352,5 @@ def _built(known: _Known, model_args: Mapping[str, Any]) -> VisionTransformer:
     config = _vision_config(known, model_args)
     try:
         return _build_vision_tower(known.embed_dim, config, quick_gelu=known.quick_gelu)
-    except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
-        raise UsageError(
-            f"open_clip model {known.name!r} cannot be built with encoder.model_args = "
-            f"{dict(model_args)}: {error}"
-        ) from None
+    except Exception as error:  # open_clip checks few of its arguments
+        raise timm_part.unbuildable(f"open_clip model {known.name!r}", model_args, error) from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,12 +23,36 @@ from torch import Tensor, nn
 from rpiae.core.adapters import from_transformers
 from rpiae.core.attention import attention
 from rpiae.core.blocks import aggregate, resample_positions, through
-from rpiae.core.contracts import BlockFeatures, Features, block_index
-from rpiae.core.errors import FetchError, UsageError, did_you_mean
+from rpiae.core.contracts import BlockFeatures, Encoder, Features, block_index
+from rpiae.core.errors import CheckpointError, FetchError, UsageError, did_you_mean
+from rpiae.core.names import printable, shown
 from rpiae.core.shapes import Grid, map_grid, map_to_tokens
-from rpiae.encoders.hub import load_state, read_weights
+from rpiae.core.weights import load_state, read_weights
 
 Triple = tuple[float, float, float]
+
+#: What a file must have: the layouts of timm and of most original code, of transformers, of
+#: transformers' SigLIP, of OpenAI's CLIP and Meta's Perception Encoder, of AIMv2, BEiT 3 and RADIO.
+SIGNATURES = (
+    ("patch_embed.proj.weight",),
+    ("embeddings.patch_embeddings.projection.weight",),
+    ("embeddings.patch_embedding.weight", "embeddings.position_embedding.weight"),
+    ("conv1.weight", "positional_embedding"),
+    ("preprocessor.patchifier.proj.weight",),
+    ("beit3.vision_embed.proj.weight",),
+    ("radio_model.model.patch_generator.embedder.weight",),
+)
+
+#: What pretraining leaves in files and patch tokens do not need: norms behind the last block, heads
+#: and poolings, mask tokens, MAE's decoder, EUPE's projectors, tables of rotary positions.
+UNUSED = (
+    "norm.", "fc_norm.", "head.", "head_dist.", "lm_head.", "dino_head.", "ibot_head.",
+    "pre_logits.", "attn_pool.", "mask_token", "decoder_", "projectors.", "local_cls_norm.",
+    "rope.", "rope_embed.", "visual.head.",
+)  # fmt: skip
+
+#: What timm's conversion computes anew, under these names or others.
+_COMPUTED = ("cls_token", "pos_embed", "class_embedding", "positional_embedding")
 
 
 class TimmEncoder(nn.Module):
@@ -69,6 +95,7 @@ class TimmEncoder(nn.Module):
         network = _create(model, model_args or {})
         self.layers = tuple(sorted(layers)) or (len(network.blocks) - 1,)
         self.add_final_mean = add_final_mean
+        self._depth = len(network.blocks)
         network.blocks = network.blocks[: max(self.layers) + 1]
         self.width: int = network.embed_dim
         self.patch: int = network.patch_embed.patch_size[0]
@@ -80,7 +107,7 @@ class TimmEncoder(nn.Module):
             for norm in (m for m in network.modules() if isinstance(m, nn.LayerNorm)):
                 norm.eps = eps
         self._eps = _final_eps(network)
-        self._rule = _resampling(model, str(network.pretrained_cfg.get("hf_hub_id") or ""))
+        self._rule = _resampling(model, network)
         # Subclasses embed in their own ways (a distillation token, other positions).
         self._known = type(network) in (VisionTransformer, Eva)
         for unused in ("norm", "head", "fc_norm", "head_drop"):
@@ -128,37 +155,93 @@ class TimmEncoder(nn.Module):
                 kept[index] = tokens[:, self.prefix_tokens :]
         return BlockFeatures([kept[index] for index in wanted], grid)
 
-    def load_weights(self, path: Path) -> None:
+    def load_weights(self, path: Path, *, key: str = "") -> None:
         """Load a file in the layout of timm, of the original code, of transformers or of open_clip.
 
+        Args:
+            path: the file.
+            key: which weights to take where it has several, see ``read_weights``.
+
         Raises:
-            CheckpointError: if it does not hold this architecture.
+            CheckpointError: if it does not hold this architecture, or holds more than that.
         """
-        self.load_tensors(read_weights(path, under=("visual.trunk.",)), source=path)
+        state = read_weights(path, what="this timm model", signatures=SIGNATURES, key=key)
+        self.load_tensors(state, source=printable(str(path)))
 
     def load_tensors(self, state: Mapping[str, Tensor], *, source: object) -> None:
         """As ``load_weights``, from tensors; ``source`` is what messages call them.
 
         Raises:
-            CheckpointError: if they do not hold this architecture.
+            CheckpointError: if they do not hold this architecture, or hold more than that.
         """
-        foreign = from_transformers(state)
-        if foreign is not None:
-            state = {name.removeprefix("network."): value for name, value in foreign.items()}
-        load_state(self.network, self._converted(state), source=source)
+        state = _with_family_prefix(state)
+        try:
+            foreign = from_transformers(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source}: {error}") from None
+        if foreign is None:
+            converted = self._converted(state)
+        else:
+            converted = {n.removeprefix("network."): value for n, value in foreign.items()}
+        stored = {value.data_ptr(): name for name, value in state.items()}
+        behind = tuple(f"blocks.{index}." for index in range(self.num_blocks, self._depth))
+        load_state(
+            self.network,
+            converted,
+            source=source,
+            unused=UNUSED + behind,
+            called={n: stored.get(value.data_ptr(), n) for n, value in converted.items()},
+        )
 
-    def _converted(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The original code's names as timm's, by timm's own conversion."""
+    def _converted(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The original code's names as timm's, by timm's own conversion.
+
+        That conversion drops what it has no use for without a word: here it stays, under its own
+        name. Positions of another grid are resampled by the source's rule, not by timm's.
+        """
         family = {VisionTransformer: vision_transformer, Eva: eva}.get(type(self.network))
         if family is None:
-            return state
-        mode, antialias = self._rule
+            return dict(state)
+        given = {n: self._fitted(v) if n == "pos_embed" else v for n, v in state.items()}
+        # timm prints an exception for each bias that a DINOv3 file has and the model has not.
+        biases = [n for n in given if n.endswith(".qkv.bias") and not self._has_bias(n)]
+        extra = {name: given.pop(name) for name in biases}
+        mode, antialias, _ = self._rule
         try:
-            return family.checkpoint_filter_fn(  # type: ignore[no-any-return]  # timm is loosely typed
-                dict(state), self.network, interpolation=mode, antialias=antialias
+            converted: dict[str, Tensor] = family.checkpoint_filter_fn(
+                dict(given), self.network, interpolation=mode, antialias=antialias
             )
         except Exception:  # it assumes the right architecture; load_state says what is wrong
-            return state
+            return dict(state)
+        kept = {value.data_ptr() for value in converted.values()}
+        dropped = {
+            name: value
+            for name, value in given.items()
+            if value.data_ptr() not in kept and name.rpartition(".")[2] not in _COMPUTED
+        }
+        extra = {name: value for name, value in extra.items() if value.any()}
+        return {**dropped, **extra, **converted}
+
+    def _has_bias(self, name: str) -> bool:
+        """Whether the model's attention takes this bias of queries, keys and values."""
+        attention_of = name.removesuffix("qkv.bias")
+        own = self.network.state_dict()
+        return any(f"{attention_of}{bias}" in own for bias in ("qkv.bias", "q_bias", "q_proj.bias"))
+
+    def _fitted(self, positions: Tensor) -> Tensor:
+        """Stored positions at the model's native grid, where they are of another square one."""
+        rows, columns = self.network.patch_embed.grid_size
+        for carried in (0, 1, self.prefix_tokens):
+            side = math.isqrt(max(positions.shape[1] - carried, 0)) if positions.ndim == 3 else 0
+            if (
+                side
+                and side * side + carried == positions.shape[1]
+                and side * side != rows * columns
+            ):
+                stored = positions[:, carried:].reshape(1, side, side, -1)
+                fitted = resample_positions(stored, (rows, columns), **self._rule._asdict())
+                return torch.cat([positions[:, :carried], fitted.flatten(1, 2)], dim=1)
+        return positions
 
     def _embed(self, images: Tensor) -> tuple[Tensor, Grid]:
         """Prefix and patch tokens with positions, as timm's ``_pos_embed`` at any grid."""
@@ -178,7 +261,7 @@ class TimmEncoder(nn.Module):
             carried = network.pos_embed.shape[1] - rows * columns
             stored = network.pos_embed[:, carried:].reshape(1, rows, columns, -1)
             positions = resample_positions(
-                stored, (grid[1], grid[2]), antialias=self._rule.antialias, mode=self._rule.mode
+                stored, (grid[1], grid[2]), **self._rule._asdict()
             ).flatten(1, 2)
             tokens = torch.cat([*prefix, tokens + positions], dim=1)
             if carried:
@@ -196,19 +279,36 @@ class TimmEncoder(nn.Module):
 
 
 class _Rule(NamedTuple):
-    """How a source resamples its positions."""
+    """How a source resamples its positions; see ``resample_positions``."""
 
     mode: Literal["bicubic", "bilinear"]
     antialias: bool
+    offset: float = 0.0
 
 
-def _resampling(model: str, hub_id: str) -> _Rule:
-    # DINOv2's and Perception Encoder's own code; MAE's, SigLIP's and I-JEPA's is the third.
-    if "dinov2" in model or "dinov2" in hub_id:
-        return _Rule("bicubic", antialias=True)
+def _resampling(model: str, network: Any) -> _Rule:
+    """The rule of the code that the weights were published with; docs/encoders.md names it."""
+    config = network.pretrained_cfg
+    if "dinov2" in model or "dinov2" in str(config.get("hf_hub_id") or ""):
+        if getattr(network, "reg_token", None) is not None:
+            return _Rule("bicubic", antialias=True)
+        return _Rule("bicubic", antialias=False, offset=0.1)
+    if config.get("tag") == "dino":
+        return _Rule("bicubic", antialias=False, offset=0.1)
     if model.startswith("vit_pe_"):
         return _Rule("bilinear", antialias=False)
     return _Rule("bicubic", antialias=False)
+
+
+def _with_family_prefix(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Names as conversions know them: with the prefix that tells image towers from text towers."""
+    for name, prefix in (
+        ("conv1.weight", "visual."),
+        ("embeddings.patch_embedding.weight", "vision_model."),
+    ):
+        if name in state:
+            return {f"{prefix}{other}": value for other, value in state.items()}
+    return state
 
 
 def _final_eps(network: Any) -> float:
@@ -323,16 +423,42 @@ class SwitchedRotaryAttention(nn.Module):
 def describe_model(
     model: str, model_args: Mapping[str, Any]
 ) -> tuple[int, int, int, int, Triple, Triple]:
-    """Width, patch, blocks, prefix tokens, mean and std of a timm model, without its memory."""
+    """Width, patch, blocks, prefix tokens, mean and std of a timm model, without its memory.
+
+    Raises:
+        UsageError: if timm has no such model, or it yields no patch tokens.
+    """
     with torch.device("meta"):
-        network = _create(model, model_args)
+        encoder = TimmEncoder(model=model, model_args=model_args)
+    if model_args:
+        try_out(encoder, f"timm model {model!r}", model_args)
     return (
-        network.embed_dim,
-        network.patch_embed.patch_size[0],
-        len(network.blocks),
-        network.num_prefix_tokens,
-        tuple(network.pretrained_cfg["mean"]),
-        tuple(network.pretrained_cfg["std"]),
+        encoder.width, encoder.patch, encoder.num_blocks, encoder.prefix_tokens,
+        encoder.mean, encoder.std,
+    )  # fmt: skip
+
+
+def try_out(encoder: Encoder, what: str, model_args: Mapping[str, Any]) -> None:
+    """See that an encoder on the meta device takes an image of 2×2 patches.
+
+    Raises:
+        UsageError: if it does not; it blames ``model_args``.
+    """
+    side = 2 * encoder.patch
+    try:
+        encoder.blocks(torch.empty(1, 3, side, side, device="meta"), [-1])
+    except Exception as error:  # a library's model fails in its own ways on sizes that do not fit
+        raise unbuildable(what, model_args, error) from None
+
+
+def unbuildable(what: str, model_args: Mapping[str, Any], error: Exception) -> UsageError:
+    reason = (str(error).splitlines() or [""])[0]
+    strange = re.search(r"unexpected keyword argument '([^']*)'", reason)
+    if strange:
+        reason = f"it has no argument {strange.group(1)!r}"
+    return UsageError(
+        f"{what} cannot be built with encoder.model_args = {shown(dict(model_args))}: "
+        f"{reason or type(error).__name__}"
     )
 
 
@@ -381,16 +507,13 @@ def _create(model: str, model_args: Mapping[str, Any]) -> Any:
         model_args = {"act_layer": "gelu_tanh", **model_args}
     try:
         network = timm.create_model(model, pretrained=False, dynamic_img_size=True, **model_args)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except Exception as error:  # timm checks few of its arguments: KeyError, ZeroDivisionError …
         if "dynamic_img_size" in str(error):
             raise UsageError(
                 f"timm model {model!r} cannot be a pivot: it is not a ViT with patch tokens for any "
                 "image size"
             ) from None
-        raise UsageError(
-            f"timm model {model!r} cannot be built with encoder.model_args = {dict(model_args)}: "
-            f"{error}"
-        ) from None
+        raise unbuildable(f"timm model {model!r}", model_args, error) from None
     what = f"timm model {model!r} ({type(network).__name__}) cannot be a pivot"
     embedding = getattr(network, "patch_embed", None)
     if isinstance(embedding, HybridEmbed):
@@ -399,6 +522,8 @@ def _create(model: str, model_args: Mapping[str, Any]) -> Any:
         )
     if not (isinstance(getattr(embedding, "proj", None), nn.Conv2d) and hasattr(network, "blocks")):
         raise UsageError(f"{what}: it has no patch embedding and blocks that yield patch tokens")
+    if not len(network.blocks):
+        raise UsageError(f"{what}: it has no blocks (encoder.model_args = {shown(model_args)})")
     if len(set(network.patch_embed.patch_size)) > 1:
         raise UsageError(f"{what}: its patches are not square, {network.patch_embed.patch_size}")
     if not hasattr(getattr(network.blocks[-1], "mlp", None), "fc2"):

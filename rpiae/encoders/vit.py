@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from jaxtyping import Float
@@ -11,7 +12,12 @@ from torch import Tensor, nn
 
 from rpiae.core.blocks import Block, aggregate, resample_positions, sincos_positions, through
 from rpiae.core.contracts import BlockFeatures, Features, block_index
+from rpiae.core.names import printable
 from rpiae.core.shapes import Grid, map_grid, map_to_tokens
+from rpiae.core.weights import load_state, read_weights
+
+#: What a file must have, under whatever prefix.
+SIGNATURES = (("pos_embed", "transformer.0.norm1.weight"),)
 
 
 class VitEncoder(nn.Module):
@@ -61,6 +67,7 @@ class VitEncoder(nn.Module):
         self.layers = tuple(sorted(layers)) or (depth - 1,)
         self.add_final_mean = add_final_mean
         self.num_blocks = max(self.layers) + 1
+        self._depth = depth
         self.stem = _stem(stem, width, patch)
         self.pos_embed = nn.Parameter(
             sincos_positions(native_grid, native_grid, width).reshape(
@@ -94,6 +101,20 @@ class VitEncoder(nn.Module):
             if index in wanted:
                 kept[index] = tokens
         return BlockFeatures([kept[index] for index in wanted], grid)
+
+    def load_weights(self, path: Path, *, key: str = "") -> None:
+        """Load a file of this encoder, in any float precision.
+
+        Args:
+            path: the file.
+            key: which weights to take where it has several, see ``read_weights``.
+
+        Raises:
+            CheckpointError: if it does not hold this architecture, or holds more than that.
+        """
+        state = read_weights(path, what="this plain ViT", signatures=SIGNATURES, key=key)
+        behind = [f"transformer.{index}." for index in range(self.num_blocks, self._depth)]
+        load_state(self, state, source=printable(str(path)), unused=behind)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, Grid]:
         feature_map = self.stem(images)

@@ -9,17 +9,20 @@ from typing import Any
 import torch
 from attrs import frozen
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rpiae.core.checkpoint import digest
 from rpiae.core.errors import CheckpointError, UsageError
+from rpiae.core.weights import check_finite, expanded, read_safetensors, require_file
 
 FORMAT = "rpiae-small-cnn-1"
 
 #: The network halves an image three times.
 LEAST_SIDE = 8
+
+#: Who writes the files.
+MAKER = "scripts/train_small_cnn.py trains a small CNN and writes its file"
 
 
 @frozen(kw_only=True)
@@ -147,24 +150,31 @@ def save_cnn(model: SmallCnn, path: Path, *, accuracy: float, seed: int, trainin
     return facts
 
 
+def cnn_file(path: Path) -> Path:
+    """Where a classifier's file lies.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    path = expanded(str(path))
+    try:
+        require_file(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. {MAKER}") from None
+    return path
+
+
 def read_cnn(path: Path) -> tuple[SmallCnn, CnnFacts]:
     """A classifier in eval mode, without gradients, and its facts.
 
     Raises:
         CheckpointError: if the file is missing, damaged or of something else.
     """
-    path = path.expanduser()
-    if not path.is_file():
-        raise CheckpointError(
-            f"there is no file {path}: scripts/train_small_cnn.py trains a small CNN and writes one"
-        )
+    path = cnn_file(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 # no dict
-    except (SafetensorError, OSError) as error:
-        first = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path} cannot be read as a small CNN: {first}") from None
+        state, metadata = read_safetensors(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. {MAKER}") from None
     facts = _facts(metadata, path)
     if digest(state) != facts.weights_sha256:
         raise CheckpointError(f"{path} is damaged: its weights are not those that were written")
@@ -176,6 +186,8 @@ def read_cnn(path: Path) -> tuple[SmallCnn, CnnFacts]:
             f"{path} holds weights of another architecture than a small CNN of widths "
             f"{facts.widths} and {facts.classes} classes"
         )
+    for name, value in state.items():
+        check_finite(path, name, value)
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval(), facts
 

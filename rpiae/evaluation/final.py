@@ -34,7 +34,7 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
 
     Returns:
         psnr, ssim, psnr_mean_colour, psnr_pca, drift, and the first four per photograph. An exact
-        reconstruction counts as 100 dB.
+        reconstruction counts as 100 dB; images too small for it have no ssim.
 
     Raises:
         RunError: if the tokenizer's output is not finite.
@@ -59,16 +59,16 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
         downsampling=model.bridge.downsampling,
     )  # fmt: skip
     _write_samples(folder / "samples", held_out, [held_out.images, made, flat])
+    similarity = {} if ours.ssim is None else {"ssim": ours.ssim}
     return {
         "psnr": ours.psnr,
-        "ssim": ours.ssim,
+        **similarity,
         "psnr_mean_colour": colour.psnr,
         "psnr_pca": linear.psnr,
         "drift": drift(model, replica, held_out.images),
         "photographs": {
             name: {
-                "psnr": values["psnr"],
-                "ssim": values["ssim"],
+                **values,
                 "psnr_mean_colour": colour.photographs[name]["psnr"],
                 "psnr_pca": linear.photographs[name]["psnr"],
             }

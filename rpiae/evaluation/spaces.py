@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
 import io
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from rpiae.core.checkpoint import digest
 from rpiae.core.config import EncoderConfig, unparse
+from rpiae.core.download import cached_name, fetch_url
 from rpiae.core.entries import normalised
 from rpiae.core.errors import (
     CheckpointError,
@@ -28,12 +27,13 @@ from rpiae.core.errors import (
     UsageError,
     did_you_mean,
 )
+from rpiae.core.files import file_digest
 from rpiae.core.objective import PivotReplica
 from rpiae.core.registry import registry
 from rpiae.core.resolve import part_config
 from rpiae.core.shapes import to_8_bits
-from rpiae.encoders.hub import read_weights
-from rpiae.evaluation.cnn import SmallCnn, read_cnn
+from rpiae.core.weights import check_finite, expanded, read_weights, require_file
+from rpiae.evaluation.cnn import SmallCnn, cnn_file, read_cnn
 
 #: The FID Inception-v3 as torch-fidelity publishes it; the hexadecimal digits begin its SHA-256.
 INCEPTION_URL = (
@@ -81,14 +81,39 @@ def feature_space(text: str) -> FeatureSpace:
         FetchError: if its weights cannot be had.
         CheckpointError: if its file is missing, damaged or of something else.
     """
+    kind, source = _parsed(text)
+    if isinstance(source, EncoderConfig):
+        return EncoderSpace(text, source)
+    if kind == "cnn":
+        return CnnSpace(Path(source))
+    return InceptionSpace(Path(source) if source else None)
+
+
+def fetch_space(text: str) -> Path | None:
+    """Make what a feature space loads available locally; the path of it.
+
+    Args:
+        text: see ``feature_space``.
+
+    Raises:
+        UnknownNameError, UsageError: as ``feature_space``.
+        FetchError: if it cannot be had.
+        CheckpointError: if a named file is not there.
+    """
+    kind, source = _parsed(text)
+    if isinstance(source, EncoderConfig):
+        return source.fetch()
+    return cnn_file(Path(source)) if kind == "cnn" else inception_weights(source)
+
+
+def _parsed(text: str) -> tuple[str, EncoderConfig | str]:
+    """A space's kind, and its encoder or its file; an empty text where it needs none."""
     head, colon, path = text.partition(":")
     kind = normalised(head)
     if (kind == "inception" and colon and not path) or (kind == "cnn" and not path):
         raise UsageError(f"feature space {text!r} lacks a file: write {FORMS[kind]}")
-    if kind == "inception":
-        return InceptionSpace(Path(path) if path else None)
-    if kind == "cnn":
-        return CnnSpace(Path(path))
+    if kind in FORMS:
+        return kind, path
     encoders = registry("encoders")
     try:
         encoders.select(text)
@@ -103,7 +128,7 @@ def feature_space(text: str) -> FeatureSpace:
         ) from None
     config = part_config("encoders", text)
     assert isinstance(config, EncoderConfig)
-    return EncoderSpace(text, config)
+    return "encoder", config
 
 
 class EncoderSpace:
@@ -197,7 +222,7 @@ class InceptionSpace:
                 "rounded to 8 bits, resized to 299×299 with TensorFlow 1's bilinear rule, scaled to "
                 "[−1, 1)"
             ),
-            "weights_sha256": _file_sha256(found),
+            "weights_sha256": file_digest(found),
             "versions": _versions("torch", "torch-fidelity"),
         }
 
@@ -267,7 +292,12 @@ def _inception(path: Path) -> Any:
     module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
     # The library reads its file in a way that would run code from it: it gets a copy of the tensors.
     copy = io.BytesIO()
-    torch.save(read_weights(path), copy)
+    state = read_weights(
+        path, what="torch-fidelity's Inception-v3", signatures=(("Conv2d_1a_3x3.conv.weight",),)
+    )
+    for name, value in state.items():
+        check_finite(path, name, value)
+    torch.save(state, copy)
     copy.seek(0)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -288,37 +318,22 @@ def inception_weights(path: str) -> Path:
         CheckpointError: if the named file does not exist.
         FetchError: if it cannot be downloaded.
     """
-    found = Path(path).expanduser() if path else _downloaded()
-    if not found.is_file():
-        raise CheckpointError(f"weights of feature space 'inception': there is no file {found}")
-    return found
-
-
-def _downloaded() -> Path:
-    """torch-fidelity's weights file in torch's cache of checkpoints, downloaded where necessary."""
-    name = INCEPTION_URL.rpartition("/")[2]
-    cached = Path(torch.hub.get_dir(), "checkpoints", name)
-    if cached.is_file():
-        return cached
+    if path:
+        found = expanded(path)
+        try:
+            require_file(found)
+        except CheckpointError as error:
+            raise CheckpointError(f"weights of feature space 'inception': {error}") from None
+        return found
     try:
-        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-            raise OSError("it is not in the cache, and HF_HUB_OFFLINE is set")
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(INCEPTION_URL, str(cached), hash_prefix="6726825d")
-    except (OSError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return fetch_url(INCEPTION_URL)
+    except FetchError as error:
         raise FetchError(
             f"the weights of feature space 'inception' could not be fetched from {INCEPTION_URL}: "
-            f"{reason}. Ways out: download that file on a machine with network and name it as "
-            f"inception:PATH, or put it at {cached}; or take another space, such as an encoder's "
-            "(rpiae list encoders)."
+            f"{error}. Ways out: download that file on a machine with network and name it as "
+            f"inception:PATH, or put it at {cached_name(INCEPTION_URL)}; or take another space, "
+            "such as an encoder's (rpiae list encoders)."
         ) from None
-    return cached
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _versions(*packages: str) -> dict[str, str]:

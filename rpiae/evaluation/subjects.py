@@ -20,10 +20,8 @@ from rpiae.core.tokenizer import RPiAE, tokenizer_folder
 from rpiae.data.fingerprint import data_fingerprint, files_digest
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.protocol import EVALUATION_FILE
+from rpiae.evaluation.records import FORMAT, read_evaluations
 from rpiae.evaluation.trained_run import TrainedRun, read_run
-
-#: Of ``evaluation.json``; raised where equal configs mean other numbers than before.
-FORMAT = 1
 
 
 @frozen(kw_only=True)
@@ -75,12 +73,12 @@ def results_folder(folder: Path) -> Path:
 
 def is_evaluated(folder: Path, config: EvaluationConfig) -> bool:
     """Whether a run was evaluated in just this way, as its tokenizer stands."""
-    path = results_folder(folder) / EVALUATION_FILE
     try:
-        tree = json.loads(path.read_text("utf-8"))
-        return bool(tree.get("address") == evaluation_address(folder, config))
+        found = read_evaluations(results_folder(folder) / EVALUATION_FILE)
+        address = evaluation_address(folder, config)
     except (OSError, ValueError, CheckpointError):
         return False
+    return any(each.get("address") == address for each in found)
 
 
 def evaluation_address(folder: Path, config: EvaluationConfig) -> str:

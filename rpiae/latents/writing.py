@@ -233,6 +233,8 @@ def encode_dataset(
                 missing.append(number)
                 if (target / plan.shard_file(number)).exists():
                     yield Notice(text=f"{problem}; it is written anew")
+        for notice in images.notices if runtime.is_main else ():
+            yield Notice(text=notice)
         yield Started(
             plan=plan, kept=len(own) - len(missing), process=runtime.rank,
             num_processes=runtime.num_processes,

@@ -11,7 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rpiae.core.contracts import StepContext
+from rpiae.core.download import cached_name, fetch_url
 from rpiae.core.errors import CheckpointError, FetchError, UsageError
+from rpiae.core.shapes import at_least_fp32
+from rpiae.core.weights import expanded, load_state, read_weights, require_file
 
 #: Channels of VGG-16's convolutions, block by block; features are taken at the end of each block.
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -57,19 +60,21 @@ class LpipsLoss(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList()
         channels, position = 3, 0
+        theirs: dict[str, str] = {}
         for number, widths in enumerate(BLOCKS):
             layers: list[nn.Module] = [nn.MaxPool2d(2)] if number else []
             position += len(layers)
             for width in widths:
-                convolution = nn.Conv2d(channels, width, 3, padding=1)
-                if backbone is not None:
-                    _load(convolution, backbone, position)
-                layers += [convolution, nn.ReLU()]
+                theirs[f"{number}.{len(layers)}"] = f"features.{position}"
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
                 channels, position = width, position + 2
             self.blocks.append(nn.Sequential(*layers))
-        self.heads = nn.ParameterList(
-            _head(heads, number, widths[-1]) for number, widths in enumerate(BLOCKS)
-        )
+        self.heads = nn.ParameterList(torch.ones(1, widths[-1], 1, 1) for widths in BLOCKS)
+        if backbone is not None:
+            _load(self.blocks, backbone, theirs, "the VGG-16 of loss 'lpips'")
+        if heads is not None:
+            lins = {str(number): f"lin{number}.model.1" for number in range(len(BLOCKS))}
+            _load(self.heads, heads, lins, "the channel weights of loss 'lpips'")
         self.register_buffer("shift", torch.tensor(SHIFT).view(3, 1, 1))
         self.register_buffer("scale", torch.tensor(SCALE).view(3, 1, 1))
 
@@ -89,14 +94,14 @@ class LpipsLoss(nn.Module):
             )
         with torch.no_grad():
             wanted = self._features(images)
-        total = made.new_zeros(made.shape[0], dtype=torch.float32)
+        total = at_least_fp32(made.new_zeros(made.shape[0]))
         for head, found, other in zip(self.heads, self._features(made), wanted, strict=True):
             difference = (_unit(found) - _unit(other)).square()
             total = total + (difference * head).sum(1).mean((1, 2))
         return total
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        tensor = (2 * images - 1 - self.shift) / self.scale
+        tensor = (2 * images.to(self.shift.dtype) - 1 - self.shift) / self.scale
         found = []
         for block in self.blocks:
             tensor = block(tensor)
@@ -129,66 +134,55 @@ def vgg_weights(path: str) -> Path:
         FetchError: if it cannot be downloaded.
     """
     if path:
-        found = Path(path).expanduser()
-        if not found.is_file():
-            raise CheckpointError(f"weights of loss 'lpips': there is no file {found}")
-        return found
-    cached = Path(torch.hub.get_dir(), "checkpoints", URL.rpartition("/")[2])
-    if not cached.is_file():
+        found = expanded(path)
         try:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(URL, str(cached), hash_prefix="397923af")
-        except (OSError, RuntimeError) as error:
-            raise FetchError(
-                f"the VGG-16 weights of loss 'lpips' could not be fetched from {URL} ({error}). "
-                "Ways out: run `rpiae fetch lpips` on a machine with network and copy "
-                f"{cached}; name a local file with loss.weights; leave the term out with "
-                "--without lpips; or take loss pivot-perceptual, which needs no download."
-            ) from None
-    return cached
+            require_file(found)
+        except CheckpointError as error:
+            raise CheckpointError(f"weights of loss 'lpips': {error}") from None
+        return found
+    try:
+        return fetch_url(URL)
+    except FetchError as error:
+        raise FetchError(
+            f"the VGG-16 weights of loss 'lpips' could not be fetched from {URL}: {error}. "
+            "Ways out: run `rpiae fetch lpips` on a machine with network and copy its cache "
+            f"(TORCH_HOME), or put that file at {cached_name(URL)}; name a local file with "
+            "loss.weights; leave the term out with --without lpips; or take loss "
+            "pivot-perceptual, which needs no download."
+        ) from None
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """A torch state file; no code is run from it.
+    """The tensors of a VGG-16 file of torchvision, or of one with LPIPS' channel weights.
 
     Raises:
-        CheckpointError: if it is none.
+        CheckpointError: if it is neither.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises pickle's errors, which share no useful base
-        first = str(error).partition("\n")[0].partition(". ")[0]
-        raise CheckpointError(f"{path} cannot be read as weights: {first}") from None
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path} holds no weights by name")
-    return state
+    signatures = (("features.0.weight",), ("lin0.model.1.weight",))
+    return read_weights(path, what="torchvision's VGG-16", signatures=signatures)
 
 
-def _load(convolution: nn.Conv2d, state: Mapping[str, Tensor], position: int) -> None:
-    for name, parameter in convolution.named_parameters():
-        found = state.get(f"features.{position}.{name}")
-        if found is None or found.shape != parameter.shape:
-            given = "is missing" if found is None else f"is {tuple(found.shape)}"
-            raise CheckpointError(
-                f"the weights of loss 'lpips' are not a VGG-16's: features.{position}.{name} "
-                f"{given}, expected {tuple(parameter.shape)}"
-            )
-        parameter.data.copy_(found)
+def _load(
+    module: nn.Module, state: Mapping[str, Tensor], theirs: Mapping[str, str], source: str
+) -> None:
+    """Load a state whose layers are called otherwise; torchvision's classifier is left out.
 
-
-def _head(state: Mapping[str, Tensor] | None, number: int, channels: int) -> nn.Parameter:
-    weight = torch.ones(1, channels, 1, 1)
-    if state is not None:
-        found = state.get(f"lin{number}.model.1.weight")
-        if found is None or found.shape != weight.shape:
-            raise CheckpointError(
-                f"the channel weights of loss 'lpips' have no lin{number}.model.1.weight of "
-                f"{channels} channels"
-            )
-        weight = found.float()
-    return nn.Parameter(weight)
+    Args:
+        module: takes the values.
+        state: by the file's names.
+        theirs: the module's layers → the file's.
+        source: what messages call it.
+    """
+    called = {}
+    for name in module.state_dict():
+        layer, dot, parameter = name.rpartition(".")
+        # A parameter of a list is a layer of its own, whose weight is all that there is.
+        called[name] = f"{theirs[layer]}.{parameter}" if dot else f"{theirs[name]}.weight"
+    ours = {there: here for here, there in called.items()}
+    renamed = {ours.get(name, name): value for name, value in state.items()}
+    load_state(module, renamed, source=source, unused=("classifier.",), called=called)
 
 
 def _unit(features: Tensor) -> Tensor:
-    features = features.float()
+    features = at_least_fp32(features)
     return features / (features.square().sum(1, keepdim=True).sqrt() + 1e-10)

@@ -24,14 +24,15 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     tuple(
         f"core.{name}"
         for name in (
-            "config", "contracts", "shapes", "files", "names", "schedules", "randomness", "watch",
+            "config", "contracts", "shapes", "files", "names", "output", "schedules", "randomness",
+            "watch",
         )
     ),
     tuple(
         f"core.{name}"
         for name in (
             "entries", "plugins", "registry", "recipe", "attention", "adapters", "adaptive", "blocks",
-            "events", "freeze", "ema", "runtime", "signals",
+            "download", "events", "freeze", "ema", "memory", "runtime", "signals", "weights",
         )
     ),
     ("encoders", "bridges", "decoders", "losses", "recipes"),
@@ -190,6 +191,15 @@ def test_imports_go_one_way(module: str) -> None:
 def test_the_rule_itself(module: str, imported: str, allowed: bool) -> None:
     objection = _objection(f"{PACKAGE}.{module}", f"{PACKAGE}.{imported}")
     assert (objection is None) is allowed
+
+
+def test_no_text_is_markup_so_nothing_escapes_it() -> None:
+    users = [
+        name
+        for name, module in MODULES.items()
+        if any(imported.startswith("rich.markup") for imported, _ in module.imports())
+    ]
+    assert users == [], "rpiae.cli.screen prints text as it is: escaping it would show backslashes"
 
 
 def _registries() -> Iterator[Registry]:
