@@ -104,7 +104,7 @@ def add_evaluation(path: Path, record: Record) -> list[str]:
 def printable_tree(value: Any) -> Any:
     """JSON values whose texts are printable."""
     if isinstance(value, str):
-        return "\n".join(map(printable, value.split("\n")))
+        return printable(value)
     if isinstance(value, Mapping):
         return {printable(str(name)): printable_tree(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
