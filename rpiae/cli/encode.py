@@ -26,14 +26,12 @@ MENTIONED = 10
 
 def execute(arguments: argparse.Namespace) -> int:
     """Encode a dataset into a folder of shards."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-
     try:
         return _encode(arguments)
-    except (KeyboardInterrupt, SignalException):
+    except KeyboardInterrupt:
         if arguments.debug:
             raise
-        if not launched():
+        if speaks():
             _say_how_to_go_on(Path(arguments.out))
         return 130
 

@@ -16,6 +16,7 @@ from rpiae.cli.launch import speaks
 from rpiae.core.errors import RpiaeError, RunError, UsageError
 from rpiae.core.names import printable, shown
 from rpiae.core.output import steady_output
+from rpiae.core.plugins import endless_entry_points
 
 EPILOG = """exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (state saved)
 
@@ -51,6 +52,7 @@ def _run(argv: Sequence[str] | None) -> int:
     logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
     logging.getLogger("rpiae").setLevel(logging.DEBUG if arguments.debug else logging.WARNING)
     try:
+        _check_path(arguments)
         command = importlib.import_module(f"rpiae.cli.{arguments.module}")
         return int(command.execute(arguments) or 0)
     except RpiaeError as error:
@@ -69,6 +71,21 @@ def _run(argv: Sequence[str] | None) -> int:
             raise
         _complain(_of_the_machine(error) or f"unexpected {_said(error)} (--debug shows where)")
         return 1
+
+
+def _check_path(arguments: argparse.Namespace) -> None:
+    """Whether torch can be imported, where a command does so.
+
+    Raises:
+        RunError: if it would wait for ever.
+    """
+    torch_free = arguments.module in ("listing", "plugins") or arguments.action == "new"
+    file = None if torch_free else endless_entry_points()
+    if file is not None:
+        raise RunError(
+            f"{file} is no regular file: torch reads it when it is imported, and would wait for "
+            "ever. Remove it"
+        )
 
 
 def _of_the_machine(error: Exception) -> str:
@@ -119,7 +136,7 @@ def parser() -> argparse.ArgumentParser:
 
     def verb(name: str, module: str, text: str) -> argparse.ArgumentParser:
         made = verbs.add_parser(name, help=text, description=text, parents=[common])
-        made.set_defaults(module=module, usage=made)
+        made.set_defaults(module=module, usage=made, action=None)
         return made
 
     def text(given: str) -> str:

@@ -26,6 +26,7 @@ from rpiae.data.images import (
     resize_as_adm,
     short_side_size,
 )
+from rpiae.data.loading import Handed, handed_over
 from rpiae.data.sources import ImageSource
 
 #: Short side that larger images are shrunk to by default, over the side of the crop (384 / 256).
@@ -66,7 +67,7 @@ class Crop(NamedTuple):
 class CropBatch(NamedTuple):
     """Crops of one shape, (b, 3, h, w); empty where one of them failed."""
 
-    pixels: Tensor
+    pixels: Handed
     samples: tuple[int, ...]
     skipped: tuple[str, ...]
     failure: str
@@ -77,7 +78,7 @@ def collated(crops: Sequence[Crop]) -> CropBatch:
     failure = next((c.failure for c in crops if c.failure), "")
     usable = [c.pixels for c in crops if c.pixels is not None]
     return CropBatch(
-        pixels=torch.empty(0) if failure else torch.stack(usable),
+        pixels=torch.empty(0) if failure else handed_over(torch.stack(usable)),
         samples=tuple(c.sample for c in crops),
         skipped=tuple(dict.fromkeys(text for c in crops for text in c.skipped)),
         failure=failure,

@@ -226,7 +226,7 @@ def huggingface(
     data = _undecoded(whole, column, path)
     if total == 0:
         raise DataError(f"{printable(path)} has no rows in split {split!r}")
-    problems = _unused(folder, whole) if folder else ()
+    problems = _unused(folder, whole, subset) if folder else ()
     if not streaming:
         check_not_streaming(num_images)
         labels, notice = _label_data(whole, label_column, path)
@@ -308,15 +308,14 @@ def _saved(folder: Path, path: str, split: str, streaming: bool) -> tuple[Any, i
     return data.to_iterable_dataset(num_shards=len(data.cache_files)), rows
 
 
-def _unused(folder: Path, data: Any) -> tuple[str, ...]:
+def _unused(folder: Path, data: Any, subset: str) -> tuple[str, ...]:
     """What of a folder's files the library takes into no split, in words."""
     builder = data.info.builder_name
     endings = datasets.packaged_modules._MODULE_TO_EXTENSIONS.get(builder or "", ())
     if (folder / SAVED).is_file() or (folder / SAVED_SPLITS).is_file() or not endings:
         return ()
-    patterns = datasets.data_files.get_data_patterns(str(folder.absolute()))
-    taken = datasets.data_files.DataFilesDict.from_patterns(patterns, str(folder.absolute()))
-    used = {os.path.realpath(file) for files in taken.values() for file in files}
+    chosen = datasets.load_dataset_builder(str(folder.absolute()), name=subset or None).config
+    used = {os.path.realpath(file) for files in chosen.data_files.values() for file in files}
     there = [f for f in walked(folder, endings).files if os.path.realpath(folder / f) not in used]
     if not there:
         return ()

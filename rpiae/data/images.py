@@ -68,7 +68,8 @@ class TooSmallError(DataError):
 class Piecewise:
     """An image that is too long to be resized as a whole: its crops are resized one by one.
 
-    They are what a crop of the whole would be, up to one level in rounding.
+    They are what crops of the whole would be, up to rounding and clipping between the passes over
+    rows and columns, whose order Pillow chooses by the sizes.
 
     Args:
         image: RGB.

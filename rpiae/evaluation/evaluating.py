@@ -16,7 +16,6 @@ from attrs import evolve, frozen
 from rpiae.core.config import MetricConfig, Tree, unparse
 from rpiae.core.contracts import HeldOut
 from rpiae.core.errors import CheckpointError, FetchError, RunError, UsageError
-from rpiae.core.recipe import RunConfig
 from rpiae.core.registry import OWN
 from rpiae.core.resolve import ResolvedTokenizer, part_config
 from rpiae.core.runtime import Runtime
@@ -45,6 +44,7 @@ from rpiae.evaluation.subjects import (
     open_subject,
     results_folder,
 )
+from rpiae.evaluation.trained_run import TrainedRun
 from rpiae.latents.encoding import batch_size_for, tokenizer_digest
 
 PICTURES_FOLDER = "pictures"
@@ -394,7 +394,7 @@ def _training(subject: Subject, config: EvaluationConfig) -> ImageSet:
     return GivenImages(crops, location=f"{run.data.label}, training crops", crop="random crops")
 
 
-def _run(subject: Subject, option: str) -> RunConfig:
+def _run(subject: Subject, option: str) -> TrainedRun:
     if subject.run is None or subject.run.data is None:
         raise UsageError(
             f"{subject.folder} is no run that knows its data: name images with --{option}"

@@ -9,19 +9,19 @@ from pathlib import Path
 import torch
 from attrs import frozen
 
-from rpiae.core.config import DatasetConfig, parse, read_toml, unparse
+from rpiae.core.config import DatasetConfig, unparse
 from rpiae.core.contracts import Replica
 from rpiae.core.errors import CheckpointError
 from rpiae.core.objective import PivotReplica
 from rpiae.core.pivot import FILE as PIVOT_FILE
 from rpiae.core.pivot import read_pivot
-from rpiae.core.recipe import RunConfig
-from rpiae.core.resolve import converter, part_config
+from rpiae.core.resolve import part_config
 from rpiae.core.tokenizer import RPiAE, tokenizer_folder
 from rpiae.data.fingerprint import data_fingerprint, files_digest
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.protocol import EVALUATION_FILE
 from rpiae.evaluation.records import FORMAT, read_evaluations
+from rpiae.evaluation.trained_run import TrainedRun, read_run
 
 
 @frozen(kw_only=True)
@@ -32,14 +32,14 @@ class Subject:
         model: the tokenizer.
         folder: what was named.
         replica: its pivot; None where it has none.
-        run: the run's config; None where there is none.
+        run: the run that it is from; None where there is none.
         without_pivot: why it has no pivot.
     """
 
     model: RPiAE
     folder: Path
     replica: Replica | None = None
-    run: RunConfig | None = None
+    run: TrainedRun | None = None
     without_pivot: str = ""
 
 
@@ -55,10 +55,7 @@ def open_subject(folder: Path, device: torch.device) -> Subject:
     )
     if place is None or not (place / "config.toml").is_file():
         return Subject(model=model, folder=folder, without_pivot="there is no run around it")
-    run = parse(
-        read_toml(place / "config.toml"), RunConfig, source=str(place / "config.toml"),
-        converter=converter(),
-    )  # fmt: skip
+    run = read_run(place)
     if not run.encoder.pretrained and not run.init:
         reason = "its encoder began with random weights"
         return Subject(model=model, folder=folder, run=run, without_pivot=reason)

@@ -130,7 +130,7 @@ def test_contradictions_are_named(folders: tuple[Path, Path]) -> None:
     refused(r"sources\[0\] has crops of 16 pixels", {"data": part | {"image_size": 16}})
     refused(r"sources\[0\] has aspect-ratio buckets", {"data": part | {"buckets": 3}})
     refused(r"sources\[0\]\.data\.workers has no effect", {"data": part | {"workers": 1}})
-    refused(r"sources\[0\] is a MixtureDataset", {"data": tree(folders)})
+    refused(r"sources\[0\] is a mixture, which cannot be mixed", {"data": tree(folders)})
     refused(
         r"3 problems: sources\[0\]\.data: no dataset named 'sampel'\. Did you mean 'sample'\?"
         r".*sources\[1\]\.data\.colum: no such field.*sources\[1\]\.weight: must be at least 0",
