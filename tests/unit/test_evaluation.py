@@ -15,10 +15,11 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 
 import rpiae
 from rpiae import runs
-from rpiae.core.config import dump_toml
+from rpiae.core.config import MetricConfig, dump_toml
 from rpiae.core.contracts import HeldOut
 from rpiae.core.errors import CheckpointError, FetchError, RpiaeError, RunError, UsageError
 from rpiae.core.pivot import write_pivot
+from rpiae.core.resolve import part_config
 from rpiae.core.runtime import Runtime
 from rpiae.core.shapes import Rounding, to_8_bits
 from rpiae.core.tokenizer import RPiAE
@@ -34,6 +35,7 @@ from rpiae.evaluation.evaluating import (
     evaluate_saved,
 )
 from rpiae.evaluation.examination import Examination, Rows, pooled_latent
+from rpiae.evaluation.images import merge
 from rpiae.evaluation.protocol import EVALUATION_FILE, check_comparable, number_protocol
 from rpiae.evaluation.reconstruction import psnr_of, score
 from rpiae.evaluation.semantics import turned
@@ -321,6 +323,32 @@ def test_one_image_has_all_numbers_that_one_can_have(
         )
     with pytest.raises(RunError, match=r"nothing was measured: rfd:tiny was not measured"):
         measure(run, testing, f"rfd:{SPACE}", num_images=1)
+
+
+@pytest.mark.parametrize("name", ["psnr", "drift", "latents", f"rfd:{SPACE}"])
+def test_a_process_may_see_no_usable_image(run: Path, testing: Path, name: str) -> None:
+    subject = open_subject(run, torch.device("cpu"))
+    images = images_of(testing)[:4]
+    seen = Examination(
+        subject.model, images, labels=torch.zeros(4), positions=torch.arange(4),
+        replica=subject.replica,
+    )  # fmt: skip
+    config = part_config("metrics", name)
+    assert isinstance(config, MetricConfig)
+    alone, none, some = (config.build() for _ in range(3))
+    alone.update(seen)
+    some.update(seen)
+
+    class Processes:
+        """Two of them, of which the first one saw nothing."""
+
+        num_processes = 2
+
+        def gather(self, value: Any) -> list[Any]:
+            return [value, list(some.accumulators())]
+
+    merge(none.accumulators(), Processes())  # type: ignore[arg-type]
+    assert none.compute().values == pytest.approx(alone.compute().values)
 
 
 def test_all_that_metrics_lack_is_named_before_anything_is_opened(tmp_path: Path) -> None:
