@@ -491,8 +491,8 @@ def test_no_number_is_compared_under_other_conditions(
 ) -> None:
     comparison = {"name": "c", "first": "a", "second": "b", "metrics": ["psnr"]}
     study = Folder(tmp_path, comparisons=[comparison])
-    for name, number, value in zip("ab", (1.0, 2.0), values, strict=True):
-        study.row(name, psnr(number), protocol={condition: value, "metrics": {}})
+    for name, mean, value in zip("ab", (1.0, 2.0), values, strict=True):
+        study.row(name, psnr(mean), protocol={condition: value, "metrics": {}})
     page = study.page()
     assert f"not compared: {condition}: {values[0]} and {values[1]}" in page.text
     assert not [text for text in page.bold if text in ("1.00", "2.00")]
