@@ -113,6 +113,9 @@ def test_the_file_of_an_earlier_version_is_an_evaluation(path: Path) -> None:
         b"{", b"[]", b"7", b"\xff", b'{"metrics": 3}', b'{"evaluations": [1]}',
         b'{"metrics": {"psnr": "20"}, "protocol": {}}',
         b'{"metrics": {}, "protocol": {"metrics": {"psnr": 3}}}', b"[" * 100_000,
+        b'{"metrics": {"psnr": NaN}, "protocol": {}}', b'{"metrics": {"psnr": 1e999}, "protocol": {}}',
+        b'{"metrics": {"psnr": ' + b"9" * 5000 + b'}, "protocol": {}}',
+        b'{"metrics": {"psnr": ' + b"9" * 400 + b'}, "protocol": {}}',
     ],
 )  # fmt: skip
 def test_a_file_that_is_none_of_ours_is_kept_aside(path: Path, content: bytes) -> None:
