@@ -357,7 +357,7 @@ class SwitchedAttention(nn.Module):
         qkv = self.qkv(tokens).view(b, n, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         attended = attention(self.q_norm(q), self.k_norm(k), v, scale=self.scale)
-        return self.proj(self.norm(attended.transpose(1, 2).reshape(b, n, -1)))  # type: ignore[no-any-return]  # nn.Module calls are Any
+        return self.proj(self.norm(attended.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]  # nn.Module calls are Any
 
 
 class SwitchedRotaryAttention(nn.Module):
@@ -396,12 +396,12 @@ class SwitchedRotaryAttention(nn.Module):
         assert not is_causal
         b, n, _ = tokens.shape
         q, k, v = (
-            part.reshape(b, n, self.num_heads, -1).transpose(1, 2)
+            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             for part in self._projected(tokens)
         )
         q, k = self._rotated(self.q_norm(q), rope), self._rotated(self.k_norm(k), rope)
         attended = attention(q.to(v.dtype), k.to(v.dtype), v, scale=self.scale)
-        return self.proj(self.norm(attended.transpose(1, 2).reshape(b, n, -1)))  # type: ignore[no-any-return]  # nn.Module calls are Any
+        return self.proj(self.norm(attended.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]  # nn.Module calls are Any
 
     def _projected(self, tokens: Tensor) -> tuple[Tensor, ...]:
         if self.qkv is None:
