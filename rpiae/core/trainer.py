@@ -15,7 +15,7 @@ from attrs import asdict, define, evolve, field, frozen
 from torch import Tensor, nn
 
 from rpiae.core import events
-from rpiae.core.adaptive import SeparateGradients
+from rpiae.core.adaptive import SeparateGradients, adaptive_layers
 from rpiae.core.blocks import recomputing
 from rpiae.core.checkpoint import (
     SavedState,
@@ -204,7 +204,7 @@ class _Stage:
         objective = Objective(
             config.terms,
             length=length,
-            layers={"encoder": model.encoder.last_weight, "decoder": model.decoder.last_weight},
+            layers=adaptive_layers(model.encoder, model.decoder),
             reduce=runtime.reduce,
             device=runtime.device,
         )
@@ -224,7 +224,7 @@ class _Stage:
             critic=critic.freeze() if critic else None,
         )  # fmt: skip
         optimisation = Optimisation.of(trained_parameters(model.roles), config.optimiser, length)
-        ema = Ema(trained_parameters(model.roles), decay=config.ema)
+        ema = Ema(trained_parameters(model.roles), decay=config.ema, warmup=config.ema_warmup)
         stage = cls(
             inputs=inputs, index=index, config=config, length=length, batch_size=size,
             report=report, history=history,

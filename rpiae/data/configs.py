@@ -28,7 +28,8 @@ class ImageDatasetConfig(DatasetConfig):
         image_size: side of the square crops, in pixels.
         resize: length the short side of every image is resized to before it is cropped, in pixels
             (the paper: 384 for crops of 256). Not given: a short side above 1.5 × ``image_size`` is
-            shrunk to that, and no image is enlarged.
+            shrunk to that, and no image is enlarged; the paper's recipes resize all to 1.5 ×
+            ``image_size``.
         workers: processes that load images; 0 loads in the training process. Not given: one per
             CPU, at most 4.
         buckets: number of aspect-ratio buckets, from 1:2 to 2:1: images go to the bucket with the
@@ -49,6 +50,12 @@ class ImageDatasetConfig(DatasetConfig):
     bucket_step: int | None = wired(
         "encoder.output_patch", what="pixels", strict=False, maximum=MOST_PIXELS
     )
+
+    def resized(self, side: int) -> ImageDatasetConfig:
+        """With ``resize``, where it is not given and images are not resized to buckets."""
+        if self.resize is not None or self.buckets is not None or self.bucket_sizes:
+            return self
+        return evolve(self, resize=side)
 
 
 @frozen(kw_only=True)
@@ -205,6 +212,11 @@ class MixtureDatasetConfig(DatasetConfig):
         "encoder.image_size", what="pixels", strict=False, maximum=MOST_PIXELS
     )
     workers: int | None = within(0, MOST_PROCESSES, default=None)
+
+    def resized(self, side: int) -> MixtureDatasetConfig:
+        """With every source's images resized, where it does not say otherwise."""
+        sources = tuple(evolve(source, data=source.data.resized(side)) for source in self.sources)
+        return evolve(self, sources=sources)
 
     def arguments(self) -> dict[str, Any]:
         """Keywords of the module: the sources as datasets, their names and weights."""

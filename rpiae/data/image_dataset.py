@@ -29,7 +29,7 @@ from rpiae.data.crops import (
 )
 from rpiae.data.images import Picture, Shape, centre_crop, to_tensor
 from rpiae.data.listed import EveryImage
-from rpiae.data.loading import default_workers, loaded, loader, unit
+from rpiae.data.loading import chosen_workers, loaded, loader, unit
 from rpiae.data.orders import BucketOrder, EpochOrder, spread
 from rpiae.data.sources import ImageSource
 
@@ -347,7 +347,7 @@ class SplitDataset(ImageDataset):
         super().__init__(
             ImageReader(source, fitting),
             np.setdiff1d(np.arange(len(source)), self._held_out),
-            workers=default_workers() if workers is None else workers,
+            workers=chosen_workers(workers),
             options=options,
         )
 

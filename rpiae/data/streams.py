@@ -20,7 +20,7 @@ from rpiae.core.randomness import uniform
 from rpiae.data.crops import Crop, CropBatch, Fitting, collated, cut, none_usable
 from rpiae.data.image_dataset import BucketOptions, centre_crops, check_held_out
 from rpiae.data.images import Picture
-from rpiae.data.loading import default_workers, loaded, loader, unit
+from rpiae.data.loading import Handed, chosen_workers, handed_over, loaded, loader, unit
 from rpiae.data.orders import permutation, spread
 
 #: Crops per step where training crops are loaded for fitting.
@@ -235,9 +235,15 @@ class _Reader:
 
 
 class _Part(NamedTuple):
-    """What one loading process has of a step."""
+    """What one loading process has of a step.
+
+    Attributes:
+        crops: its crops; without their pixels on the way between processes.
+        pixels: of those that have any, in their order; only on the way.
+    """
 
     crops: list[Crop]
+    pixels: Handed
     problems: tuple[str, ...]
     places: tuple[str, ...]
 
@@ -281,7 +287,7 @@ class _Parts(IterableDataset[_Part]):
                     slot = next(places, None)
                     if position in lane.local:
                         crops.append(self._crop(lane, slot, step * self._batch_size + position))
-            yield _Part(crops, tuple(reading.problems), tuple(reading.places))
+            yield _Part(crops, torch.empty(0), tuple(reading.problems), tuple(reading.places))
             reading.problems.clear()
             reading.places.clear()
 
@@ -369,8 +375,7 @@ class StreamDataset:
         self.num_images = total - sum(self._held)
         self._buffer = options.get("buffer", 1024)
         self._readers = options.get("readers", 8)
-        workers = options.get("workers")
-        self._workers = default_workers() if workers is None else workers
+        self._workers = chosen_workers(options.get("workers"))
         self._reported: set[str] = set()
 
     def batches(
@@ -464,10 +469,10 @@ class StreamDataset:
             lanes, fitting=self._fitting, batch_size=batch_size, steps=steps,
             longest=self.num_images,
         )  # fmt: skip
-        source = loaded(loader(parts, workers=workers, batch_size=None, collate_fn=_same))
+        source = loaded(loader(parts, workers=workers, batch_size=None, collate_fn=_packed))
         for step in steps:
             # One part of each loading process, in turn: each of them has all steps.
-            found = list(islice(source, max(1, workers)))
+            found = [_unpacked(part) for part in islice(source, max(1, workers))]
             crops = sorted((c for part in found for c in part.crops), key=lambda c: c.sample)
             problems = [text for part in found for text in part.problems]
             places = [text for part in found for text in part.places]
@@ -550,8 +555,18 @@ def _total(stream: Stream, given: int | None) -> int:
     return total
 
 
-def _same(part: _Part) -> _Part:
-    return part
+def _packed(part: _Part) -> _Part:
+    """A part as a loading process hands it over: all pixels at once."""
+    usable = [crop.pixels for crop in part.crops if crop.pixels is not None]
+    pixels = handed_over(torch.stack(usable)) if usable else part.pixels
+    return part._replace(crops=[crop._replace(pixels=None) for crop in part.crops], pixels=pixels)
+
+
+def _unpacked(part: _Part) -> _Part:
+    """Inverse of ``_packed``."""
+    rows = iter(torch.as_tensor(part.pixels))
+    crops = [crop if crop.failure else crop._replace(pixels=next(rows)) for crop in part.crops]
+    return part._replace(crops=crops)
 
 
 def _fail(error: DataError) -> Picture:
