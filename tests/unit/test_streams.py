@@ -465,6 +465,77 @@ def test_what_is_wrong_with_a_library_dataset_is_said_at_once(
     )  # fmt: skip
 
 
+def rows_of(folder: Path, name: str, labels: list[Any], kind: Any) -> Path:
+    """A Parquet file of the library with labels."""
+    folder.mkdir(exist_ok=True)
+    features = datasets.Features({"image": datasets.Image(), "label": kind})
+    cells = [{"bytes": flat(grey), "path": f"{grey}.png"} for grey in range(len(labels))]
+    rows = datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
+    rows.to_parquet(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "numbers", "names"),
+    [
+        ([2, 0, None], datasets.ClassLabel(names=["a", "b", "c"]), [2, 0, -1], ("a", "b", "c")),
+        ([2, 0, -1], datasets.Value("int64"), [2, 0, -1], ()),
+        (["b", "a", None], datasets.Value("string"), [1, 0, -1], ("a", "b")),
+        ([True, False, True], datasets.Value("bool"), [1, 0, 1], ("false", "true")),
+    ],
+)
+def test_library_datasets_have_labels(
+    labels: list[Any], kind: Any, numbers: list[int], names: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = rows_of(tmp_path / "data", "train.parquet", labels, kind)
+    saved = tmp_path / "saved"
+    datasets.load_dataset(str(folder), split="train").save_to_disk(saved)
+    for path in (folder, saved):
+        images = built("hf", path, held_out=1).every_image()
+        assert [images[i].label for i in range(3)] == numbers
+        assert images.label_names == names
+        assert any("1 of 3 images have no label" in t for t in images.notices) is (-1 in numbers)
+    with pytest.raises(DataError, match=r"no column 'kind'; it has image, label\. .*label_column"):
+        built("hf", folder, label_column="kind")
+
+
+def test_library_labels_that_are_none_are_left_out_with_the_reason(tmp_path: Path) -> None:
+    listed = datasets.Sequence(datasets.Value("int64"))
+    folder = rows_of(tmp_path / "data", "train.parquet", [[1], [2], [3]], listed)
+    images = built("hf", folder, held_out=1).every_image()
+    assert not images.labelled
+    assert "column 'label' holds list<" in images.notices[0]
+    with pytest.raises(DataError, match="column 'label' holds list<"):
+        built("hf", folder, held_out=1, label_column="label")
+
+
+def test_what_the_library_leaves_out_is_counted(tmp_path: Path) -> None:
+    for name in ("bus/0.png", "train/1.png", "train/2.png", "car/3.png"):
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / name).write_bytes(flat(3))
+    dataset = built("hf", tmp_path / "d", held_out=1)
+    assert dataset.num_images == 1
+    (told,) = dataset.notices
+    assert "2 files belong to no split and are left out, such as bus/0.png" in told
+
+
+def test_a_saved_split_is_not_taken_for_another(hub: Path, tmp_path: Path) -> None:
+    datasets.load_dataset(str(hub), split="train").save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match=r"holds split 'train' and not 'test': set data\.split"):
+        built("hf", tmp_path / "saved", split="test")
+
+
+@pytest.mark.parametrize("name", ["csv", "pandas", "https://host/x", "a/b/c", "text"])
+def test_names_of_builders_and_urls_are_no_ids(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The library would look through the working folder for files of that kind.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.csv").write_text("image\n1\n2\n")
+    with pytest.raises(UsageError, match="neither a folder nor an id of a dataset on the hub"):
+        built("hf", name)
+
+
 def test_no_code_in_a_dataset_runs(tmp_path: Path) -> None:
     folder = tmp_path / "scripted"
     folder.mkdir()
