@@ -210,7 +210,7 @@ def test_label_columns(toy: Path, tmp_path: Path) -> None:
     assert LatentDataset(tmp_path / "none").labels.tolist() == [-1] * 4
     for column, wanted in (
         ("nothing", "has no column 'nothing'"),
-        ("image", "labels are integers"),
+        ("image", "labels are whole numbers"),
     ):
         with pytest.raises(DataError, match=wanted):
             encode(
