@@ -17,15 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
-from rpiae.core.errors import DataError, UsageError
+from rpiae.core.errors import DataError
 
 T = TypeVar("T")
 
 #: Bytes as a loading process hands them over; see ``handed_over``.
 Handed = Tensor | NDArray[np.uint8]
-
-#: Loading processes that may be asked for; a machine has fewer processors.
-MOST_WORKERS = 512
 
 #: Signals that reach a whole process group, and that its first process answers for all.
 GROUP_SIGNALS = [
@@ -45,16 +42,8 @@ def default_workers() -> int:
 
 
 def chosen_workers(given: int | None) -> int:
-    """How many processes load images: as given, or ``default_workers``.
-
-    Raises:
-        UsageError: if there would be more than ``MOST_WORKERS``.
-    """
-    if given is None:
-        return default_workers()
-    if given > MOST_WORKERS:
-        raise UsageError(f"data.workers must be at most {MOST_WORKERS}, got {given}")
-    return given
+    """How many processes load images: as given, or ``default_workers``."""
+    return default_workers() if given is None else given
 
 
 def live_with_parent(_: int) -> None:

@@ -246,9 +246,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_tokenizer_is_refused_by_name(
-    copy: Path, damage: Callable[[Path], None]
-) -> None:
+def test_a_damaged_tokenizer_is_refused_by_name(copy: Path, damage: Callable[[Path], None]) -> None:
     damage(copy)
     with pytest.raises(CheckpointError) as caught:
         RPiAE.from_pretrained(copy)

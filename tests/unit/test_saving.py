@@ -92,11 +92,12 @@ def test_a_first_save_is_there_whole_or_not_at_all(tmp_path: Path, how: str) -> 
         number += 1
         folder = tmp_path / str(number) / "tokenizer"
         code = cut_off(lambda folder=folder: made.save_pretrained(folder), folder, number, how)
-        try:
+        if (folder / "config.json").exists():
             assert same(RPiAE.from_pretrained(folder), made)
-        except CheckpointError as error:
+        else:
             assert code != DONE
-            assert "no finished tokenizer yet" in str(error) or "does not exist" in str(error)
+            with pytest.raises(CheckpointError, match=r"no finished tokenizer yet|does not exist"):
+                RPiAE.from_pretrained(folder)
         made.save_pretrained(folder)
         assert same(RPiAE.from_pretrained(folder), made)
 
@@ -115,7 +116,20 @@ def test_results_about_the_old_tokenizer_and_what_killed_runs_left_are_removed(
     assert sorted(p.name for p in tmp_path.iterdir()) == [".tok-mine_wxyz", ".tok-notes", "tok"]
 
 
-NAMES = ["../x", "a/b", "/etc/x", "..", ".", "", ".hidden", "a\0b", "é", "x" * 300, "[/red]", "\udcff"]
+NAMES = [
+    "../x",
+    "a/b",
+    "/etc/x",
+    "..",
+    ".",
+    "",
+    ".hidden",
+    "a\0b",
+    "é",
+    "x" * 300,
+    "[/red]",
+    "\udcff",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
