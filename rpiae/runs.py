@@ -25,6 +25,7 @@ from rpiae.core.config import PartConfig, Tree, dump_toml, read_toml, unparse
 from rpiae.core.contracts import Dataset, HeldOut
 from rpiae.core.errors import CheckpointError, ConfigError, RunError, UsageError
 from rpiae.core.files import write_text
+from rpiae.core.memory import check_memory
 from rpiae.core.objective import PivotReplica
 from rpiae.core.pivot import inherit_pivot, read_pivot, write_pivot
 from rpiae.core.plan import Plan, make_plan
@@ -141,7 +142,9 @@ def run(
     resolved = evolve(resolved, config=evolve(resolved.config, out=out))
     folder = Path(out)
     data = _dataset(resolved.config)
-    yield events.Planned(plan=make_plan(resolved, num_images=data.num_images))
+    planned = make_plan(resolved, num_images=data.num_images)
+    yield events.Planned(plan=planned)
+    check_memory(planned.memory, runtime.device)
     with _Claim(folder, runtime, resume=False):
         runtime.on_main(lambda: _fetch_losses(resolved.config.recipe.stages))
         model = build_tokenizer(
@@ -192,7 +195,9 @@ def resume(
     config = resolved.config
     runtime = Runtime(device=config.device, precision=config.precision)
     data = _dataset(config)
-    yield events.Planned(plan=make_plan(resolved, num_images=data.num_images))
+    planned = make_plan(resolved, num_images=data.num_images)
+    yield events.Planned(plan=planned)
+    check_memory(planned.memory, runtime.device)
     for change in changed:
         yield events.Notice(text=f"changed since the run began: {change}")
     with _Claim(path, runtime, resume=True):
@@ -473,8 +478,8 @@ def verdict(summary: Mapping[str, Any]) -> str:
 
 def _evaluated(config: RunConfig, folder: Path) -> dict[str, Any]:
     """Scores from the saved files: in a new process, where one would find all parts."""
-    parts = (config.encoder, config.bridge, config.decoder)
-    if not all(registry(part.family).entry(part.name).importable for part in parts):
+    needed = (config.encoder, config.bridge, config.decoder, config.data)
+    if not all(registry(part.family).entry(part.name).importable for part in _parts(needed)):
         return evaluate_run(folder)
     alone = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
     done = subprocess.run(

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rpiae.core import events
 from rpiae.core.attention import attention_backend
 from rpiae.core.build import build_tokenizer
+from rpiae.core.errors import UsageError
 from rpiae.core.freeze import apply_stage
 from rpiae.core.objective import Objective, PivotReplica
 from rpiae.core.players import ModelPlayer
@@ -62,11 +63,16 @@ def measure(
     Args:
         resolved: the run; its weights are random, its data are not read.
         precisions: which to measure.
-        repeats: timed repetitions of each operation, after one that is not.
+        repeats: timed repetitions of each operation, after one that is not; at least 1.
+
+    Raises:
+        UsageError: if there are none.
 
     Yields:
         The machine's ``MatrixSpeed`` first, then one ``Speed`` per operation and precision.
     """
+    if repeats < 1:
+        raise UsageError(f"repeats must be at least 1, got {repeats}")
     config = resolved.config
     size = getattr(config.data, "image_size", None) or resolved.tokenizer.encoder_facts.image_size
     runtimes = [Runtime(device=config.device, precision=p) for p in precisions]

@@ -15,7 +15,8 @@ from rpiae.cli.screen import count, stderr, stdout
 def execute(arguments: argparse.Namespace) -> int:
     """Measure a combination in both precisions, and print each figure as it comes."""
     from rpiae import runs
-    from rpiae.core.runtime import MatrixSpeed, Precision
+    from rpiae.core.memory import check_memory
+    from rpiae.core.runtime import MatrixSpeed, Precision, choose_device
     from rpiae.speed import measure
 
     resolved = runs.resolve(
@@ -23,6 +24,7 @@ def execute(arguments: argparse.Namespace) -> int:
         source="the command line",
     )  # fmt: skip
     plan = runs.plan(resolved)
+    check_memory(plan.memory, choose_device(resolved.config.device))
     given: Precision | None = arguments.precision
     precisions: tuple[Precision, ...] = (given,) if given else ("fp32", "bf16")
     rows = []

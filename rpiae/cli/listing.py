@@ -13,6 +13,7 @@ from rich.table import Table
 from rpiae.cli.screen import stderr, stdout
 from rpiae.core.config import PartConfig
 from rpiae.core.errors import UnknownNameError, UsageError, nearest
+from rpiae.core.names import shown
 from rpiae.core.registry import FAMILIES, Entry, Plugin, Preset, installed_plugins, registry
 
 
@@ -96,9 +97,9 @@ def _show(name: str, *, as_json: bool) -> int:
     if not found:
         close = nearest(name, names)
         hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
-        raise UnknownNameError(f"nothing is named {name!r}.{hint} See: rpiae list")
+        raise UnknownNameError(f"nothing is named {shown(name)}.{hint} See: rpiae list")
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(found, indent=2, default=shown))
         return 0
     for family, row in found.items():
         stdout.print(f"{family} {name}: {row['summary']}")
@@ -106,7 +107,7 @@ def _show(name: str, *, as_json: bool) -> int:
             if row.get(key):
                 stdout.print(f"  {key}: {row[key]}")
         for key, value in row["fields"].items():
-            stdout.print(f"  {key} = {json.dumps(value)}", soft_wrap=True)
+            stdout.print(f"  {key} = {json.dumps(value, default=shown)}", soft_wrap=True)
     return 0
 
 

@@ -16,6 +16,7 @@ from rpiae.cli.launch import speaks
 from rpiae.core.errors import RpiaeError, RunError, UsageError
 from rpiae.core.names import printable, shown
 from rpiae.core.output import steady_output
+from rpiae.core.plugins import endless_entry_points
 
 EPILOG = """exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (state saved)
 
@@ -51,6 +52,7 @@ def _run(argv: Sequence[str] | None) -> int:
     logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
     logging.getLogger("rpiae").setLevel(logging.DEBUG if arguments.debug else logging.WARNING)
     try:
+        _check_path(arguments)
         command = importlib.import_module(f"rpiae.cli.{arguments.module}")
         return int(command.execute(arguments) or 0)
     except RpiaeError as error:
@@ -69,6 +71,21 @@ def _run(argv: Sequence[str] | None) -> int:
             raise
         _complain(_of_the_machine(error) or f"unexpected {_said(error)} (--debug shows where)")
         return 1
+
+
+def _check_path(arguments: argparse.Namespace) -> None:
+    """Whether torch can be imported, where a command does so.
+
+    Raises:
+        RunError: if it would wait for ever.
+    """
+    torch_free = arguments.module in ("listing", "plugins") or arguments.action == "new"
+    file = None if torch_free else endless_entry_points()
+    if file is not None:
+        raise RunError(
+            f"{file} is no regular file: torch reads it when it is imported, and would wait for "
+            "ever. Remove it"
+        )
 
 
 def _of_the_machine(error: Exception) -> str:
@@ -119,7 +136,7 @@ def parser() -> argparse.ArgumentParser:
 
     def verb(name: str, module: str, text: str) -> argparse.ArgumentParser:
         made = verbs.add_parser(name, help=text, description=text, parents=[common])
-        made.set_defaults(module=module, usage=made)
+        made.set_defaults(module=module, usage=made, action=None)
         return made
 
     def text(given: str) -> str:
@@ -270,13 +287,16 @@ def parser() -> argparse.ArgumentParser:
     reconstruct.add_argument("--device", default="auto")
 
     def computing(verb: argparse.ArgumentParser) -> None:
-        verb.add_argument(
-            "--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:N"
-        )
+        devices(verb)
         verb.add_argument(
             "--precision", choices=["fp32", "bf16"], default="fp32",
             help="what is computed in (default: fp32)",
         )  # fmt: skip
+
+    def devices(verb: argparse.ArgumentParser) -> None:
+        verb.add_argument(
+            "--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:N"
+        )
         verb.add_argument(
             "--batch-size",
             type=positive,
@@ -284,16 +304,25 @@ def parser() -> argparse.ArgumentParser:
             help="per forward pass; no effect on results",
         )
 
-    def data_options(verb: argparse.ArgumentParser) -> None:
-        verb.add_argument("run", help="a run's or tokenizer's folder")
-        verb.add_argument("data", type=text, help="for example folder:PATH, parquet:PATH, sample")
+    def crop_options(verb: argparse.ArgumentParser) -> None:
         verb.add_argument(
             "--image-size", type=positive, metavar="N",
             help="side of the centre crop (default: of the training crops)",
         )  # fmt: skip
         verb.add_argument(
-            "--resize", type=positive, metavar="N", help="short side of every image before the crop"
-        )
+            "--resize", type=positive, metavar="N",
+            help="short side of every image before the crop (default of adm: --image-size)",
+        )  # fmt: skip
+        verb.add_argument(
+            "--crop", choices=["adm", "centre"],
+            help="adm, as published numbers on ImageNet: every image is resized, box filter then "
+            "bicubic, then cropped; centre: as a run crops what it holds out (default: adm)",
+        )  # fmt: skip
+
+    def data_options(verb: argparse.ArgumentParser) -> None:
+        verb.add_argument("run", help="a run's or tokenizer's folder")
+        verb.add_argument("data", type=text, help="for example folder:PATH, parquet:PATH, sample")
+        crop_options(verb)
         verb.add_argument("--workers", type=whole, metavar="N", help="processes that load images")
         verb.add_argument(
             "--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides",
@@ -346,18 +375,23 @@ def parser() -> argparse.ArgumentParser:
     stats.add_argument("--dry-run", action="store_true", help="print and store nothing")
     stats.add_argument("--json", action="store_true")
 
-    def measuring(verb: argparse.ArgumentParser) -> None:
+    def measuring(verb: argparse.ArgumentParser, fields: str) -> None:
         verb.add_argument(
             "--images", type=positive, metavar="N", help="measure on N, always the same"
         )
         verb.add_argument(
             "--train-images", type=positive, metavar="N", help="learn from N, always the same"
         )
+        crop_options(verb)
         verb.add_argument(
-            "--image-size", type=positive, metavar="N",
-            help="side of the centre crop (default: of the training crops)",
+            "--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides",
+            help=f"set one field of a dataset, by {fields}; repeatable",
         )  # fmt: skip
-        computing(verb)
+        devices(verb)
+        verb.add_argument(
+            "--precision", choices=["auto", "fp32", "bf16"],
+            help="what the tokenizer is computed in; auto: bf16 where it is faster (default: fp32)",
+        )  # fmt: skip
         verb.add_argument("--json", action="store_true")
 
     evaluate = verb("eval", "eval", "measure a tokenizer: reconstruction, semantics, latents")
@@ -384,7 +418,11 @@ def parser() -> argparse.ArgumentParser:
         "--processes", type=positive, default=1, metavar="N",
         help="processes on this machine, one per GPU; accelerate launch starts more",
     )  # fmt: skip
-    measuring(evaluate)
+    evaluate.add_argument(
+        "--round", choices=["nearest", "truncate"], default="nearest",
+        help="how decoded images are brought to 8 bits (default: nearest)",
+    )  # fmt: skip
+    measuring(evaluate, "data.column=img or train.column=img")
 
     probe = verb("probe", "probe", "linear probe and k-NN of any encoder, pivot or fine-tuned")
     probe.add_argument("encoder", help="an encoder's name, or a run's or tokenizer's folder")
@@ -394,5 +432,5 @@ def parser() -> argparse.ArgumentParser:
     probe.add_argument(
         "--rotation", action="store_true", help="also tell how images are turned, a label-free task"
     )
-    measuring(probe)
+    measuring(probe, "train.column=img or test.column=img")
     return top

@@ -7,11 +7,13 @@ it into frozen attrs classes without importing torch. TOML has no null: a field 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import re
+import sys
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
@@ -28,8 +30,16 @@ from cattrs.errors import (
 )
 from cattrs.gen import make_dict_structure_fn
 
-from rpiae.core.errors import ConfigError, PluginError, RpiaeError, UsageError, nearest
-from rpiae.core.names import shown
+from rpiae.core.errors import (
+    ConfigError,
+    MissingExtraError,
+    PluginError,
+    RpiaeError,
+    UsageError,
+    nearest,
+)
+from rpiae.core.files import DEEPEST, nested_too_deeply, open_regular
+from rpiae.core.names import not_plain, shown
 from rpiae.core.watch import Alarm
 
 if TYPE_CHECKING:
@@ -59,6 +69,11 @@ def settings_only(default: Any) -> Any:
     return field(default=default, metadata={"argument": False})
 
 
+#: Greatest numbers of channels, and of pixels per token and side, that a part may be asked for.
+WIDEST = 65536
+COARSEST = 1024
+
+
 def at_least(minimum: float, *, default: Any = attrs.NOTHING) -> Any:
     """A numeric field that must not lie below ``minimum``."""
     return field(default=default, metadata={"minimum": minimum})
@@ -71,6 +86,11 @@ def within(minimum: float, maximum: float, *, default: Any = attrs.NOTHING) -> A
     asking for terabytes.
     """
     return field(default=default, metadata={"minimum": minimum, "maximum": maximum})
+
+
+def folder_name(*, default: Any = attrs.NOTHING) -> Any:
+    """A name that becomes a file's or folder's: it cannot lead out of the folder it is put in."""
+    return field(default=default, metadata={"plain": True})
 
 
 def refused(name: str, text: str) -> UsageError:
@@ -118,17 +138,19 @@ class PartConfig:
 
         Raises:
             PluginError: if its module cannot be loaded.
+            ConfigError: if its constructor does not take these values.
         """
         try:
-            module = load_object(self.module)
-        except RpiaeError:
-            raise
-        except (ImportError, AttributeError, ValueError) as error:
+            module = load_foreign(lambda: load_object(self.module))
+        except PluginError as error:
+            if isinstance(error.__cause__, MissingExtraError):
+                raise error.__cause__ from None
             raise PluginError(
                 f"{self.label!r} of the {self.family} cannot be built: its module "
                 f"{self.module!r} cannot be loaded: {error}"
             ) from error
-        return module(**self.arguments())
+        with explained(self, "cannot be built"):
+            return module(**self.arguments())
 
 
 @frozen(kw_only=True)
@@ -227,9 +249,9 @@ class DecoderConfig(PartConfig):
     """
 
     family: ClassVar[str] = "decoders"
-    features: int | None = wired("encoder.width", what="channels")
+    features: int | None = wired("encoder.width", what="channels", maximum=WIDEST)
     patch: int | None = wired(
-        "encoder.output_patch", what="pixels per token", strict=False, maximum=1024
+        "encoder.output_patch", what="pixels per token", strict=False, maximum=COARSEST
     )
 
     def on_grid(self, rows: int, columns: int) -> DecoderConfig:
@@ -316,6 +338,44 @@ def load_object(target: str) -> Any:
     """The object behind an import string ``"package.module:name"``."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+@contextlib.contextmanager
+def explained(part: PartConfig, what: str) -> Iterator[None]:
+    """Name the part where its own code fails; what is said on purpose stays as it is.
+
+    Raises:
+        ConfigError: in place of what a part raises that nobody thought of.
+    """
+    try:
+        yield
+    except (RpiaeError, ValueError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        text = f"{part.label!r} {what}: {type(error).__name__}: {_first_line(error)}"
+        raise ConfigError(f"one of the {part.family}", [text]) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:300]
+
+
+def load_foreign(load: Callable[[], T]) -> T:
+    """What ``load`` gives, which runs code that a plugin may have written.
+
+    What that code prints goes to stderr, where it spoils no result.
+
+    Raises:
+        PluginError: in place of whatever it raises, SystemExit included; Ctrl-C stays what it is.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        text = " ".join(str(error).split())[:500]
+        raise PluginError(f"{type(error).__name__}: {text}".removesuffix(": ")) from error
 
 
 # --- parsing -----------------------------------------------------------------------------------
@@ -408,18 +468,25 @@ def _structure_attrs(cls: type, converter: cattrs.Converter) -> Any:
 def _outside_range(tree: Tree, cls: type) -> list[Exception]:
     problems: list[Exception] = []
     for a in attrs.fields(cls):
-        minimum, maximum = a.metadata.get("minimum"), a.metadata.get("maximum")
-        for number in _numbers(tree.get(a.name)):
-            if minimum is not None and number < minimum:
-                problem = _Expected(f"must be at least {minimum}, got {shown(number)}")
-            elif maximum is not None and number > maximum:
-                problem = _Expected(f"must be at most {maximum}, got {shown(number)}")
-            else:
-                continue
+        text = _unfit(tree.get(a.name), a.metadata)
+        if text:
+            problem = _Expected(text)
             problem.add_note(AttributeValidationNote(f"field {a.name}", a.name, a.type))
             problems.append(problem)
-            break
     return problems
+
+
+def _unfit(value: Any, metadata: Mapping[str, Any]) -> str:
+    """What the field's metadata has against a value of the right type, or nothing."""
+    minimum, maximum = metadata.get("minimum"), metadata.get("maximum")
+    for number in _numbers(value):
+        if minimum is not None and number < minimum:
+            return f"must be at least {minimum}, got {shown(number)}"
+        if maximum is not None and number > maximum:
+            return f"must be at most {maximum}, got {shown(number)}"
+    if metadata.get("plain") and isinstance(value, str) and (reason := not_plain(value)):
+        return f"{shown(value)} cannot be the name of a file: {reason}"
+    return ""
 
 
 def _numbers(value: Any) -> list[float]:
@@ -510,11 +577,31 @@ def read_toml(path: Path) -> Tree:
         UsageError: if it cannot be read or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        with open_regular(path) as file:
+            text = file.read().decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # no UTF-8, or a null character in the path
         raise UsageError(f"{path} is not a TOML file: {error}") from None
+    return parse_toml(text.replace("\r\n", "\n"), source=str(path))
+
+
+def parse_toml(text: str, *, source: str) -> Tree:
+    """The tree of a TOML text.
+
+    Raises:
+        UsageError: if it is not TOML, naming ``source``.
+    """
+    try:
+        tree = tomllib.loads(text)
+    except RecursionError:
+        raise UsageError(f"{source} is nested too deeply") from None
+    except ValueError as error:  # a syntax error, or a number of more digits than Python reads
+        reason = str(error).partition(";")[0]
+        raise UsageError(f"{source} is not a TOML file: {reason}") from None
+    if nested_too_deeply(tree):
+        raise UsageError(f"{source} is nested too deeply")
+    return tree
 
 
 def unparse(config: Any) -> Any:
@@ -538,7 +625,7 @@ def dump_toml(config: Any) -> str:
     return tomli_w.dumps(unparse(config))
 
 
-_STEP = re.compile(r"([A-Za-z_][\w-]*)|\[(\d+)\]")
+_STEP = re.compile(r"([A-Za-z_][\w-]*)|\[([0-9]{1,9})\]")
 
 
 def parse_override(text: str) -> tuple[list[str | int], Any]:
@@ -561,14 +648,21 @@ def parse_override(text: str) -> tuple[list[str | int], Any]:
             break
         steps.append(match.group(1) if match.group(1) else int(match.group(2)))
         position = match.end()
-    if not equals or not steps or position < len(dotted):
+    if not equals or not 0 < len(steps) <= DEEPEST or position < len(dotted):
         raise UsageError(
-            f"--set {text!r} is not of the form path=value, such as recipe.stages[0].noise=0.4"
+            f"--set {shown(text)} is not of the form path=value, such as recipe.stages[0].noise=0.4"
         )
     try:
-        return steps, tomllib.loads(f"value = {value}")["value"]
+        tree = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
         return steps, value.strip()
+    except (ValueError, RecursionError):
+        tree = None
+    if tree is None or nested_too_deeply(tree):
+        raise UsageError(
+            f"--set {dotted}: {shown(value)} is too long a number, or nested too deeply"
+        )
+    return steps, tree["value"]
 
 
 def apply_override(tree: Tree, text: str) -> None:
@@ -587,10 +681,10 @@ def apply_override(tree: Tree, text: str) -> None:
             if not isinstance(node, list) or step >= len(node):
                 size = f"a list of {len(node)}" if isinstance(node, list) else "not a list"
                 raise UsageError(
-                    f"--set {text!r}: there is no {here}; {walked or 'the top'} is {size}"
+                    f"--set {shown(text)}: there is no {here}; {walked or 'the top'} is {size}"
                 )
         elif not isinstance(node, dict):
-            raise UsageError(f"--set {text!r}: {walked or 'the top'} is not a table")
+            raise UsageError(f"--set {shown(text)}: {walked or 'the top'} is not a table")
         if last:
             node[step] = value
         else:

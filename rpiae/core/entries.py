@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.resources
 import re
-import sys
 import tomllib
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Mapping
 
 from attrs import field, frozen
 
-from rpiae.core.config import PartConfig, Tree, load_object
+from rpiae.core.config import PartConfig, Tree, load_foreign, load_object
 from rpiae.core.errors import PluginError
 
-T = TypeVar("T")
+#: Who brings the built-in parts.
+OWN = "rpiae"
 
 #: Where each family's registry is.
 FAMILIES: Mapping[str, str] = {
@@ -35,24 +33,6 @@ def normalised(name: str) -> str:
     return re.sub(r"[\s_]+", "-", name.strip().lower())
 
 
-def load_foreign(load: Callable[[], T]) -> T:
-    """What ``load`` gives, which runs code that a plugin may have written.
-
-    What that code prints goes to stderr, where it spoils no result.
-
-    Raises:
-        PluginError: in place of whatever it raises, SystemExit included; Ctrl-C stays what it is.
-    """
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            return load()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        text = " ".join(str(error).split())[:500]
-        raise PluginError(f"{type(error).__name__}: {text}".removesuffix(": ")) from error
-
-
 @frozen(kw_only=True)
 class Entry:
     """One registered part.
@@ -64,6 +44,7 @@ class Entry:
         aliases: other names for it.
         extra: the extra of ``rpiae`` that installs what it needs.
         requires: the importable package behind ``extra``.
+        package: the distribution that brings it, where that is called otherwise.
         distribution: who brings it.
         tags: free words for listings.
         pattern: a parametric name such as ``"vb{latent_channels}"``; the number goes into the field.
@@ -80,6 +61,7 @@ class Entry:
     aliases: tuple[str, ...] = ()
     extra: str = ""
     requires: str = ""
+    package: str = ""
     distribution: str = "rpiae"
     tags: tuple[str, ...] = ()
     pattern: str = ""

@@ -19,6 +19,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+#: Letters above which a text is not compared with names: that takes time that grows with its square.
+LONGEST = 200
+
 
 class RpiaeError(Exception):
     """Base of every error that rpiae raises on purpose."""
@@ -83,7 +86,9 @@ class TrainingError(RunError):
 
 
 def nearest(name: str, choices: Iterable[str], *, limit: int = 2) -> list[str]:
-    """The choices whose spelling is close to ``name``, nearest first."""
+    """The choices whose spelling is close to ``name``, nearest first; none for what is no name."""
+    if len(name) > LONGEST:
+        return []
     return difflib.get_close_matches(name, list(choices), n=limit, cutoff=0.6)
 
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import stat
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
-from rpiae.core.errors import RunError
+from rpiae.core.errors import CheckpointError, RunError
+
+#: Levels of lists and tables that a document may have; ours have fewer than ten.
+DEEPEST = 64
 
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
@@ -114,3 +119,35 @@ def file_digest(path: str | os.PathLike[str]) -> str:
     """
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of ours holds.
+
+    Raises:
+        CheckpointError: if it cannot be read or is not JSON, or is nested too deeply.
+    """
+    try:
+        with open_regular(path) as file:
+            found = json.loads(file.read())
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    except RecursionError:
+        raise CheckpointError(f"{path} is nested too deeply") from None
+    except ValueError as error:  # no JSON, no UTF-8, a number of more digits than Python reads
+        raise CheckpointError(
+            f"{path} is not a JSON file: {str(error).partition(';')[0]}"
+        ) from None
+    if nested_too_deeply(found):
+        raise CheckpointError(f"{path} is nested too deeply")
+    return found
+
+
+def nested_too_deeply(document: Any) -> bool:
+    """Whether lists and tables lie more than ``DEEPEST`` levels deep, where recursion might end."""
+    level = [document]
+    for _ in range(DEEPEST):
+        tables = [each.values() for each in level if isinstance(each, dict)]
+        lists = [each for each in level if isinstance(each, list)]
+        level = [item for container in (*tables, *lists) for item in container]
+    return bool(level)

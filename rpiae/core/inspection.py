@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import attrs
 from attrs import evolve, frozen
 
-from rpiae.core.config import PartConfig, Tree, parse
-from rpiae.core.entries import Entry, Manifest, Preset, load_foreign
+from rpiae.core.config import PartConfig, Tree, load_foreign, parse
+from rpiae.core.entries import Entry, Manifest, Preset
 from rpiae.core.errors import ConfigError, PluginError, RpiaeError, UnknownNameError, did_you_mean
 from rpiae.core.recipe import RecipeConfig
 from rpiae.core.registry import Registry, registry

@@ -28,6 +28,27 @@ def _shown(character: str) -> str:
     return character
 
 
+#: Bytes of the longest name that becomes part of a file's name; file systems take 255.
+LONGEST_NAME = 120
+
+
+def not_plain(name: str) -> str:
+    """Why a name cannot become a file's or folder's name as it stands; empty where it can."""
+    if not name:
+        return "it is empty"
+    if len(name.encode("utf-8", "surrogatepass")) > LONGEST_NAME:
+        return f"it is longer than {LONGEST_NAME} bytes"
+    if "/" in name or "\\" in name:
+        return "it holds a path separator"
+    if name.startswith("."):
+        return "it begins with a dot"
+    if printable(name) != name:
+        return "it holds control characters, or bytes that are no text"
+    if name != name.strip():
+        return "it begins or ends with a blank"
+    return ""
+
+
 class _Short(reprlib.Repr):
     """The repr of anything, in bounded space and time."""
 

@@ -11,6 +11,7 @@ from rpiae.core.adaptive import adaptive_layers
 from rpiae.core.build import build_tokenizer
 from rpiae.core.errors import ConfigError
 from rpiae.core.freeze import FreezeReport, apply_stage, trained_parameters
+from rpiae.core.memory import MemoryNeed, memory_need
 from rpiae.core.recipe import (
     AdversarialConfig,
     StageConfig,
@@ -70,6 +71,7 @@ class Plan:
         compression: image values per latent value.
         image_size: side of the training crops.
         num_images: images to train on; None where the data are not known.
+        memory: what training takes at the least.
     """
 
     parts: tuple[PartPlan, ...]
@@ -89,6 +91,7 @@ class Plan:
     licences: tuple[str, ...]
     missing_losses: tuple[str, ...]
     notices: tuple[str, ...]
+    memory: MemoryNeed
 
 
 def make_plan(
@@ -185,6 +188,7 @@ def make_plan(
             *_fitted(resolved, stages),
             *said,
         ),
+        memory=memory_need(model.roles, {stage.name: stage.report.trained for stage in stages}),
     )
 
 

@@ -7,13 +7,26 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import attrs
 import entrypoints
 from attrs import evolve, frozen
 
-from rpiae.core.entries import FAMILIES, Entry, Manifest, Preset, load_foreign, normalised
-from rpiae.core.errors import PluginError, did_you_mean
+from rpiae.core.config import load_foreign, make_converter, parse
+from rpiae.core.entries import (
+    FAMILIES,
+    OWN,
+    Entry,
+    Manifest,
+    Preset,
+    normalised,
+)
+from rpiae.core.errors import ConfigError, PluginError, did_you_mean
+from rpiae.core.files import open_regular
+from rpiae.core.names import printable, shown
+
+R = TypeVar("R", Entry, Preset)
 
 API = 1
 GROUP = "rpiae.plugins"
@@ -67,55 +80,125 @@ def installed_plugins() -> tuple[Plugin, ...]:
 def _loaded(plugin: Plugin, point: Any) -> Plugin:
     before = "torch" in sys.modules
     try:
-        manifest = load_foreign(point.load)
+        found = load_foreign(lambda: _manifest_or_reason(point))
     except PluginError as error:
         return evolve(plugin, error=str(error))
-    unfit = _unfit(manifest, f"{point.module_name}:{point.object_name}")
-    if unfit:
-        return evolve(plugin, error=unfit)
+    if isinstance(found, str):
+        return evolve(plugin, error=found)
     slow = not before and "torch" in sys.modules
     notice = (
         f"{point.module_name} imports torch, so every look-up of a name does: keep the manifest and "
         "the configs free of it"
     )
-    return evolve(plugin, manifest=manifest, notices=(notice,) if slow else ())
+    return evolve(plugin, manifest=found, notices=(notice,) if slow else ())
 
 
-def _unfit(manifest: Any, target: str) -> str:
-    """What keeps a plugin's object from being a manifest of ours, or nothing."""
+def _manifest_or_reason(point: Any) -> Manifest | str:
+    """What an entry point names as a manifest of ours, or why it is none; runs the plugin's code."""
+    try:
+        return _ours(point.load(), f"{point.module_name}:{point.object_name}")
+    except _Unfit as unfit:
+        return str(unfit)
+
+
+class _Unfit(ValueError):
+    """What keeps a plugin's object from being a manifest of ours."""
+
+
+def _ours(manifest: Any, target: str) -> Manifest:
+    """A plugin's manifest as plain objects of ours; nothing of its own code is left in them.
+
+    Raises:
+        _Unfit: if it is no manifest, or does not hold what one holds.
+    """
     if not isinstance(manifest, Manifest):
-        return f"{target} is not a Manifest but {type(manifest).__name__}"
-    if manifest.api != API:
-        return (
-            f"it was written for plugin API {manifest.api}, this rpiae has {API}: install another "
-            "version of one of the two"
+        raise _Unfit(f"{target} is not a Manifest but {type(manifest).__name__}")
+    api, recipes = manifest.api, manifest.recipes
+    if api != API:
+        raise _Unfit(
+            f"it was written for plugin API {api}, this rpiae has {API}: install another version "
+            "of one of the two"
         )
-    listed = [(manifest.entries, Entry, "entries"), (manifest.presets, Preset, "presets")]
-    for table, kind, what in listed:
-        if not isinstance(table, Mapping):
-            return f"its manifest's {what} are no dict of families but {type(table).__name__}"
-        for family, records in table.items():
-            if family not in FAMILIES:
-                return (
-                    f"its manifest names no family {family!r}.{did_you_mean(str(family), FAMILIES)} "
-                    f"Families: {', '.join(sorted(FAMILIES))}"
-                )
-            if wrong := _not_all(records, kind):
-                return f"its manifest's {what} of {family} {wrong}"
-    wrong = _not_all(manifest.recipes, Preset)
-    return f"its manifest's recipes {wrong}" if wrong else ""
+    return Manifest(
+        api=API,
+        entries=_by_family(manifest.entries, Entry, "entries"),
+        presets=_by_family(manifest.presets, Preset, "presets"),
+        recipes=_records(recipes, Preset, "its manifest's recipes"),
+    )
 
 
-def _not_all(records: Any, kind: type) -> str:
+def _by_family(table: Any, kind: type[R], what: str) -> dict[str, tuple[R, ...]]:
+    if not isinstance(table, Mapping):
+        raise _Unfit(f"its manifest's {what} are no dict of families but {type(table).__name__}")
+    found = {}
+    for family, records in table.items():
+        if family not in FAMILIES:
+            raise _Unfit(
+                f"its manifest names no family {family!r}.{did_you_mean(str(family), FAMILIES)} "
+                f"Families: {', '.join(sorted(FAMILIES))}"
+            )
+        found[str(family)] = _records(records, kind, f"its manifest's {what} of {family}")
+    return found
+
+
+def _records(records: Any, kind: type[R], what: str) -> tuple[R, ...]:
     if not isinstance(records, (tuple, list)):
-        return (
-            f"are no tuple but {type(records).__name__} (a tuple of one ends with a comma: (one,))"
+        raise _Unfit(
+            f"{what} are no tuple but {type(records).__name__} (a tuple of one ends with a comma: "
+            "(one,))"
         )
-    strange = [type(record).__name__ for record in records if not isinstance(record, kind)]
-    if strange:
-        return f"hold {strange[0]} where {kind.__name__} belongs"
-    nameless = [record.name for record in records if not isinstance(record.name, str)]
-    return f"hold one that is called {nameless[0]!r}" if nameless else ""
+    return tuple(_record(record, kind, what) for record in records)
+
+
+def _record(record: Any, kind: type[R], what: str) -> R:
+    if not isinstance(record, kind):
+        raise _Unfit(f"{what} hold {type(record).__name__} where {kind.__name__} belongs")
+    values = {a.name: _plain(getattr(record, a.name)) for a in attrs.fields(kind)}
+    if not isinstance(values["name"], str):
+        raise _Unfit(f"{what} hold one that is called {shown(values['name'])}")
+    name = f"{what}: {shown(values['name'])}"
+    for table in ("values", "companions"):
+        if strange := next(_strange(values.get(table, {}), table), ""):
+            raise _Unfit(f"{name}: {strange}")
+    try:
+        return parse(values, kind, source="", converter=_strict())
+    except ConfigError as error:
+        raise _Unfit(f"{name}: {' · '.join(error.problems)}") from None
+
+
+@functools.cache
+def _strict() -> Any:
+    return make_converter()
+
+
+def _plain(value: Any) -> Any:
+    """A value without a class of its own: what a subclass of str or dict does stays behind."""
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int.__int__(value)
+    return float.__float__(value) if isinstance(value, float) else value
+
+
+def _strange(value: Any, path: str) -> Iterator[str]:
+    """What no config file could hold, with where it stands."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if isinstance(key, str):
+                yield from _strange(inner, f"{path}.{key}")
+            else:
+                yield f"{path} has the key {shown(key)}, which is no string"
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _strange(inner, f"{path}[{index}]")
+    elif not isinstance(value, (str, bool, int, float)):
+        yield f"{path} is {shown(value)}, which no config file can hold"
 
 
 def _found() -> Iterator[tuple[Plugin, Any]]:
@@ -136,6 +219,10 @@ def _found() -> Iterator[tuple[Plugin, Any]]:
                 continue
             for name, text in config.items(GROUP, raw=True) if config.has_section(GROUP) else ():
                 plugin = evolve(unread, name=normalised(name))
+                if distribution == OWN:
+                    error = f"its distribution is called {OWN}, as the toolkit itself: rename it"
+                    yield evolve(plugin, error=error), None
+                    continue
                 try:
                     yield plugin, entrypoints.EntryPoint.from_string(text, name, distro)
                 except entrypoints.BadEntryPoint:
@@ -143,32 +230,62 @@ def _found() -> Iterator[tuple[Plugin, Any]]:
                     yield evolve(plugin, error=error), None
 
 
+def endless_entry_points() -> Path | None:
+    """An ``entry_points.txt`` on the path that is a FIFO or a device, if there is one.
+
+    torch reads all of them as it is imported, and would wait for ever.
+    """
+    for item in sys.path:
+        for file in _entry_points(item):
+            if file.exists() and not (file.is_file() or file.is_dir()):
+                return file
+    return None
+
+
+def _entry_points(item: str) -> list[Path]:
+    """The files of entry points below one item of the path."""
+    try:
+        return sorted(Path(item).glob("*.*-info/entry_points.txt"))
+    except (OSError, ValueError):  # no place that anything could be in
+        return []
+
+
 def _distributions(item: str) -> Iterator[tuple[Any, Any, str]]:
     """Distributions below one item of the path: (name and version, entry points, damage).
 
-    ``entrypoints`` stops at the first malformed one. So where it does, they are read one by one; a
-    malformed one is passed over unless it is a plugin of ours.
+    ``entrypoints`` stops at the first malformed one, and waits for a FIFO's writer. So where there
+    is either, they are read one by one; one that cannot be read is passed over unless it is a
+    plugin of ours.
     """
+    files = _entry_points(item)
     try:
+        for file in files:
+            open_regular(file).close()
         for config, distro in list(entrypoints.iter_files_distros(path=[item])):
             yield distro, config, ""
         return
     except Exception:  # entrypoints has no base class for what malformed metadata raises
-        files = sorted(Path(item).glob("*.*-info/entry_points.txt"))
+        pass
     for file in files:
         distro = entrypoints.Distribution.from_name_version(file.parent.stem)
         config = entrypoints.CaseSensitiveConfigParser(delimiters=("=",))
         try:
-            config.read_string(file.read_text(encoding="utf-8"))
+            with open_regular(file) as opened:
+                config.read_string(opened.read().decode("utf-8"))
         except Exception as error:  # the same
             if _mentions_us(file):
-                yield distro, None, f"{file} cannot be read: {' '.join(str(error).split())}"
+                yield distro, None, f"{printable(str(file))} cannot be read: {_line(error)}"
             continue
         yield distro, config, ""
 
 
 def _mentions_us(file: Path) -> bool:
     try:
-        return f"[{GROUP}]".encode() in file.read_bytes()
+        with open_regular(file) as opened:
+            return f"[{GROUP}]".encode() in opened.read()
     except OSError:
         return False
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -16,6 +16,7 @@ from rpiae.core.config import (
     EncoderConfig,
     LossConfig,
     at_least,
+    folder_name,
 )
 
 #: The parts of the model that a stage can train.
@@ -130,7 +131,7 @@ class StageConfig:
     """One stage: what is trained, on which path, with which terms, for how long.
 
     Attributes:
-        name: what it is called in logs and folders.
+        name: what it is called in logs and folders; a plain name, no path.
         train: roles, or patterns on role-prefixed parameter names (``"decoder.blocks.0.*"``).
         use_bridge: whether the bridge is in the path.
         posterior: whether the latent is a sample of the posterior or its mode.
@@ -145,7 +146,7 @@ class StageConfig:
         start_from: what the stage takes over from the previous one.
     """
 
-    name: str
+    name: str = folder_name()
     train: tuple[str, ...]
     use_bridge: bool = True
     posterior: Literal["sample", "mode"] = "mode"

@@ -20,6 +20,7 @@ from attrs import evolve, frozen
 from rpiae.core.config import PartConfig, Tree, load_object
 from rpiae.core.entries import (
     FAMILIES,
+    OWN,
     Entry,
     Manifest,
     Preset,
@@ -35,7 +36,7 @@ from rpiae.core.errors import (
     did_you_mean,
     nearest,
 )
-from rpiae.core.names import printable
+from rpiae.core.names import printable, shown
 from rpiae.core.plugins import API, GROUP, Plugin, installed_plugins
 from rpiae.core.recipe import RecipeConfig, StageConfig, TermConfig
 
@@ -43,6 +44,7 @@ __all__ = [
     "API",
     "FAMILIES",
     "GROUP",
+    "OWN",
     "Entry",
     "Manifest",
     "Plugin",
@@ -54,9 +56,6 @@ __all__ = [
     "read_presets",
     "registry",
 ]
-
-#: Who brings the built-in parts.
-OWN = "rpiae"
 
 C = TypeVar("C", bound=type[PartConfig])
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
@@ -211,8 +210,8 @@ class Registry:
             raise UnknownNameError(f"{self.singular} {entry.name!r} takes no argument after ':'")
         return Selection(entry=entry, tree={"name": entry.name, entry.argument: argument})
 
-    def config_class(self, name: str) -> type[PartConfig]:
-        """The config class of a part.
+    def config_class(self, name: str, *, called: str = "") -> type[PartConfig]:
+        """The config class of a part; ``called`` is what the user wrote, such as a preset's name.
 
         Raises:
             UnknownNameError: if there is none of that name.
@@ -220,9 +219,10 @@ class Registry:
             PluginError: if its plugin cannot be loaded.
         """
         entry = self.entry(name)
-        if entry.requires and importlib.util.find_spec(entry.requires) is None:
+        if entry.requires and not _importable(entry.requires):
             raise MissingExtraError(
-                f"{self.singular} {entry.name!r} needs {entry.requires}, which is not installed: "
+                f"{self.singular} {(called or entry.name)!r} needs "
+                f"{entry.package or entry.requires}, which is not installed: "
                 f'pip install "{entry.distribution}[{entry.extra}]"'
             )
         return self.load(entry)
@@ -287,7 +287,7 @@ class Registry:
             if normalised(name) in self._brought(plugin) or (named and not close):
                 return PluginError(f"plugin {plugin.label!r} is installed and broken: {error}")
         return UnknownNameError(
-            f"no {self.singular} named {name!r}.{hint} "
+            f"no {self.singular} named {shown(name)}.{hint} "
             f"{len(names)} are available: rpiae list {self.family}"
         )
 
@@ -395,9 +395,16 @@ def registry(family: str) -> Registry:
         close = nearest(family, FAMILIES, limit=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise UnknownNameError(
-            f"no family named {family!r}.{hint} Families: {', '.join(sorted(FAMILIES))}"
+            f"no family named {shown(family)}.{hint} Families: {', '.join(sorted(FAMILIES))}"
         )
     return load_object(FAMILIES[family])  # type: ignore[no-any-return]  # an import string
+
+
+def _importable(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # a parent package is not there, or has no spec
+        return False
 
 
 def _as_argument(name: str, entries: Iterable[Entry]) -> str:
@@ -436,7 +443,9 @@ def _pattern(entry: Entry) -> re.Pattern[str]:
     """``vb{latent_channels}`` as an expression with one named group."""
     prefix, _, rest = entry.pattern.partition("{")
     field_name, _, suffix = rest.partition("}")
-    return re.compile(f"{re.escape(prefix)}(?P<{field_name}>[1-9][0-9]*){re.escape(suffix)}")
+    return re.compile(
+        f"{re.escape(prefix)}(?P<{field_name}>[1-9][0-9]{{0,999}}){re.escape(suffix)}"
+    )
 
 
 def _clash(record: Entry | Preset, taken: Entry | Preset) -> str:

@@ -28,11 +28,13 @@ from rpiae.core.config import (
     PartConfig,
     Tree,
     apply_override,
+    explained,
     make_converter,
     parse,
     parse_override,
 )
 from rpiae.core.errors import ConfigError, UsageError, did_you_mean
+from rpiae.core.names import shown
 from rpiae.core.recipe import (
     ROLES,
     AdversarialConfig,
@@ -110,7 +112,10 @@ def converter() -> cattrs.Converter:
             raise ValueError(f"expected one of the {base.family}: a name, or a table with a name")
         # A part inside a part, such as a critic's backbone, is named like any other.
         tree, _ = _expand(base.family, value)
-        return made.structure(tree, registry(base.family).config_class(tree["name"]))
+        return made.structure(
+            tree,
+            registry(base.family).config_class(tree["name"], called=str(tree.get("preset") or "")),
+        )
 
     made.register_structure_hook_func(lambda t: t in bases, structure)
     return made
@@ -203,13 +208,15 @@ def resolve_tokenizer(
     Raises:
         ConfigError: with every contradiction between them.
     """
-    encoder_facts = encoder.describe()
+    with explained(encoder, "cannot describe itself"):
+        encoder_facts = encoder.describe()
     facts = _facts(encoder_facts, encoder)
     bridge, in_bridge = wire(bridge, facts, "bridge")
     decoder, in_decoder = wire(decoder, facts | dict(recipe or {}), "decoder")
     if in_bridge or in_decoder:
         raise ConfigError(source, [*in_bridge, *in_decoder])
-    bridge_facts = bridge.describe()
+    with explained(bridge, "cannot describe itself"):
+        bridge_facts = bridge.describe()
     assert decoder.patch is not None
     side = image_size or encoder_facts.image_size
     along = math.ceil(side / (decoder.patch * bridge_facts.downsampling))
@@ -234,7 +241,7 @@ def part_config(family: str, given: str | Tree | PartConfig) -> PartConfig:
         return given
     tree, _ = _expand(family, given)
     known = registry(family)
-    cls = known.config_class(tree["name"])
+    cls = known.config_class(tree["name"], called=tree.get("preset", ""))
     return parse(tree, cls, source=f"{known.singular} {tree['name']!r}", converter=converter())
 
 
@@ -316,11 +323,11 @@ def _expand(family: str, given: Any) -> tuple[Tree, Preset | None]:
         selection = registry(family).select(given)
         return selection.tree, selection.preset
     if not isinstance(given, dict):
-        raise UsageError(f"{family}: expected a name or a table, got {given!r}")
+        raise UsageError(f"{family}: expected a name or a table, got {shown(given)}")
     name = given.get("name")
     if not isinstance(name, str) and family != "recipes":
         raise UsageError(
-            f'{family}: a table needs a name, such as name = "…" (rpiae list {family}), got {given!r}'
+            f'{family}: a table needs a name, such as name = "…" (rpiae list {family}), got {shown(given)}'
         )
     if not isinstance(name, str) or (family == "recipes" and "stages" in given):
         return dict(given), None

@@ -7,7 +7,7 @@ frame by frame. No function here takes the square root of a token count, so ever
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from torch import Tensor
 from rpiae.core.errors import UsageError
 
 Grid: TypeAlias = tuple[int, int, int]
+
+#: How values become whole numbers.
+Rounding: TypeAlias = Literal["nearest", "truncate"]
 
 
 class Geometry(NamedTuple):
@@ -94,9 +97,16 @@ def encoder_view(images: Float[Tensor, "b c h w"], plan: Geometry) -> Float[Tens
     return F.interpolate(images, size=plan.encoder_size, mode="bicubic", align_corners=False)
 
 
-def to_8_bits(images: Tensor) -> Tensor:
-    """Images clamped to [0, 1] and rounded to the values that 8 bits can hold, still in [0, 1]."""
-    return (images.clamp(0, 1) * 255).round() / 255
+def to_8_bits(images: Tensor, *, rounding: Rounding = "nearest") -> Tensor:
+    """Images clamped to [0, 1] and brought to the values that 8 bits can hold, still in [0, 1].
+
+    Args:
+        images: of any shape.
+        rounding: to the nearest value, or ``truncate``: to the one below, as a plain conversion to
+            bytes does.
+    """
+    values = images.clamp(0, 1) * 255
+    return (values.floor() if rounding == "truncate" else values.round()) / 255
 
 
 def at_least_fp32(values: Tensor) -> Tensor:

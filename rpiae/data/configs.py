@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 from attrs import evolve, frozen
+from attrs import fields as fields_of
 
 from rpiae.core.config import DatasetConfig, at_least, wired, within
-from rpiae.core.errors import UsageError
+from rpiae.core.errors import ConfigError, DataError, FetchError, UsageError
 
 #: Far above what anybody sets; what is more is a slip of the pen, and would ask for terabytes.
 MOST_PIXELS = 65_536
@@ -131,7 +133,7 @@ class StreamableDatasetConfig(StoredDatasetConfig):
     """
 
     streaming: bool = False
-    num_images: int | None = within(2, MOST_IMAGES, default=None)
+    num_images: int | None = within(1, MOST_IMAGES, default=None)
     buffer: int = within(1, MOST_BUFFERED, default=1024)
     readers: int = within(1, MOST_PROCESSES, default=8)
 
@@ -218,7 +220,7 @@ class MixtureDatasetConfig(DatasetConfig):
 
     def arguments(self) -> dict[str, Any]:
         """Keywords of the module: the sources as datasets, their names and weights."""
-        built = [self._source(i, source.data).build() for i, source in enumerate(self.sources)]
+        built = [self._built(i, source.data) for i, source in enumerate(self.sources)]
         names: list[str] = []
         for source in self.sources:
             name, number = source.data.label, 2
@@ -231,7 +233,24 @@ class MixtureDatasetConfig(DatasetConfig):
             "weights": [source.weight for source in self.sources],
         }
 
+    def _built(self, index: int, data: DatasetConfig) -> Any:
+        """A source; what is wrong with it names its fields as they are set here."""
+        config = self._source(index, data)
+        try:
+            return config.build()
+        except ConfigError:
+            raise
+        except (UsageError, DataError, FetchError) as error:
+            fields = "|".join(a.name for a in fields_of(type(data)))
+            inside = rf"data.sources[{index}].data.\1"
+            text = re.sub(rf"\bdata\.({fields})\b", inside, str(error))
+            raise type(error)(text) from None
+
     def _source(self, index: int, data: DatasetConfig) -> DatasetConfig:
+        if isinstance(data, MixtureDatasetConfig):
+            raise UsageError(
+                f"data.sources[{index}] is a mixture, which cannot be mixed: list its sources here"
+            )
         if not isinstance(data, ImageDatasetConfig):
             return data
         if data.workers is not None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
-from rpiae.core.config import Tree, at_least, make_converter, parse, read_toml
+from rpiae.core.config import Tree, at_least, folder_name, make_converter, parse, read_toml
 from rpiae.evaluation.configs import EvaluationConfig
 
 
@@ -98,7 +98,7 @@ class StudyConfig:
         frontier: the scatter plot.
     """
 
-    name: str
+    name: str = folder_name()
     summary: str = ""
     base: dict[str, Any] = field(factory=dict)
     recipes: dict[str, dict[str, Any]] = field(factory=dict)

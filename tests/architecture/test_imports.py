@@ -32,7 +32,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
         f"core.{name}"
         for name in (
             "entries", "plugins", "registry", "recipe", "attention", "adapters", "adaptive", "blocks",
-            "download", "events", "freeze", "ema", "runtime", "signals", "weights",
+            "download", "events", "freeze", "ema", "memory", "runtime", "signals", "weights",
         )
     ),
     ("encoders", "bridges", "decoders", "losses", "recipes"),

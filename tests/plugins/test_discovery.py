@@ -32,6 +32,28 @@ EMPTY = "from rpiae.core.registry import Entry, Manifest, Preset\nMANIFEST = Man
 ENTRY = 'Entry(name="mine", target="rpiae.encoders.configs:VitEncoderConfig", summary="")'
 
 
+RAISING = """
+class Lazy(Manifest):
+    @property
+    def presets(self):
+        raise RuntimeError("not today")
+    presets = presets.setter(lambda self, value: None)
+MANIFEST = Lazy(api=1)
+"""
+HOSTILE = """
+class Hostile(str):
+    def __eq__(self, other): raise RuntimeError("eq")
+    __hash__ = str.__hash__
+    def lower(self): raise RuntimeError("lower")
+    def strip(self, *a): raise RuntimeError("strip")
+    def __str__(self): raise RuntimeError("str")
+    def __format__(self, how): raise RuntimeError("format")
+class Table(dict):
+    def get(self, *a): raise RuntimeError("get")
+    def __getitem__(self, key): raise RuntimeError("getitem")
+"""
+
+
 def install(folder: Path, name: str, source: str, *, point: str = "") -> None:
     """Lay out an installed distribution with one plugin."""
     module = name.replace("-", "_")
@@ -110,6 +132,26 @@ def test_a_plugin_that_raises_on_import_costs_only_itself(site: Path) -> None:
         ),
         (EMPTY.format(f", entries={{'encoders': ({ENTRY[:-1]}, pattern='m{{'),)}}"), "name{field}"),
         (EMPTY.format(", presets={'encoders': (Preset(name=5),)}"), "hold one that is called 5"),
+        (
+            GOOD.replace('summary="a ViT of mine"', "summary=None"),
+            "'mine': summary: expected string, got None",
+        ),
+        (GOOD.replace('values={"width": 64}', "values=None"), "'mine-s': values is None, which no"),
+        (
+            GOOD.replace('{"width": 64}', '{"width": object}'),
+            "'mine-s': values.width is <class 'object'>",
+        ),
+        (
+            GOOD.replace('{"width": 64}', "{5: 64}"),
+            "'mine-s': values has the key 5, which is no string",
+        ),
+        (GOOD.replace("values=", "companions="), "companions.width: expected string, got 64"),
+        (GOOD.replace("values={", "companions=['vb64'], values={"), "companions: expected a table"),
+        (
+            GOOD.replace("summary=", "aliases='ab', summary="),
+            "'mine': aliases: expected a list, got 'ab'",
+        ),
+        (GOOD + RAISING, "RuntimeError: not today"),
     ],
 )
 def test_every_way_to_be_broken_is_said_and_costs_only_itself(
@@ -122,6 +164,47 @@ def test_every_way_to_be_broken_is_said_and_costs_only_itself(
     assert list(known.broken()) == ["rpiae-bad"]
     assert reason in known.broken()["rpiae-bad"]
     assert known.select("vit").entry is not None
+
+
+def test_nothing_of_a_plugins_own_classes_is_left_in_what_it_registers(site: Path) -> None:
+    named = GOOD.replace('name="mine"', 'name=Hostile("mine")').replace(
+        '{"width"', "{Hostile('width')"
+    )
+    install(
+        site,
+        "rpiae-hostile",
+        HOSTILE + named.replace("entries={", "entries=Table({").replace(")},\n", ")}),\n", 1),
+    )
+    known = encoders()
+    assert known.broken() == {}
+    assert type(known.entry("mine").name) is str
+    assert known.select("mine-s").tree == {"name": "mine", "preset": "mine-s", "width": 64}
+
+
+def test_a_distribution_of_the_toolkits_name_is_no_part_of_it(site: Path) -> None:
+    install(site, "rpiae", GOOD, point="mine")
+    known = encoders()
+    assert "mine" not in {entry.name for entry in known.entries()}
+    assert known.broken() == {
+        "mine of rpiae": "its distribution is called rpiae, as the toolkit itself: rename it"
+    }
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "link to nowhere", "link to itself"])
+@pytest.mark.parametrize("stranger", ["a_stranger-1.0.dist-info", "a_stranger.egg-info"])
+def test_entry_points_that_are_no_file_cost_nothing(site: Path, kind: str, stranger: str) -> None:
+    install(site, "rpiae-good", GOOD)
+    file = site / stranger / "entry_points.txt"
+    file.parent.mkdir()
+    if kind == "fifo":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to("nowhere" if kind == "link to nowhere" else file.name)
+    known = encoders()
+    assert known.entry("mine").distribution == "rpiae-good"
+    assert known.broken() == {}
 
 
 def test_ctrl_c_while_a_plugin_is_imported_is_not_its_fault(site: Path) -> None:
