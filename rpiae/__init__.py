@@ -14,6 +14,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import os
+
+    import torch
+
     from rpiae.bridges import BRIDGES
     from rpiae.core.build import build
     from rpiae.core.config import (
@@ -94,11 +98,22 @@ __all__ = [
 __version__ = "0.1.0"
 
 
-def load(folder: str) -> RPiAE:
-    """Load a saved tokenizer from its folder or its run's; see ``RPiAE.from_pretrained``."""
+def load(
+    folder: str | os.PathLike[str],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> RPiAE:
+    """Load a saved tokenizer from its folder or its run's; see ``RPiAE.from_pretrained``.
+
+    Args:
+        folder: of the tokenizer or the run.
+        device: where to, such as ``"cuda"``; the CPU where it is not given.
+        dtype: of its weights, such as ``torch.bfloat16``; as saved where it is not given.
+    """
     from rpiae.core.tokenizer import RPiAE
 
-    return RPiAE.from_pretrained(folder)
+    return RPiAE.from_pretrained(folder).to(device=device, dtype=dtype)
 
 
 def __getattr__(name: str) -> Any:

@@ -9,27 +9,31 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import attrs
-from torch.utils.tensorboard import SummaryWriter
 
 from rpiae.core import events
 from rpiae.core.config import unparse
 from rpiae.core.errors import MissingExtraError
+from rpiae.core.files import open_regular, part_of, plain_name, replace_durably
+from rpiae.core.names import printable
 from rpiae.core.recipe import RunConfig
 from rpiae.evaluation.pictures import draw_curves
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 EVENTS_FILE = "events.jsonl"
 
 logger = logging.getLogger(__name__)
 
 
-class Sink(Protocol):
-    """Where scalars go."""
+class Output(Protocol):
+    """Where events go."""
 
-    def write(self, stage: str, step: int, scalars: Mapping[str, float]) -> None:
-        """Scalars of a stage's step, by name."""
+    def write(self, event: events.Event) -> None:
+        """Take what is wanted of an event."""
 
     def close(self) -> None:
         """Write what is held back."""
@@ -45,11 +49,11 @@ def recorded(
         config: the run's config.
         resume: whether the run goes on; its lines up to where it goes on are kept.
     """
-    with contextlib.ExitStack() as stack:
-        recorder = Recorder(Path(config.out), resume=resume)
-        for sink in _sinks(config):
-            recorder.add(sink)
-        stack.callback(recorder.close)
+    folder = Path(config.out)
+    with contextlib.closing(Recorder(folder, resume=resume)) as recorder:
+        recorder.add("TensorBoard", lambda: TensorBoardSink(folder))
+        if config.wandb_project:
+            recorder.add("Weights & Biases", lambda: WandbSink(config))
         for event in run:
             recorder.record(event)
             yield event
@@ -59,7 +63,7 @@ def recorded(
 class Recorder:
     """Writes every event of a run.
 
-    A sink that cannot be written (a full disk, say) is given up, once said; training is not.
+    What cannot be written (a full disk, a service that fails) is given up, once said; training is not.
 
     Args:
         folder: the run's folder.
@@ -67,46 +71,31 @@ class Recorder:
     """
 
     def __init__(self, folder: Path, *, resume: bool) -> None:
-        self._path = folder / EVENTS_FILE
         self._curves = folder / "curves.png"
-        self._resume = resume
-        self._lines: Callable[[str], object] | None = None
-        self._sinks: list[Sink] = []
-        self._closing = contextlib.ExitStack()
+        self._log = EventLog(folder / EVENTS_FILE, resume=resume)
+        self._outputs: list[tuple[str, Output]] = [(EVENTS_FILE, self._log)]
 
-    def add(self, sink: Sink) -> None:
-        """Have scalars written to a sink too."""
-        self._sinks.append(sink)
+    def add(self, name: str, make: Callable[[], Output]) -> None:
+        """Have events written somewhere else too.
+
+        Args:
+            name: what messages call it.
+            make: gives it; it may fail.
+        """
+        with self._giving_up(name):
+            self._outputs.append((name, make()))
 
     def record(self, event: events.Event) -> None:
         """Write one event."""
-        try:
-            if self._lines is None:
-                self._open(event)
-            elif isinstance(event, events.StageStarted) and self._resume:
-                self._go_on(event)
-            assert self._lines is not None
-            row = attrs.asdict(event, value_serializer=_plain)
-            self._lines(json.dumps({"event": type(event).__name__, **row}) + "\n")
-        except OSError as error:
-            self._give_up(EVENTS_FILE, error)
-        scalars = _scalars(event)
-        if scalars is None:
-            return
-        for sink in list(self._sinks):
-            try:
-                sink.write(*scalars)
-            except OSError as error:
-                self._sinks.remove(sink)
-                self._give_up(type(sink).__name__, error)
+        for name, output in list(self._outputs):
+            with self._giving_up(name):
+                output.write(event)
 
     def close(self) -> None:
         """Close all files."""
-        with contextlib.suppress(OSError):
-            self._closing.close()
-        for sink in self._sinks:
-            with contextlib.suppress(OSError):
-                sink.close()
+        for name, output in list(self._outputs):
+            with self._giving_up(name):
+                output.close()
 
     def draw_curves(self) -> None:
         """Draw ``curves.png`` from everything written so far, earlier sessions included."""
@@ -115,8 +104,7 @@ class Recorder:
         boundaries: dict[str, int] = {}
         offset = 0
         try:
-            rows = [json.loads(line) for line in self._path.read_text("utf-8").splitlines()]
-            for row in rows:
+            for row in self._log.rows():
                 if row["event"] == "StageStarted":
                     boundaries.setdefault(row["stage"], offset)
                 elif row["event"] == "StepDone":
@@ -128,54 +116,161 @@ class Recorder:
                 elif row["event"] == "StageEnded" and row["stage"] in boundaries:
                     offset = boundaries[row["stage"]] + row["steps"]
             draw_curves(self._curves, losses, metrics, boundaries)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             logger.warning("the curves cannot be drawn: %s", error)
 
-    def _open(self, event: events.Event) -> None:
-        """Open the file; of a run that goes on, keep the lines up to where it does."""
-        mode = "a" if self._resume else "w"
-        file = self._closing.enter_context(self._path.open(mode, encoding="utf-8", buffering=1))
-        self._lines = file.write
+    @contextlib.contextmanager
+    def _giving_up(self, name: str) -> Iterator[None]:
+        """Where an output may fail: it is then told of, and left alone."""
+        try:
+            yield
+        except (Exception, SystemExit) as error:  # a service's client raises what it likes
+            self._outputs = [each for each in self._outputs if each[0] != name]
+            text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            logger.warning("%s is given up (%s); training goes on", name, printable(text))
+
+
+class EventLog:
+    """``events.jsonl``: the events of a run as if it had never been interrupted.
+
+    Args:
+        path: the file.
+        resume: whether the run goes on; lines of steps that are taken once more are dropped.
+    """
+
+    def __init__(self, path: Path, *, resume: bool) -> None:
+        self._path = path
+        self._resume = resume
+        self._file: IO[str] | None = None
+        self._told: set[tuple[str, str]] = set()
+        self._done: set[str] = set()
+
+    def write(self, event: events.Event) -> None:
+        """Write one event; what a run that goes on tells again is there already."""
         if isinstance(event, events.StageStarted) and self._resume:
             self._go_on(event)
+        elif isinstance(event, (events.StageEnded, events.StageSkipped)):
+            self._done.add(event.stage)
+        once = _told_once(type(event).__name__, getattr(event, "stage", ""))
+        file = self._opened()
+        if once in self._told:
+            return
+        if once is not None:
+            self._told.add(once)
+        row = attrs.asdict(event, value_serializer=_plain)
+        line = {"event": type(event).__name__, **row}
+        file.write(json.dumps(line, default=str) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Every event that can be read."""
+        with open_regular(self._path) as file:
+            for line in file:
+                row = _row(line)
+                if row is not None:
+                    yield row
+
+    def _opened(self) -> IO[str]:
+        """The file; of a run that goes on, without lines that cannot be read."""
+        if self._file is None:
+            if self._resume and self._path.exists():
+                self._keep(lambda _: True)
+            elif self._path.exists():
+                open_regular(self._path).close()  # lest the next waits for a FIFO's reader
+            mode = "a" if self._resume else "w"
+            self._file = self._path.open(mode, encoding="utf-8", buffering=1)
+        return self._file
 
     def _go_on(self, event: events.StageStarted) -> None:
-        """Drop lines of steps that are taken once more, and a line that was cut off."""
+        """Drop the lines of all that is done once more."""
+        self._opened().close()
         self._resume = False
-        kept = []
-        for line in self._path.read_text("utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                row = json.loads(line)
-                if row.get("stage") == event.stage and row.get("step", 0) > event.step:
-                    break
-                kept.append(line + "\n")
-        self._closing.close()
-        part = self._path.with_name(EVENTS_FILE + ".part")
-        part.write_text("".join(kept), "utf-8")
-        part.rename(self._path)
-        file = self._closing.enter_context(self._path.open("a", encoding="utf-8", buffering=1))
-        self._lines = file.write
 
-    def _give_up(self, what: str, error: OSError) -> None:
-        logger.warning("%s cannot be written any more (%s); training goes on", what, error.strerror)
-        if what == EVENTS_FILE:
-            self._lines = lambda _: None
+        def comes_before(row: Mapping[str, Any]) -> bool:
+            stage = row.get("stage", event.stage)
+            if stage != event.stage:
+                return stage in self._done
+            return row["event"] != "StageEnded" and not _later(row.get("step"), event.step)
+
+        self._keep(comes_before)
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
+
+    def _keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Keep the lines up to the first that is not wanted; those that cannot be read are told of."""
+        lost = 0
+        self._told.clear()
+        part = part_of(self._path)
+        with open_regular(self._path) as file, part.open("w", encoding="utf-8") as kept:
+            for line in file:
+                row = _row(line)
+                if row is None:
+                    lost += bool(line.strip())
+                    continue
+                if not wanted(row):
+                    break
+                once = _told_once(row["event"], row.get("stage"))
+                if once in self._told:
+                    continue
+                if once is not None:
+                    self._told.add(once)
+                kept.write(json.dumps(row) + "\n")
+        replace_durably(part, self._path)
+        if lost:
+            logger.warning("%s: %d damaged lines were left out", self._path, lost)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """An event's line; None where it cannot be read."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("event"), str) else None
+
+
+def _told_once(event: str, stage: Any) -> tuple[str, str] | None:
+    """What marks an event that a stage has once."""
+    if event in ("StageStarted", "StageSkipped", "StageEnded") and isinstance(stage, str):
+        return event, stage
+    return None
+
+
+def _later(step: Any, than: int) -> bool:
+    return isinstance(step, (int, float)) and step > than
 
 
 class TensorBoardSink:
-    """TensorBoard event files, under ``tensorboard/`` in the run's folder."""
+    """TensorBoard event files, in a folder per stage under ``tensorboard/`` in the run's folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        from torch.utils.tensorboard import SummaryWriter
 
-    def write(self, stage: str, step: int, scalars: Mapping[str, float]) -> None:
-        """Scalars of a stage's step, as ``stage/name``."""
-        for name, value in scalars.items():
+        self._make = SummaryWriter
+        self._folder = folder / "tensorboard"
+        self._writer: SummaryWriter | None = None
+
+    def write(self, event: events.Event) -> None:
+        """Scalars of a stage's step, as ``stage/name``; of steps taken once more the last ones count."""
+        if isinstance(event, events.StageStarted):
+            self.close()
+            self._writer = self._make(
+                str(self._folder / plain_name(event.stage)), purge_step=event.step + 1
+            )
+        scalars = _scalars(event)
+        if scalars is None or self._writer is None:
+            return
+        stage, step, values = scalars
+        for name, value in values.items():
             self._writer.add_scalar(f"{stage}/{name}", value, step)
 
     def close(self) -> None:
         """Write what is held back."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class WandbSink:
@@ -201,19 +296,16 @@ class WandbSink:
             config=unparse(config),
         )  # fmt: skip
 
-    def write(self, stage: str, step: int, scalars: Mapping[str, float]) -> None:
+    def write(self, event: events.Event) -> None:
         """Scalars of a stage's step, as ``stage/name`` over ``stage/step``."""
-        self._run.log({f"{stage}/{n}": v for n, v in scalars.items()} | {f"{stage}/step": step})
+        scalars = _scalars(event)
+        if scalars is not None:
+            stage, step, values = scalars
+            self._run.log({f"{stage}/{n}": v for n, v in values.items()} | {f"{stage}/step": step})
 
     def close(self) -> None:
         """Upload what is held back."""
         self._run.finish()
-
-
-def _sinks(config: RunConfig) -> Iterator[Sink]:
-    yield TensorBoardSink(Path(config.out))
-    if config.wandb_project:
-        yield WandbSink(config)
 
 
 def _scalars(event: events.Event) -> tuple[str, int, dict[str, float]] | None:

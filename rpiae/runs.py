@@ -478,8 +478,8 @@ def verdict(summary: Mapping[str, Any]) -> str:
 
 def _evaluated(config: RunConfig, folder: Path) -> dict[str, Any]:
     """Scores from the saved files: in a new process, where one would find all parts."""
-    parts = (config.encoder, config.bridge, config.decoder)
-    if not all(registry(part.family).entry(part.name).importable for part in parts):
+    needed = (config.encoder, config.bridge, config.decoder, config.data)
+    if not all(registry(part.family).entry(part.name).importable for part in _parts(needed)):
         return evaluate_run(folder)
     alone = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
     done = subprocess.run(

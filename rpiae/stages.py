@@ -5,27 +5,29 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
-import pickle
 import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import torch
 from attrs import evolve
 
-from rpiae.core.checkpoint import checkpoint_path
+from rpiae.core.checkpoint import checkpoint_path, read_state, write_state
 from rpiae.core.config import unparse
 from rpiae.core.errors import CheckpointError
 from rpiae.core.recipe import ROLES, RecipeConfig, RunConfig, StageConfig, batch_size
+from rpiae.core.restoring import check_stage_end
 from rpiae.core.tokenizer import RPiAE, load_state
 from rpiae.data.fingerprint import data_fingerprint, files_digest
 from rpiae.recording import EVENTS_FILE
 
 #: Part of an address that names its file.
 SHOWN = 20
+
+logger = logging.getLogger(__name__)
 
 
 class StageStore:
@@ -92,7 +94,13 @@ class StageStore:
             address = stage_address(config, index)
             if not self.holds(address):
                 continue
-            state = _read(self._state(address))
+            try:
+                state = read_state(self._state(address)).state
+                check_stage_end(state, source=str(self._state(address)))
+            except CheckpointError as error:
+                logger.warning("%s: it is removed, and the stage is trained once more", error)
+                self._state(address).unlink(missing_ok=True)
+                continue
             roles = roles_in_path(config.recipe.stages[: index + 1])
             own = {k: v for k, v in model.state_dict().items() if k.partition(".")[0] not in roles}
             kept = {k: v for k, v in state["model"].items() if k.partition(".")[0] in roles}
@@ -101,10 +109,9 @@ class StageStore:
             try:
                 path.parent.mkdir(exist_ok=True)
                 shutil.copyfile(self._events(address), run / EVENTS_FILE)
-                torch.save(state | {"model": kept | own}, path.with_suffix(".part"))
-                path.with_suffix(".part").rename(path)
             except OSError as error:
                 raise CheckpointError(f"cannot write {path}: {error.strerror}") from None
+            write_state(path, state | {"model": kept | own})
             return index + 1
         return 0
 
@@ -175,14 +182,6 @@ def _weights_digest(folder: Path) -> str:
             with (folder / name).open("rb") as file:
                 found.update(hashlib.file_digest(file, "sha256").digest())
     return found.hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Remove it to train anew") from None
-    return state
 
 
 def _link_or_copy(source: Path, target: Path, *, link: bool) -> None:

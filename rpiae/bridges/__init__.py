@@ -22,6 +22,7 @@ ENTRIES = (
         target="rpiae.bridges.configs:IdentityBridgeConfig",
         summary="no compression: the latent is the feature map (RAE)",
         aliases=("none",),
+        tags=("no-training",),
         source="arXiv 2510.11690",
     ),
     Entry(
@@ -30,6 +31,7 @@ ENTRIES = (
         summary="an affine map each way, begun as principal components of the features",
         aliases=("pca",),
         pattern="linear{latent_channels}",
+        tags=("no-training",),
         source="Pearson 1901",
     ),
     Entry(

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from attrs import evolve, frozen
 
-from rpiae.core.config import BridgeConfig, BridgeDescription, at_least, wired
+from rpiae.core.config import BridgeConfig, BridgeDescription, wired, within
 
 
 @frozen(kw_only=True)
@@ -23,9 +23,9 @@ class ConvBridgeConfig(BridgeConfig):
 
     module: ClassVar[str] = "rpiae.bridges.conv:ConvBridge"
     features: int | None = wired("encoder.width", what="channels")
-    latent_channels: int = at_least(1, default=64)
-    width: int = at_least(4, default=256)
-    blocks: int = at_least(0, default=2)
+    latent_channels: int = within(1, 65536, default=64)
+    width: int = within(4, 32768, default=256)
+    blocks: int = within(0, 512, default=2)
     downsampling: Literal[1, 2] = 1
 
     def describe(self) -> BridgeDescription:
@@ -75,7 +75,7 @@ class LinearBridgeConfig(BridgeConfig):
 
     module: ClassVar[str] = "rpiae.bridges.linear:LinearBridge"
     features: int | None = wired("encoder.width", what="channels")
-    latent_channels: int = at_least(1, default=64)
+    latent_channels: int = within(1, 65536, default=64)
     whiten: bool = False
 
     def describe(self) -> BridgeDescription:
@@ -96,10 +96,10 @@ class VariationalBridgeConfig(BridgeConfig):
 
     module: ClassVar[str] = "rpiae.bridges.variational:VariationalBridge"
     features: int | None = wired("encoder.width", what="channels")
-    latent_channels: int = at_least(1, default=64)
-    decoder_layers: int = at_least(0, default=6)
-    encoder_mlp_ratio: float = at_least(0, default=1.0)
-    decoder_mlp_ratio: float = at_least(0, default=4.0)
+    latent_channels: int = within(1, 65536, default=64)
+    decoder_layers: int = within(0, 512, default=6)
+    encoder_mlp_ratio: float = within(0, 64, default=1.0)
+    decoder_mlp_ratio: float = within(0, 64, default=4.0)
 
     def describe(self) -> BridgeDescription:
         """A Gaussian posterior with ``latent_channels``."""

@@ -10,7 +10,7 @@ from rpiae.bridges.posterior import Delta, DiagonalGaussian
 from rpiae.core.blocks import ConvBlock, Upsample, group_norm, through
 from rpiae.core.contracts import Features
 from rpiae.core.errors import UsageError
-from rpiae.core.shapes import map_grid, map_to_tokens, tokens_to_map
+from rpiae.core.shapes import at_least_fp32, map_grid, map_to_tokens, tokens_to_map
 
 
 class ConvBridge(nn.Module):
@@ -74,7 +74,7 @@ class ConvBridge(nn.Module):
 
     def decode(self, latent: Float[Tensor, "b c h w"]) -> Features:
         """Features ẑ of a latent."""
-        expanded = self.decoder(latent).float()
+        expanded = at_least_fp32(self.decoder(latent))
         return Features(map_to_tokens(expanded), map_grid(expanded))
 
     def _encoded(self, features: Features) -> Tensor:
@@ -84,7 +84,7 @@ class ConvBridge(nn.Module):
                 f"a grid of {rows}×{columns} tokens cannot be downsampled by {self.downsampling}: "
                 f"its sides must be multiples of {self.downsampling}, as RPiAE.geometry gives them"
             )
-        return self.encoder(tokens_to_map(*features)).float()  # type: ignore[no-any-return]  # nn.Module calls are Any
+        return at_least_fp32(self.encoder(tokens_to_map(*features)))
 
 
 class ConvKlBridge(ConvBridge):

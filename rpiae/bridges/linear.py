@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rpiae.bridges.posterior import Delta
 from rpiae.core.contracts import Features, Fit
 from rpiae.core.errors import TrainingError, UsageError
-from rpiae.core.shapes import map_grid, map_to_tokens, tokens_to_map
+from rpiae.core.shapes import at_least_fp32, map_grid, map_to_tokens, tokens_to_map
 
 
 class LinearBridge(nn.Module):
@@ -56,12 +56,12 @@ class LinearBridge(nn.Module):
 
     def encode(self, features: Features) -> Delta:
         """Coordinates of the tokens."""
-        latent = self.encoder(features.tokens - self.mean).float()
+        latent = at_least_fp32(self.encoder(features.tokens - self.mean))
         return Delta(tokens_to_map(latent, features.grid))
 
     def decode(self, latent: Float[Tensor, "b c h w"]) -> Features:
         """Features ẑ of a latent."""
-        tokens = self.decoder(map_to_tokens(latent)).float() + self.mean
+        tokens = at_least_fp32(self.decoder(map_to_tokens(latent))) + self.mean
         return Features(tokens, map_grid(latent))
 
     @torch.no_grad()

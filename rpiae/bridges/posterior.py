@@ -6,12 +6,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rpiae.core.contracts import standard_normal_like
+from rpiae.core.shapes import at_least_fp32
 
 LOGVAR_RANGE = (-30.0, 20.0)
 
 
 class DiagonalGaussian:
-    """A diagonal Gaussian over latents, in fp32.
+    """A diagonal Gaussian over latents, in fp32 (or fp64, as what it is made of).
 
     Args:
         mean: (b, C, h, w).
@@ -19,8 +20,8 @@ class DiagonalGaussian:
     """
 
     def __init__(self, mean: Float[Tensor, "b c h w"], logvar: Float[Tensor, "b c h w"]) -> None:
-        self.mean = mean.float()
-        self.logvar = logvar.float().clamp(*LOGVAR_RANGE)
+        self.mean = at_least_fp32(mean)
+        self.logvar = at_least_fp32(logvar).clamp(*LOGVAR_RANGE)
 
     def mode(self) -> Float[Tensor, "b c h w"]:
         """The mean."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from rpiae.bridges.posterior import DiagonalGaussian
 from rpiae.core.blocks import Block, Mlp, SelfAttention, through
 from rpiae.core.contracts import Features
-from rpiae.core.shapes import map_grid, map_to_tokens, tokens_to_map
+from rpiae.core.shapes import at_least_fp32, map_grid, map_to_tokens, tokens_to_map
 
 
 class VariationalBridge(nn.Module):
@@ -16,7 +16,8 @@ class VariationalBridge(nn.Module):
 
     Encoder: a = LN₁(t); t ← W_skip t + MHA(a); t ← t + MLP(LN₂(t)), the MLP's last layer starting
     at zero; Linear(D → 2C) gives mean and log-variance. Decoder: Linear(C → D), pre-norm
-    transformer layers, Linear(D → D). Heads: min(8, max(1, D // 64)). No positions.
+    transformer layers, Linear(D → D). Heads: min(8, max(1, D // 64)). No positions. All attentions
+    start as torch's ``MultiheadAttention`` does.
 
     Args:
         features: channels D of the features.
@@ -56,6 +57,9 @@ class VariationalBridge(nn.Module):
             num_layers=decoder_layers,
             mlp_hidden=int(features * decoder_mlp_ratio),
         )
+        for module in self.modules():
+            if isinstance(module, SelfAttention):
+                _reset_as_multihead(module)
 
     def encode(self, features: Features) -> DiagonalGaussian:
         """Posterior of the features."""
@@ -65,7 +69,7 @@ class VariationalBridge(nn.Module):
 
     def decode(self, latent: Float[Tensor, "b c h w"]) -> Features:
         """Features ẑ of a latent."""
-        return Features(self.decoder(map_to_tokens(latent)).float(), map_grid(latent))
+        return Features(at_least_fp32(self.decoder(map_to_tokens(latent))), map_grid(latent))
 
 
 class BridgeEncoder(nn.Module):
@@ -115,3 +119,10 @@ class BridgeDecoder(nn.Module):
         for block in self.blocks:
             tokens = through(block, tokens)
         return self.out_proj(tokens)  # type: ignore[no-any-return]  # nn.Module calls are Any
+
+
+def _reset_as_multihead(attention: SelfAttention) -> None:
+    """Start as ``torch.nn.MultiheadAttention``: Xavier over the fused projection, no biases."""
+    nn.init.xavier_uniform_(attention.qkv.weight)
+    nn.init.zeros_(attention.qkv.bias)
+    nn.init.zeros_(attention.proj.bias)

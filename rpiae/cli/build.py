@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 from rich.live import Live
 from rich.table import Table
 
-from rpiae.cli.launch import launch, launched, speaks
+from rpiae.cli.launch import INTERRUPTED, launch, launched, speaks
 from rpiae.cli.screen import count, duration, progress_bar, stderr, stdout
 from rpiae.core import events
 from rpiae.core.config import Tree, read_toml
 from rpiae.core.errors import UsageError
+from rpiae.core.files import plain_name
 from rpiae.core.memory import amount
+from rpiae.core.names import printable
 from rpiae.core.plan import Plan
 
 #: Fields of a run that are options of their own.
@@ -142,20 +145,25 @@ def _follow(run: Iterator[events.Event]) -> int:
     view = _View()
     with view:
         for event in run:
+            if isinstance(event, events.Interrupted):
+                view.close()
+                if speaks():
+                    stderr.print(
+                        f"{event.signal}: the state is saved. Go on with:\n  {_going_on(event)}",
+                        soft_wrap=True,
+                    )
+                return INTERRUPTED
             if not speaks():
                 continue
             view.show(event)
             if isinstance(event, events.RunEnded):
                 view.close()
                 _print_summary(event)
-            elif isinstance(event, events.Interrupted):
-                view.close()
-                stderr.print(
-                    f"{event.signal}: the state is saved. Go on with:\n"
-                    f"  rpiae build --resume {event.path}"
-                )
-                return 130
     return 0
+
+
+def _going_on(event: events.Interrupted) -> str:
+    return shlex.join(["rpiae", "build", "--resume", printable(str(event.path))])
 
 
 class _View:
@@ -226,9 +234,8 @@ class _View:
 
 
 def _metrics(metrics: Any) -> str:
-    return (
-        f"PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.3f}, drift {metrics['drift']:.3f}"
-    )
+    similarity = f"SSIM {metrics['ssim']:.3f}, " if "ssim" in metrics else ""
+    return f"PSNR {metrics['psnr']:.2f} dB, {similarity}drift {metrics['drift']:.3f}"
 
 
 def _print_summary(event: events.RunEnded) -> None:
@@ -248,16 +255,18 @@ def _print_summary(event: events.RunEnded) -> None:
     stdout.print(table)
     stdout.print(f"\n{summary['verdict']}")
     folder = str(event.folder)
-    last = [stage["name"] for stage in summary["stages"] if "skipped" not in stage][-1]
+    trained = [stage["name"] for stage in summary["stages"] if "skipped" not in stage]
+    best = f"best evaluated {folder}/best/{plain_name(trained[-1])} · " if trained else ""
     stdout.print(
         f"drift from the pivot {summary['drift']:.3f} · trained on {summary['num_images']} images in "
         f"{duration(summary['seconds'])} at {summary['images_per_second']:.3g} images/s\n"
-        f"tokenizer {folder}/tokenizer · best evaluated {folder}/best/{last} · "
+        f"tokenizer {folder}/tokenizer · {best}"
         f"pictures {folder}/samples · curves {folder}/curves.png, tensorboard --logdir {folder}",
         soft_wrap=True,
     )
 
 
 def _row(values: Any) -> list[str]:
-    shown = [values["psnr"], values["ssim"], values["psnr_mean_colour"], values["psnr_pca"]]
-    return [f"{v:.3f}" if i == 1 else f"{v:.2f}" for i, v in enumerate(shown)]
+    similarity = f"{values['ssim']:.3f}" if "ssim" in values else "–"
+    first, *others = (f"{values[name]:.2f}" for name in ("psnr", "psnr_mean_colour", "psnr_pca"))
+    return [first, similarity, *others]

@@ -26,14 +26,12 @@ MENTIONED = 10
 
 def execute(arguments: argparse.Namespace) -> int:
     """Encode a dataset into a folder of shards."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-
     try:
         return _encode(arguments)
-    except (KeyboardInterrupt, SignalException):
+    except KeyboardInterrupt:
         if arguments.debug:
             raise
-        if not launched():
+        if speaks():
             _say_how_to_go_on(Path(arguments.out))
         return 130
 
@@ -51,7 +49,7 @@ def dataset(arguments: argparse.Namespace, model: RPiAE) -> tuple[EveryImage, di
     return every_image(
         arguments.data, model.config,
         image_size=model.trained_size or model.config.encoder_facts.image_size,
-        overrides=(*arguments.overrides, *options),
+        overrides=(*arguments.overrides, *options), crop=arguments.crop or "adm",
     )  # fmt: skip
 
 

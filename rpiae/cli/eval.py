@@ -6,7 +6,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,21 @@ from rich.table import Table
 from rpiae.cli.launch import launch, launched, speaks
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import duration, stderr, stdout
-from rpiae.core.errors import UsageError
+from rpiae.core.errors import RpiaeError, UsageError
+from rpiae.core.names import printable
 
 if TYPE_CHECKING:
+    from rpiae.core.config import Tree
+    from rpiae.core.runtime import Runtime
     from rpiae.evaluation.configs import EvaluationConfig
     from rpiae.evaluation.evaluating import Evaluation
     from rpiae.evaluation.images import Progress
+
+#: Seconds that an evaluation takes, above which it is said how it would take fewer.
+LONG = 60
+
+#: Skipped images that are named; all are in ``evaluation.json``.
+MENTIONED = 10
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -35,27 +44,37 @@ def execute(arguments: argparse.Namespace) -> int:
         tokenizer_folder(folder)
     if arguments.write_reference and len(folders) > 1:
         raise UsageError("--write-reference goes with one run: a reference is of images alone")
+    reference = Path(arguments.write_reference) if arguments.write_reference else None
     if arguments.processes > 1 and not launched():
         choose_device(arguments.device)
         return launch(arguments.processes, go_on=shlex.join(["rpiae", *sys.argv[1:]]))
     runtime = Runtime(device=arguments.device, precision=config.precision)
     found: dict[str, Evaluation] = {}
-    with Bar("eval") as bar:
-        for folder in folders:
-            found[str(folder)] = evaluate_saved(
-                folder, config, runtime=runtime,
-                progress=lambda event: show(bar, event) if speaks() else None,
-                reference_out=Path(arguments.write_reference) if arguments.write_reference else None,
-            )  # fmt: skip
+    told = arguments.precision is not None
+    try:
+        with Bar("eval") as bar:
+
+            def progress(event: Progress) -> None:
+                nonlocal told
+                if speaks():
+                    show(bar, event)
+                    told = told or _advise(bar, event, runtime)
+
+            for folder in folders:
+                found[str(folder)] = evaluate_saved(
+                    folder, config, runtime=runtime, progress=progress, reference_out=reference
+                )
+    except RpiaeError:
+        if speaks() and found:
+            _report(found, as_json=arguments.json)
+        raise
     runtime.close()
     if not speaks():
         return 0
-    _check_comparable(found)
-    if arguments.json:
-        print(json.dumps({name: each.as_tree() for name, each in found.items()}, indent=2))
-    else:
-        _print(found)
-    return 0
+    _report(found, as_json=arguments.json)
+    if differences := incomparable(found):
+        raise UsageError(" · ".join(differences.values()))
+    return 1 if any(each.unwritten for each in found.values()) else 0
 
 
 def _config(arguments: argparse.Namespace) -> EvaluationConfig:
@@ -64,8 +83,11 @@ def _config(arguments: argparse.Namespace) -> EvaluationConfig:
     names = [name.strip() for name in arguments.metrics.split(",") if name.strip()]
     if not names:
         raise UsageError("--metrics names none: rpiae list metrics has them")
-    if not arguments.data and (arguments.image_size or arguments.images):
-        raise UsageError("--images and --image-size are about --data, which is not given")
+    about = ("images", "image_size", "resize", "crop")
+    given = [name for name in about if getattr(arguments, name) is not None]
+    if not arguments.data and given:
+        names_given = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(f"{names_given} are about --data, which is not given")
     metrics: list[Any] = list(names)
     if arguments.reference:
         distances = [i for i, n in enumerate(names) if n.partition(":")[0] in ("rfd", "rfid")]
@@ -79,10 +101,12 @@ def _config(arguments: argparse.Namespace) -> EvaluationConfig:
         if argument:
             table |= {"weights" if name == "rfid" else "space": argument}
         metrics[distances[0]] = table
+    data = named_datasets(arguments.overrides, {"data": arguments.data, "train": arguments.train})
     return EvaluationConfig(
-        data=arguments.data or "", training=arguments.train or "", metrics=tuple(metrics),
+        data=data["data"], training=data["train"], metrics=tuple(metrics),
         num_images=arguments.images, num_training=arguments.train_images,
-        image_size=arguments.image_size, precision=arguments.precision,
+        crop=arguments.crop or "adm", resize=arguments.resize, image_size=arguments.image_size,
+        round=arguments.round, precision=arguments.precision or "fp32",
         batch_size=arguments.batch_size,
     )  # fmt: skip
 
@@ -94,54 +118,145 @@ def show(bar: Bar, event: Progress) -> None:
     bar.show(event.done, event.total, f"{event.what}: {rate:.3g} images/s · {left} left")
 
 
-def _check_comparable(found: Mapping[str, Evaluation]) -> None:
-    """Numbers that stand side by side were measured alike."""
-    from rpiae.evaluation.protocol import check_comparable
+def _advise(bar: Bar, event: Progress, runtime: Runtime) -> bool:
+    """Say once how an evaluation that takes long would be faster; whether all is said."""
+    from rpiae.core.runtime import choose_precision
 
-    names = dict.fromkeys(name for each in found.values() for name in each.metrics)
-    for name in names:
+    if not event.seconds or event.done == event.total:
+        return False
+    if event.seconds * (event.total - event.done) / event.done > LONG:
+        precision, reason = choose_precision("auto", runtime.device)
+        if precision != runtime.precision:
+            bar.say(
+                f"note: computed in {runtime.precision}, so that numbers compare with those of other "
+                f"machines; --precision auto would take {precision} ({reason})"
+            )
+    return True
+
+
+def incomparable(found: Mapping[str, Evaluation]) -> dict[str, str]:
+    """Numbers that were measured differently, with what differs."""
+    from rpiae.evaluation.protocol import check_comparable, number_protocol
+
+    reasons = {}
+    for name in dict.fromkeys(name for each in found.values() for name in each.metrics):
         protocols = {
-            folder: each.protocol["metrics"][name]
+            folder: number_protocol(each.protocol, name)
             for folder, each in found.items()
-            if "extractor" in each.protocol["metrics"].get(name, {})
+            if name in each.metrics
         }
-        if len(protocols) > 1:
+        try:
             check_comparable(name, protocols)
+        except UsageError as error:
+            reasons[name] = str(error)
+    return reasons
 
 
-def _print(found: Mapping[str, Evaluation]) -> None:
+def named_datasets(
+    overrides: Sequence[str], given: Mapping[str, str | None]
+) -> dict[str, str | Tree]:
+    """Datasets with those of their fields that ``--set`` names.
+
+    Args:
+        overrides: texts such as ``data.column=img``.
+        given: the first word of the paths → the dataset; None where there is none.
+
+    Raises:
+        UsageError: if a text is about none of them.
+    """
+    from rpiae.core.config import parse_override
+    from rpiae.data.listed import with_overrides
+
+    texts: dict[str, list[str]] = {address: [] for address in given}
+    for text in overrides:
+        address = str(parse_override(text)[0][0])
+        if address not in given:
+            choices = " or ".join(f"{name}.FIELD=VALUE" for name in given)
+            raise UsageError(f"--set {text}: fields of the datasets are set here, by {choices}")
+        if given[address] is None:
+            raise UsageError(f"--set {text} is about --{address}, which is not given")
+        texts[address].append(text)
+    return {
+        address: with_overrides(data, texts[address], address=address)
+        if data is not None and texts[address]
+        else data or ""
+        for address, data in given.items()
+    }
+
+
+def _report(found: Mapping[str, Evaluation], *, as_json: bool) -> None:
+    """Numbers side by side, or one tokenizer after the other where they do not compare."""
     from rpiae.evaluation.protocol import EVALUATION_FILE
+    from rpiae.evaluation.records import printable_tree
     from rpiae.evaluation.subjects import results_folder
 
+    if as_json:
+        tree = {name: each.as_tree() for name, each in found.items()}
+        print(json.dumps(printable_tree(tree), indent=2))
+    elif incomparable(found):
+        for folder, each in found.items():
+            _print_table({folder: each})
+    else:
+        _print_table(found)
+    for folder, each in found.items():
+        for kind, texts in (
+            ("warning", each.warnings), ("note", each.notices), ("not stored", each.unwritten),
+        ):  # fmt: skip
+            for text in texts:
+                _say(f"{kind}: {folder}: {text}")
+    for lines in dict.fromkeys(map(_skipped, found.values())):
+        for line in lines:
+            _say(line)
+    stored = [Path(name) for name, each in found.items() if not each.unwritten]
+    if stored and not as_json:
+        where = ", ".join(str(results_folder(folder) / EVALUATION_FILE) for folder in stored)
+        stdout.print(printable(f"all of it is in {where}"), soft_wrap=True)
+
+
+def _say(text: str) -> None:
+    stderr.print(printable(text), soft_wrap=True)
+
+
+def _print_table(found: Mapping[str, Evaluation]) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("metric")
     for folder in found:
-        table.add_column(folder, justify="right", overflow="fold")
+        table.add_column(printable(folder), justify="right", overflow="fold")
     for name in dict.fromkeys(name for each in found.values() for name in each.metrics):
         values = [each.metrics.get(name) for each in found.values()]
         table.add_row(name, *("–" if v is None else f"{v:.5g}" for v in values))
     stdout.print(table)
-    protocol = next(iter(found.values())).protocol
-    lines = [
-        f"{protocol['count']} images of {protocol['location']} ({protocol['crop']}), "
-        f"sha256 {protocol['images_sha256'][:16]}, tokenizer in {protocol['precision']}"
-    ]
+    lines = _protocol(next(iter(found.values())).protocol)
+    stdout.print("\n" + "\n".join(map(printable, lines)), soft_wrap=True)
+
+
+def _protocol(protocol: Mapping[str, Any]) -> list[str]:
+    """What numbers depend on besides the tokenizer, in words."""
+    rounded = {"nearest": "rounded", "truncate": "truncated"}[protocol["round"]]
+    lines = [f"{images_of(protocol)}, tokenizer in {protocol['precision']}, {rounded} to 8 bits"]
     if "training" in protocol:
-        learned = protocol["training"]
-        lines.append(
-            f"learned from {learned['count']} images of {learned['location']} ({learned['crop']}), "
-            f"sha256 {learned['images_sha256'][:16]}"
-        )
+        lines.append(f"learned from {images_of(protocol['training'])}")
     for name, facts in protocol["metrics"].items():
         if "extractor" in facts:
             digest = str(facts["extractor"].get("weights_sha256", ""))[:16]
             lines.append(f"{name}: in the features of {facts['extractor']['extractor']}, {digest}")
-    stdout.print("\n" + "\n".join(lines), soft_wrap=True)
-    for folder, each in found.items():
-        for text in each.warnings:
-            stderr.print(f"warning: {folder}: {text}", soft_wrap=True)
-        if each.skipped:
-            more = f" and {len(each.skipped) - 1} more" if len(each.skipped) > 1 else ""
-            stderr.print(f"{folder}: skipped {each.skipped[0]}{more}", soft_wrap=True)
-    where = ", ".join(str(results_folder(Path(folder)) / EVALUATION_FILE) for folder in found)
-    stdout.print(f"all of it is in {where}", soft_wrap=True)
+    return lines
+
+
+def images_of(walked: Mapping[str, Any]) -> str:
+    """What was walked over, in words."""
+    skipped = f", {walked['skipped']} skipped" if walked["skipped"] else ""
+    return (
+        f"{walked['count']} images of {walked['location']} ({walked['crop']}){skipped}, "
+        f"sha256 {walked['images_sha256'][:16]}"
+    )
+
+
+def _skipped(each: Evaluation) -> tuple[str, ...]:
+    """The images that could not be used, in lines; many are counted."""
+    if not each.skipped:
+        return ()
+    images = "1 image" if len(each.skipped) == 1 else f"{len(each.skipped)} images"
+    rest = len(each.skipped) - MENTIONED
+    more = (f"  and {rest} more, which evaluation.json names",) if rest > 0 else ()
+    return (f"skipped {images}:", *(f"  {text}" for text in each.skipped[:MENTIONED]), *more)

@@ -287,13 +287,16 @@ def parser() -> argparse.ArgumentParser:
     reconstruct.add_argument("--device", default="auto")
 
     def computing(verb: argparse.ArgumentParser) -> None:
-        verb.add_argument(
-            "--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:N"
-        )
+        devices(verb)
         verb.add_argument(
             "--precision", choices=["fp32", "bf16"], default="fp32",
             help="what is computed in (default: fp32)",
         )  # fmt: skip
+
+    def devices(verb: argparse.ArgumentParser) -> None:
+        verb.add_argument(
+            "--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:N"
+        )
         verb.add_argument(
             "--batch-size",
             type=positive,
@@ -301,16 +304,25 @@ def parser() -> argparse.ArgumentParser:
             help="per forward pass; no effect on results",
         )
 
-    def data_options(verb: argparse.ArgumentParser) -> None:
-        verb.add_argument("run", help="a run's or tokenizer's folder")
-        verb.add_argument("data", type=text, help="for example folder:PATH, parquet:PATH, sample")
+    def crop_options(verb: argparse.ArgumentParser) -> None:
         verb.add_argument(
             "--image-size", type=positive, metavar="N",
             help="side of the centre crop (default: of the training crops)",
         )  # fmt: skip
         verb.add_argument(
-            "--resize", type=positive, metavar="N", help="short side of every image before the crop"
-        )
+            "--resize", type=positive, metavar="N",
+            help="short side of every image before the crop (default of adm: --image-size)",
+        )  # fmt: skip
+        verb.add_argument(
+            "--crop", choices=["adm", "centre"],
+            help="adm, as published numbers on ImageNet: every image is resized, box filter then "
+            "bicubic, then cropped; centre: as a run crops what it holds out (default: adm)",
+        )  # fmt: skip
+
+    def data_options(verb: argparse.ArgumentParser) -> None:
+        verb.add_argument("run", help="a run's or tokenizer's folder")
+        verb.add_argument("data", type=text, help="for example folder:PATH, parquet:PATH, sample")
+        crop_options(verb)
         verb.add_argument("--workers", type=whole, metavar="N", help="processes that load images")
         verb.add_argument(
             "--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides",
@@ -363,18 +375,23 @@ def parser() -> argparse.ArgumentParser:
     stats.add_argument("--dry-run", action="store_true", help="print and store nothing")
     stats.add_argument("--json", action="store_true")
 
-    def measuring(verb: argparse.ArgumentParser) -> None:
+    def measuring(verb: argparse.ArgumentParser, fields: str) -> None:
         verb.add_argument(
             "--images", type=positive, metavar="N", help="measure on N, always the same"
         )
         verb.add_argument(
             "--train-images", type=positive, metavar="N", help="learn from N, always the same"
         )
+        crop_options(verb)
         verb.add_argument(
-            "--image-size", type=positive, metavar="N",
-            help="side of the centre crop (default: of the training crops)",
+            "--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides",
+            help=f"set one field of a dataset, by {fields}; repeatable",
         )  # fmt: skip
-        computing(verb)
+        devices(verb)
+        verb.add_argument(
+            "--precision", choices=["auto", "fp32", "bf16"],
+            help="what the tokenizer is computed in; auto: bf16 where it is faster (default: fp32)",
+        )  # fmt: skip
         verb.add_argument("--json", action="store_true")
 
     evaluate = verb("eval", "eval", "measure a tokenizer: reconstruction, semantics, latents")
@@ -401,7 +418,11 @@ def parser() -> argparse.ArgumentParser:
         "--processes", type=positive, default=1, metavar="N",
         help="processes on this machine, one per GPU; accelerate launch starts more",
     )  # fmt: skip
-    measuring(evaluate)
+    evaluate.add_argument(
+        "--round", choices=["nearest", "truncate"], default="nearest",
+        help="how decoded images are brought to 8 bits (default: nearest)",
+    )  # fmt: skip
+    measuring(evaluate, "data.column=img or train.column=img")
 
     probe = verb("probe", "probe", "linear probe and k-NN of any encoder, pivot or fine-tuned")
     probe.add_argument("encoder", help="an encoder's name, or a run's or tokenizer's folder")
@@ -411,5 +432,5 @@ def parser() -> argparse.ArgumentParser:
     probe.add_argument(
         "--rotation", action="store_true", help="also tell how images are turned, a label-free task"
     )
-    measuring(probe)
+    measuring(probe, "train.column=img or test.column=img")
     return top

@@ -7,26 +7,30 @@ import json
 
 from rich.table import Table
 
-from rpiae.cli.eval import show
+from rpiae.cli.eval import images_of, named_datasets, show
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import stderr, stdout
+from rpiae.core.names import printable
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Probe an encoder and print what it knows."""
     from rpiae.core.runtime import Runtime
     from rpiae.evaluation.encoders import probe_encoder
+    from rpiae.evaluation.records import printable_tree
 
-    runtime = Runtime(device=arguments.device, precision=arguments.precision)
+    data = named_datasets(arguments.overrides, {"train": arguments.train, "test": arguments.test})
+    runtime = Runtime(device=arguments.device, precision=arguments.precision or "fp32")
     with Bar("probe") as bar:
         found = probe_encoder(
-            arguments.encoder, training=arguments.train, testing=arguments.test, runtime=runtime,
+            arguments.encoder, training=data["train"], testing=data["test"], runtime=runtime,
             num_training=arguments.train_images, num_testing=arguments.images, k=arguments.k,
             rotation=arguments.rotation, image_size=arguments.image_size,
+            resize=arguments.resize, crop=arguments.crop or "adm",
             batch_size=arguments.batch_size, progress=lambda event: show(bar, event),
         )  # fmt: skip
     if arguments.json:
-        print(json.dumps(found.as_tree(), indent=2))
+        print(json.dumps(printable_tree(found.as_tree()), indent=2))
         return 0
     table = Table(box=None, pad_edge=False)
     for heading in ("probe", "accuracy", "C", "classes"):
@@ -41,12 +45,13 @@ def execute(arguments: argparse.Namespace) -> int:
     if found.knn is not None:
         table.add_row(f"{found.k} nearest neighbours", f"{found.knn:.2%}", "", "")
     for text in found.warnings:
-        stderr.print(f"warning: {text}", soft_wrap=True)
+        stderr.print(f"warning: {printable(text)}", soft_wrap=True)
+    for text in found.skipped:
+        stderr.print(f"skipped: {printable(text)}", soft_wrap=True)
     stdout.print(table)
-    stdout.print(
-        f"{found.encoder}, mean of {found.width} channels over tokens: learned from "
-        f"{found.training['count']} images of {found.training['location']}, measured on "
-        f"{found.testing['count']} of {found.testing['location']}",
-        soft_wrap=True,
+    line = (
+        f"{found.encoder}, mean of {found.width} channels over tokens, in {found.precision}: "
+        f"learned from {images_of(found.training)}, measured on {images_of(found.testing)}"
     )
+    stdout.print(printable(line), soft_wrap=True)
     return 0

@@ -88,9 +88,13 @@ def _of_latents(arguments: argparse.Namespace, model: RPiAE) -> tuple[Tensor, Te
     from rpiae.latents.encoding import tokenizer_digest
 
     made = LatentDataset(arguments.data)
-    if arguments.images is not None or arguments.overrides:
+    about = ("images", "image_size", "resize", "crop", "workers")
+    given = [f"--{k.replace('_', '-')}" for k in about if getattr(arguments, k) is not None]
+    given += ["--set"] if arguments.overrides else []
+    if given:
         raise UsageError(
-            f"{arguments.data} holds latents, whose statistics are known: leave out --images and --set"
+            f"{arguments.data} holds latents, whose statistics are known: leave out "
+            f"{' and '.join(given)}"
         )
     if made.index["tokenizer"]["sha256"] != tokenizer_digest(model):
         raise UsageError(

@@ -21,6 +21,7 @@ from attrs import frozen
 from torch import Tensor
 
 from rpiae.core.errors import CheckpointError
+from rpiae.core.weights import check_finite
 
 State = dict[str, Tensor]
 
@@ -358,6 +359,8 @@ def _renamed(layout: Layout, state: Mapping[str, Tensor]) -> State:
     wanted = [name for names in pairs.values() for name in names]
     _no_missing(layout.what, wanted, state)
     _no_unknown(layout.what, set(state) - set(wanted) - set(layout.ignored))
+    for name in wanted:
+        check_finite(layout.what, name, state[name])
     return {
         own: torch.cat([state[name] for name in names]) if len(names) > 1 else state[names[0]]
         for own, names in pairs.items()

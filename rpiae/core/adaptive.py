@@ -23,6 +23,8 @@ from attrs import define, field, frozen
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rpiae.core.contracts import Decoder, Encoder
+
 #: Averages a tensor over processes.
 Reduce = Callable[[Tensor], Tensor]
 
@@ -30,6 +32,16 @@ Reduce = Callable[[Tensor], Tensor]
 def unreduced(tensor: Tensor) -> Tensor:
     """The average over the one process there is."""
     return tensor
+
+
+def adaptive_layers(encoder: Encoder, decoder: Decoder) -> dict[str, nn.Parameter]:
+    """What the ``layer`` of an ``AdaptiveConfig`` stands for."""
+    assert isinstance(encoder, nn.Module)
+    return {
+        "encoder": encoder.last_weight,
+        "encoder-last": list(encoder.parameters())[-1],
+        "decoder": decoder.last_weight,
+    }
 
 
 def norm_ratio(reference: Tensor, term: Tensor, *, eps: float, maximum: float) -> Float[Tensor, ""]:

@@ -7,8 +7,12 @@ context, the environment variable ``RPIAE_ATTENTION``, and last the automatic ch
 
 * ``xformers``: memory-efficient attention, on CUDA where the package is installed.
 * ``sdpa``: ``torch.nn.functional.scaled_dot_product_attention``.
-* ``math``: two matrix products and a softmax in fp32. It is the reference the others are tested
+* ``math``: two matrix products and a softmax in fp32 (fp64 for such tensors). It is the reference the others are tested
   against.
+
+Under ``torch.compile`` the choice is made once per traced graph, while it is traced, and is a
+constant in it: set context or environment before the first call. Left alone, it is ``sdpa`` there
+instead of ``xformers``, which cannot be traced.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rpiae.core.errors import UsageError, unknown
+from rpiae.core.shapes import at_least_fp32
 
 BACKENDS = ("math", "sdpa", "xformers")
 ENVIRONMENT = "RPIAE_ATTENTION"
@@ -86,11 +91,31 @@ def attention(
     """
     if scale is None:
         scale = q.shape[-1] ** -0.5
-    choice = choose_backend(
-        q.device, q.dtype, q.shape[-1],
-        backend=backend, num_tokens=k.shape[-2], gradients=torch.is_grad_enabled(),
+    # Traced with a symbolic number of tokens, this is one constant or the other, and a guard.
+    tokens = 0 if k.shape[-2] <= MOST_CPU_MATH_TOKENS else MOST_CPU_MATH_TOKENS + 1
+    name = _name_of_choice(
+        q.device, q.dtype, q.shape[-1], backend, tokens, torch.is_grad_enabled(),
+        torch.compiler.is_compiling(),
     )  # fmt: skip
-    return _IMPLEMENTATIONS[choice.name](q, k, v, scale)
+    attended: Tensor = _IMPLEMENTATIONS[name](q, k, v, scale)
+    return attended
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types for it
+def _name_of_choice(
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    backend: str | None,
+    num_tokens: int,
+    gradients: bool,
+    compiled: bool,
+) -> str:
+    """Name of ``choose_backend``'s choice; traced code takes it as a constant."""
+    return choose_backend(
+        device, dtype, head_dim,
+        backend=backend, num_tokens=num_tokens, gradients=gradients, compiled=compiled,
+    ).name  # fmt: skip
 
 
 def choose_backend(
@@ -101,6 +126,7 @@ def choose_backend(
     backend: str | None = None,
     num_tokens: int = 0,
     gradients: bool = False,
+    compiled: bool = False,
 ) -> BackendChoice:
     """Decide which backend serves tensors of this device, dtype and head dimension.
 
@@ -109,6 +135,7 @@ def choose_backend(
         backend: an explicit choice.
         num_tokens: length of the keys.
         gradients: whether a backward pass may follow.
+        compiled: whether ``torch.compile`` traces the call.
 
     Raises:
         UsageError: if the backend asked for is unknown or cannot run here.
@@ -119,6 +146,8 @@ def choose_backend(
         half = device.type == "cpu" and dtype == torch.bfloat16
         if half and gradients and num_tokens <= MOST_CPU_MATH_TOKENS:
             return BackendChoice(name="math", reason="faster than sdpa's backward in bf16 on CPU")
+        if compiled:
+            return BackendChoice(name="sdpa", reason="torch.compile cannot trace xformers")
         return _automatic(device, dtype, head_dim)
     if asked == "xformers":
         problem = _xformers_problem(device, dtype, head_dim)
@@ -178,6 +207,7 @@ def _xformers_ops() -> Any:
     return importlib.import_module("xformers.ops")
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types for it
 def _xformers(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     # xformers wants (b, n, heads, d) and calls the factor `scale`.
     out = _xformers_ops().memory_efficient_attention(
@@ -192,7 +222,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 def _math(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     # Scaling q rather than the product costs n·d instead of n·m multiplications.
-    weights = ((q * scale) @ k.transpose(-2, -1)).float().softmax(dim=-1)
+    weights = at_least_fp32((q * scale) @ k.transpose(-2, -1)).softmax(dim=-1)
     return weights.to(v.dtype) @ v
 
 

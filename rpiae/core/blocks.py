@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rpiae.core.attention import attention
+from rpiae.core.errors import UsageError
+from rpiae.core.shapes import at_least_fp32
 
 _recompute: contextvars.ContextVar[bool] = contextvars.ContextVar("recompute", default=False)
 
@@ -159,13 +161,18 @@ def sincos_positions(height: int, width: int, channels: int) -> Float[Tensor, "n
     The first half of the channels encodes the column, the second the row; each half holds the
     sines of all frequencies, then the cosines, with frequencies 10000^(−i/(channels/4)).
 
+    Computed in fp64 and given in torch's default dtype.
+
     Raises:
-        ValueError: if ``channels`` is not a multiple of 4.
+        UsageError: if ``channels`` is not a multiple of 4, or the grid is empty.
 
     Source: MAE (arXiv 2111.06377), as used by the decoder of arXiv 2603.19206.
     """
-    if channels % 4:
-        raise ValueError(f"sin-cos positions need a width that is a multiple of 4, not {channels}")
+    if channels % 4 or min(height, width) < 1:
+        raise UsageError(
+            "sin-cos positions need a width that is a multiple of 4 and a grid of at least 1×1, not "
+            f"{channels} and {height}×{width}"
+        )
     frequency = 10000.0 ** -(torch.arange(channels // 4, dtype=torch.float64) / (channels / 4))
     rows, columns = torch.meshgrid(
         torch.arange(height, dtype=torch.float64),
@@ -176,7 +183,7 @@ def sincos_positions(height: int, width: int, channels: int) -> Float[Tensor, "n
     for axis in (columns, rows):
         angle = axis.reshape(-1, 1) * frequency
         halves += [angle.sin(), angle.cos()]
-    return torch.cat(halves, dim=1).float()
+    return torch.cat(halves, dim=1).to(torch.get_default_dtype())
 
 
 def resample_positions(
@@ -204,7 +211,7 @@ def resample_positions(
     stored = positions.shape[1:3]
     scale = [(side + offset) / old for side, old in zip(size, stored, strict=True)]
     resampled = F.interpolate(
-        positions.permute(0, 3, 1, 2).float(), mode=mode, antialias=antialias,
+        at_least_fp32(positions.permute(0, 3, 1, 2)), mode=mode, antialias=antialias,
         **({"scale_factor": scale} if offset else {"size": size}),
     )  # fmt: skip
     return resampled.permute(0, 2, 3, 1).to(positions.dtype)
@@ -223,6 +230,6 @@ def aggregate(
 
     Source: layer aggregation of RAEv2 (its DINOv3 and SigLIP2 variants add the mean).
     """
-    normed = [F.layer_norm(t.float(), t.shape[-1:], eps=eps) for t in tokens]
+    normed = [F.layer_norm(at_least_fp32(t), t.shape[-1:], eps=eps) for t in tokens]
     mean = normed[0] if len(normed) == 1 else torch.stack(normed).mean(0)
     return mean + normed[-1].mean(dim=1, keepdim=True) if add_final_mean else mean

@@ -13,7 +13,8 @@ from rpiae.core.errors import UsageError
 #: Fields that no trained weight depends on (but for rounding), or that the run's folder holds.
 FREE = (
     "out", "device", "precision", "wandb_project", "requires", "data.path", "data.workers", "encoder.weights",
-    "recipe.name", "recipe.summary", "recipe.default_data", "recipe.accumulate", "recipe.recompute",
+    "recipe.name", "recipe.summary", "recipe.default_data", "recipe.default_resize", "recipe.default_positions",
+    "recipe.accumulate", "recipe.recompute",
     "recipe.evaluate_every", "recipe.checkpoint_every", "recipe.keep_checkpoints",
 )  # fmt: skip
 

@@ -93,6 +93,16 @@ def folder_name(*, default: Any = attrs.NOTHING) -> Any:
     return field(default=default, metadata={"plain": True})
 
 
+def refused(name: str, text: str) -> UsageError:
+    """The error of a config whose field ``name`` does not fit its other fields.
+
+    Raised in ``__attrs_post_init__``, it is told under the field's path wherever the config is read.
+    """
+    error = UsageError(text)
+    error.add_note(AttributeValidationNote(f"field {name}", name, object))
+    return error
+
+
 @frozen(kw_only=True)
 class PartConfig:
     """Base of all part configs: the config is the part's signature.
@@ -244,6 +254,10 @@ class DecoderConfig(PartConfig):
         "encoder.output_patch", what="pixels per token", strict=False, maximum=COARSEST
     )
 
+    def on_grid(self, rows: int, columns: int) -> DecoderConfig:
+        """The config for training crops of so many tokens, where it depends on that."""
+        return self
+
 
 @frozen(kw_only=True)
 class LossConfig(PartConfig):
@@ -293,6 +307,11 @@ class DatasetConfig(PartConfig):
     """Base of dataset configs."""
 
     family: ClassVar[str] = "datasets"
+
+    def resized(self, side: int) -> DatasetConfig:
+        """The config with training images resized to a short side of so many pixels, where it can
+        say that and does not say another."""
+        return self
 
 
 @frozen(kw_only=True)

@@ -22,7 +22,7 @@ from rpiae.core.randomness import StepRandomness, key
 from rpiae.core.recipe import AdversarialConfig, OptimiserConfig, StageLength
 from rpiae.core.restoring import check_critic
 from rpiae.core.runtime import Runtime
-from rpiae.core.shapes import to_8_bits
+from rpiae.core.shapes import at_least_fp32, to_8_bits
 
 
 class CriticScores(NamedTuple):
@@ -83,7 +83,7 @@ class CriticPlayer(nn.Module):
                 self._term.augmented(to_8_bits(made), draws, "critic-made"),
             ]
         )
-        logits = self.critic(shown).float()
+        logits = at_least_fp32(self.critic(shown))
         real, fake = logits[:size], logits[size:]
         accuracy = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
         return CriticScores(

@@ -16,19 +16,27 @@ class Ema:
 
     Args:
         parameters: role-prefixed names and parameters.
-        decay: the final decay; see ``schedules.ema_decay`` for its warm-up.
+        decay: the final decay.
+        warmup: whether it is approached as ``schedules.ema_decay`` says, or holds from the start.
     """
 
-    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], *, decay: float) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        *,
+        decay: float,
+        warmup: bool = True,
+    ) -> None:
         self._parameters = dict(parameters)
         self._decay = decay
+        self._warmup = warmup
         self._step = 0
         self.values = {name: p.detach().clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the current parameters: ema ← d·ema + (1 − d)·parameter."""
-        decay = ema_decay(self._step, decay=self._decay)
+        decay = ema_decay(self._step, decay=self._decay) if self._warmup else self._decay
         torch._foreach_lerp_(list(self.values.values()), list(self._parameters.values()), 1 - decay)
         self._step += 1
 

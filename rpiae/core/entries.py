@@ -44,6 +44,7 @@ class Entry:
         aliases: other names for it.
         extra: the extra of ``rpiae`` that installs what it needs.
         requires: the importable package behind ``extra``.
+        package: the distribution that brings it, where that is called otherwise.
         distribution: who brings it.
         tags: free words for listings.
         pattern: a parametric name such as ``"vb{latent_channels}"``; the number goes into the field.
@@ -60,6 +61,7 @@ class Entry:
     aliases: tuple[str, ...] = ()
     extra: str = ""
     requires: str = ""
+    package: str = ""
     distribution: str = "rpiae"
     tags: tuple[str, ...] = ()
     pattern: str = ""

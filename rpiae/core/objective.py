@@ -71,7 +71,7 @@ class Objective:
     Args:
         terms: their configs.
         length: the stage's lengths, for starts and ramps.
-        layers: role → the weight that adaptive ratios refer to.
+        layers: what adaptive ratios refer to, as ``adaptive_layers`` gives it.
         reduce: averages a gradient over processes before its norm is taken.
         device: where terms with weights of their own are put.
 
@@ -99,9 +99,9 @@ class Objective:
                 label, number = f"{config.loss.label}-{number}", number + 1
             if config.adaptive and not layers[config.adaptive.layer].requires_grad:
                 raise UsageError(
-                    f"the adaptive weight of {label!r} refers to the {config.adaptive.layer}'s last "
+                    f"the adaptive weight of {label!r} refers to the {config.adaptive.role}'s last "
                     "layer, which this stage does not train: remove `adaptive` from the term, or "
-                    f"train the {config.adaptive.layer}"
+                    f"train the {config.adaptive.role}"
                 )
             term = config.loss.build()
             if isinstance(term, nn.Module):
@@ -134,7 +134,7 @@ class Objective:
         if len(weighed) != 1 or weighed[0].adaptive is None:
             return None
         found, adaptive = weighed[0], weighed[0].adaptive
-        if adaptive.layer != "encoder" or not found.config.loss.needs <= {"features", "replica"}:
+        if adaptive.role != "encoder" or not found.config.loss.needs <= {"features", "replica"}:
             return None
         if not all(a.config.reference and "features" not in a.config.loss.needs for a in rest):
             return None
@@ -241,7 +241,8 @@ class PivotReplica:
         self._encoder: Encoder = encoder
         self._output_patch = output_patch
         self._downsampling = downsampling
-        device = next(encoder.parameters()).device
+        weight = next(encoder.parameters())
+        device, self._dtype = weight.device, weight.dtype
         self._mean = torch.tensor(encoder.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(encoder.std, device=device).view(1, 3, 1, 1)
 
@@ -264,4 +265,5 @@ class PivotReplica:
             size, patch=self._encoder.patch, output_patch=self._output_patch,
             downsampling=self._downsampling,
         )  # fmt: skip
-        return (encoder_view(images, plan) - self._mean) / self._std
+        normalised = (encoder_view(images, plan) - self._mean) / self._std
+        return normalised.to(self._dtype)

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence, Set
 
 from attrs import frozen
 
+from rpiae.core.adaptive import adaptive_layers
 from rpiae.core.build import build_tokenizer
 from rpiae.core.errors import ConfigError
-from rpiae.core.freeze import FreezeReport, apply_stage
+from rpiae.core.freeze import FreezeReport, apply_stage, trained_parameters
 from rpiae.core.memory import MemoryNeed, memory_need
 from rpiae.core.recipe import (
     AdversarialConfig,
-    RunConfig,
     StageConfig,
     TermConfig,
     batch_size,
     stage_length,
 )
+from rpiae.core.registry import registry
 from rpiae.core.resolve import ResolvedRun
 from rpiae.core.tokenizer import RPiAE
+
+#: What terms look at that comes out of the bridge, where it is in the path.
+BEHIND_BRIDGE = frozenset({"pixels", "latent", "decoded_features", "gaussian"})
+
+#: Tag of parts that are complete without training: they have no parameters, or are fitted.
+NO_TRAINING = "no-training"
 
 
 @frozen(kw_only=True)
@@ -97,7 +105,8 @@ def make_plan(
         notices: what is to be said of the data.
 
     Raises:
-        ConfigError: if a stage's patterns match no parameter.
+        ConfigError: if a stage's patterns match no parameter, or a part that ships begins at random
+            and no stage trains it.
     """
     config, tokenizer = resolved.config, resolved.tokenizer
     model = build_tokenizer(tokenizer, device="meta")
@@ -126,7 +135,9 @@ def make_plan(
             problems += [f"recipe.stages[{index}].{problem}" for problem in error.problems]
             continue
         problems += _frozen_layers(model, stage, index)
-        trained |= {role for role, row in report.roles.items() if row.trained}
+        within_reach = _within_reach(stage)
+        found = [name for name, _ in trained_parameters(model.roles)]
+        trained |= {name for name in found if name.partition(".")[0] in within_reach}
         length = stage_length(stage, config.recipe, num_images or 1)
         known = num_images is not None or stage.steps is not None
         cap = config.recipe.max_steps
@@ -149,8 +160,9 @@ def make_plan(
                 skipped=report.skipped,
             )
         )
-    if problems:
-        raise ConfigError("the recipe", problems)
+    left, said = _untrained(model, trained, resolved)
+    if problems or left:
+        raise ConfigError("the recipe", [*problems, *left])
     size = getattr(config.data, "image_size", None) or tokenizer.encoder_facts.image_size
     latent = model.latent_shape(size, size)
     return Plan(
@@ -174,7 +186,7 @@ def make_plan(
             *resolved.notices,
             *notices,
             *_fitted(resolved, stages),
-            *_untrained(parts, trained | _begun(resolved), config),
+            *said,
         ),
         memory=memory_need(model.roles, {stage.name: stage.report.trained for stage in stages}),
     )
@@ -194,11 +206,11 @@ def _in_words(term: TermConfig) -> str:
 
 def _frozen_layers(model: RPiAE, stage: StageConfig, index: int) -> list[str]:
     """Adaptive weights that refer to a layer the stage does not train."""
-    layers = {"encoder": model.encoder.last_weight, "decoder": model.decoder.last_weight}
+    layers = adaptive_layers(model.encoder, model.decoder)
     return [
         f"recipe.stages[{index}].terms[{position}]: the adaptive weight of {term.loss.label!r} refers "
-        f"to the {term.adaptive.layer}'s last layer, which this stage does not train: remove "
-        f"`adaptive`, or train the {term.adaptive.layer}"
+        f"to the {term.adaptive.role}'s last layer, which this stage does not train: remove "
+        f"`adaptive`, or train the {term.adaptive.role}"
         for position, term in enumerate(stage.terms)
         if term.adaptive and not layers[term.adaptive.layer].requires_grad
     ]
@@ -224,11 +236,62 @@ def _fitted(resolved: ResolvedRun, planned: Sequence[StagePlan]) -> list[str]:
     return [f"bridge {config.bridge.label!r} is fitted to features of training crops {when}"]
 
 
-def _untrained(parts: tuple[PartPlan, ...], begun: set[str], config: RunConfig) -> list[str]:
-    """Parts that no stage trains and that begin at random."""
+def _within_reach(stage: StageConfig) -> set[str]:
+    """Roles on a stage's path that gradients of its terms come to."""
+    needs = {need for term in stage.terms for need in term.loss.needs}
+    found = {"encoder"} if needs & {*BEHIND_BRIDGE, "features"} else set()
+    if stage.use_bridge and needs & BEHIND_BRIDGE:
+        found.add("bridge")
+    return found | ({"decoder"} if "pixels" in needs else set())
+
+
+def _untrained(
+    model: RPiAE, trained: Set[str], resolved: ResolvedRun
+) -> tuple[list[str], list[str]]:
+    """Parts that begin at random and that no stage trains, and those trained in part, in words."""
+    config = resolved.config
+    problems, notices = [], []
+    for role, part in model.roles.items():
+        if role in _begun(resolved):
+            continue
+        sizes = {f"{role}.{name}": p.numel() for name, p in part.named_parameters()}
+        left = sum(size for name, size in sizes.items() if name not in trained)
+        label = getattr(config, role).label
+        if left and left == sum(sizes.values()):
+            problems.append(
+                f"recipe.stages: no stage of recipe {config.recipe.name!r} trains the {role} "
+                f"{label!r}, which begins at random and would be saved so: {', or '.join(_ways_out(role))}"
+            )
+        elif left:
+            notices.append(
+                f"{left:,} of the {sum(sizes.values()):,} parameters of the {role} {label!r} are "
+                "trained by no stage: they stay as initialised"
+            )
+    return problems, notices
+
+
+def _ways_out(role: str) -> list[str]:
+    """What to do about a part that no stage trains."""
+    ways = []
+    if role == "encoder":
+        ways.append("take its pretrained weights with encoder.pretrained = true")
+    complete = [
+        e.pattern or e.name for e in registry(f"{role}s").entries() if NO_TRAINING in e.tags
+    ]
+    if complete:
+        names = ", ".join(re.sub(r"\{\w+\}", "N", name) for name in complete)
+        ways.append(f"take a {role} that needs no training ({names})")
+    recipes = [
+        preset.name
+        for preset in registry("recipes").presets()
+        if any(
+            role in stage.get("train", ()) and (role != "bridge" or stage.get("use_bridge", True))
+            for stage in preset.values.get("stages", ())
+        )
+    ]
     return [
-        f"no stage of recipe {config.recipe.name!r} trains the {part.role} {part.label!r}: it stays "
-        "as initialised"
-        for part in parts
-        if part.parameters and part.role not in begun
+        *ways,
+        f"take a recipe that trains it ({', '.join(recipes)})",
+        f"add {role!r} to `train` of a stage that has it in its path, with terms that look behind it",
+        "start from a trained tokenizer with --init",
     ]

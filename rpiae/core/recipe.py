@@ -28,7 +28,9 @@ class AdaptiveConfig:
     """Weight a term by the ratio of gradient norms, ‖∇ reference terms‖ / (‖∇ term‖ + eps).
 
     Attributes:
-        layer: role whose ``last_weight`` the gradients refer to.
+        layer: role whose ``last_weight`` the gradients refer to; ``encoder-last`` is the encoder's
+            last parameter instead, whichever that is: with DINOv2 the second layer-scale vector of
+            the last block, which the released code of arXiv 2603.19206 takes.
         warmup_steps: steps with the constant weight before the ratio is used.
         eps: added to the denominator.
         maximum: upper clamp of the ratio; the term's weight multiplies it afterwards.
@@ -36,10 +38,15 @@ class AdaptiveConfig:
     Source: arXiv 2603.19206, λ_piv; VQGAN (arXiv 2012.09841) for the GAN weight.
     """
 
-    layer: Literal["encoder", "decoder"]
+    layer: Literal["encoder", "encoder-last", "decoder"]
     warmup_steps: int = at_least(0, default=0)
     eps: float = at_least(0, default=1e-4)
     maximum: float = at_least(0, default=1e5)
+
+    @property
+    def role(self) -> str:
+        """The role that the layer is of."""
+        return self.layer.partition("-")[0]
 
 
 @frozen(kw_only=True)
@@ -134,6 +141,8 @@ class StageConfig:
         batch_size: images per optimiser step over all processes.
         optimiser: AdamW and its schedule.
         ema: decay of the weights' moving average.
+        ema_warmup: whether the decay is lower in the stage's first steps, so that a short stage does
+            not ship its initialisation; see ``schedules.ema_decay``.
         start_from: what the stage takes over from the previous one.
     """
 
@@ -148,6 +157,7 @@ class StageConfig:
     batch_size: int = at_least(1, default=256)
     optimiser: OptimiserConfig = field(factory=OptimiserConfig)
     ema: float = at_least(0, default=0.9978)
+    ema_warmup: bool = True
     start_from: Literal["weights", "ema"] = "weights"
 
 
@@ -168,6 +178,11 @@ class RecipeConfig:
         checkpoint_every: steps between checkpoints; 0 is at the end of stages only.
         keep_checkpoints: how many of the latest checkpoints are kept.
         default_data: dataset used where none is named; empty if one must be named.
+        default_resize: short side of every training image over the side of the crops, where
+            ``data.resize`` is not given (the paper: 1.5, 384 pixels for crops of 256); 0 leaves it to
+            the dataset.
+        default_positions: a decoder's ``positions`` where they are not given; empty leaves it to the
+            decoder.
     """
 
     name: str
@@ -181,6 +196,8 @@ class RecipeConfig:
     checkpoint_every: int = at_least(0, default=1000)
     keep_checkpoints: int = at_least(1, default=2)
     default_data: str = ""
+    default_resize: float = at_least(0, default=0.0)
+    default_positions: Literal["", "fixed", "trained"] = ""
 
 
 @frozen(kw_only=True)

@@ -210,8 +210,8 @@ class Registry:
             raise UnknownNameError(f"{self.singular} {entry.name!r} takes no argument after ':'")
         return Selection(entry=entry, tree={"name": entry.name, entry.argument: argument})
 
-    def config_class(self, name: str) -> type[PartConfig]:
-        """The config class of a part.
+    def config_class(self, name: str, *, called: str = "") -> type[PartConfig]:
+        """The config class of a part; ``called`` is what the user wrote, such as a preset's name.
 
         Raises:
             UnknownNameError: if there is none of that name.
@@ -221,7 +221,8 @@ class Registry:
         entry = self.entry(name)
         if entry.requires and not _importable(entry.requires):
             raise MissingExtraError(
-                f"{self.singular} {entry.name!r} needs {entry.requires}, which is not installed: "
+                f"{self.singular} {(called or entry.name)!r} needs "
+                f"{entry.package or entry.requires}, which is not installed: "
                 f'pip install "{entry.distribution}[{entry.extra}]"'
             )
         return self.load(entry)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -34,7 +35,14 @@ from rpiae.core.config import (
 )
 from rpiae.core.errors import ConfigError, UsageError, did_you_mean
 from rpiae.core.names import shown
-from rpiae.core.recipe import ROLES, AdversarialConfig, RunConfig, StageConfig, TermConfig
+from rpiae.core.recipe import (
+    ROLES,
+    AdversarialConfig,
+    RecipeConfig,
+    RunConfig,
+    StageConfig,
+    TermConfig,
+)
 from rpiae.core.registry import Preset, registry
 
 P = TypeVar("P", bound=PartConfig)
@@ -104,7 +112,10 @@ def converter() -> cattrs.Converter:
             raise ValueError(f"expected one of the {base.family}: a name, or a table with a name")
         # A part inside a part, such as a critic's backbone, is named like any other.
         tree, _ = _expand(base.family, value)
-        return made.structure(tree, registry(base.family).config_class(tree["name"]))
+        return made.structure(
+            tree,
+            registry(base.family).config_class(tree["name"], called=str(tree.get("preset") or "")),
+        )
 
     made.register_structure_hook_func(lambda t: t in bases, structure)
     return made
@@ -146,11 +157,19 @@ def resolve_run(
         _override(expanded, text)
     missing, notices = _prepare_terms(expanded, without)
     config = parse(expanded, RunConfig, source=source, converter=converter())
-    tokenizer = resolve_tokenizer(config.encoder, config.bridge, config.decoder, source=source)
-    facts = _facts(tokenizer.encoder_facts, tokenizer.encoder)
+    recipe = config.recipe
+    wanted = {"recipe.default_positions": (recipe.default_positions, f"recipe {recipe.name!r}")}
+    tokenizer = resolve_tokenizer(
+        config.encoder, config.bridge, config.decoder, source=source,
+        image_size=getattr(config.data, "image_size", None),
+        recipe={fact: wish for fact, wish in wanted.items() if wish[0]},
+    )  # fmt: skip
     data, problems = config.data, list[str]()
     if data is not None:
+        facts = _facts(tokenizer.encoder_facts, tokenizer.encoder)
         data, problems = wire(data, facts, "data")
+        data, said = _resized(data, recipe)
+        notices += said
     config = evolve(
         config, encoder=tokenizer.encoder, bridge=tokenizer.bridge, decoder=tokenizer.decoder,
         data=data,
@@ -175,8 +194,16 @@ def resolve_tokenizer(
     decoder: DecoderConfig,
     *,
     source: str = "the tokenizer",
+    image_size: int | None = None,
+    recipe: Mapping[str, tuple[Any, str]] | None = None,
 ) -> ResolvedTokenizer:
     """Fill the wired fields of three part configs.
+
+    Args:
+        encoder, bridge, decoder: the parts.
+        source: what messages call them.
+        image_size: side of the training crops; the encoder's own where not given.
+        recipe: facts that a recipe brings, as ``wire`` takes them.
 
     Raises:
         ConfigError: with every contradiction between them.
@@ -185,15 +212,19 @@ def resolve_tokenizer(
         encoder_facts = encoder.describe()
     facts = _facts(encoder_facts, encoder)
     bridge, in_bridge = wire(bridge, facts, "bridge")
-    decoder, in_decoder = wire(decoder, facts, "decoder")
+    decoder, in_decoder = wire(decoder, facts | dict(recipe or {}), "decoder")
     if in_bridge or in_decoder:
         raise ConfigError(source, [*in_bridge, *in_decoder])
     with explained(bridge, "cannot describe itself"):
         bridge_facts = bridge.describe()
+    assert decoder.patch is not None
+    side = image_size or encoder_facts.image_size
+    along = math.ceil(side / (decoder.patch * bridge_facts.downsampling))
+    tokens = along * bridge_facts.downsampling
     return ResolvedTokenizer(
         encoder=encoder,
         bridge=bridge,
-        decoder=decoder,
+        decoder=decoder.on_grid(tokens, tokens),
         encoder_facts=encoder_facts,
         bridge_facts=bridge_facts,
     )
@@ -210,7 +241,7 @@ def part_config(family: str, given: str | Tree | PartConfig) -> PartConfig:
         return given
     tree, _ = _expand(family, given)
     known = registry(family)
-    cls = known.config_class(tree["name"])
+    cls = known.config_class(tree["name"], called=tree.get("preset", ""))
     return parse(tree, cls, source=f"{known.singular} {tree['name']!r}", converter=converter())
 
 
@@ -232,6 +263,21 @@ def wire(part: P, facts: Mapping[str, tuple[Any, str]], path: str) -> tuple[P, l
                 f"gives {value}. Set {path}.{a.name} = {value}, or leave it out to have it filled in."
             )
     return evolve(part, **filled), problems
+
+
+def _resized(data: DatasetConfig, recipe: RecipeConfig) -> tuple[DatasetConfig, list[str]]:
+    """Data with images of the size that the recipe wants, where they say none; a word about it."""
+    size = getattr(data, "image_size", None)
+    if not recipe.default_resize or size is None:
+        return data, []
+    side = math.ceil(recipe.default_resize * size)
+    found = data.resized(side)
+    if found == data:
+        return data, []
+    return found, [
+        f"training images are resized to a short side of {side} pixels, as recipe {recipe.name!r} "
+        "wants it; data.resize takes its place"
+    ]
 
 
 def _facts(encoder: EncoderDescription, config: EncoderConfig) -> dict[str, tuple[Any, str]]:

@@ -79,6 +79,18 @@ def check_saved(saved: SavedState, *, model: RPiAE, recipe: RecipeConfig) -> Non
     check_optimiser(state["optimiser"], list(trained.values()), steps=step, source=source)
 
 
+def check_stage_end(state: Mapping[str, Any], *, source: str) -> None:
+    """Whether a state is the end of a stage, for a run that its tensors are still to be fitted to.
+
+    Raises:
+        CheckpointError: if it is not.
+    """
+    _check_types(state, _ALWAYS, source)
+    if state["step"] or not state["stage"]:
+        raise CheckpointError(f"{source} is within a stage, not at the end of one")
+    _tensors(state["model"], f"{source}: model")
+
+
 def check_critic(
     saved: Any, critic: nn.Module, parameters: Sequence[nn.Parameter], *, steps: int, source: str
 ) -> None:

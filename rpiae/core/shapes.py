@@ -1,4 +1,4 @@
-"""Maps between images, patches, tokens and grids, the geometry rule, and 8-bit images.
+"""Maps between images, patches, tokens and grids, the geometry rule, 8-bit images, and precision.
 
 A grid is ``(t, h, w)``: frames (1 for an image), rows and columns of tokens. Tokens lie row-major,
 frame by frame. No function here takes the square root of a token count, so every aspect ratio works.
@@ -7,13 +7,19 @@ frame by frame. No function here takes the square root of a token count, so ever
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from rpiae.core.errors import UsageError
+
 Grid: TypeAlias = tuple[int, int, int]
+
+#: How values become whole numbers.
+Rounding: TypeAlias = Literal["nearest", "truncate"]
 
 
 class Geometry(NamedTuple):
@@ -44,10 +50,15 @@ def geometry(
         downsampling: tokens per latent position and side; the grid's sides are multiples of it.
 
     Raises:
-        ValueError: if the size is not positive.
+        UsageError: if a size or a ratio is not positive.
     """
     if min(size) < 1:
-        raise ValueError(f"an image needs at least one pixel, this one is {size[0]}×{size[1]}")
+        raise UsageError(f"an image needs at least one pixel, this one is {size[0]}×{size[1]}")
+    if min(patch, output_patch, downsampling) < 1:
+        raise UsageError(
+            f"patch {patch}, output patch {output_patch} and downsampling {downsampling} must be at "
+            "least 1"
+        )
     h, w = (math.ceil(side / (output_patch * downsampling)) * downsampling for side in size)
     return Geometry(
         size=size,
@@ -78,16 +89,29 @@ def pad_to(
 
 
 def encoder_view(images: Float[Tensor, "b c h w"], plan: Geometry) -> Float[Tensor, "b c y x"]:
-    """Images as an encoder sees them: padded by reflection, then resized (bicubic) to its patches."""
-    images = pad_to(images, plan.padded)
+    """Images as an encoder sees them, in fp32 (or fp64): padded by reflection, then resized (bicubic)
+    to its patches."""
+    images = pad_to(at_least_fp32(images), plan.padded)
     if plan.encoder_size == plan.padded:
         return images
     return F.interpolate(images, size=plan.encoder_size, mode="bicubic", align_corners=False)
 
 
-def to_8_bits(images: Tensor) -> Tensor:
-    """Images clamped to [0, 1] and rounded to the values that 8 bits can hold, still in [0, 1]."""
-    return (images.clamp(0, 1) * 255).round() / 255
+def to_8_bits(images: Tensor, *, rounding: Rounding = "nearest") -> Tensor:
+    """Images clamped to [0, 1] and brought to the values that 8 bits can hold, still in [0, 1].
+
+    Args:
+        images: of any shape.
+        rounding: to the nearest value, or ``truncate``: to the one below, as a plain conversion to
+            bytes does.
+    """
+    values = images.clamp(0, 1) * 255
+    return (values.floor() if rounding == "truncate" else values.round()) / 255
+
+
+def at_least_fp32(values: Tensor) -> Tensor:
+    """Values in fp32; those in fp64 stay so. Norms, statistics and losses are computed in it."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def patchify(images: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b n d"]:
@@ -125,7 +149,7 @@ def tokens_to_map(tokens: Float[Tensor, "b n d"], grid: Grid) -> Float[Tensor, "
         ValueError: if the tokens do not fill the grid.
     """
     _, h, w = _filled(tokens, grid)
-    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, h, w)
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[-1], h, w)
 
 
 def map_to_tokens(feature_map: Float[Tensor, "b d h w"]) -> Float[Tensor, "b n d"]:

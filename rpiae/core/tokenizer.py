@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,13 +21,20 @@ from rpiae.core.shapes import Geometry, encoder_view, geometry
 if TYPE_CHECKING:
     from rpiae.core.resolve import ResolvedTokenizer
 
+_log = logging.getLogger(__name__)
+
 NORM_EPS = 1e-5
+
+#: How far images may lie outside [0, 1] without a word: what resampling overshoots by.
+TOLERANCE = 0.05
 
 
 class RPiAE(nn.Module):
     """A representation-pivoted autoencoder: images in [0, 1] to latents and back.
 
-    Holds nothing but its parts and their two normalisers; no stage, no loss, no replica.
+    Holds nothing but its parts and their two normalisers; no stage, no loss, no replica. Whatever
+    passes into a part is cast to that part's dtype, so ``.to(torch.bfloat16)`` and the like work,
+    for single parts too; images come out in the decoder's dtype, posteriors in fp32 at least.
 
     Args:
         encoder, bridge, decoder: parts that fit ``rpiae.core.contracts``.
@@ -64,6 +72,7 @@ class RPiAE(nn.Module):
         self.decoder = decoder
         self.config = config
         self.trained_size = trained_size
+        self._watches_range = True
         self.register_buffer("mean", torch.tensor(encoder.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(encoder.std).view(3, 1, 1), persistent=False)
         feature_mean, feature_var = feature_norm or (None, None)
@@ -78,6 +87,16 @@ class RPiAE(nn.Module):
         """Role name → part."""
         return {"encoder": self.encoder, "bridge": self.bridge, "decoder": self.decoder}  # type: ignore[dict-item]  # parts are modules
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parameters; the encoder's, where the parts have several."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.parameters()).device
+
     def geometry(self, height: int, width: int) -> Geometry:
         """How an image of this size is padded, resized and tokenised."""
         return geometry(
@@ -87,6 +106,8 @@ class RPiAE(nn.Module):
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Posterior:
         """Posterior over latents (b, C, h, w) of images in [0, 1], of any size.
+
+        Values outside [0, 1] are told once per model, as a warning of ``logging``.
 
         Raises:
             UsageError: if the images are not float (b, 3, h, w).
@@ -124,8 +145,10 @@ class RPiAE(nn.Module):
                 "images must be float tensors (batch, 3, height, width) in [0, 1], not "
                 f"{images.dtype} {tuple(images.shape)}"
             )
+        self._check_range(images)
         plan = self.geometry(images.shape[-2], images.shape[-1])
-        return self.encoder((encoder_view(images, plan) - self.mean) / self.std)
+        normalised = (encoder_view(images, plan) - self.mean) / self.std
+        return self.encoder(_fitting(normalised, self.encoder))
 
     def normalise_latent(self, latent: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
         """Latents with mean 0 and std 1 per channel over the data that latent_norm is of.
@@ -159,7 +182,8 @@ class RPiAE(nn.Module):
 
     def posterior(self, features: Features) -> Posterior:
         """The bridge's posterior of features, normalised first where there is a feature_norm."""
-        return self.bridge.encode(self.normalised(features))
+        tokens, grid = self.normalised(features)
+        return self.bridge.encode(Features(_fitting(tokens, self.bridge), grid))
 
     def normalised(self, features: Features) -> Features:
         """Features as the bridge sees them: through the feature_norm, where there is one."""
@@ -170,7 +194,7 @@ class RPiAE(nn.Module):
 
     def expand(self, latent: Float[Tensor, "b c h w"]) -> Features:
         """Features ẑ of a latent, in the space of ``features``."""
-        features = self.bridge.decode(latent)
+        features = self.bridge.decode(_fitting(latent, self.bridge))
         if self.feature_mean is not None:
             mean, std = self._feature_norm(features)
             features = Features(features.tokens * std + mean, features.grid)
@@ -180,7 +204,9 @@ class RPiAE(nn.Module):
         self, features: Features, *, size: tuple[int, int] | None = None
     ) -> Float[Tensor, "b 3 h w"]:
         """Images of features, not clamped; cropped to ``size`` (H, W) where it is given."""
-        images = self.decoder(features) * self.std + self.mean
+        tokens = _fitting(features.tokens, self.decoder)
+        pixels = self.decoder(Features(tokens, features.grid))
+        images = _fitting(pixels * self.std + self.mean, self.decoder)
         return images if size is None else images[..., : size[0], : size[1]]
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
@@ -219,6 +245,25 @@ class RPiAE(nn.Module):
         from rpiae.core.saved import open_tokenizer
 
         return load_saved(open_tokenizer(tokenizer_folder(folder))).eval()
+
+    def _check_range(self, images: Tensor) -> None:
+        """Warn of the first images outside [0, 1] by more than rounding and resampling explain.
+
+        Looking at values makes an accelerator's queue wait, so there only the first batch is looked
+        at; traced code is not looked at.
+        """
+        if torch.compiler.is_compiling() or not self._watches_range:
+            return
+        if images.is_meta or not images.numel():
+            return
+        least, largest = (value.item() for value in images.detach().aminmax())
+        inside = least >= -TOLERANCE and largest <= 1 + TOLERANCE
+        self._watches_range = inside and images.device.type == "cpu"
+        if not inside:
+            _log.warning(
+                "images go from %.3g to %.3g, and this tokenizer takes them in [0, 1]: divide 8-bit "
+                "images by 255, and bring [-1, 1] back with (images + 1) / 2", least, largest,
+            )  # fmt: skip
 
     def _feature_norm(self, features: Features) -> tuple[Tensor, Tensor]:
         """Mean and std as tokens (1 or n, D)."""
@@ -272,6 +317,13 @@ class RPiAE(nn.Module):
             "versions": versions,
             "trained_size": self.trained_size,
         }
+
+
+def _fitting(values: Tensor, part: object) -> Tensor:
+    """Values in the dtype of a part's weights; as they are where it has none."""
+    assert isinstance(part, nn.Module)
+    weight = next(part.parameters(), None)
+    return values if weight is None else values.to(weight.dtype)
 
 
 def tokenizer_folder(folder: str | os.PathLike[str]) -> Path:

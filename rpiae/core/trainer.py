@@ -15,7 +15,7 @@ from attrs import asdict, define, evolve, field, frozen
 from torch import Tensor, nn
 
 from rpiae.core import events
-from rpiae.core.adaptive import SeparateGradients
+from rpiae.core.adaptive import SeparateGradients, adaptive_layers
 from rpiae.core.blocks import recomputing
 from rpiae.core.checkpoint import (
     SavedState,
@@ -204,7 +204,7 @@ class _Stage:
         objective = Objective(
             config.terms,
             length=length,
-            layers={"encoder": model.encoder.last_weight, "decoder": model.decoder.last_weight},
+            layers=adaptive_layers(model.encoder, model.decoder),
             reduce=runtime.reduce,
             device=runtime.device,
         )
@@ -224,7 +224,7 @@ class _Stage:
             critic=critic.freeze() if critic else None,
         )  # fmt: skip
         optimisation = Optimisation.of(trained_parameters(model.roles), config.optimiser, length)
-        ema = Ema(trained_parameters(model.roles), decay=config.ema)
+        ema = Ema(trained_parameters(model.roles), decay=config.ema, warmup=config.ema_warmup)
         stage = cls(
             inputs=inputs, index=index, config=config, length=length, batch_size=size,
             report=report, history=history,
@@ -244,9 +244,7 @@ class _Stage:
         try:
             return (yield from self._steps(stop))
         finally:
-            self.optimisation.clear()
-            if self.critic is not None:
-                self.critic.clear()
+            self._clear()
 
     def _steps(self, stop: StopSignal) -> Generator[events.Event, None, bool]:
         recipe, runtime = self.inputs.recipe, self.inputs.runtime
@@ -471,6 +469,7 @@ class _Stage:
     def _ended(self) -> events.StageEnded:
         """The stage's end is saved; the model goes on with what the next stage takes over."""
         model = self.inputs.model
+        self._clear()
         ended = events.StageEnded(
             stage=self.config.name, index=self.index, steps=self.step, seconds=self.seconds,
             images_per_second=self.step * self.batch_size / self.seconds if self.seconds else 0.0,
@@ -489,6 +488,12 @@ class _Stage:
             self.ema.swap()
         model.requires_grad_(False)
         return ended
+
+    def _clear(self) -> None:
+        """Leave no gradients to whoever comes next."""
+        self.optimisation.clear()
+        if self.critic is not None:
+            self.critic.clear()
 
     def _write(self, *, ended: bool = False) -> Path:
         """Save the state; at a stage's end its weights and their moving average alone."""

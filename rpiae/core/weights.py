@@ -14,6 +14,7 @@ import contextlib
 import json
 import logging
 import re
+import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -71,7 +72,7 @@ _BOOKKEEPING = (
 #: What names of tensors stand for, in the layouts of this field.
 _MEANINGS = (
     (r"(^|\.)(ls\d?|ls_\d|layer_scale\d?|gamma_\d|lambda\d?)(\.|$)",
-     "LayerScale: take a model that has it, or set it in model_args (timm: init_values)"),
+     "LayerScale; a model that has it, or init_values in timm's model_args, takes it"),
     (r"(reg|register|storage)_tokens?", "register tokens"),
     (r"(cls_token|class_embedding|dist_token)", "a class token"),
     (r"(rel_pos|relative_position)", "relative positions"),
@@ -311,13 +312,29 @@ def _reason(head: bytes) -> str:
 def _torch_load(path: Path, *, mapped: bool) -> Any:
     """What a torch file holds, with tensors that are read when they are used (where mapped)."""
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
+        with (
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals(_harmless()),
+            _plainly_named(path) as name,
+        ):
             warnings.simplefilter("ignore")  # torch's advice to its own developers
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            return torch.load(name, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError:
         raise
     except Exception as error:  # damaged pickles raise anything: KeyError, TypeError, IndexError …
         raise CheckpointError(_torch_reason(error)) from None
+
+
+@contextlib.contextmanager
+def _plainly_named(path: Path) -> Iterator[Path]:
+    """A file under a name that torch takes: it must be UTF-8, and not that of a safetensors file."""
+    if printable(str(path)) == str(path) and not path.name.endswith(".safetensors"):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder, "weights.pth")
+        link.symlink_to(path.absolute())
+        yield link
 
 
 def _torch_reason(error: Exception) -> str:
@@ -485,10 +502,10 @@ def _meaning(name: str, own: Collection[str]) -> str:
     block = re.match(r"(?:.*\.)?(?:blocks|resblocks|layers?|transformer)\.\d+\.", name)
     if block and not any(other.startswith(block.group()) for other in own):
         return (
-            ": the file has more blocks than the model. Set the model's depth to the file's, and "
-            "name the blocks to use in encoder.layers"
+            ": it has more blocks than the model. Set the model's depth to the file's, and name "
+            "the blocks to use in encoder.layers"
         )
-    return next((f": {what}" for pattern, what in _MEANINGS if re.search(pattern, name)), "")
+    return next((f" ({what})" for pattern, what in _MEANINGS if re.search(pattern, name)), "")
 
 
 def _check_values(source: object, name: str, found: Tensor, wanted: Tensor) -> None:

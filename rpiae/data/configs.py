@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 from attrs import evolve, frozen
+from attrs import fields as fields_of
 
 from rpiae.core.config import DatasetConfig, at_least, wired, within
-from rpiae.core.errors import UsageError
+from rpiae.core.errors import ConfigError, DataError, FetchError, UsageError
 
 #: Far above what anybody sets; what is more is a slip of the pen, and would ask for terabytes.
 MOST_PIXELS = 65_536
@@ -26,7 +28,8 @@ class ImageDatasetConfig(DatasetConfig):
         image_size: side of the square crops, in pixels.
         resize: length the short side of every image is resized to before it is cropped, in pixels
             (the paper: 384 for crops of 256). Not given: a short side above 1.5 × ``image_size`` is
-            shrunk to that, and no image is enlarged.
+            shrunk to that, and no image is enlarged; the paper's recipes resize all to 1.5 ×
+            ``image_size``.
         workers: processes that load images; 0 loads in the training process. Not given: one per
             CPU, at most 4.
         buckets: number of aspect-ratio buckets, from 1:2 to 2:1: images go to the bucket with the
@@ -47,6 +50,12 @@ class ImageDatasetConfig(DatasetConfig):
     bucket_step: int | None = wired(
         "encoder.output_patch", what="pixels", strict=False, maximum=MOST_PIXELS
     )
+
+    def resized(self, side: int) -> ImageDatasetConfig:
+        """With ``resize``, where it is not given and images are not resized to buckets."""
+        if self.resize is not None or self.buckets is not None or self.bucket_sizes:
+            return self
+        return evolve(self, resize=side)
 
 
 @frozen(kw_only=True)
@@ -124,7 +133,7 @@ class StreamableDatasetConfig(StoredDatasetConfig):
     """
 
     streaming: bool = False
-    num_images: int | None = within(2, MOST_IMAGES, default=None)
+    num_images: int | None = within(1, MOST_IMAGES, default=None)
     buffer: int = within(1, MOST_BUFFERED, default=1024)
     readers: int = within(1, MOST_PROCESSES, default=8)
 
@@ -204,9 +213,14 @@ class MixtureDatasetConfig(DatasetConfig):
     )
     workers: int | None = within(0, MOST_PROCESSES, default=None)
 
+    def resized(self, side: int) -> MixtureDatasetConfig:
+        """With every source's images resized, where it does not say otherwise."""
+        sources = tuple(evolve(source, data=source.data.resized(side)) for source in self.sources)
+        return evolve(self, sources=sources)
+
     def arguments(self) -> dict[str, Any]:
         """Keywords of the module: the sources as datasets, their names and weights."""
-        built = [self._source(i, source.data).build() for i, source in enumerate(self.sources)]
+        built = [self._built(i, source.data) for i, source in enumerate(self.sources)]
         names: list[str] = []
         for source in self.sources:
             name, number = source.data.label, 2
@@ -219,7 +233,24 @@ class MixtureDatasetConfig(DatasetConfig):
             "weights": [source.weight for source in self.sources],
         }
 
+    def _built(self, index: int, data: DatasetConfig) -> Any:
+        """A source; what is wrong with it names its fields as they are set here."""
+        config = self._source(index, data)
+        try:
+            return config.build()
+        except ConfigError:
+            raise
+        except (UsageError, DataError, FetchError) as error:
+            fields = "|".join(a.name for a in fields_of(type(data)))
+            inside = rf"data.sources[{index}].data.\1"
+            text = re.sub(rf"\bdata\.({fields})\b", inside, str(error))
+            raise type(error)(text) from None
+
     def _source(self, index: int, data: DatasetConfig) -> DatasetConfig:
+        if isinstance(data, MixtureDatasetConfig):
+            raise UsageError(
+                f"data.sources[{index}] is a mixture, which cannot be mixed: list its sources here"
+            )
         if not isinstance(data, ImageDatasetConfig):
             return data
         if data.workers is not None:

@@ -23,8 +23,10 @@ from rpiae.data.images import (
     cover_size,
     crop,
     open_rgb,
+    resize_as_adm,
     short_side_size,
 )
+from rpiae.data.loading import Handed, handed_over
 from rpiae.data.sources import ImageSource
 
 #: Short side that larger images are shrunk to by default, over the side of the crop (384 / 256).
@@ -65,7 +67,7 @@ class Crop(NamedTuple):
 class CropBatch(NamedTuple):
     """Crops of one shape, (b, 3, h, w); empty where one of them failed."""
 
-    pixels: Tensor
+    pixels: Handed
     samples: tuple[int, ...]
     skipped: tuple[str, ...]
     failure: str
@@ -76,7 +78,7 @@ def collated(crops: Sequence[Crop]) -> CropBatch:
     failure = next((c.failure for c in crops if c.failure), "")
     usable = [c.pixels for c in crops if c.pixels is not None]
     return CropBatch(
-        pixels=torch.empty(0) if failure else torch.stack(usable),
+        pixels=torch.empty(0) if failure else handed_over(torch.stack(usable)),
         samples=tuple(c.sample for c in crops),
         skipped=tuple(dict.fromkeys(text for c in crops for text in c.skipped)),
         failure=failure,
@@ -153,6 +155,44 @@ class Fitting:
         if self._largest is not None and min(shape) > self._largest:
             return short_side_size(shape, self._largest)
         return shape
+
+
+class AdmFitting(Fitting):
+    """Resizes every image by the rule of ADM; see ``resize_as_adm``.
+
+    Args:
+        image_size: side of the square crops, in pixels; smaller images are enlarged.
+        resize: short side of every image, in pixels; ``image_size`` where not given.
+
+    Raises:
+        UsageError: if ``resize`` is smaller than the crop.
+    """
+
+    def __init__(self, *, image_size: int, resize: int | None = None) -> None:
+        super().__init__(image_size=image_size, resize=resize, shrink=False)
+        self._side = resize or image_size
+
+    @property
+    def rule(self) -> str:
+        """How images are resized for square crops, in words."""
+        return f"ADM: halved by a box filter, then bicubic to a short side of {self._side}"
+
+    def fitted(
+        self,
+        content: bytes | Path,
+        name: str,
+        cover: Shape | None = None,
+        *,
+        enlarge: bool = False,
+    ) -> Picture:
+        """An image (h, w, 3) whose short side is ``resize``; there are no other shapes to cover.
+
+        Raises:
+            DataError: if it cannot be read or decoded.
+        """
+        assert cover is None
+        with open_rgb(content, name=name) as image:
+            return resize_as_adm(image, self._side)
 
 
 class ImageReader:

@@ -132,7 +132,7 @@ def _key(value: object, seen: dict[object, int], what: str) -> int:
             f"{what} holds a {type(value).__name__}: labels are whole numbers, texts or booleans"
         )
     key = seen.setdefault(value, len(seen))
-    if key == MOST_CLASSES and isinstance(value, str):
+    if key >= MOST_CLASSES and isinstance(value, str) and not _is_number(value):
         raise DataError(
             f"{what} holds more than {MOST_CLASSES} different texts, too many to be classes"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,8 +13,11 @@ from rpiae.core.config import Tree, apply_override, parse_override, unparse
 from rpiae.core.contracts import Dataset
 from rpiae.core.errors import ConfigError, DataError, UsageError
 from rpiae.core.resolve import ResolvedTokenizer, part_config, wire
-from rpiae.data.crops import ImageReader
+from rpiae.data.crops import AdmFitting, ImageReader
 from rpiae.data.images import centre_crop
+
+#: How images become square crops: by the rule of ADM, or as a run crops what it holds out.
+CropRule = Literal["adm", "centre"]
 
 #: Images that are looked at again to say why none can be used.
 EXAMINED = 64
@@ -88,6 +91,19 @@ class EveryImage(TorchDataset[CentreCrop]):
         self.notices = tuple(map(str, told))
         self.workers = workers
 
+    def cropped(self, rule: CropRule) -> EveryImage:
+        """The same images, cropped by a rule.
+
+        Args:
+            rule: ``adm``: the short side is resized to the dataset's ``resize``, or to the crop where
+                it has none, as ADM does, and smaller images are enlarged; ``centre``: as they are.
+        """
+        if rule == "centre":
+            return self
+        given = self._reader.fitting
+        fitting = AdmFitting(image_size=given.image_size, resize=given.resize)
+        return EveryImage(ImageReader(self._reader.source, fitting), workers=self.workers)
+
     def __len__(self) -> int:
         return len(self._reader.source)
 
@@ -124,12 +140,36 @@ class Listed(Protocol):
         """All its images, those to train on and those held out, in the order of its source."""
 
 
+def with_overrides(data: str | Tree, overrides: Sequence[str], *, address: str = "data") -> Tree:
+    """A dataset's table with some of its fields set.
+
+    Args:
+        data: a dataset as in ``rpiae build --data``, or a table.
+        overrides: ``data.field=value`` texts, as in ``--set``.
+        address: what the paths begin with.
+
+    Raises:
+        UsageError: if one does not begin so, or the dataset is malformed.
+    """
+    tree = {address: unparse(part_config("datasets", data))}
+    for text in overrides:
+        steps, _ = parse_override(text)
+        if steps[0] != address or len(steps) < 2:
+            raise UsageError(
+                f"--set {text}: set fields of the dataset, such as {address}.resize=288"
+            )
+        apply_override(tree, text)
+    changed: Tree = tree[address]
+    return changed
+
+
 def every_image(
     data: str | Tree,
     tokenizer: ResolvedTokenizer,
     *,
     image_size: int,
     overrides: Sequence[str] = (),
+    crop: CropRule = "centre",
 ) -> tuple[EveryImage, Tree]:
     """The images of a dataset by its name, and the table of its fields.
 
@@ -138,22 +178,13 @@ def every_image(
         tokenizer: what wired fields are filled from.
         image_size: side of the crops, where ``data`` does not give one.
         overrides: ``data.field=value`` texts, as in ``--set``.
+        crop: how images become crops; see ``EveryImage.cropped``.
 
     Raises:
         UsageError: if it is malformed, or the dataset cannot be gone through image by image.
         DataError: if there are no such data.
     """
-    config = part_config("datasets", data)
-    if overrides:
-        tree = {"data": unparse(config)}
-        for text in overrides:
-            steps, _ = parse_override(text)
-            if steps[0] != "data" or len(steps) < 2:
-                raise UsageError(
-                    f"--set {text}: set fields of the dataset, such as data.resize=288"
-                )
-            apply_override(tree, text)
-        config = part_config("datasets", tree["data"])
+    config = part_config("datasets", with_overrides(data, overrides))
     facts = {
         f"encoder.{name}": (getattr(tokenizer.encoder_facts, name), "the tokenizer")
         for name in ("width", "patch", "output_patch")
@@ -168,4 +199,4 @@ def every_image(
             f"dataset {config.label!r} has random crops only and cannot be gone through image by "
             "image; folder:PATH and parquet:PATH can"
         )
-    return dataset.every_image(), unparse(config)
+    return dataset.every_image().cropped(crop), unparse(config)

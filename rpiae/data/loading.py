@@ -2,32 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
+from types import FrameType
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from rpiae.core.errors import DataError
 
 T = TypeVar("T")
 
+#: Bytes as a loading process hands them over; see ``handed_over``.
+Handed = Tensor | NDArray[np.uint8]
+
+#: Signals that reach a whole process group, and that its first process answers for all.
+GROUP_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
 
 def default_workers() -> int:
     """One process per CPU that this one may use, at most 4."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    return min(4, len(affinity(0)) if affinity else os.cpu_count() or 1)
+    return min(4, usable_cpus())
+
+
+def chosen_workers(given: int | None) -> int:
+    """How many processes load images: as given, or ``default_workers``."""
+    return default_workers() if given is None else given
 
 
 def live_with_parent(_: int) -> None:
     """Have a loading process end with the training process, and not before."""
-    # Ctrl-C reaches the workers too, and the training process still finishes its step with them.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What asks a process group to end (Ctrl-C, scancel, systemd) reaches the workers too, and the
+    # training process still finishes its step with them.
+    for number in GROUP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    # The second one ends a worker that hangs: torch sends it when it has waited long enough.
+    signal.signal(signal.SIGTERM, _pass_once)
+    _let_through(GROUP_SIGNALS)
     # One that outlived a killed run would hold what it inherited: the lock on the run's folder.
     # Torch's own watch looks every five seconds, and misses a parent that ended before it began.
     parent = multiprocessing.parent_process()
@@ -38,6 +65,28 @@ def live_with_parent(_: int) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+def _pass_once(number: int, _: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+
+
+def _let_through(signals: Iterable[signal.Signals]) -> None:
+    if hasattr(signal, "pthread_sigmask"):  # not on every system
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+
+
+@contextlib.contextmanager
+def _signals_waiting() -> Iterator[None]:
+    """Signals wait, and for the processes started here until they answer them themselves."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def loader(dataset: Any, *, workers: int, **options: Any) -> DataLoader[Any]:
@@ -62,9 +111,16 @@ def loaded(source: Iterable[T]) -> Iterator[T]:
     """Everything a loader gives.
 
     Raises:
-        DataError: if a loading process ends.
+        DataError: if loading processes cannot be started, or one ends.
     """
-    batches = iter(source)
+    try:
+        with _signals_waiting():
+            batches = iter(source)
+    except OSError as error:
+        raise DataError(
+            f"processes that load images cannot be started: {error.strerror or error}. "
+            "data.workers = 0 loads in the training process"
+        ) from None
     while True:
         try:
             batch = next(batches)
@@ -75,13 +131,28 @@ def loaded(source: Iterable[T]) -> Iterator[T]:
                 raise
             # A worker that dies takes its cause with it; what torch says is all there is.
             raise DataError(
-                f"a process that loads images ended ({str(error).partition(chr(10))[0]}): "
-                "often the machine ran out of memory. Lower data.workers (0 loads in the "
-                "training process)"
+                f"a process that loads images ended: {str(error).partition(chr(10))[0].strip()} "
+                "Nothing more is known here; data.workers = 0 loads in the training process, "
+                "where a cause is told"
             ) from None
         yield batch
 
 
-def unit(pixels: Tensor) -> Tensor:
+def handed_over(pixels: Tensor) -> Handed:
+    """Bytes that a loading process can hand over: in shared memory, or as a copy where it is full.
+
+    Torch would move them there while it sends them, where an error is lost and the training process
+    waits for ever. Containers often have 64 MB of shared memory.
+    """
+    if get_worker_info() is None:
+        return pixels
+    try:
+        pixels.share_memory_()  # type: ignore[no-untyped-call]  # torch's
+    except RuntimeError:
+        return pixels.numpy()
+    return pixels
+
+
+def unit(pixels: Handed) -> Tensor:
     """Bytes as floats in [0, 1]."""
-    return pixels.to(torch.float32).div_(255)
+    return torch.as_tensor(pixels).to(torch.float32).div_(255)

@@ -10,7 +10,7 @@ from rpiae.core.contracts import HeldOut
 from rpiae.core.errors import UsageError
 from rpiae.data.crops import Pool
 from rpiae.data.image_dataset import CropDataset, ImageDataset
-from rpiae.data.loading import default_workers
+from rpiae.data.loading import chosen_workers
 from rpiae.data.orders import EpochOrder, MixtureOrder
 
 
@@ -57,7 +57,7 @@ class MixtureDataset(CropDataset):
         super().__init__(
             num_images=epoch_images or total,
             image_size=image_size,
-            workers=default_workers() if workers is None else workers,
+            workers=chosen_workers(workers),
             notices=[text for source in self._sources for text in source.notices],
         )
 

@@ -56,7 +56,11 @@ def shards_of(path: str, split: str) -> tuple[list[str], tuple[str, ...]]:
     for name in names:
         _check(name)
     if split:
-        names = chosen(layout_of_files(names), split, printable(path))
+        # Cut at its last slash, what all begin with is what no name is told by.
+        start = len(os.path.commonprefix(names).rpartition("/")[0])  # noqa: RUF071
+        layout = layout_of_files([name[start:].lstrip("/") for name in names])
+        found = chosen(layout, split, printable(path))
+        names = [name for name in names if name[start:].lstrip("/") in found]
     return names, ()
 
 

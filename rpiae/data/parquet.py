@@ -107,7 +107,7 @@ class ParquetSource(WithLabels):
         number, group, _, row = self._locate(index)
         try:
             content = self._images(self._files[number], group)[row].as_py()
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, IndexError) as error:
             raise DataError(f"{self.path(index)}: {printable(str(error))}") from None
         if isinstance(content, dict):
             content = content["bytes"]
@@ -142,13 +142,16 @@ class ParquetSource(WithLabels):
             return _none(len(self), f"{error}. The images have no labels; set data.label_column")
 
     def _values(self, column: str) -> Iterator[object]:
-        for number, group, _ in self._groups:
+        for position, (number, group, _) in enumerate(self._groups):
             file = self._files[number]
             try:
                 with pq.ParquetFile(file) as parquet:
                     table = parquet.read_row_group(group, columns=[column], use_threads=False)
-                yield from table.column(column).to_pylist()
-            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                found = table.column(column).to_pylist()
+                if len(found) != self._starts[position + 1] - self._starts[position]:
+                    raise ValueError(f"a row group has {len(found)} values")
+                yield from found
+            except (pa.ArrowException, OSError, ValueError) as error:
                 raise DataError(
                     f"{printable(str(file))}: column {column!r} cannot be read: "
                     f"{printable(str(error))}"
@@ -220,8 +223,9 @@ def _looked_at(file: Path, column: str) -> tuple[pa.Schema, list[int]]:
     try:
         with pq.ParquetFile(file) as parquet:
             schema, metadata = parquet.schema_arrow, parquet.metadata
-            groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-            rows = [_rows(group, column) for group in groups]
+            rows = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+            if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+                raise ValueError(f"its row groups have {rows}, and it {metadata.num_rows} rows")
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(
             f"{where} cannot be read as a Parquet file: {printable(str(error))}"
@@ -246,18 +250,6 @@ def _looked_at(file: Path, column: str) -> tuple[pa.Schema, list[int]]:
             f"images{others}"
         )
     return schema, rows
-
-
-def _rows(group: Any, column: str) -> int:
-    """The rows of a row group, if its column of images has as many values."""
-    count = int(group.num_rows)
-    for index in range(group.num_columns):
-        chunk = group.column(index)
-        if chunk.path_in_schema in (column, f"{column}.bytes") and chunk.num_values != count:
-            raise ValueError(f"a row group of {count} rows has {chunk.num_values} images")
-    if count < 0:
-        raise ValueError(f"a row group has {count} rows")
-    return count
 
 
 def _label_column(

@@ -15,7 +15,7 @@ from rpiae.core.errors import DataError, UsageError
 from rpiae.core.names import printable
 from rpiae.data.labels import Labels, check_classes, unique_names
 from rpiae.data.paths import existing
-from rpiae.data.splits import chosen, layout_of_images, split_of
+from rpiae.data.splits import chosen, is_plain, layout_of_images
 
 #: Endings that are taken for images, in any case; of several images of a sample, earlier ones win.
 EXTENSIONS = (
@@ -240,8 +240,8 @@ def _classes_beside(splits: Sequence[Path], classes: set[str]) -> dict[str, set[
     found = {}
     own = {folder.resolve() for folder in splits}
     for folder in own:
-        for name in _subfolders(folder.parent) if split_of(folder.name) else ():
-            if split_of(name) and folder.parent / name not in own:
+        for name in _subfolders(folder.parent) if is_plain(folder.name) else ():
+            if is_plain(name) and folder.parent / name not in own:
                 theirs = _subfolders(folder.parent / name)
                 if theirs & classes:
                     found[name] = theirs

@@ -37,7 +37,7 @@ def split_of(name: str) -> str:
     return "+".join(dict.fromkeys(words))
 
 
-def _is_plain(name: str) -> bool:
+def is_plain(name: str) -> bool:
     """Whether nothing but a split is named, such as ``train`` or ``val2017``."""
     return [word in WORDS for word in _BETWEEN.split(name.lower()) if word] == [True]
 
@@ -116,7 +116,7 @@ def _are_splits(found: Mapping[str, str], *, whole: bool) -> bool:
         found: folders, and the split each seems to be.
         whole: whether all images lie in them.
     """
-    plain = {split for folder, split in found.items() if _is_plain(folder)}
+    plain = {split for folder, split in found.items() if is_plain(folder)}
     if len(found) == 1:
         return whole and bool(plain)
     return len(plain) > 1 or (all(found.values()) and len(set(found.values())) > 1)

@@ -38,6 +38,9 @@ MOST_OF_LABEL = 1 << 20
 #: Bytes behind an archive's end that are looked at for another one.
 AFTER_END = 1 << 16
 
+#: Reads behind the end of a stream that a whole archive may take.
+READS_BEHIND_END = 8
+
 #: How a command ends that succeeded, or whose output nobody wants any more; None where there is none.
 CLOSED = (None, 0, 23, 141, -13)
 
@@ -355,6 +358,25 @@ def _content(file: Any, shard: TarIndex, position: int) -> bytes:
     return content
 
 
+class _ToItsEnd:
+    """A file that says so where it is read on behind its end.
+
+    ``tarfile`` passes over a member in steps, and takes as many as its header says, to no end.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._behind = 0
+
+    def read(self, size: int) -> Any:
+        """Up to ``size`` bytes; nothing a few times at the end."""
+        found = self._file.read(size)
+        self._behind = 0 if found else self._behind + 1
+        if self._behind > READS_BEHIND_END:
+            raise EOFError("unexpected end of data")
+        return found
+
+
 class PipedTars:
     """Tar shards that can only be read from their beginning; see ``Stream``.
 
@@ -389,7 +411,8 @@ class PipedTars:
         tally = Tally()
         file = open_shard(self._urls[index])
         try:
-            with tarfile.open(fileobj=file, mode="r|*", tarinfo=Member) as archive:
+            shard: Any = _ToItsEnd(file)
+            with tarfile.open(fileobj=shard, mode="r|*", tarinfo=Member) as archive:
                 yield from self._samples(where, archive, tally, without)
             # What follows the archive is read too, or the command behind it would not end well.
             while file.read(1 << 16):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rpiae.core.blocks import ConvBlock, Upsample, group_norm, through
 from rpiae.core.contracts import Features
-from rpiae.core.shapes import tokens_to_map
+from rpiae.core.shapes import at_least_fp32, tokens_to_map
 
 #: Channels below which an octave does not go.
 LEAST_WIDTH = 32
@@ -67,7 +67,7 @@ class ConvDecoder(nn.Module):
             x = through(block, x)
         for octave in self.octaves:
             x = through(octave, x)
-        return self.shuffle(self.out_conv(F.silu(self.norm(x)))).float()  # type: ignore[no-any-return]  # nn.Module calls are Any
+        return at_least_fp32(self.shuffle(self.out_conv(F.silu(self.norm(x)))))
 
 
 class Octave(nn.Module):

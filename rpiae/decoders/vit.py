@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from rpiae.core.blocks import Block, resample_positions, sincos_positions, through
 from rpiae.core.contracts import Features
-from rpiae.core.shapes import Grid, unpatchify
+from rpiae.core.shapes import Grid, at_least_fp32, unpatchify
 
 EPS = 1e-12
 
@@ -19,18 +20,23 @@ class VitDecoder(nn.Module):
     """Linear in, one trainable class token, pre-norm blocks, LayerNorm, Linear out, un-patchify.
 
     Positions are the fixed sin-cos embedding of the grid at hand. Released checkpoints hold a
-    trained embedding instead; with ``stored_grid`` it is a buffer, resampled for other grids.
+    trained embedding instead; with ``stored_grid`` it is stored, and resampled for other grids.
 
     Args:
         features: channels D of the features.
         patch: output pixels per token and side (q).
         width, depth, num_heads, mlp_hidden: of the transformer.
-        stored_grid: (rows, columns) of a stored position embedding.
+        positions: whether a stored embedding is trained with the rest; it starts from sin-cos.
+        stored_grid: (rows, columns) of a stored position embedding; ``"trained"`` needs them.
 
     Shapes:
         tokens (b, n, D) on the grid (1, h, w) → (b, 3, h·q, w·q)
 
-    Source: arXiv 2111.06377; sizes from arXiv 2603.19206. LayerNorm eps is 1e-12.
+    Raises:
+        ValueError: if the width is no multiple of 4, or positions to be trained have no grid.
+
+    Source: arXiv 2111.06377; sizes from arXiv 2603.19206. LayerNorm eps is 1e-12. The class token
+    starts at zero.
     """
 
     positions: Tensor
@@ -44,11 +50,14 @@ class VitDecoder(nn.Module):
         depth: int,
         num_heads: int,
         mlp_hidden: int,
+        positions: Literal["fixed", "trained"] = "fixed",
         stored_grid: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if width % 4:
             raise ValueError(f"width {width} is not a multiple of 4, as sin-cos positions need it")
+        if positions == "trained" and not stored_grid:
+            raise ValueError("positions that are trained need a stored_grid: (rows, columns)")
         self.features = features
         self.patch = patch
         self.width = width
@@ -60,12 +69,14 @@ class VitDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.pred = nn.Linear(width, patch * patch * 3)
-        nn.init.normal_(self.cls_token, std=0.02)
         self._stored = len(stored_grid) > 0
         if self._stored:
             rows, columns = stored_grid
             stored = sincos_positions(rows, columns, width).reshape(1, rows, columns, width)
-            self.register_buffer("positions", stored)
+            if positions == "trained":
+                self.positions = nn.Parameter(stored.to(torch.get_default_dtype()))
+            else:
+                self.register_buffer("positions", stored)
 
     @property
     def last_weight(self) -> nn.Parameter:
@@ -77,15 +88,15 @@ class VitDecoder(nn.Module):
     def forward(self, features: Features) -> Float[Tensor, "b 3 h w"]:
         """Pixels in the encoder's normalised space."""
         tokens = self.embed(features.tokens)
-        tokens = tokens + self._positions(features.grid, tokens.device)
+        tokens = tokens + self._positions(features.grid)
         tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         for block in self.blocks:
             tokens = through(block, tokens)
-        pixels = self.pred(self.norm(tokens[:, 1:])).float()
+        pixels = at_least_fp32(self.pred(self.norm(tokens[:, 1:])))
         return unpatchify(pixels, features.grid, self.patch)
 
-    def _positions(self, grid: Grid, device: torch.device) -> Tensor:
+    def _positions(self, grid: Grid) -> Tensor:
         _, rows, columns = grid
         if not self._stored:
-            return sincos_positions(rows, columns, self.width).to(device)
+            return sincos_positions(rows, columns, self.width).to(self.cls_token)
         return resample_positions(self.positions, (rows, columns), antialias=False).flatten(1, 2)

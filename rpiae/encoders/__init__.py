@@ -9,6 +9,7 @@ ENTRIES = (
         summary="image tower of any open_clip ViT, as open_clip:<model>/<tag>; no text tower is built",
         extra="open-clip",
         requires="open_clip",
+        package="open_clip_torch",
         argument="model",
         tags=("image",),
         source="https://github.com/mlfoundations/open_clip",

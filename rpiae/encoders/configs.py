@@ -63,7 +63,7 @@ class LibraryEncoderConfig(EncoderConfig):
     """
 
     model: str = ""
-    layers: tuple[int, ...] = within(0, MOST_DEPTH, default=())
+    layers: tuple[int, ...] = ()
     add_final_mean: bool = False
     model_args: dict[str, Any] = field(factory=dict)
     mean: Triple | None = None
@@ -215,7 +215,7 @@ class VitEncoderConfig(EncoderConfig):
     patch: int = within(1, MOST_PATCH, default=4)
     native_grid: int = within(1, 1_024, default=8)
     stem: Literal["patch", "conv"] = "conv"
-    layers: tuple[int, ...] = within(0, MOST_DEPTH, default=())
+    layers: tuple[int, ...] = ()
     add_final_mean: bool = False
     mean: Triple = (0.5, 0.5, 0.5)
     std: Triple = (0.5, 0.5, 0.5)

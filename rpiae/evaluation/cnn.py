@@ -14,12 +14,15 @@ from torch import Tensor, nn
 
 from rpiae.core.checkpoint import digest
 from rpiae.core.errors import CheckpointError, UsageError
-from rpiae.core.weights import check_finite, expanded, read_safetensors
+from rpiae.core.weights import check_finite, expanded, read_safetensors, require_file
 
 FORMAT = "rpiae-small-cnn-1"
 
 #: The network halves an image three times.
 LEAST_SIDE = 8
+
+#: Who writes the files.
+MAKER = "scripts/train_small_cnn.py trains a small CNN and writes its file"
 
 
 @frozen(kw_only=True)
@@ -147,19 +150,31 @@ def save_cnn(model: SmallCnn, path: Path, *, accuracy: float, seed: int, trainin
     return facts
 
 
+def cnn_file(path: Path) -> Path:
+    """Where a classifier's file lies.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    path = expanded(str(path))
+    try:
+        require_file(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. {MAKER}") from None
+    return path
+
+
 def read_cnn(path: Path) -> tuple[SmallCnn, CnnFacts]:
     """A classifier in eval mode, without gradients, and its facts.
 
     Raises:
         CheckpointError: if the file is missing, damaged or of something else.
     """
-    path = expanded(str(path))
+    path = cnn_file(path)
     try:
         state, metadata = read_safetensors(path)
     except CheckpointError as error:
-        raise CheckpointError(
-            f"{error}. scripts/train_small_cnn.py trains a small CNN and writes its file"
-        ) from None
+        raise CheckpointError(f"{error}. {MAKER}") from None
     facts = _facts(metadata, path)
     if digest(state) != facts.weights_sha256:
         raise CheckpointError(f"{path} is damaged: its weights are not those that were written")

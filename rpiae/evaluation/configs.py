@@ -57,6 +57,12 @@ class FrechetConfig(MetricConfig):
     space: str = "tiny"
     reference: str = ""
 
+    def fetch(self) -> Path | None:
+        """The weights of the space."""
+        from rpiae.evaluation.spaces import space_weights
+
+        return space_weights(self.space)
+
 
 @frozen(kw_only=True)
 class InceptionFrechetConfig(MetricConfig):
@@ -96,6 +102,12 @@ class InterpolatedFrechetConfig(MetricConfig):
     needs: ClassVar[frozenset[str]] = frozenset({"training"})
     space: str = "tiny"
     weight: float = at_least(0, default=0.5)
+
+    def fetch(self) -> Path | None:
+        """The weights of the space."""
+        from rpiae.evaluation.spaces import space_weights
+
+        return space_weights(self.space)
 
 
 @frozen(kw_only=True)
@@ -154,24 +166,35 @@ class EvaluationConfig:
     """What a tokenizer is measured on, and with what.
 
     Attributes:
-        data: the images it is measured on, as in ``rpiae build --data``; the run's own held-out
-            images where empty.
-        training: images that probes learn from and that iFD looks for neighbours in; the images
-            the run was trained on where empty.
+        data: the images it is measured on, as in ``rpiae build --data``, or a table of a dataset's
+            fields; the run's own held-out images where empty.
+        training: the same of the images that probes learn from and that iFD looks for neighbours in;
+            the images the run was trained on where empty.
         metrics: names as in ``rpiae list metrics``, such as ``"psnr"`` or ``"rfd:tiny"``, or tables.
         num_images: how many of ``data`` are looked at, drawn at random but always the same; all where not
             given.
         num_training: the same of ``training``.
+        crop: how images become square crops. ``adm``, which published numbers on ImageNet mean: the
+            short side is resized to ``resize`` as ADM does, then the centre is cut out. ``centre``: as a
+            run crops what it holds out.
+        resize: short side of every image before it is cropped, in pixels. Not given: the dataset's
+            own, else ``image_size`` by the rule ``adm`` and that of ``data.resize`` by ``centre``.
         image_size: side of the centre crops, in pixels; of the training crops where not given.
-        precision: what the tokenizer is run in; the numbers themselves are in fp32 or fp64.
+        round: how decoded images are brought to 8 bits: to the ``nearest`` value, or
+            ``truncate``, as some published numbers are measured.
+        precision: what the tokenizer is run in; ``auto`` is bf16 where it is faster. Feature spaces
+            are in fp32, statistics and distances in fp64.
         batch_size: images per forward pass; no effect on results beyond rounding.
     """
 
-    data: str = ""
-    training: str = ""
+    data: Any = ""
+    training: Any = ""
     metrics: tuple[Any, ...] = ("psnr", "ssim")
     num_images: int | None = at_least(1, default=None)
     num_training: int | None = at_least(1, default=None)
+    crop: Literal["adm", "centre"] = "adm"
+    resize: int | None = at_least(1, default=None)
     image_size: int | None = at_least(1, default=None)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    round: Literal["nearest", "truncate"] = "nearest"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     batch_size: int | None = at_least(1, default=None)

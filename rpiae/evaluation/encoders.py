@@ -12,21 +12,22 @@ from attrs import field, frozen
 from torch import Tensor
 
 from rpiae.core.build import build_tokenizer
-from rpiae.core.config import EncoderConfig
+from rpiae.core.config import EncoderConfig, Tree
 from rpiae.core.contracts import Replica
 from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.objective import PivotReplica
 from rpiae.core.resolve import ResolvedTokenizer, part_config, resolve_tokenizer
 from rpiae.core.runtime import Runtime
 from rpiae.core.tokenizer import RPiAE, tokenizer_folder
-from rpiae.data.listed import every_image
+from rpiae.data.listed import CropRule
+from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.examination import Rows, pooled
 from rpiae.evaluation.images import (
     ImageSet,
-    ListedImages,
     Progress,
     Walk,
     check_apart,
+    listed_images,
     merge,
     with_labels_of,
 )
@@ -49,7 +50,9 @@ class EncoderProbe:
         knn: accuracy of the vote of neighbours, 0 to 1; None where there are no classes.
         k: neighbours that voted.
         training, testing: what was learned from and measured on.
+        precision: what the encoder was run in.
         warnings: what to keep in mind.
+        skipped: images that could not be used, in words.
     """
 
     encoder: str
@@ -59,7 +62,9 @@ class EncoderProbe:
     k: int
     training: Mapping[str, Any] = field(factory=dict)
     testing: Mapping[str, Any] = field(factory=dict)
+    precision: str = ""
     warnings: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     def as_tree(self) -> dict[str, Any]:
         """As JSON values."""
@@ -75,20 +80,23 @@ class EncoderProbe:
         return {
             "encoder": self.encoder, "width": self.width, "linear": linear, "knn": self.knn,
             "k": self.k, "training": dict(self.training), "testing": dict(self.testing),
-            "warnings": list(self.warnings),
+            "precision": self.precision, "warnings": list(self.warnings),
+            "skipped": list(self.skipped),
         }  # fmt: skip
 
 
 def probe_encoder(
     encoder: str,
     *,
-    training: str,
-    testing: str,
+    training: str | Tree,
+    testing: str | Tree,
     runtime: Runtime,
     num_training: int | None = None,
     num_testing: int | None = None,
     k: int = 20,
     rotation: bool = False,
+    crop: CropRule = "adm",
+    resize: int | None = None,
     image_size: int | None = None,
     batch_size: int | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
@@ -97,13 +105,13 @@ def probe_encoder(
 
     Args:
         encoder: a name as in ``rpiae list encoders``, or the folder of a run or tokenizer.
-        training, testing: datasets with labels.
+        training, testing: datasets with labels, by name or as tables.
         runtime: device and precision.
         num_training, num_testing: how many images are looked at, drawn at random but always the same;
             all where not given.
         k: neighbours that vote.
         rotation: whether turns of images are probed too.
-        image_size: side of the centre crops, in pixels.
+        crop, resize, image_size: how images become crops; see ``EvaluationConfig``.
         batch_size: images per forward pass.
         progress: is told after every batch.
 
@@ -114,17 +122,18 @@ def probe_encoder(
     """
     if training == testing:
         raise UsageError(f"{testing} is both what is learned from and what is measured on")
+    for data in (training, testing):
+        part_config("datasets", data)
     subject, resolved, size = _opened(encoder, runtime)
-    crop = image_size or size
+    view = EvaluationConfig(crop=crop, resize=resize, image_size=image_size)
     found: dict[str, dict[str, Tensor]] = {}
     facts: dict[str, dict[str, Any]] = {}
     sets: dict[str, ImageSet] = {}
     walks: dict[str, Walk] = {}
-    for what, data, count in (
-        ("training", training, num_training), ("testing", testing, num_testing)
+    for what, address, data, count in (
+        ("training", "train", training, num_training), ("testing", "test", testing, num_testing)
     ):  # fmt: skip
-        listed, fields = every_image(data, resolved, image_size=crop)
-        images: ImageSet = ListedImages(listed, fields)
+        images: ImageSet = listed_images(data, resolved, size=size, config=view, address=address)
         sets[what] = images
         if not images.labelled:
             raise UsageError(f"{images.location} has no labels to probe")
@@ -160,7 +169,9 @@ def probe_encoder(
         k=votes,
         training=facts["training"],
         testing=facts["testing"],
+        precision=runtime.precision,
         warnings=(shared,) if shared else (),
+        skipped=(*walks["training"].skipped, *walks["testing"].skipped),
     )
 
 

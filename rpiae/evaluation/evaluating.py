@@ -11,43 +11,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 
-from rpiae.core.config import MetricConfig, unparse
+from rpiae.core.config import MetricConfig, Tree, unparse
 from rpiae.core.contracts import HeldOut
-from rpiae.core.errors import RunError, UsageError
-from rpiae.core.files import write_text
-from rpiae.core.recipe import RunConfig
+from rpiae.core.errors import CheckpointError, FetchError, RunError, UsageError
 from rpiae.core.registry import OWN
 from rpiae.core.resolve import ResolvedTokenizer, part_config
 from rpiae.core.runtime import Runtime
-from rpiae.data.listed import every_image
 from rpiae.data.orders import sampled
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.distances import ReconstructionDistance
-from rpiae.evaluation.examination import Examination, Measured, Metric, TrainedMetric
+from rpiae.evaluation.examination import Examination, Measured, Metric
 from rpiae.evaluation.images import (
     GivenImages,
     ImageSet,
-    ListedImages,
     Loaded,
     Progress,
     Walk,
     check_apart,
-    merge,
+    listed_images,
     with_labels_of,
 )
+from rpiae.evaluation.panel import Panel
 from rpiae.evaluation.pictures import similarity_sheet, strip
 from rpiae.evaluation.protocol import EVALUATION_FILE
+from rpiae.evaluation.records import add_evaluation, printable_tree
 from rpiae.evaluation.references import RECONSTRUCTION, write_reference
 from rpiae.evaluation.subjects import (
-    FORMAT,
     Subject,
     evaluation_address,
     open_subject,
     results_folder,
 )
-from rpiae.latents.encoding import batch_size_for
+from rpiae.evaluation.trained_run import TrainedRun
+from rpiae.latents.encoding import batch_size_for, tokenizer_digest
 
 PICTURES_FOLDER = "pictures"
 
@@ -70,6 +68,8 @@ class Evaluation:
         warnings: what to keep in mind.
         skipped: images that could not be used, in words.
         seconds: it took.
+        notices: what is to be said of earlier results where these were stored.
+        unwritten: what could not be stored, and why.
     """
 
     metrics: Mapping[str, float]
@@ -78,6 +78,8 @@ class Evaluation:
     warnings: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     seconds: float = 0.0
+    notices: tuple[str, ...] = ()
+    unwritten: tuple[str, ...] = ()
 
     def as_tree(self) -> dict[str, Any]:
         """As JSON values."""
@@ -128,47 +130,58 @@ def evaluate(
     warnings += [text for each in (images, training) for text in getattr(each, "notices", ())]
     if reference_out is not None:
         _check_reference_out(reference_out, [module for _, module in metrics.values()])
-    modules = {name: module for name, (_, module) in metrics.items()}
+    panel = Panel({name: module for name, (_, module) in metrics.items()}, runtime)
+    references = {
+        name: module.reference
+        for name, module in panel.modules.items()
+        if isinstance(module, ReconstructionDistance) and module.reference is not None
+    }
+    for reference in references.values():
+        reference.check_crop(images.crop)
     protocol: dict[str, Any] = {}
     skipped: list[str] = []
     learned = None
     if training is not None:
         images = with_labels_of(images, training)
-        trained = [m for m in modules.values() if isinstance(m, TrainedMetric)]
         learned = _walk(subject, training, config.num_training, config, runtime)
-        for seen in _examinations(subject, learned, "training", progress, runtime):
-            for metric in trained:
-                metric.update_training(seen)
-        for metric in trained:
-            merge(metric.training_accumulators(), runtime)
+        for seen in _examinations(subject, learned, "training", progress, config, runtime):
+            panel.update_training(seen)
+        panel.merge_training()
         protocol["training"] = learned.protocol()
         skipped += learned.skipped
     walk = _walk(subject, images, config.num_images, config, runtime)
-    for seen in _examinations(subject, walk, "images", progress, runtime):
+    for seen in _examinations(subject, walk, "images", progress, config, runtime):
         if not seen.features.tokens.isfinite().all():
             raise RunError(f"the encoder of {subject.folder} gives numbers that are not finite")
-        for module in modules.values():
-            module.update(seen)
-    for module in modules.values():
-        merge(module.accumulators(), runtime)
+        panel.update(seen)
+    panel.merge()
     whole = walk.protocol()
     skipped += walk.skipped
     if learned is not None and (text := check_apart(learned, walk)):
         warnings.append(text)
     if not runtime.is_main:
         return Evaluation(metrics={}, details={}, protocol={})
-    for module in modules.values():
-        if isinstance(module, ReconstructionDistance) and module.reference is not None:
-            module.reference.check_images(
+    for name, reference in references.items():
+        try:
+            reference.check_images(
                 images_sha256=whole["images_sha256"], count=whole["count"], crop=whole["crop"]
             )
-    found, failed = _computed(modules)
-    protocol = {**whole, "precision": config.precision, **protocol, "software": _software()}
+        except UsageError as error:
+            if len(panel.modules) == 1:
+                raise
+            panel.leave_out(name, str(error))
+    found = panel.compute()
+    measured_in = {"precision": runtime.precision, "round": config.round}
+    protocol = {**whole, **measured_in, **protocol, "software": _software()}
     needs = {name: part.needs for name, (part, _) in metrics.items()}
     protocol["metrics"] = _metric_protocols(found, needs, protocol)
-    if reference_out is not None:
-        _write_reference(reference_out, modules, found, whole)
-    return _outcome(found, protocol, skipped, [*warnings, *failed], time.perf_counter() - started)
+    outcome = _outcome(
+        found, protocol, list(dict.fromkeys(skipped)), [*warnings, *panel.failures()],
+        time.perf_counter() - started,
+    )  # fmt: skip
+    if reference_out is None:
+        return outcome
+    return _with_reference(outcome, reference_out, panel.modules, found)
 
 
 def evaluate_saved(
@@ -179,7 +192,7 @@ def evaluate_saved(
     progress: Callable[[Progress], None] = lambda _: None,
     reference_out: Path | None = None,
 ) -> Evaluation:
-    """Measure a run's tokenizer and write ``evaluation.json`` and pictures into its folder.
+    """Measure a run's tokenizer; add it to ``evaluation.json`` and write pictures in its folder.
 
     Args:
         folder: a run's or tokenizer's folder.
@@ -188,26 +201,64 @@ def evaluate_saved(
         progress: is told after every batch.
         reference_out: where the originals' Fréchet statistics are written, if anywhere.
 
+    Returns:
+        The outcome; what could not be stored is under ``unwritten``, with the reason.
+
     Raises:
-        RunError: if the files cannot be written; see ``evaluate`` for others.
+        FetchError: with all that metrics load and that cannot be had; see ``evaluate`` for others.
     """
     runtime = runtime or Runtime(device="auto", precision=config.precision)
+    runtime.on_main(lambda: fetch_weights(config))
     subject = open_subject(folder, runtime.device)
     found = evaluate(
         subject, config, runtime=runtime, progress=progress, reference_out=reference_out
     )
-    if runtime.is_main:
-        out = results_folder(folder)
-        tree = {
-            "format": FORMAT,
-            "address": evaluation_address(folder, config),
-            "config": unparse(config),
-            "tokenizer": str(folder),
-            **found.as_tree(),
-        }
-        write_text(out / EVALUATION_FILE, json.dumps(tree, indent=1, allow_nan=False))
-        _write_pictures(out / PICTURES_FOLDER, subject, config, runtime)
-    return found
+    if not runtime.is_main:
+        return found
+    try:
+        notices = _store(subject, config, found, runtime)
+    except RunError as error:
+        return evolve(found, unwritten=(*found.unwritten, str(error)))
+    return evolve(found, notices=tuple(notices))
+
+
+def fetch_weights(config: EvaluationConfig) -> None:
+    """Have all that the metrics load at hand before anything is measured.
+
+    Raises:
+        UsageError: if a metric is unknown.
+        FetchError: with all that cannot be had.
+        CheckpointError: if it is one named file that is not there.
+    """
+    problems: dict[str, RunError] = {}
+    for each in config.metrics:
+        part = part_config("metrics", each)
+        assert isinstance(part, MetricConfig)
+        try:
+            part.fetch()
+        except RunError as error:
+            problems.setdefault(str(error), error)
+    if len(problems) == 1:
+        raise next(iter(problems.values()))
+    if problems:
+        raise FetchError(f"metrics lack {len(problems)} files: {' · '.join(problems)}")
+
+
+def _store(
+    subject: Subject, config: EvaluationConfig, found: Evaluation, runtime: Runtime
+) -> list[str]:
+    """Add an evaluation to those of its tokenizer, and write pictures."""
+    out = results_folder(subject.folder)
+    record = {
+        "address": evaluation_address(subject.folder, config),
+        "tokenizer": str(subject.folder),
+        "tokenizer_sha256": tokenizer_digest(subject.model),
+        "config": unparse(config),
+        **found.as_tree(),
+    }
+    notices = add_evaluation(out / EVALUATION_FILE, record)
+    _write_pictures(out / PICTURES_FOLDER, subject, config, runtime)
+    return notices
 
 
 def check_evaluation(config: EvaluationConfig, tokenizer: ResolvedTokenizer) -> None:
@@ -218,13 +269,12 @@ def check_evaluation(config: EvaluationConfig, tokenizer: ResolvedTokenizer) -> 
         FetchError: if what a metric loads cannot be had.
         DataError: if there are no such images.
     """
+    fetch_weights(config)
     metrics = dict(_built(config.metrics))
-    for part, _ in metrics.values():
-        part.fetch()
     size = config.image_size or tokenizer.encoder_facts.image_size
     sets = [
-        ListedImages(*every_image(data, tokenizer, image_size=size)) if data else None
-        for data in (config.data, config.training)
+        listed_images(data, tokenizer, size=size, config=config, address=address) if data else None
+        for address, data in (("data", config.data), ("train", config.training))
     ]
     for name in _needed("labels", metrics):
         for images, option in zip(sets, ("data", "training"), strict=True):
@@ -252,17 +302,20 @@ def _examinations(
     walk: Walk,
     what: str,
     progress: Callable[[Progress], None],
+    config: EvaluationConfig,
     runtime: Runtime,
 ) -> Iterator[Examination]:
     for loaded in walk.batches(what, progress):
-        yield _examined(subject, loaded, runtime)
+        yield _examined(subject, loaded, config, runtime)
 
 
-def _examined(subject: Subject, loaded: Loaded, runtime: Runtime) -> Examination:
+def _examined(
+    subject: Subject, loaded: Loaded, config: EvaluationConfig, runtime: Runtime
+) -> Examination:
     return Examination(
         subject.model, loaded.images, labels=loaded.labels,
         positions=torch.tensor(loaded.positions), replica=subject.replica,
-        autocast=runtime.autocast,
+        autocast=runtime.autocast, rounding=config.round,
     )  # fmt: skip
 
 
@@ -313,22 +366,9 @@ def _check_labels(
         raise UsageError(f"{' · '.join(problems)}. Leave it out of the metrics")
 
 
-def _computed(modules: Mapping[str, Metric]) -> tuple[dict[str, Measured], list[str]]:
-    """What metrics found; one that cannot be computed costs nothing but itself."""
-    found, failed = {}, []
-    for name, module in modules.items():
-        try:
-            found[name] = module.compute()
-        except UsageError as error:
-            failed.append(f"{name} was not measured: {error}")
-    if not found:
-        raise RunError(" · ".join(failed))
-    return found, failed
-
-
 def _images(subject: Subject, config: EvaluationConfig) -> ImageSet:
     if config.data:
-        return _listed(subject, config, config.data)
+        return _listed(subject, config, config.data, address="data")
     run = _run(subject, "data")
     held_out: HeldOut = run.data.build().held_out()  # type: ignore[union-attr]  # checked above
     names = f"{run.data.label}, held out"  # type: ignore[union-attr]  # the same
@@ -342,7 +382,7 @@ def _training(subject: Subject, config: EvaluationConfig) -> ImageSet:
                 f"{config.data} is both what is learned from and what is measured on: name other "
                 "images for training"
             )
-        return _listed(subject, config, config.training)
+        return _listed(subject, config, config.training, address="train")
     run = _run(subject, "training")
     assert run.data is not None
     if config.data:
@@ -354,7 +394,7 @@ def _training(subject: Subject, config: EvaluationConfig) -> ImageSet:
     return GivenImages(crops, location=f"{run.data.label}, training crops", crop="random crops")
 
 
-def _run(subject: Subject, option: str) -> RunConfig:
+def _run(subject: Subject, option: str) -> TrainedRun:
     if subject.run is None or subject.run.data is None:
         raise UsageError(
             f"{subject.folder} is no run that knows its data: name images with --{option}"
@@ -362,15 +402,13 @@ def _run(subject: Subject, option: str) -> RunConfig:
     return subject.run
 
 
-def _listed(subject: Subject, config: EvaluationConfig, data: str) -> ImageSet:
+def _listed(
+    subject: Subject, config: EvaluationConfig, data: str | Tree, *, address: str
+) -> ImageSet:
     model = subject.model
     assert model.config is not None
     size = config.image_size or model.trained_size or model.config.encoder_facts.image_size
-    images, fields = every_image(
-        data, model.config, image_size=size,
-        overrides=[f"data.image_size={config.image_size}"] if config.image_size else [],
-    )  # fmt: skip
-    return ListedImages(images, fields)
+    return listed_images(data, model.config, size=size, config=config, address=address)
 
 
 def _metric_protocols(
@@ -379,13 +417,14 @@ def _metric_protocols(
     """By number: the facts of its metric, and where these make it a distance between sets of images,
     which images, and which were learned from."""
     images = ("data", "crop", "count", "images_sha256")
+    conditions = (*images, "precision", "round")
     protocols: dict[str, dict[str, Any]] = {}
     for metric, each in found.items():
         facts = dict(each.facts)
         if "extractor" in facts:
-            facts |= {name: whole[name] for name in (*images, "precision")}
-            if "training" in needs[metric]:
-                facts["training"] = {name: whole["training"][name] for name in images}
+            facts |= {name: whole[name] for name in conditions}
+        if "training" in needs[metric]:
+            facts["training"] = {name: whole["training"][name] for name in images}
         if facts:
             protocols |= dict.fromkeys(each.values, facts)
     return protocols
@@ -404,23 +443,25 @@ def _check_reference_out(path: Path, modules: Sequence[Metric]) -> None:
         raise UsageError(f"--write-reference {path}: name a .safetensors file in a folder there is")
 
 
-def _write_reference(
-    path: Path,
-    modules: Mapping[str, Metric],
-    found: Mapping[str, Measured],
-    whole: Mapping[str, Any],
-) -> None:
+def _with_reference(
+    outcome: Evaluation, path: Path, modules: Mapping[str, Metric], found: Mapping[str, Measured]
+) -> Evaluation:
+    """Write the originals' statistics; the outcome says where that failed."""
     ((name, module),) = (
         (n, m) for n, m in modules.items() if isinstance(m, ReconstructionDistance)
     )
-    write_reference(
-        path, module.originals,
-        {
-            "purpose": RECONSTRUCTION,
-            "extractor": found[name].facts["extractor"],
-            **{k: whole[k] for k in ("images_sha256", "crop", "location")},
-        },
-    )  # fmt: skip
+    if name not in found:
+        return evolve(outcome, unwritten=(f"{path} was not written: {name} was not measured",))
+    protocol = {
+        "purpose": RECONSTRUCTION,
+        "extractor": found[name].facts["extractor"],
+        **{k: printable_tree(outcome.protocol[k]) for k in ("images_sha256", "crop", "location")},
+    }
+    try:
+        write_reference(path, module.originals, protocol)
+    except CheckpointError as error:
+        return evolve(outcome, unwritten=(str(error),))
+    return outcome
 
 
 def _outcome(
@@ -434,11 +475,13 @@ def _outcome(
     for metric, each in found.items():
         for name, value in each.values.items():
             if not math.isfinite(value):
-                warnings.append(f"{name} is not finite and left out")
+                warnings.append(f"{name} was not measured: it is not finite")
             else:
                 # Two metrics can give a number of one name, such as one space from two files.
                 values[name if name not in values else f"{name} ({metric})"] = value
     warnings += [text for each in found.values() for text in each.warnings]
+    if not values:
+        raise RunError(f"nothing was measured: {' · '.join(warnings)}")
     return Evaluation(
         metrics=values,
         details={name: each.details for name, each in found.items() if each.details},
@@ -462,7 +505,7 @@ def _write_pictures(
     if not loaded.positions:
         return
     loaded = loaded._replace(images=loaded.images.to(runtime.device))
-    seen = _examined(subject, loaded, runtime)
+    seen = _examined(subject, loaded, config, runtime)
     try:
         folder.mkdir(exist_ok=True)
         strip(seen.images).save(folder / "originals.png")

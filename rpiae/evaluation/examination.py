@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rpiae.core.contracts import Features, GaussianPosterior, Posterior, Replica
-from rpiae.core.errors import RunError
-from rpiae.core.shapes import to_8_bits
+from rpiae.core.errors import RunError, UsageError
+from rpiae.core.shapes import Rounding, to_8_bits
 from rpiae.core.tokenizer import RPiAE
 from rpiae.evaluation.spaces import FeatureSpace
 
@@ -31,6 +31,7 @@ class Examination:
         positions: of the images in their dataset; they name the images.
         replica: the pivot; None where it is not known.
         autocast: context that the tokenizer is run in.
+        rounding: how decoded images are brought to 8 bits.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Examination:
         positions: Int[Tensor, " b"],
         replica: Replica | None = None,
         autocast: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+        rounding: Rounding = "nearest",
     ) -> None:
         self.model = model
         self.images = images
@@ -49,6 +51,7 @@ class Examination:
         self.positions = positions
         self.replica = replica
         self._autocast = autocast
+        self._rounding = rounding
         self._described: dict[tuple[int, str], Tensor] = {}
 
     @cached_property
@@ -82,11 +85,11 @@ class Examination:
 
     @cached_property
     def reconstruction(self) -> Float[Tensor, "b 3 s s"]:
-        """Images through the mode and back, rounded to 8 bits."""
+        """Images through the mode and back, brought to 8 bits."""
         return self.decoded(self.latent)
 
     def decoded(self, latent: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 s s"]:
-        """Images of latents in the size of ``images``, rounded to 8 bits.
+        """Images of latents in the size of ``images``, brought to 8 bits.
 
         Raises:
             RunError: if they are not finite.
@@ -96,7 +99,7 @@ class Examination:
             made = self.model.decode(latent, size=size)
         if not made.isfinite().all():
             raise RunError("the decoder gives numbers that are not finite")
-        return to_8_bits(made.float())
+        return to_8_bits(made.float(), rounding=self._rounding)
 
     def tokens_of(self, images: Float[Tensor, "b 3 s s"]) -> Features:
         """The encoder's tokens of other images, fp32."""
@@ -192,6 +195,24 @@ class Mean:
         return self.total / self.count if self.count else float("nan")
 
 
+class Once:
+    """An accumulator that is made when the first images tell its size; a process may see none.
+
+    Attributes:
+        made: the accumulator; None before that.
+    """
+
+    def __init__(self) -> None:
+        self.made: Any = None
+
+    def merge(self, other: Once) -> None:
+        """Add all that another one has gathered."""
+        if self.made is None:
+            self.made = other.made
+        elif other.made is not None:
+            self.made.merge(other.made)
+
+
 class Rows:
     """Tensors of images, kept by the images' positions."""
 
@@ -226,6 +247,24 @@ class Rows:
                 done += len(part)
             self._parts = [(positions[order], whole)]
         return dict(self._parts[0][1]) if self._parts else {}
+
+
+def check_side(images: Float[Tensor, "b 3 h w"], least: int, reason: str) -> None:
+    """Whether images are large enough to be measured so.
+
+    Args:
+        images: what is measured.
+        least: length of the short side, in pixels.
+        reason: why they have to be, in words.
+
+    Raises:
+        UsageError: if they are smaller.
+    """
+    height, width = images.shape[-2:]
+    if min(height, width) < least:
+        raise UsageError(
+            f"images of {height}×{width} pixels are smaller than {least}×{least}, {reason}"
+        )
 
 
 def pooled(tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:

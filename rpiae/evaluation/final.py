@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rpiae.core.config import parse, read_toml
 from rpiae.core.contracts import HeldOut
 from rpiae.core.errors import RunError
+from rpiae.core.files import plain_name
 from rpiae.core.objective import PivotReplica
 from rpiae.core.pivot import read_pivot
-from rpiae.core.recipe import RunConfig
-from rpiae.core.resolve import converter
 from rpiae.core.tokenizer import RPiAE
 from rpiae.evaluation.pictures import side_by_side
 from rpiae.evaluation.reconstruction import (
@@ -22,6 +20,7 @@ from rpiae.evaluation.reconstruction import (
     reconstruct_held_out,
     score,
 )
+from rpiae.evaluation.trained_run import read_run
 
 #: Training crops that the linear code is fitted on, in pixels; some 65,000 patches of 4×4.
 FITTING_PIXELS = 1 << 20
@@ -35,16 +34,14 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
 
     Returns:
         psnr, ssim, psnr_mean_colour, psnr_pca, drift, and the first four per photograph. An exact
-        reconstruction counts as 100 dB.
+        reconstruction counts as 100 dB; images too small for it have no ssim.
 
     Raises:
         RunError: if the tokenizer's output is not finite.
     """
-    config = parse(
-        read_toml(folder / "config.toml"), RunConfig, source="config.toml", converter=converter()
-    )
-    assert config.data is not None
-    data = config.data.build()
+    run = read_run(folder)
+    assert run.data is not None
+    data = run.data.build()
     held_out: HeldOut = data.held_out()
     model = RPiAE.from_pretrained(folder)
     assert model.config is not None
@@ -53,25 +50,25 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
         raise RunError(f"the tokenizer in {folder} gives numbers that are not finite")
     facts = model.config.bridge_facts
     patch = model.decoder.patch * facts.downsampling
-    training = data.crops(max(16, FITTING_PIXELS // data.image_size**2), seed=config.seed)
+    training = data.crops(max(16, FITTING_PIXELS // data.image_size**2), seed=run.seed)
     coded = linear_code(training, held_out.images, patch=patch, channels=facts.latent_channels)
     flat = mean_colour(held_out.images, patch=patch)
     ours, linear, colour = (score(images, held_out) for images in (made, coded, flat))
     replica = PivotReplica(
-        read_pivot(folder, config.encoder), output_patch=model.decoder.patch,
+        read_pivot(folder, run.encoder), output_patch=model.decoder.patch,
         downsampling=model.bridge.downsampling,
     )  # fmt: skip
     _write_samples(folder / "samples", held_out, [held_out.images, made, flat])
+    similarity = {} if ours.ssim is None else {"ssim": ours.ssim}
     return {
         "psnr": ours.psnr,
-        "ssim": ours.ssim,
+        **similarity,
         "psnr_mean_colour": colour.psnr,
         "psnr_pca": linear.psnr,
         "drift": drift(model, replica, held_out.images),
         "photographs": {
             name: {
-                "psnr": values["psnr"],
-                "ssim": values["ssim"],
+                **values,
                 "psnr_mean_colour": colour.photographs[name]["psnr"],
                 "psnr_pca": linear.photographs[name]["psnr"],
             }
@@ -85,5 +82,4 @@ def _write_samples(folder: Path, held_out: HeldOut, columns: list[Any]) -> None:
     folder.mkdir(exist_ok=True)
     sheets = [photographs(images, held_out) for images in columns]
     for name in list(sheets[0])[:16]:
-        stem = "".join(c if c.isalnum() else "-" for c in name)
-        side_by_side([sheet[name] for sheet in sheets]).save(folder / f"{stem}.png")
+        side_by_side([sheet[name] for sheet in sheets]).save(folder / f"{plain_name(name)}.png")

@@ -44,7 +44,7 @@ class FeatureMoments:
             UsageError: for fewer than two vectors.
         """
         if self.count < 2:
-            raise UsageError(f"a covariance takes at least 2 samples, got {self.count}")
+            raise UsageError(f"a covariance needs at least 2 samples, got {self.count}")
         return self.scatter / (self.count - 1)
 
     @property

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from rpiae.core.config import Tree
 from rpiae.core.errors import DataError, UsageError
+from rpiae.core.resolve import ResolvedTokenizer
 from rpiae.core.runtime import Runtime
-from rpiae.data.listed import EveryImage
+from rpiae.data.listed import EveryImage, every_image
 from rpiae.data.orders import sampled
+from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.examination import Accumulator
 from rpiae.latents.loading import load_batches
 
@@ -112,6 +114,40 @@ class GivenImages:
         for batch in batches:
             chosen = list(batch)
             yield Loaded(chosen, self._images[chosen], torch.full((len(chosen),), -1), ())
+
+
+def listed_images(
+    data: str | Tree,
+    tokenizer: ResolvedTokenizer,
+    *,
+    size: int,
+    config: EvaluationConfig,
+    address: str,
+) -> ListedImages:
+    """All images of a dataset, cropped as an evaluation says.
+
+    Args:
+        data: the dataset.
+        tokenizer: what wired fields are filled from.
+        size: side of the crops, where neither the dataset nor the config gives one.
+        config: of the evaluation.
+        address: what the paths of its fields begin with on the command line.
+
+    Raises:
+        UsageError: if it is malformed, or cannot be gone through image by image.
+        DataError: if there are no such data.
+    """
+    given = {"image_size": config.image_size, "resize": config.resize}
+    options = [f"data.{name}={value}" for name, value in given.items() if value is not None]
+    try:
+        return ListedImages(
+            *every_image(data, tokenizer, image_size=size, overrides=options, crop=config.crop)
+        )
+    except DataError as error:
+        if address == "data" or "data." not in str(error):
+            raise
+        # A source knows its fields by the name that they have in a run.
+        raise DataError(f"{error} (of these images by --set {address}.FIELD=VALUE)") from None
 
 
 class Renumbered:
@@ -250,7 +286,8 @@ class Walk:
         if self._protocol:
             return self._protocol
         merge([self._hashes], self._runtime)
-        self.skipped = [text for texts in self._runtime.gather(self.skipped) for text in texts]
+        everyone = self._runtime.gather(self.skipped)
+        self.skipped = list(dict.fromkeys(text for texts in everyone for text in texts))
         if not self._hashes.found:
             raise DataError(
                 f"no image of {self._images.location} can be used: "
@@ -261,6 +298,7 @@ class Walk:
             "location": self._images.location,
             "crop": self._images.crop,
             "count": len(self._hashes.found),
+            "skipped": len(self.skipped),
             "images_sha256": self._hashes.digest(),
         }
         return self._protocol

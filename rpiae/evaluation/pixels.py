@@ -8,8 +8,14 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from rpiae.evaluation.examination import Accumulator, Examination, Mean, Measured
-from rpiae.evaluation.reconstruction import psnr_of
+from rpiae.evaluation.examination import (
+    Accumulator,
+    Examination,
+    Mean,
+    Measured,
+    check_side,
+)
+from rpiae.evaluation.reconstruction import SSIM_WINDOW, psnr_of
 
 
 class Psnr:
@@ -39,13 +45,22 @@ class Psnr:
 
 
 class Ssim:
-    """SSIM of 8-bit images, mean over images, as torchmetrics computes it."""
+    """SSIM of 8-bit images, mean over images, as torchmetrics computes it.
+
+    Source: Wang et al. 2004; the Gaussian window has 11 pixels, and places whose window leaves the
+    image do not count.
+    """
 
     def __init__(self) -> None:
         self._mean = Mean()
 
     def update(self, seen: Examination) -> None:
-        """Take in some images."""
+        """Take in some images.
+
+        Raises:
+            UsageError: if they are smaller than the window.
+        """
+        check_side(seen.images, SSIM_WINDOW, "the window of SSIM")
         found = structural_similarity_index_measure(
             seen.reconstruction, seen.images, data_range=1.0, reduction="none"
         )
@@ -73,16 +88,28 @@ class Lpips:
     """
 
     def __init__(self, *, weights: str = "") -> None:
-        from rpiae.losses.lpips import LpipsLoss, packaged_heads, read_state, vgg_weights
+        from rpiae.losses.lpips import (
+            LEAST_SIDE,
+            LpipsLoss,
+            packaged_heads,
+            read_state,
+            vgg_weights,
+        )
 
         path = vgg_weights(weights)
         loss = LpipsLoss(backbone=read_state(path), heads=read_state(packaged_heads()))
         self._loss = loss.requires_grad_(False).eval()
+        self._least = LEAST_SIDE
         self._mean = Mean()
 
     @torch.no_grad()
     def update(self, seen: Examination) -> None:
-        """Take in some images."""
+        """Take in some images.
+
+        Raises:
+            UsageError: if VGG-16 leaves nothing of them.
+        """
+        check_side(seen.images, self._least, "which VGG-16 halves four times")
         self._loss.to(seen.images.device)
         self._mean.add(self._loss.distance(seen.reconstruction, seen.images).cpu())
 

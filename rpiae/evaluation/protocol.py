@@ -1,4 +1,4 @@
-"""Whether two Fréchet distances were measured alike (torch-free)."""
+"""Whether two numbers were measured alike (torch-free)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,29 @@ from rpiae.core.errors import UsageError
 #: Where a tokenizer's numbers and their protocol are written.
 EVALUATION_FILE = "evaluation.json"
 
-#: What may differ between comparable distances: libraries' versions, and where the same images lie.
+#: What every number of an evaluation depends on, by its name in the evaluation's protocol.
+CONDITIONS = ("crop", "count", "images_sha256", "precision", "round")
+
+#: What may differ between comparable numbers: libraries' versions, and where the same images lie.
 IRRELEVANT = frozenset({"versions", "reference", "data", "location"})
 
 
-def protocol_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Why two Fréchet distances cannot be compared; empty where they can.
+def number_protocol(protocol: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """All that a number depends on besides the tokenizer.
 
     Args:
-        one, other: what ``evaluation.json`` holds under ``protocol`` for a metric.
+        protocol: of an evaluation.
+        name: of the number.
+    """
+    conditions = {key: protocol[key] for key in CONDITIONS if key in protocol}
+    return conditions | dict(protocol.get("metrics", {}).get(name, {}))
+
+
+def protocol_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Why two numbers cannot be compared; empty where they can.
+
+    Args:
+        one, other: their ``number_protocol``.
     """
     return different(one, other)
 
@@ -39,11 +53,11 @@ def different(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = ""
 
 
 def check_comparable(name: str, protocols: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse to compare a metric of tokenizers that was measured in different ways.
+    """Refuse to compare a number of tokenizers that was measured in different ways.
 
     Args:
-        name: of the metric.
-        protocols: tokenizer → the metric's protocol.
+        name: of the number.
+        protocols: tokenizer → the number's protocol.
 
     Raises:
         UsageError: with what differs.
@@ -59,6 +73,8 @@ def check_comparable(name: str, protocols: Mapping[str, Mapping[str, Any]]) -> N
 
 
 def shortened(value: Any) -> str:
-    """A value for a message: its beginning and end, where it is long."""
+    """A value for a message: words as they are, of digests and tables the beginning and the end."""
+    if isinstance(value, str) and " " in value:
+        return value
     text = json.dumps(value, sort_keys=True) if isinstance(value, Mapping) else str(value)
     return text if len(text) <= 24 else f"{text[:12]}…{text[-8:]}"

@@ -22,6 +22,9 @@ from rpiae.core.tokenizer import RPiAE
 #: PSNR in dB that an image without any error counts as; 8-bit images that differ reach at most 99.
 EXACT = 100.0
 
+#: Side of SSIM's Gaussian window, in pixels; a smaller image has no SSIM.
+SSIM_WINDOW = 11
+
 #: Share of the most lively latent channel's standard deviation below which one counts as dead.
 DEAD = 0.01
 
@@ -35,12 +38,12 @@ class Scores:
 
     Attributes:
         psnr: dB, from 8-bit-rounded output, mean over photographs.
-        ssim: mean over photographs.
-        photographs: per photograph, its psnr and ssim.
+        ssim: mean over photographs; None where all are too small to have one.
+        photographs: per photograph, its psnr and, where it has one, its ssim.
     """
 
     psnr: float
-    ssim: float
+    ssim: float | None
     photographs: Mapping[str, Mapping[str, float]]
 
 
@@ -51,15 +54,17 @@ def score(reconstructions: Float[Tensor, "n 3 s s"], held_out: HeldOut) -> Score
     found = {}
     for name, image in made.items():
         error = F.mse_loss(image.double(), wanted[name].double()).item()
-        similarity = structural_similarity_index_measure(
-            image[None], wanted[name][None], data_range=1.0
-        )
-        assert isinstance(similarity, Tensor)
-        found[name] = {"psnr": psnr_of(error), "ssim": similarity.item()}
-    count = len(found)
+        found[name] = {"psnr": psnr_of(error)}
+        if min(image.shape[-2:]) >= SSIM_WINDOW:
+            similarity = structural_similarity_index_measure(
+                image[None], wanted[name][None], data_range=1.0
+            )
+            assert isinstance(similarity, Tensor)
+            found[name]["ssim"] = similarity.item()
+    similarities = [each["ssim"] for each in found.values() if "ssim" in each]
     return Scores(
-        psnr=sum(s["psnr"] for s in found.values()) / count,
-        ssim=sum(s["ssim"] for s in found.values()) / count,
+        psnr=sum(each["psnr"] for each in found.values()) / len(found),
+        ssim=sum(similarities) / len(similarities) if similarities else None,
         photographs=found,
     )
 
@@ -151,13 +156,18 @@ def stage_metrics(
     replica: Replica,
     autocast: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> dict[str, float]:
-    """psnr, ssim, drift and dead channels of a model on a stage's own path; the scores themselves in fp32."""
+    """psnr, ssim, drift and dead channels of a model on a stage's own path; the scores themselves in fp32.
+
+    Images too small for it have no ssim.
+    """
     with autocast():
         made = reconstruct_held_out(model, held_out, use_bridge=stage.use_bridge)
         drifted = drift(model, replica, held_out.images)
         dead = dead_channels(model, held_out.images) if stage.use_bridge else 0
     scores = score(made, held_out)
-    found = {"psnr": scores.psnr, "ssim": scores.ssim, "drift": drifted}
+    found = {"psnr": scores.psnr, "drift": drifted}
+    if scores.ssim is not None:
+        found["ssim"] = scores.ssim
     return found | ({"dead_channels": float(dead)} if stage.use_bridge else {})
 
 

@@ -11,14 +11,26 @@ from attrs import frozen
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from rpiae.core.checkpoint import digest
 from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.evaluation.frechet import FeatureMoments
 from rpiae.evaluation.protocol import different, shortened
 
-FORMAT = 1
+#: Raised where a file says more than before.
+FORMAT = 2
 
 #: What reconstructions may be compared with: the statistics of the very images that were encoded.
 RECONSTRUCTION = "reconstruction"
+
+#: What a file says besides its format, and of which kind it is.
+FIELDS = {
+    "purpose": str,
+    "images_sha256": str,
+    "count": int,
+    "crop": str,
+    "extractor": dict,
+    "sha256": str,
+}
 
 
 @frozen(kw_only=True)
@@ -27,7 +39,8 @@ class FrechetReference:
 
     Attributes:
         moments: the statistics.
-        protocol: ``purpose``, ``images_sha256``, ``count``, ``crop`` and ``extractor``.
+        protocol: ``purpose``, ``images_sha256``, ``count``, ``crop``, ``extractor``, and the
+            ``sha256`` of the statistics.
         path: the file, for messages.
     """
 
@@ -48,13 +61,23 @@ class FrechetReference:
                 f"({'; '.join(found)}). Measure in the space of the file, or leave it out"
             )
 
+    def check_crop(self, crop: str) -> None:
+        """Refuse statistics of images that were cropped by another rule.
+
+        Raises:
+            UsageError: with both rules.
+        """
+        self._check_same({"crop": crop})
+
     def check_images(self, *, images_sha256: str, count: int, crop: str) -> None:
         """Refuse statistics of other images than were reconstructed.
 
         Raises:
             UsageError: with what differs.
         """
-        here = {"images_sha256": images_sha256, "count": count, "crop": crop}
+        self._check_same({"images_sha256": images_sha256, "count": count, "crop": crop})
+
+    def _check_same(self, here: Mapping[str, Any]) -> None:
         found = [
             f"{name} is {shortened(self.protocol[name])} there and {shortened(value)} here"
             for name, value in here.items()
@@ -89,16 +112,23 @@ def read_reference(path: Path) -> FrechetReference:
             tensors = {name: file.get_tensor(name) for name in ("mean", "scatter")}
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as a reference: {error}") from None
-    if protocol.get("format") != FORMAT:
+    if not isinstance(protocol, dict) or protocol.get("format") != FORMAT:
         raise UsageError(f"{path} is no reference of this version: write it with --write-reference")
+    lacking = [name for name, kind in FIELDS.items() if not isinstance(protocol.get(name), kind)]
+    if lacking:
+        raise CheckpointError(f"{path} is damaged: it does not say {', '.join(lacking)}")
     if protocol["purpose"] != RECONSTRUCTION:
         raise UsageError(
             f"{path} is a reference for {protocol['purpose']}: its images are not the ones that are "
             "reconstructed, so the distance to it would mix both. Leave it out: reconstructions are "
             "compared with their own originals"
         )
-    moments = FeatureMoments(len(tensors["mean"]))
-    moments.count = int(protocol["count"])
+    d = len(tensors["mean"].flatten())
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if shapes != {"mean": (d,), "scatter": (d, d)} or digest(tensors) != protocol["sha256"]:
+        raise CheckpointError(f"{path} is damaged: its statistics are not those that were written")
+    moments = FeatureMoments(d)
+    moments.count = protocol["count"]
     moments.mean, moments.scatter = tensors["mean"], tensors["scatter"]
     return FrechetReference(moments=moments, protocol=protocol, path=path)
 
@@ -117,13 +147,11 @@ def write_reference(path: Path, moments: FeatureMoments, protocol: Mapping[str, 
     """
     if path.suffix != ".safetensors":
         raise UsageError(f"a reference is written to a .safetensors file, not {path}")
-    whole = {"format": FORMAT, **protocol, "count": moments.count}
+    tensors = {"mean": moments.mean.contiguous(), "scatter": moments.scatter.contiguous()}
+    whole = {"format": FORMAT, **protocol, "count": moments.count, "sha256": digest(tensors)}
     part = path.with_suffix(".part")
     try:
-        save_file(
-            {"mean": moments.mean.contiguous(), "scatter": moments.scatter.contiguous()},
-            part, metadata={"rpiae": json.dumps(whole)},
-        )  # fmt: skip
+        save_file(tensors, part, metadata={"rpiae": json.dumps(whole)})
         part.chmod(0o644)
         part.rename(path)
     except (OSError, SafetensorError) as error:

@@ -33,7 +33,7 @@ from rpiae.core.registry import registry
 from rpiae.core.resolve import part_config
 from rpiae.core.shapes import to_8_bits
 from rpiae.core.weights import check_finite, expanded, read_weights, require_file
-from rpiae.evaluation.cnn import SmallCnn, read_cnn
+from rpiae.evaluation.cnn import SmallCnn, cnn_file, read_cnn
 
 #: The FID Inception-v3 as torch-fidelity publishes it; the hexadecimal digits begin its SHA-256.
 INCEPTION_URL = (
@@ -81,14 +81,39 @@ def feature_space(text: str) -> FeatureSpace:
         FetchError: if its weights cannot be had.
         CheckpointError: if its file is missing, damaged or of something else.
     """
+    kind, source = _parsed(text)
+    if isinstance(source, EncoderConfig):
+        return EncoderSpace(text, source)
+    if kind == "cnn":
+        return CnnSpace(Path(source))
+    return InceptionSpace(Path(source) if source else None)
+
+
+def space_weights(text: str) -> Path | None:
+    """Make what a feature space loads available locally; the path of it.
+
+    Args:
+        text: see ``feature_space``.
+
+    Raises:
+        UnknownNameError, UsageError: as ``feature_space``.
+        FetchError: if it cannot be had.
+        CheckpointError: if a named file is not there.
+    """
+    kind, source = _parsed(text)
+    if isinstance(source, EncoderConfig):
+        return source.fetch()
+    return cnn_file(Path(source)) if kind == "cnn" else inception_weights(source)
+
+
+def _parsed(text: str) -> tuple[str, EncoderConfig | str]:
+    """A space's kind, and its encoder or its file; an empty text where it needs none."""
     head, colon, path = text.partition(":")
     kind = normalised(head)
     if (kind == "inception" and colon and not path) or (kind == "cnn" and not path):
         raise UsageError(f"feature space {text!r} lacks a file: write {FORMS[kind]}")
-    if kind == "inception":
-        return InceptionSpace(Path(path) if path else None)
-    if kind == "cnn":
-        return CnnSpace(Path(path))
+    if kind in FORMS:
+        return kind, path
     encoders = registry("encoders")
     try:
         encoders.select(text)
@@ -103,7 +128,7 @@ def feature_space(text: str) -> FeatureSpace:
         ) from None
     config = part_config("encoders", text)
     assert isinstance(config, EncoderConfig)
-    return EncoderSpace(text, config)
+    return "encoder", config
 
 
 class EncoderSpace:

@@ -9,21 +9,19 @@ from pathlib import Path
 import torch
 from attrs import frozen
 
-from rpiae.core.config import DatasetConfig, parse, read_toml, unparse
+from rpiae.core.config import DatasetConfig, unparse
 from rpiae.core.contracts import Replica
 from rpiae.core.errors import CheckpointError
 from rpiae.core.objective import PivotReplica
 from rpiae.core.pivot import FILE as PIVOT_FILE
 from rpiae.core.pivot import read_pivot
-from rpiae.core.recipe import RunConfig
-from rpiae.core.resolve import converter, part_config
+from rpiae.core.resolve import part_config
 from rpiae.core.tokenizer import RPiAE, tokenizer_folder
 from rpiae.data.fingerprint import data_fingerprint, files_digest
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.protocol import EVALUATION_FILE
-
-#: Of ``evaluation.json``; raised where equal configs mean other numbers than before.
-FORMAT = 1
+from rpiae.evaluation.records import FORMAT, read_evaluations
+from rpiae.evaluation.trained_run import TrainedRun, read_run
 
 
 @frozen(kw_only=True)
@@ -34,14 +32,14 @@ class Subject:
         model: the tokenizer.
         folder: what was named.
         replica: its pivot; None where it has none.
-        run: the run's config; None where there is none.
+        run: the run that it is from; None where there is none.
         without_pivot: why it has no pivot.
     """
 
     model: RPiAE
     folder: Path
     replica: Replica | None = None
-    run: RunConfig | None = None
+    run: TrainedRun | None = None
     without_pivot: str = ""
 
 
@@ -57,10 +55,7 @@ def open_subject(folder: Path, device: torch.device) -> Subject:
     )
     if place is None or not (place / "config.toml").is_file():
         return Subject(model=model, folder=folder, without_pivot="there is no run around it")
-    run = parse(
-        read_toml(place / "config.toml"), RunConfig, source=str(place / "config.toml"),
-        converter=converter(),
-    )  # fmt: skip
+    run = read_run(place)
     if not run.encoder.pretrained and not run.init:
         reason = "its encoder began with random weights"
         return Subject(model=model, folder=folder, run=run, without_pivot=reason)
@@ -78,12 +73,12 @@ def results_folder(folder: Path) -> Path:
 
 def is_evaluated(folder: Path, config: EvaluationConfig) -> bool:
     """Whether a run was evaluated in just this way, as its tokenizer stands."""
-    path = results_folder(folder) / EVALUATION_FILE
     try:
-        tree = json.loads(path.read_text("utf-8"))
-        return bool(tree.get("address") == evaluation_address(folder, config))
+        found = read_evaluations(results_folder(folder) / EVALUATION_FILE)
+        address = evaluation_address(folder, config)
     except (OSError, ValueError, CheckpointError):
         return False
+    return any(each.get("address") == address for each in found)
 
 
 def evaluation_address(folder: Path, config: EvaluationConfig) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rpiae.data.listed import CentreCrop, EveryImage
-from rpiae.data.loading import loaded, loader
+from rpiae.data.loading import Handed, handed_over, loaded, loader
 
 
 class CropBatch(NamedTuple):
@@ -21,7 +21,7 @@ class CropBatch(NamedTuple):
     """
 
     crops: tuple[CentreCrop, ...]
-    pixels: Tensor
+    pixels: Handed
 
     @property
     def usable(self) -> tuple[CentreCrop, ...]:
@@ -30,7 +30,7 @@ class CropBatch(NamedTuple):
 
     def images(self, device: torch.device) -> Tensor:
         """The pixels as floats in [0, 1]."""
-        return self.pixels.to(device).to(torch.float32).div_(255)
+        return torch.as_tensor(self.pixels).to(device).to(torch.float32).div_(255)
 
 
 def load_batches(images: EveryImage, batches: Sequence[Sequence[int]]) -> Iterator[CropBatch]:
@@ -47,5 +47,5 @@ def _collated(crops: list[CentreCrop]) -> CropBatch:
     pixels = [crop.pixels for crop in crops if crop.pixels is not None]
     return CropBatch(
         tuple(crop._replace(pixels=None) for crop in crops),
-        torch.stack(pixels) if pixels else torch.empty(0, dtype=torch.uint8),
+        handed_over(torch.stack(pixels)) if pixels else torch.empty(0, dtype=torch.uint8),
     )

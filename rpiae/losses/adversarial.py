@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rpiae.core.contracts import StepContext
 from rpiae.core.randomness import StepRandomness
+from rpiae.core.shapes import at_least_fp32
 
 #: Largest shift of the translation, over the side of the image.
 SHIFT = 1 / 8
@@ -20,7 +21,7 @@ SHIFT = 1 / 8
 CUT = 1 / 2
 
 Objective = Literal["hinge", "non-saturating"]
-Augmentation = Literal["colour", "translation", "cutout"]
+Augmentation = Literal["translation", "colour", "cutout"]
 
 
 class AdversarialLoss:
@@ -32,8 +33,9 @@ class AdversarialLoss:
 
     Args:
         objective: which of the two.
-        augment: what is done to every image before the critic sees it, reconstructions included;
-            differentiable augmentation (arXiv 2006.10738).
+        augment: what is done to every image before the critic sees it, reconstructions included:
+            translation, then colour, then cutout, as far as named; differentiable augmentation
+            (arXiv 2006.10738). The colours of what a translation brings in change with the image's.
     """
 
     def __init__(self, *, objective: Objective, augment: Sequence[Augmentation]) -> None:
@@ -44,7 +46,7 @@ class AdversarialLoss:
         assert context.reconstruction is not None
         assert context.critic is not None
         shown = self.augmented(context.reconstruction, context.draws, "critic-model")
-        logits = context.critic(shown).float()
+        logits = at_least_fp32(context.critic(shown))
         return -logits.mean() if self._hinge else F.softplus(-logits).mean()
 
     def critic_loss(
@@ -63,10 +65,10 @@ class AdversarialLoss:
         def draw(what: str) -> Tensor:
             return draws.uniform(f"{purpose}-{what}", images.device)
 
-        if "colour" in self._augment:
-            images = jittered(images, draw("brightness"), draw("saturation"), draw("contrast"))
         if "translation" in self._augment:
             images = translated(images, draw("down"), draw("right"))
+        if "colour" in self._augment:
+            images = jittered(images, draw("brightness"), draw("saturation"), draw("contrast"))
         if "cutout" in self._augment:
             images = cut_out(images, draw("top"), draw("left"))
         return images

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rpiae.core.contracts import GaussianPosterior, StepContext
+from rpiae.core.shapes import at_least_fp32
 
 
 class KlLoss:
@@ -22,4 +23,5 @@ class FeatureLoss:
 
     def __call__(self, context: StepContext) -> Float[Tensor, ""]:
         assert context.decoded_features is not None
-        return F.mse_loss(context.decoded_features.tokens, context.features.tokens)
+        decoded = at_least_fp32(context.decoded_features.tokens)
+        return F.mse_loss(decoded, at_least_fp32(context.features.tokens))

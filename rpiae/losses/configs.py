@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from attrs import frozen
 
-from rpiae.core.config import CriticConfig, EncoderConfig, LossConfig, at_least
-from rpiae.core.errors import UsageError
+from rpiae.core.config import CriticConfig, EncoderConfig, LossConfig, at_least, refused, within
 from rpiae.core.recipe import AdversarialConfig
 from rpiae.core.watch import Alarm
 
@@ -121,13 +120,14 @@ class AdversarialLossConfig(AdversarialConfig):
 
     Attributes:
         objective: of both sides, see ``AdversarialLoss``.
-        augment: what every image goes through before the critic sees it.
+        augment: what every image goes through before the critic sees it: translation, then colour,
+            then cutout, as far as named.
     """
 
     module: ClassVar[str] = "rpiae.losses.adversarial:AdversarialLoss"
     needs: ClassVar[frozenset[str]] = frozenset({"pixels", "critic"})
     objective: Literal["hinge", "non-saturating"] = "hinge"
-    augment: tuple[Literal["colour", "translation", "cutout"], ...] = ("colour", "translation")
+    augment: tuple[Literal["translation", "colour", "cutout"], ...] = ("translation", "colour")
 
     def arguments(self) -> dict[str, Any]:
         """Those of the model's side; the critic is the trainer's."""
@@ -148,25 +148,28 @@ class DinoCriticConfig(CriticConfig):
     module: ClassVar[str] = "rpiae.losses.critics:DinoCritic"
     backbone: EncoderConfig
     layers: tuple[int, ...] = (2, 5, 8, 11)
-    image_size: int = at_least(1, default=224)
-    kernel: int = at_least(1, default=9)
+    image_size: int = within(1, 4096, default=224)
+    kernel: int = within(1, 1023, default=9)
 
-    def arguments(self) -> dict[str, Any]:
-        """With the backbone built, its weights at random."""
+    def __attrs_post_init__(self) -> None:
         facts = self.backbone.describe()
         for layer in self.layers:
             if not -facts.num_blocks <= layer < facts.num_blocks:
-                raise UsageError(
-                    f"critic.layers: {self.backbone.label!r} has blocks 0 to "
-                    f"{facts.num_blocks - 1}, not {layer}"
+                raise refused(
+                    "layers",
+                    f"{self.backbone.label!r} has blocks 0 to {facts.num_blocks - 1}, not {layer}",
                 )
         if self.kernel % 2 == 0:
-            raise UsageError(f"critic.kernel must be odd, got {self.kernel}")
+            raise refused("kernel", f"the kernel must be odd, got {self.kernel}")
         if self.image_size < facts.patch:
-            raise UsageError(
-                f"critic.image_size = {self.image_size} is less than the patch of "
-                f"{self.backbone.label!r}, {facts.patch}"
+            raise refused(
+                "image_size",
+                f"{self.image_size} pixels are less than the patch of {self.backbone.label!r}, "
+                f"{facts.patch}",
             )
+
+    def arguments(self) -> dict[str, Any]:
+        """With the backbone built, its weights at random."""
         return {
             "backbone": self.backbone.build(),
             "layers": self.layers,
@@ -194,8 +197,8 @@ class PatchCriticConfig(CriticConfig):
     """
 
     module: ClassVar[str] = "rpiae.losses.critics:PatchCritic"
-    width: int = at_least(1, default=64)
-    halvings: int = at_least(1, default=3)
+    width: int = within(1, 8192, default=64)
+    halvings: int = within(1, 8, default=3)
 
 
 @frozen(kw_only=True)
@@ -242,4 +245,4 @@ class PivotNoisyLossConfig(LossConfig):
 
     module: ClassVar[str] = "rpiae.losses.pivot:PivotNoisyLoss"
     needs: ClassVar[frozenset[str]] = frozenset({"latent", "decoded_features", "replica"})
-    most: float = at_least(0, default=1.0)
+    most: float = within(0, 1, default=1.0)

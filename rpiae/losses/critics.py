@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from rpiae.core.contracts import Encoder
-from rpiae.core.shapes import encoder_view, geometry
+from rpiae.core.shapes import at_least_fp32, encoder_view, geometry
 
 NORM_EPS = 1e-6
 SLOPE = 0.2
@@ -22,7 +22,8 @@ class DinoCritic(nn.Module):
     """A frozen vision transformer with trained heads on several of its blocks.
 
     The image is resized bilinearly to ``image_size``, normalised and passed through the backbone;
-    one head reads the last block, and one each of ``layers``. Heads run in fp32.
+    one head reads the last block, and one each of ``layers``. Heads see patch tokens alone, no class
+    token, and are not autocast.
 
     Args:
         backbone: any encoder; its gradients pass, its weights stay.
@@ -66,11 +67,15 @@ class DinoCritic(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k"]:
         """Logits of images of any size in [0, 1]."""
-        seen = F.interpolate(images, (self._size, self._size), mode="bilinear", align_corners=False)
-        found = self.backbone.blocks((seen - self.mean) / self.std, self._layers)
+        seen = F.interpolate(
+            at_least_fp32(images), (self._size, self._size), mode="bilinear", align_corners=False
+        )
+        normalised = ((seen - self.mean) / self.std).to(self.mean.dtype)
+        found = self.backbone.blocks(normalised, self._layers)
         with torch.autocast(images.device.type, enabled=False):
             logits = [
-                head(tokens.float()) for head, tokens in zip(self.heads, found.tokens, strict=True)
+                head(tokens.to(self.mean.dtype))
+                for head, tokens in zip(self.heads, found.tokens, strict=True)
             ]
         return torch.cat(logits, dim=1)
 
@@ -98,12 +103,23 @@ class TokenHead(nn.Module):
         return self.last(found).squeeze(1)  # type: ignore[no-any-return]  # nn.Module calls are Any
 
 
+class TokenNorm(nn.InstanceNorm1d):
+    """A norm per sample and channel over the tokens, which may be one, of samples, which may be none.
+
+    Shapes:
+        (b, width, n) → (b, width, n)
+    """
+
+    def forward(self, tokens: Float[Tensor, "b w n"]) -> Float[Tensor, "b w n"]:
+        return F.group_norm(tokens, self.num_features, self.weight, self.bias, self.eps)
+
+
 def _token_block(width: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(
         spectral_norm(
             nn.Conv1d(width, width, kernel, padding=kernel // 2, padding_mode="circular")
         ),
-        nn.InstanceNorm1d(width, eps=NORM_EPS, affine=True),
+        TokenNorm(width, eps=NORM_EPS, affine=True),
         nn.LeakyReLU(SLOPE),
     )
 
@@ -146,4 +162,6 @@ class PatchCritic(nn.Module):
         """Logits of images of any size in [0, 1]; small ones are padded by reflection."""
         size = (max(images.shape[-2], self._least), max(images.shape[-1], self._least))
         padded = encoder_view(images, geometry(size, patch=1, output_patch=1))
-        return self.network(2 * padded - 1).flatten(1)  # type: ignore[no-any-return]  # nn.Module calls are Any
+        weight = self.network[0].weight
+        assert isinstance(weight, Tensor)
+        return self.network((2 * padded - 1).to(weight.dtype)).flatten(1)  # type: ignore[no-any-return]  # nn.Module calls are Any

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rpiae.core.contracts import StepContext
 from rpiae.core.download import cached_name, fetch_url
 from rpiae.core.errors import CheckpointError, FetchError, UsageError
+from rpiae.core.shapes import at_least_fp32
 from rpiae.core.weights import expanded, load_state, read_weights, require_file
 
 #: Channels of VGG-16's convolutions, block by block; features are taken at the end of each block.
@@ -93,14 +94,14 @@ class LpipsLoss(nn.Module):
             )
         with torch.no_grad():
             wanted = self._features(images)
-        total = made.new_zeros(made.shape[0], dtype=torch.float32)
+        total = at_least_fp32(made.new_zeros(made.shape[0]))
         for head, found, other in zip(self.heads, self._features(made), wanted, strict=True):
             difference = (_unit(found) - _unit(other)).square()
             total = total + (difference * head).sum(1).mean((1, 2))
         return total
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        tensor = (2 * images - 1 - self.shift) / self.scale
+        tensor = (2 * images.to(self.shift.dtype) - 1 - self.shift) / self.scale
         found = []
         for block in self.blocks:
             tensor = block(tensor)
@@ -183,5 +184,5 @@ def _load(
 
 
 def _unit(features: Tensor) -> Tensor:
-    features = features.float()
+    features = at_least_fp32(features)
     return features / (features.square().sum(1, keepdim=True).sqrt() + 1e-10)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rpiae.core.contracts import StepContext
 from rpiae.core.errors import UsageError
-from rpiae.core.shapes import map_to_tokens
+from rpiae.core.shapes import at_least_fp32, map_to_tokens
 
 
 class PivotLoss:
@@ -24,7 +24,7 @@ class PivotLoss:
     def __call__(self, context: StepContext) -> Float[Tensor, ""]:
         with torch.no_grad():
             anchor = context.replica.features(context.images).tokens
-        return F.mse_loss(context.features.tokens, anchor)
+        return F.mse_loss(at_least_fp32(context.features.tokens), at_least_fp32(anchor))
 
 
 class PivotPerceptualLoss:
@@ -66,7 +66,8 @@ class PivotCosineLoss:
     def __call__(self, context: StepContext) -> Float[Tensor, ""]:
         with torch.no_grad():
             anchor = context.replica.features(context.images).tokens
-        likeness = F.cosine_similarity(context.features.tokens.float(), anchor.float(), dim=-1)
+        tokens = at_least_fp32(context.features.tokens)
+        likeness = F.cosine_similarity(tokens, at_least_fp32(anchor), dim=-1)
         return F.relu(1 - self._margin - likeness).mean()
 
 
@@ -129,11 +130,11 @@ class PivotNoisyLoss:
         assert context.expand is not None
         with torch.no_grad():
             anchor = context.replica.features(context.images).tokens
-        latent = context.latent.float()
+        latent = at_least_fp32(context.latent)
         t = self._most * context.draws.uniform("pivot-noisy-time", latent.device).view(-1, 1, 1, 1)
         noisy = (1 - t) * latent + t * context.draws.normal_like(latent, "pivot-noisy")
-        tokens = context.expand(noisy).tokens
-        return (1 - F.cosine_similarity(tokens.float(), anchor.float(), dim=-1)).mean()
+        tokens = at_least_fp32(context.expand(noisy).tokens)
+        return (1 - F.cosine_similarity(tokens, at_least_fp32(anchor), dim=-1)).mean()
 
 
 def spaced_layers(num_blocks: int) -> tuple[int, ...]:
@@ -143,9 +144,9 @@ def spaced_layers(num_blocks: int) -> tuple[int, ...]:
 
 
 def _normed(tokens: Tensor) -> Tensor:
-    return F.layer_norm(tokens.float(), tokens.shape[-1:])
+    return F.layer_norm(at_least_fp32(tokens), tokens.shape[-1:])
 
 
 def _similarities(tokens: Tensor) -> Tensor:
-    unit = F.normalize(tokens.float(), dim=-1)
+    unit = F.normalize(at_least_fp32(tokens), dim=-1)
     return unit @ unit.transpose(1, 2)

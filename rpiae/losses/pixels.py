@@ -1,4 +1,4 @@
-"""Losses between the reconstruction and the image."""
+"""Losses between the reconstruction and the image, in fp32 (or fp64, as the two are)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rpiae.core.contracts import StepContext
+from rpiae.core.shapes import at_least_fp32
 
 
 class L1Loss:
@@ -14,7 +15,7 @@ class L1Loss:
 
     def __call__(self, context: StepContext) -> Float[Tensor, ""]:
         assert context.reconstruction is not None
-        return F.l1_loss(context.reconstruction, context.images)
+        return F.l1_loss(at_least_fp32(context.reconstruction), at_least_fp32(context.images))
 
 
 class MseLoss:
@@ -22,4 +23,4 @@ class MseLoss:
 
     def __call__(self, context: StepContext) -> Float[Tensor, ""]:
         assert context.reconstruction is not None
-        return F.mse_loss(context.reconstruction, context.images)
+        return F.mse_loss(at_least_fp32(context.reconstruction), at_least_fp32(context.images))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from rpiae.core.errors import MissingExtraError, RunError, UsageError
+from rpiae.data.loading import usable_cpus
 from rpiae.studies.jobs import STOPPED
 
 #: Seconds that a process which was told to stop has, to finish its step and save.
@@ -54,7 +55,7 @@ class LocalExecutor:
         import torch
 
         self.slots = slots
-        self._threads = max(1, len(os.sched_getaffinity(0)) // slots)
+        self._threads = max(1, usable_cpus() // slots)
         listed = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         numbers = [str(number) for number in range(torch.cuda.device_count())]
         self._devices = [name for name in listed.split(",") if name] or numbers

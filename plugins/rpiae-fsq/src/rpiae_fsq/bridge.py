@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rpiae.core.contracts import Features
 from rpiae.core.errors import UsageError
-from rpiae.core.shapes import map_grid, map_to_tokens, tokens_to_map
+from rpiae.core.shapes import at_least_fp32, map_grid, map_to_tokens, tokens_to_map
 
 #: By how much a channel's bound reaches past its outermost level, so that it can be reached.
 MARGIN = 1e-3
@@ -97,7 +97,7 @@ class FsqBridge(nn.Module):
 
     def encode(self, features: Features) -> Codes:
         """The code of every token."""
-        projected = self.encoder(tokens_to_map(features.tokens, features.grid)).float()
+        projected = at_least_fp32(self.encoder(tokens_to_map(features.tokens, features.grid)))
         bounded = self._bounded(projected)
         rounded = bounded + (bounded.round() - bounded).detach()
         return Codes(
@@ -108,7 +108,7 @@ class FsqBridge(nn.Module):
 
     def decode(self, latent: Float[Tensor, "b c h w"]) -> Features:
         """Features ẑ of a latent."""
-        expanded = self.decoder(latent).float()
+        expanded = at_least_fp32(self.decoder(latent))
         return Features(map_to_tokens(expanded), map_grid(expanded))
 
     def indices_of(self, latent: Float[Tensor, "b c h w"]) -> Int[Tensor, "b h w"]:

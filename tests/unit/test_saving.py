@@ -1,0 +1,148 @@
+"""A saved tokenizer is the old one or the new one, whatever happens while it is replaced."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rpiae.core.build import build
+from rpiae.core.errors import CheckpointError
+from rpiae.core.files import plain_name
+from rpiae.core.tokenizer import RPiAE
+from tests.toys import DECODERS, ENCODERS
+
+EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree"}
+DONE, REFUSED, KILLED = 0, 3, 9
+
+
+def model(bridge: str) -> RPiAE:
+    torch.manual_seed(0)
+    return build(encoder=ENCODERS["vit"], bridge=bridge, decoder=DECODERS["vit"])
+
+
+def cut_off(action: Callable[[], object], folder: Path, number: int, how: str) -> int:
+    """Do something in a process of its own that is killed, or whose disk is full, at the n-th thing
+    that it does to a folder or anything in it; how that ended."""
+    process = os.fork()
+    if process:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    left = number
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event not in EVENTS or str(folder.parent) not in str(arguments[0]):
+            return
+        left -= 1
+        if left == 0 and how == "killed":
+            os._exit(KILLED)
+        if left <= 0 and how == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    sys.addaudithook(hook)
+    try:
+        action()
+    except CheckpointError:
+        os._exit(REFUSED)
+    os._exit(DONE)
+
+
+def same(one: RPiAE, other: RPiAE) -> bool:
+    left, right = one.state_dict(), other.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(t, right[n]) for n, t in left.items())
+
+
+@pytest.mark.parametrize("how", ["killed", "full"])
+def test_replacing_a_tokenizer_loses_nothing_at_any_step(tmp_path: Path, how: str) -> None:
+    old, new = model("vb4"), model("vb8")
+    found = {"old": 0, "new": 0}
+    number, code = 0, KILLED
+    while code != DONE:
+        number += 1
+        folder = tmp_path / str(number) / "tokenizer"
+        old.save_pretrained(folder)
+        code = cut_off(lambda folder=folder: new.save_pretrained(folder), folder, number, how)
+        loaded = RPiAE.from_pretrained(folder)
+        kept = "new" if same(loaded, new) else "old"
+        assert kept == "new" or same(loaded, old)
+        found[kept] += 1
+        # What was cut off does not stand in the way of another try, which may be cut off too.
+        cut_off(lambda folder=folder: old.save_pretrained(folder), folder, 4, how)
+        loaded = RPiAE.from_pretrained(folder)
+        assert same(loaded, old) or same(loaded, new)
+        old.save_pretrained(folder)
+        assert same(RPiAE.from_pretrained(folder), old)
+        assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+        assert [p.name for p in folder.parent.iterdir()] == ["tokenizer"]
+    assert found["old"] >= 5
+    assert found["new"] >= 2
+
+
+@pytest.mark.parametrize("how", ["killed", "full"])
+def test_a_first_save_is_there_whole_or_not_at_all(tmp_path: Path, how: str) -> None:
+    made = model("vb4")
+    number, code = 0, KILLED
+    while code != DONE:
+        number += 1
+        folder = tmp_path / str(number) / "tokenizer"
+        code = cut_off(lambda folder=folder: made.save_pretrained(folder), folder, number, how)
+        if (folder / "config.json").exists():
+            assert same(RPiAE.from_pretrained(folder), made)
+        else:
+            assert code != DONE
+            with pytest.raises(CheckpointError, match=r"no finished tokenizer yet|does not exist"):
+                RPiAE.from_pretrained(folder)
+        made.save_pretrained(folder)
+        assert same(RPiAE.from_pretrained(folder), made)
+
+
+def test_results_about_the_old_tokenizer_and_what_killed_runs_left_are_removed(
+    tmp_path: Path,
+) -> None:
+    folder = model("vb4").save_pretrained(tmp_path / "tok")
+    (folder / "evaluation.json").write_text("{}")
+    (folder / "pictures").mkdir()
+    for name in (".tok-abcd1234", ".tok-abcd1234-replaced", ".tok-notes", ".tok-mine_wxyz"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".tok-mine_wxyz" / "thesis.tex").write_text("years")
+    model("vb4").save_pretrained(folder)
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".tok-mine_wxyz", ".tok-notes", "tok"]
+
+
+NAMES = [
+    "../x",
+    "a/b",
+    "/etc/x",
+    "..",
+    ".",
+    "",
+    ".hidden",
+    "a\0b",
+    "é",
+    "x" * 300,
+    "[/red]",
+    "\udcff",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_leads_nowhere(name: str, tmp_path: Path) -> None:
+    made = plain_name(name)
+    path = tmp_path / made
+    assert path.parent == tmp_path
+    path.mkdir()
+    assert not made.startswith(".")
+    assert made.isascii()
+
+
+def test_names_stay_apart_and_plain_ones_stay_as_they_are() -> None:
+    assert len({plain_name(name) for name in [*NAMES, "a-b", "a.b", "-"]}) == len(NAMES) + 3
+    for name in ("tune", "stage_2", "photo.jpg", "A-1"):
+        assert plain_name(name) == name
