@@ -116,8 +116,9 @@ ODD: tuple[Any, ...] = (
     "identity", "quick", "5", [], [[]], [1, -1], ["a"], [0.9, 2.0], [10**9, 10**9], {}, {"name": "tiny"},
     {"name": 5}, {"name": "vit", "width": -4}, {"": {}}, {"a": {"b": {"c": 1}}},
 )  # fmt: skip
-TEXTS = tuple(str(value) for value in ODD if isinstance(value, (str, int, float))) + (
-    "9" * 5000, "[" * 3000, "{a=" * 200, "1979-05-27", "0x" + "f" * 6000, "a." * 3000 + "b",
+TEXTS = (
+    *(str(value) for value in ODD if isinstance(value, (str, int, float))), "9" * 5000, "[" * 3000,
+    "{a=" * 200, "1979-05-27", "0x" + "f" * 6000, "a." * 3000 + "b",
 )  # fmt: skip
 
 
@@ -181,7 +182,13 @@ def answer(given: Given) -> Outcome:
 
 def places(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Paths of everything in a tree but the tree itself."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    items = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, list)
+        else ()
+    )
     for key, value in items:
         yield (*path, key)
         yield from places(value, (*path, key))
@@ -220,9 +227,15 @@ def spoilt_bytes(data: bytes, random: Random) -> bytes:
     if kind == 1:
         return data[:at] + data[at // 2 :]
     if kind == 2:
-        return random.choice((b"", b"\0", b"\xff\xfe", b"{}", b"[]", b"null", b"[" * 100_000, b'{"a":' * 5000))
+        return random.choice(
+            (b"", b"\0", b"\xff\xfe", b"{}", b"[]", b"null", b"[" * 100_000, b'{"a":' * 5000)
+        )
     if kind == 3:
-        return data[:at] + random.choice((b"\0", b"\xff", b"\xed\xa0\x80", b"9" * 5000, b"-", b'"')) + data[at:]
+        return (
+            data[:at]
+            + random.choice((b"\0", b"\xff", b"\xed\xa0\x80", b"9" * 5000, b"-", b'"'))
+            + data[at:]
+        )
     flipped = bytearray(data)
     for _ in range(random.choice((1, 1, 2, 8))):
         # The beginning of a file is where its structure is.
@@ -237,7 +250,9 @@ def spoilt_file(path: Path, random: Random) -> None:
     kind = random.randrange(10)
     if kind == 0:
         path.unlink()
-        random.choice((path.mkdir, lambda: os.mkfifo(path), lambda: path.symlink_to(path.name), lambda: None))()
+        random.choice(
+            (path.mkdir, lambda: os.mkfifo(path), lambda: path.symlink_to(path.name), lambda: None)
+        )()
     elif kind < 5 and path.suffix == ".json":
         tree = spoilt_tree(json.loads(path.read_bytes()), random, (*ODD, None, "\ud800"))
         path.write_text(json.dumps(tree))
@@ -273,7 +288,10 @@ class Inputs:
         (folder / "run.toml").write_text(TOY)
         tree = tomllib.loads(TOY)
         build(
-            encoder=tree["encoder"], bridge=tree["bridge"], decoder=tree["decoder"], pretrained=False
+            encoder=tree["encoder"],
+            bridge=tree["bridge"],
+            decoder=tree["decoder"],
+            pretrained=False,
         ).save_pretrained(folder / "tokenizer")
         self.kinds: list[Callable[[Random], Given]] = [
             self.config, self.config, self.command, self.command, self.tokenizer, self.study,
@@ -338,8 +356,15 @@ class Inputs:
                 argv[at] = random.choice(TEXTS)
             if len(argv) < 2:
                 break
-        words = [w for text in argv for w in (text[:20], text.partition("=")[0], printable(text)[:20]) if w]
-        return Given(argv=tuple(argv), words=(*words, "usage: ", "rpiae list", "expected", "data.", "data "))
+        words = [
+            w
+            for text in argv
+            for w in (text[:20].rstrip("/"), text.partition("=")[0], printable(text)[:20])
+            if w
+        ]
+        return Given(
+            argv=tuple(argv), words=(*words, "usage: ", "rpiae list", "expected", "data.", "data ")
+        )
 
     def tokenizer(self, random: Random) -> Given:
         """A damaged tokenizer."""
@@ -396,7 +421,7 @@ COMMANDS = tuple(
 build --dry-run --config run.toml --set seed=3
 build --dry-run --encoder tiny --bridge vb8 --decoder vit-t --data sample --seed 3 --set seed=3
 build --dry-run --config run.toml --data folder:photos --set data.image_size=32 --device cpu
-build --dry-run --config run.toml --data folder:photos --without lpips --precision fp32
+build --dry-run --config run.toml --data folder:photos --without kl --precision fp32
 build --dry-run --config run.toml --init tokenizer --out x-out
 build --resume tokenizer --dry-run --set recipe.max_steps=3
 bench --repeats 0 --config run.toml --set seed=3

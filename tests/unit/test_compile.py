@@ -108,9 +108,11 @@ def test_the_backend_is_chosen_while_a_graph_is_traced(
     argument = "math" if where == "argument" else None
     if where == "environment":
         monkeypatch.setenv(ENVIRONMENT, "math")
-    with attention_backend("math" if where == "context" else "sdpa") if where in (
-        "context",
-    ) else torch.enable_grad():
+    with (
+        attention_backend("math" if where == "context" else "sdpa")
+        if where in ("context",)
+        else torch.enable_grad()
+    ):
         found = traced(lambda q, k, v: attention(q, k, v, backend=argument))(q, k, v)
     assert set(used) == {"sdpa" if where == "automatic" else "math"}
     torch.testing.assert_close(found, attention(q, k, v, backend="math"))
@@ -134,4 +136,6 @@ def test_xformers_is_not_chosen_for_traced_code() -> None:
 def test_inductor_gives_the_numbers_of_eager_code() -> None:
     model = tokenizer()
     with torch.no_grad():
-        torch.testing.assert_close(torch.compile(model)(images()), model(images()), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            torch.compile(model)(images()), model(images()), atol=1e-5, rtol=0
+        )
