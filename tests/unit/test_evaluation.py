@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -131,6 +132,12 @@ def test_psnr_and_ssim_agree_with_torchmetrics(run: Path, testing: Path, model: 
     assert found.metrics["psnr"] == pytest.approx(torch.stack(each).mean().item(), abs=1e-4)
     assert found.metrics["psnr"] != pytest.approx(found.metrics["psnr_pooled"], abs=1e-3)
     assert found.metrics["ssim"] == pytest.approx(ssim.item(), abs=1e-5)
+
+
+def test_what_the_source_leaves_out_is_a_warning(run: Path, testing: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(testing, tmp_path / "copy")
+    (folder / "x.heic").write_bytes(b"x")
+    assert any("left out .heic (1)" in text for text in measure(run, folder, "psnr").warnings)
 
 
 EVERYTHING = (
