@@ -125,6 +125,7 @@ def resolve_run(
     tree: Tree,
     *,
     defaults: Mapping[str, str],
+    initial: Mapping[str, tuple[Tree, str]] | None = None,
     overrides: Sequence[str] = (),
     without: Sequence[str] = (),
     source: str = "the run",
@@ -134,6 +135,8 @@ def resolve_run(
     Args:
         tree: what a file or the command line gave; parts as names or tables.
         defaults: names for parts that neither the tree nor a preset's companions give.
+        initial: parts of the tokenizer that the run starts from, and where they are from in words;
+            they come before companions.
         overrides: ``path=value`` texts, applied after names are expanded.
         without: losses to leave out of every stage.
         source: what messages call the tree.
@@ -152,7 +155,7 @@ def resolve_run(
             tree[str(steps[0])] = value
         else:
             late.append(text)
-    expanded, origins, presets = _expanded(tree, defaults)
+    expanded, origins, presets = _expanded(tree, defaults, initial or {})
     for text in late:
         _override(expanded, text)
     missing, notices = _prepare_terms(expanded, without)
@@ -175,7 +178,7 @@ def resolve_run(
         data=data,
     )  # fmt: skip
     stages, dropped, needs = _checked_stages(config, tokenizer)
-    problems += needs
+    problems += [*needs, *_start_problems(config)]
     if problems:
         raise ConfigError(source, problems)
     return ResolvedRun(
@@ -289,7 +292,7 @@ def _facts(encoder: EncoderDescription, config: EncoderConfig) -> dict[str, tupl
 
 
 def _expanded(
-    tree: Tree, defaults: Mapping[str, str]
+    tree: Tree, defaults: Mapping[str, str], initial: Mapping[str, tuple[Tree, str]]
 ) -> tuple[Tree, dict[str, str], tuple[Preset, ...]]:
     expanded = dict(tree)
     origins: dict[str, str] = {}
@@ -298,6 +301,8 @@ def _expanded(
     for name, family in FIELDS.items():
         if name in tree:
             given, origins[name] = tree[name], "given"
+        elif name in initial:
+            given, origins[name] = initial[name]
         elif name in companions:
             given, origins[name] = companions[name]
         elif name in defaults:
@@ -471,6 +476,17 @@ def _checked_stages(
         notices += said
         stages.append(evolve(stage, terms=tuple(terms)))
     return tuple(stages), notices, problems
+
+
+def _start_problems(config: RunConfig) -> list[str]:
+    """What is wrong with the parts that a run takes over."""
+    if not config.init_parts:
+        return [f"init_parts: name at least one of {', '.join(ROLES)}"]
+    if not config.init and set(config.init_parts) != set(ROLES):
+        return [
+            "init_parts: there is nothing to take them from: set init to a run's folder (--init)"
+        ]
+    return []
 
 
 def _adversaries(terms: Sequence[TermConfig], stage: str, path: str) -> tuple[list[str], list[str]]:
