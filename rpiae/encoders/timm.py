@@ -394,7 +394,6 @@ class SwitchedRotaryAttention(nn.Module):
         # timm's blocks pass a mask and a causal flag along; a ViT encoder sets neither.
         assert attn_mask is None
         assert not is_causal
-        b, n, _ = tokens.shape
         q, k, v = (
             part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             for part in self._projected(tokens)
