@@ -1,6 +1,6 @@
 """How long a run waits for its images, and what decoding and cropping them costs.
 
-    python benchmarks/data.py FOLDER_OF_JPEGS [--image-size 256] [--seconds-per-step 1.0]
+    python benchmarks/data.py FOLDER [--image-size 256] [--seconds-per-step 1.0]
 
 First one process decodes, shrinks and crops as fast as it can; then batches of 8 are taken from the
 loader with the default workers while this process multiplies matrices, as a step would.
@@ -15,28 +15,31 @@ from pathlib import Path
 
 import torch
 
+from rpiae.core.errors import RpiaeError
 from rpiae.data.datasets import FolderDataset
 from rpiae.data.images import crop, decode, resize_short_side
+from rpiae.data.sources import folder_source
 
 
 def timed_parts(folder: Path, size: int) -> dict[str, float]:
     """Milliseconds per image of reading, decoding, shrinking and cropping."""
     spent: dict[str, float] = {"read": 0.0, "decode": 0.0, "shrink": 0.0, "crop": 0.0}
-    files = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in (".jpg", ".jpeg")]
-    for file in files:
+    source = folder_source(str(folder))
+    for index in range(len(source)):
         marks = [time.perf_counter()]
-        raw = file.read_bytes()
+        raw = source.read(index).read_bytes()
         marks.append(time.perf_counter())
-        pixels = decode(raw, name=file.name)
+        pixels = decode(raw, name=source.path(index))
         marks.append(time.perf_counter())
         if min(pixels.shape[:2]) > 1.5 * size:
             pixels = resize_short_side(pixels, round(1.5 * size))
         marks.append(time.perf_counter())
-        crop(pixels, min(size, *pixels.shape[:2]), 0.5, 0.5).copy()
+        side = min(size, *pixels.shape[:2])
+        crop(pixels, (side, side), 0.5, 0.5).copy()
         marks.append(time.perf_counter())
         for name, start, end in zip(spent, marks, marks[1:], strict=False):
             spent[name] += end - start
-    return {name: 1000 * seconds / len(files) for name, seconds in spent.items()}
+    return {name: 1000 * seconds / len(source) for name, seconds in spent.items()}
 
 
 def wait_share(folder: Path, size: int, seconds: float, *, steps: int = 20) -> float:
@@ -62,9 +65,12 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--seconds-per-step", type=float, default=1.0)
     arguments = parser.parse_args()
-    parts = timed_parts(arguments.folder, arguments.image_size)
-    print(" · ".join(f"{name} {value:.2f} ms" for name, value in parts.items()), "per image")
-    share = wait_share(arguments.folder, arguments.image_size, arguments.seconds_per_step)
+    try:
+        parts = timed_parts(arguments.folder, arguments.image_size)
+        print(" · ".join(f"{name} {value:.2f} ms" for name, value in parts.items()), "per image")
+        share = wait_share(arguments.folder, arguments.image_size, arguments.seconds_per_step)
+    except RpiaeError as error:
+        raise SystemExit(str(error)) from None
     print(f"waiting for data: {share:.2%} of a step of {arguments.seconds_per_step} s and 8 images")
 
 

@@ -14,13 +14,16 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run tests marked slow")
+    parser.addoption(
+        "--device", default="cuda", help="where tests marked gpu run (cpu: to try the tests)"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     skips = []
     if not config.getoption("--slow"):
         skips.append(("slow", pytest.mark.skip(reason="slow: add --slow")))
-    if not torch.cuda.is_available():
+    if config.getoption("--device").startswith("cuda") and not torch.cuda.is_available():
         skips.append(("gpu", pytest.mark.skip(reason="no CUDA device")))
     if os.environ.get("RPIAE_NETWORK") != "1":
         skips.append(("network", pytest.mark.skip(reason="network: set RPIAE_NETWORK=1")))
@@ -28,6 +31,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name, skip in skips:
             if name in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture
+def card(request: pytest.FixtureRequest) -> torch.device:
+    """Where tests marked gpu run."""
+    return torch.device(request.config.getoption("--device"))
 
 
 @pytest.fixture

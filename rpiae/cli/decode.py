@@ -22,9 +22,8 @@ def execute(arguments: argparse.Namespace) -> int:
 
     given = Path(arguments.latents)
     latents = read_tensor(given) if given.is_file() else LatentDataset(given)
-    run = arguments.run
-    if run is None and isinstance(latents, LatentDataset):
-        run = latents.index["tokenizer"]["path"]
+    made_by = latents.index["tokenizer"] if isinstance(latents, LatentDataset) else None
+    run = arguments.run or (made_by and made_by["path"])
     if run is None:
         raise UsageError(f"{given} does not say what made it: name a tokenizer with --run")
     try:
@@ -35,9 +34,13 @@ def execute(arguments: argparse.Namespace) -> int:
                 f"the tokenizer that made {given} is gone or damaged ({error}): name it with --run"
             ) from None
         raise
-    if isinstance(latents, LatentDataset) and latents.index["tokenizer"][
-        "sha256"
-    ] != tokenizer_digest(model):
+    if made_by and made_by["sha256"] != tokenizer_digest(model):
+        # The folder may be somebody else's, and its path means nothing here.
+        if arguments.run is None:
+            raise CheckpointError(
+                f"the tokenizer in {run}, where {given} says that its own is, is another one: name "
+                "the right one with --run"
+            )
         stderr.print(
             f"note: {given} was made by another tokenizer than the one in {run}",
             soft_wrap=True,

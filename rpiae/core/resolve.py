@@ -500,18 +500,29 @@ def _adversaries(terms: Sequence[TermConfig], stage: str, path: str) -> tuple[li
     for term, loss in playing:
         if loss.critic_start_steps and loss.critic_start_epochs:
             problems.append(f"{path}: give one of critic_start_steps and critic_start_epochs")
-        comparable = not (term.start_epochs and loss.critic_start_steps) and not (
+        mixed = (term.start_epochs and loss.critic_start_steps) or (
             term.start_steps and loss.critic_start_epochs
         )
         before = (term.start_steps, term.start_epochs) < (
             loss.critic_start_steps, loss.critic_start_epochs,
         )  # fmt: skip
-        if comparable and before:
+        if mixed:
+            notices.append(
+                f"stage {stage}: {loss.label} counts from "
+                f"{_when(term.start_steps, term.start_epochs)} and its critic begins to learn from "
+                f"{_when(loss.critic_start_steps, loss.critic_start_epochs)}: which is first depends "
+                "on the number of images"
+            )
+        elif before:
             notices.append(
                 f"stage {stage}: {loss.label} counts before its critic has begun to learn "
                 "(critic_start_… is later than start_…)"
             )
     return problems, notices
+
+
+def _when(steps: int, epochs: float) -> str:
+    return f"step {steps}" if steps else f"epoch {epochs:g}"
 
 
 def _outside(stage: StageConfig, path: str) -> list[str]:

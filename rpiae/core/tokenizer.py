@@ -18,10 +18,10 @@ from rpiae.core.contracts import Bridge, Decoder, Encoder, Features, Posterior
 from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.shapes import Geometry, encoder_view, geometry
 
-_log = logging.getLogger(__name__)
-
 if TYPE_CHECKING:
     from rpiae.core.resolve import ResolvedTokenizer
+
+_log = logging.getLogger(__name__)
 
 NORM_EPS = 1e-5
 

@@ -244,9 +244,7 @@ class _Stage:
         try:
             return (yield from self._steps(stop))
         finally:
-            self.optimisation.clear()
-            if self.critic is not None:
-                self.critic.clear()
+            self._clear()
 
     def _steps(self, stop: StopSignal) -> Generator[events.Event, None, bool]:
         recipe, runtime = self.inputs.recipe, self.inputs.runtime
@@ -471,6 +469,7 @@ class _Stage:
     def _ended(self) -> events.StageEnded:
         """The stage's end is saved; the model goes on with what the next stage takes over."""
         model = self.inputs.model
+        self._clear()
         ended = events.StageEnded(
             stage=self.config.name, index=self.index, steps=self.step, seconds=self.seconds,
             images_per_second=self.step * self.batch_size / self.seconds if self.seconds else 0.0,
@@ -489,6 +488,12 @@ class _Stage:
             self.ema.swap()
         model.requires_grad_(False)
         return ended
+
+    def _clear(self) -> None:
+        """Leave no gradients to whoever comes next."""
+        self.optimisation.clear()
+        if self.critic is not None:
+            self.critic.clear()
 
     def _write(self, *, ended: bool = False) -> Path:
         """Save the state; at a stage's end its weights and their moving average alone."""

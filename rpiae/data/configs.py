@@ -160,7 +160,7 @@ class StreamableDatasetConfig(StoredDatasetConfig):
     """
 
     streaming: bool = False
-    num_images: int | None = within(2, MOST_IMAGES, default=None)
+    num_images: int | None = within(1, MOST_IMAGES, default=None)
     buffer: int = within(1, MOST_BUFFERED, default=1024)
     readers: int = within(1, MOST_PROCESSES, default=8)
 

@@ -220,13 +220,12 @@ def huggingface(
         )
     check_classes(classes)
     folder = _folder(path)
-    whole, total = _loaded(
+    whole, total, problems = _loaded(
         path, folder, split=split, subset=subset, revision=revision, streaming=streaming
     )
     data = _undecoded(whole, column, path)
     if total == 0:
         raise DataError(f"{printable(path)} has no rows in split {split!r}")
-    problems = _unused(folder, whole, subset) if folder else ()
     if not streaming:
         check_not_streaming(num_images)
         labels, notice = _label_data(whole, label_column, path)
@@ -261,23 +260,24 @@ def _folder(path: str) -> Path | None:
 
 def _loaded(
     path: str, folder: Path | None, *, split: str, subset: str, revision: str, streaming: bool
-) -> tuple[Any, int | None]:
-    """The dataset, and its number of rows where it is known."""
+) -> tuple[Any, int | None, tuple[str, ...]]:
+    """The dataset, its number of rows where it is known, and what is left out."""
     try:
         if folder and ((folder / SAVED).is_file() or (folder / SAVED_SPLITS).is_file()):
-            return _saved(folder, path, split, streaming)
-        data = datasets.load_dataset(
-            str(folder.absolute()) if folder else path,
-            name=subset or None,
-            split=split,
+            return (*_saved(folder, path, split, streaming), ())
+        builder = datasets.load_dataset_builder(
+            str(folder.absolute()) if folder else path, name=subset or None,
             revision=revision or None,
-            streaming=streaming,
-        )
+        )  # fmt: skip
+        problems = _unused(folder, builder) if folder else ()
         if not streaming:
-            return data, len(data)
+            builder.download_and_prepare()
+            data = builder.as_dataset(split=split)
+            return data, len(data), problems
+        data = builder.as_streaming_dataset(split=split)
         told = (data.info.splits or {}).get(split)
         # Where nobody has counted, it says 0.
-        return data, (told.num_examples or None) if told else None
+        return data, (told.num_examples or None) if told else None, problems
     except DataError:
         raise
     except Exception as error:  # the hub, the file system, a builder: each has errors of its own
@@ -308,14 +308,11 @@ def _saved(folder: Path, path: str, split: str, streaming: bool) -> tuple[Any, i
     return data.to_iterable_dataset(num_shards=len(data.cache_files)), rows
 
 
-def _unused(folder: Path, data: Any, subset: str) -> tuple[str, ...]:
+def _unused(folder: Path, builder: Any) -> tuple[str, ...]:
     """What of a folder's files the library takes into no split, in words."""
-    builder = data.info.builder_name
-    endings = datasets.packaged_modules._MODULE_TO_EXTENSIONS.get(builder or "", ())
-    if (folder / SAVED).is_file() or (folder / SAVED_SPLITS).is_file() or not endings:
-        return ()
-    chosen = datasets.load_dataset_builder(str(folder.absolute()), name=subset or None).config
-    used = {os.path.realpath(file) for files in chosen.data_files.values() for file in files}
+    endings = datasets.packaged_modules._MODULE_TO_EXTENSIONS.get(builder.name, ())
+    taken = (builder.config.data_files or {}).values()
+    used = {os.path.realpath(file) for files in taken for file in files}
     there = [f for f in walked(folder, endings).files if os.path.realpath(folder / f) not in used]
     if not there:
         return ()

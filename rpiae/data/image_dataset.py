@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rpiae.core.contracts import Batch, HeldOut, local_samples
 from rpiae.core.errors import DataError, UsageError
+from rpiae.core.names import printable
 from rpiae.core.randomness import generator, uniform
 from rpiae.data.buckets import Headers, bucket_shapes, nearest_bucket
 from rpiae.data.crops import (
@@ -30,7 +31,7 @@ from rpiae.data.crops import (
 from rpiae.data.images import Picture, Shape, centre_crop, to_tensor
 from rpiae.data.listed import EveryImage
 from rpiae.data.loading import chosen_workers, loaded, loader, unit
-from rpiae.data.orders import BucketOrder, EpochOrder, spread
+from rpiae.data.orders import BucketOrder, EpochOrder, sampled
 from rpiae.data.sources import ImageSource
 
 logger = logging.getLogger(__name__)
@@ -219,6 +220,7 @@ class ImageDataset(CropDataset):
         training: indices of the training images in the source; not empty.
         workers: processes that load images; 0 loads in this process.
         options: see ``BucketOptions``.
+        notices: what is to be said with the first batch, besides what the source leaves out.
 
     Raises:
         UsageError: if the options contradict each other.
@@ -231,10 +233,11 @@ class ImageDataset(CropDataset):
         *,
         workers: int,
         options: BucketOptions | None = None,
+        notices: Sequence[str] = (),
     ) -> None:
         super().__init__(
             num_images=len(training), image_size=reader.fitting.image_size, workers=workers,
-            notices=getattr(reader.source, "problems", ()),
+            notices=(*getattr(reader.source, "problems", ()), *notices),
         )  # fmt: skip
         self._reader = reader
         self._training = training
@@ -322,33 +325,32 @@ def _bucket_shapes(fitting: Fitting, options: BucketOptions) -> tuple[Shape, ...
 
 
 class SplitDataset(ImageDataset):
-    """A source of which some images, evenly spread, are held out and cropped at their centre.
+    """A source of which some images are held out and cropped at their centre.
+
+    A single image is both trained on and held out, and a notice says so.
 
     Args:
-        source: the encoded images.
+        source: the encoded images; not empty.
         options: see ``ImageOptions``.
 
     Raises:
-        DataError: if the source has fewer than two images.
         UsageError: if the options contradict each other.
     """
 
     def __init__(self, source: ImageSource, options: ImageOptions) -> None:
         held_out = options.get("held_out", 32)
         check_held_out(held_out)
-        if len(source) < 2:
-            raise DataError(
-                f"{source.location} has a single image; at least 2 are needed, one to train on and "
-                "one to hold out"
-            )
+        everything = np.arange(len(source))
         self._held_out = held_out_indices(len(source), held_out)
+        training = np.setdiff1d(everything, self._held_out)
         workers = options.get("workers")
         fitting = Fitting(image_size=options["image_size"], resize=options.get("resize"))
         super().__init__(
             ImageReader(source, fitting),
-            np.setdiff1d(np.arange(len(source)), self._held_out),
+            training if len(training) else everything,
             workers=chosen_workers(workers),
             options=options,
+            notices=[] if len(training) else [trained_on_itself(source.location)],
         )
 
     def held_out(self) -> HeldOut:
@@ -378,8 +380,21 @@ def check_held_out(held_out: int) -> None:
 
 
 def held_out_indices(num_images: int, held_out: int) -> list[int]:
-    """Indices of the held-out images, spread evenly over the sorted list; at most half of it."""
-    return spread(num_images, min(held_out, num_images // 2))
+    """Indices of the held-out images, drawn once and for all; at most half of them, and at least one."""
+    return sampled(num_images, most_held_out(num_images, held_out), "held-out")
+
+
+def most_held_out(num_images: int, held_out: int) -> int:
+    """How many images are held out: as asked for, at most half of them, and at least one."""
+    return max(1, min(held_out, num_images // 2))
+
+
+def trained_on_itself(location: str) -> str:
+    """What is said of a source of one image."""
+    return (
+        f"{printable(location)} has a single image: it is trained on and measured on, so scores say "
+        "how well it is learned by heart"
+    )
 
 
 def centre_crops(

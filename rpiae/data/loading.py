@@ -17,15 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
-from rpiae.core.errors import DataError, UsageError
+from rpiae.core.errors import DataError
 
 T = TypeVar("T")
 
 #: Bytes as a loading process hands them over; see ``handed_over``.
 Handed = Tensor | NDArray[np.uint8]
-
-#: Loading processes that may be asked for; a machine has fewer processors.
-MOST_WORKERS = 512
 
 #: Signals that reach a whole process group, and that its first process answers for all.
 GROUP_SIGNALS = [
@@ -45,16 +42,8 @@ def default_workers() -> int:
 
 
 def chosen_workers(given: int | None) -> int:
-    """How many processes load images: as given, or ``default_workers``.
-
-    Raises:
-        UsageError: if there would be more than ``MOST_WORKERS``.
-    """
-    if given is None:
-        return default_workers()
-    if given > MOST_WORKERS:
-        raise UsageError(f"data.workers must be at most {MOST_WORKERS}, got {given}")
-    return given
+    """How many processes load images: as given, or ``default_workers``."""
+    return default_workers() if given is None else given
 
 
 def live_with_parent(_: int) -> None:
@@ -142,11 +131,14 @@ def loaded(source: Iterable[T]) -> Iterator[T]:
                 raise
             # A worker that dies takes its cause with it; what torch says is all there is.
             raise DataError(
-                f"a process that loads images ended: {str(error).partition(chr(10))[0].strip()} "
-                "Nothing more is known here; data.workers = 0 loads in the training process, "
-                "where a cause is told"
+                f"a process that loads images ended: {_first_sentence(error)}. No more is known here; "
+                "data.workers = 0 loads in the training process, where a cause is told"
             ) from None
         yield batch
+
+
+def _first_sentence(error: RuntimeError) -> str:
+    return str(error).partition("\n")[0].rstrip(" .")
 
 
 def handed_over(pixels: Tensor) -> Handed:

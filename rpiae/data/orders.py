@@ -19,20 +19,20 @@ def permutation(number: int, seed: int, *labels: int | str) -> NDArray[np.int64]
     return np.random.default_rng(key(seed, *labels)).permutation(number)
 
 
-def spread(number: int, count: int) -> list[int]:
-    """``count`` of the numbers 0 to ``number`` − 1, evenly spread."""
-    return [(2 * i + 1) * number // (2 * count) for i in range(count)]
-
-
-def sampled(number: int, count: int) -> list[int]:
+def sampled(number: int, count: int, *labels: int | str) -> list[int]:
     """``count`` of the numbers 0 to ``number`` − 1, drawn at random but always the same, ascending.
 
     Where data lie in a periodic order, as when their classes take turns, evenly spread numbers would
     meet some of the classes only.
+
+    Args:
+        number: how many there are.
+        count: how many are drawn.
+        labels: tell one draw from another.
     """
     if count >= number:
         return list(range(number))
-    return sorted(permutation(number, 0, "sampled")[:count].tolist())
+    return sorted(permutation(number, 0, *(labels or ("sampled",)))[:count].tolist())
 
 
 class EpochOrder:

@@ -18,13 +18,22 @@ from rpiae.core.contracts import Batch, HeldOut, local_samples
 from rpiae.core.errors import DataError, UsageError
 from rpiae.core.randomness import uniform
 from rpiae.data.crops import Crop, CropBatch, Fitting, collated, cut, none_usable
-from rpiae.data.image_dataset import BucketOptions, centre_crops, check_held_out
+from rpiae.data.image_dataset import (
+    BucketOptions,
+    centre_crops,
+    check_held_out,
+    most_held_out,
+    trained_on_itself,
+)
 from rpiae.data.images import Picture
 from rpiae.data.loading import Handed, chosen_workers, handed_over, loaded, loader, unit
-from rpiae.data.orders import permutation, spread
+from rpiae.data.orders import permutation, sampled
 
 #: Crops per step where training crops are loaded for fitting.
 FITTED = 16
+
+#: Images that are read for each one that is held out, at most, as a shard is read from its beginning.
+READ_PER_HELD = 64
 
 #: Shards that a message tells the problems of.
 TOLD = 3
@@ -106,30 +115,30 @@ class _Reading:
 
     Attributes:
         stream: the shards.
-        held: images at the beginning of each shard that are held out.
+        held: positions in each shard that are held out.
         counts: training images of the shards that were read to their end, or are known.
         problems: what was left out, in words.
         places: where each reader went on, after a start on the way.
     """
 
     stream: Stream
-    held: Sequence[int]
+    held: Sequence[frozenset[int]]
     counts: dict[int, int] = field(init=False)
     problems: list[str] = field(factory=list)
     places: list[str] = field(factory=list)
 
     def __attrs_post_init__(self) -> None:
         counted = ((i, self.stream.count(i)) for i in range(len(self.stream)))
-        self.counts = {i: max(0, n - self.held[i]) for i, n in counted if n is not None}
+        self.counts = {i: n - sum(p < n for p in self.held[i]) for i, n in counted if n is not None}
 
     def training(self, shard: int) -> Iterator[Encoded]:
         """The training images of a shard; one that cannot be read on ends, and is reported."""
-        number, passed = 0, 0
+        number, passed, held = 0, 0, self.held[shard]
         try:
             for item in self.stream.images(shard):
                 if isinstance(item, str):
                     self.problems.append(item)
-                elif passed < self.held[shard]:
+                elif number + passed in held:
                     passed += 1
                 else:
                     number += 1
@@ -336,7 +345,8 @@ class StreamDataset:
     which images a step shows depends on (seed, stage, batch size, step), not on the number of
     processes. Each reader's epoch shows all images of its shards.
 
-    Held out are the first images of some shards, evenly spread over all shards.
+    Held out are images near the beginning of some shards, both drawn once and for all. A single image
+    is both trained on and held out, and a notice says so.
 
     Args:
         stream: the shards.
@@ -348,7 +358,7 @@ class StreamDataset:
         notices: what is known to be left out before the stream is read, in words.
 
     Raises:
-        DataError: if the stream has too few images.
+        DataError: if the stream has no images.
         UsageError: if the number of images is neither known nor given, or an option does not go
             with a stream.
     """
@@ -366,13 +376,16 @@ class StreamDataset:
         self._fitting = Fitting(image_size=options["image_size"], resize=options.get("resize"))
         self.image_size = self._fitting.image_size
         total = _total(stream, options.get("num_images"))
-        if total < 2:
-            raise DataError(
-                f"{stream.location} has {total} images; at least 2 are needed, one to train on and "
-                "one to hold out"
-            )
-        self._held = held_per_shard(stream, min(held_out, total // 2))
-        self.num_images = total - sum(self._held)
+        if total < 1:
+            raise DataError(f"{stream.location} has no images")
+        self._held = held_positions(stream, most_held_out(total, held_out), total)
+        self.num_images = total - sum(map(len, self._held))
+        self._withheld = self._held
+        self._notices = stream.problems
+        if not self.num_images:
+            self.num_images = total
+            self._withheld = [frozenset()] * len(stream)
+            self._notices = (*stream.problems, trained_on_itself(stream.location))
         self._buffer = options.get("buffer", 1024)
         self._readers = options.get("readers", 8)
         self._workers = chosen_workers(options.get("workers"))
@@ -438,12 +451,14 @@ class StreamDataset:
         )
 
     def _held_images(self) -> Iterator[tuple[str, Callable[[], Picture]]]:
-        for shard, number in enumerate(self._held):
-            if not number:
+        for shard, held in enumerate(self._held):
+            if not held:
                 continue
             try:
                 images = (i for i in self._stream.images(shard) if isinstance(i, Encoded))
-                for image in islice(images, number):
+                for position, image in enumerate(islice(images, max(held) + 1)):
+                    if position not in held:
+                        continue
                     # A shard may be a long command, and pictures are named after their groups.
                     inside = image.name.removeprefix(self._stream.shard(shard)).lstrip("/, ")
                     yield f"shard {shard}/{inside}", partial(opened, image, self._fitting)
@@ -481,7 +496,7 @@ class StreamDataset:
     def _lanes(
         self, seed: int, stage: str, batch_size: int, local: range, buffer: int
     ) -> list[_Lane]:
-        reading = _Reading(stream=self._stream, held=self._held)
+        reading = _Reading(stream=self._stream, held=self._withheld)
         shards = [i for i in range(len(self._stream)) if reading.counts.get(i) != 0]
         number = min(self._readers, len(shards), batch_size)
         own = [shards[i::number] for i in range(number)]
@@ -513,16 +528,28 @@ class StreamDataset:
         return fresh
 
 
-def held_per_shard(stream: Stream, held_out: int) -> list[int]:
-    """How many images at the beginning of each shard are held out; a pure rule on the shards."""
+def held_positions(stream: Stream, held_out: int, total: int) -> list[frozenset[int]]:
+    """Positions in each shard that are held out; a pure rule on the shards.
+
+    Shards are drawn, and positions in them, so that no class is passed over because classes or shards
+    take turns. The positions lie in the first half of what a shard has on average, whether or not its
+    images are counted, so that a shard gives the same images however it is read.
+
+    Args:
+        stream: the shards.
+        held_out: how many images; at least one.
+        total: images of all shards.
+    """
     candidates = [i for i in range(len(stream)) if stream.count(i) != 0]
-    number = min(held_out, len(candidates))
-    held = [0] * len(stream)
-    for i, position in enumerate(spread(len(candidates), number)):
+    drawn = sampled(len(candidates), held_out, "held-out-shards")
+    held: list[frozenset[int]] = [frozenset()] * len(stream)
+    for place, position in enumerate(drawn):
         shard = candidates[position]
-        wanted = held_out // number + (i < held_out % number)
+        wanted = held_out // len(drawn) + (place < held_out % len(drawn))
         count = stream.count(shard)
-        held[shard] = wanted if count is None else min(wanted, count)
+        first = min(max(wanted, total // len(candidates) // 2), READ_PER_HELD * wanted)
+        first = first if count is None else min(first, count)
+        held[shard] = frozenset(sampled(first, min(wanted, first), "held-out", shard))
     return held
 
 

@@ -267,6 +267,8 @@ class VitEncoderConfig(EncoderConfig):
             )
         kind, _, name = self.weights.partition(":")
         if kind == "package" and name:
+            if Path(name).name != name:
+                raise UsageError(f"encoder.weights: {shown(name)} is no file that rpiae ships")
             return Path(str(importlib.resources.files("rpiae.encoders") / "weights" / name))
         return local_weights(self.weights, self.label)
 

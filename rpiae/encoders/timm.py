@@ -357,7 +357,7 @@ class SwitchedAttention(nn.Module):
         qkv = self.qkv(tokens).view(b, n, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         attended = attention(self.q_norm(q), self.k_norm(k), v, scale=self.scale)
-        return self.proj(self.norm(attended.transpose(1, 2).reshape(b, n, -1)))  # type: ignore[no-any-return]  # nn.Module calls are Any
+        return self.proj(self.norm(attended.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]  # nn.Module calls are Any
 
 
 class SwitchedRotaryAttention(nn.Module):
@@ -394,14 +394,13 @@ class SwitchedRotaryAttention(nn.Module):
         # timm's blocks pass a mask and a causal flag along; a ViT encoder sets neither.
         assert attn_mask is None
         assert not is_causal
-        b, n, _ = tokens.shape
         q, k, v = (
-            part.reshape(b, n, self.num_heads, -1).transpose(1, 2)
+            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]  # torch has no types for it
             for part in self._projected(tokens)
         )
         q, k = self._rotated(self.q_norm(q), rope), self._rotated(self.k_norm(k), rope)
         attended = attention(q.to(v.dtype), k.to(v.dtype), v, scale=self.scale)
-        return self.proj(self.norm(attended.transpose(1, 2).reshape(b, n, -1)))  # type: ignore[no-any-return]  # nn.Module calls are Any
+        return self.proj(self.norm(attended.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]  # nn.Module calls are Any
 
     def _projected(self, tokens: Tensor) -> tuple[Tensor, ...]:
         if self.qkv is None:
@@ -508,14 +507,14 @@ def _create(model: str, model_args: Mapping[str, Any]) -> Any:
     try:
         network = timm.create_model(model, pretrained=False, dynamic_img_size=True, **model_args)
     except Exception as error:  # timm checks few of its arguments: KeyError, ZeroDivisionError …
-        if "dynamic_img_size" in str(error):
+        if "dynamic_img_size" in str(error) and "dynamic_img_size" not in model_args:
             raise UsageError(
                 f"timm model {model!r} cannot be a pivot: it is not a ViT with patch tokens for any "
                 "image size"
             ) from None
         raise unbuildable(f"timm model {model!r}", model_args, error) from None
     what = f"timm model {model!r} ({type(network).__name__}) cannot be a pivot"
-    embedding = getattr(network, "patch_embed", None)
+    embedding: Any = getattr(network, "patch_embed", None)
     if isinstance(embedding, HybridEmbed):
         raise UsageError(
             f"{what}: it is a hybrid, whose patches come out of a convolutional network"
@@ -524,6 +523,11 @@ def _create(model: str, model_args: Mapping[str, Any]) -> Any:
         raise UsageError(f"{what}: it has no patch embedding and blocks that yield patch tokens")
     if not len(network.blocks):
         raise UsageError(f"{what}: it has no blocks (encoder.model_args = {shown(model_args)})")
+    if embedding.proj.in_channels != 3:
+        raise UsageError(
+            f"{what}: it takes {embedding.proj.in_channels} channels, not 3 "
+            f"(encoder.model_args = {shown(dict(model_args))})"
+        )
     if len(set(network.patch_embed.patch_size)) > 1:
         raise UsageError(f"{what}: its patches are not square, {network.patch_embed.patch_size}")
     if not hasattr(getattr(network.blocks[-1], "mlp", None), "fc2"):

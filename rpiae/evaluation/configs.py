@@ -59,9 +59,9 @@ class FrechetConfig(MetricConfig):
 
     def fetch(self) -> Path | None:
         """The weights of the space."""
-        from rpiae.evaluation.spaces import fetch_space
+        from rpiae.evaluation.spaces import space_weights
 
-        return fetch_space(self.space)
+        return space_weights(self.space)
 
 
 @frozen(kw_only=True)
@@ -105,9 +105,9 @@ class InterpolatedFrechetConfig(MetricConfig):
 
     def fetch(self) -> Path | None:
         """The weights of the space."""
-        from rpiae.evaluation.spaces import fetch_space
+        from rpiae.evaluation.spaces import space_weights
 
-        return fetch_space(self.space)
+        return space_weights(self.space)
 
 
 @frozen(kw_only=True)

@@ -195,6 +195,24 @@ class Mean:
         return self.total / self.count if self.count else float("nan")
 
 
+class Once:
+    """An accumulator that is made when the first images tell its size; a process may see none.
+
+    Attributes:
+        made: the accumulator; None before that.
+    """
+
+    def __init__(self) -> None:
+        self.made: Any = None
+
+    def merge(self, other: Once) -> None:
+        """Add all that another one has gathered."""
+        if self.made is None:
+            self.made = other.made
+        elif other.made is not None:
+            self.made.merge(other.made)
+
+
 class Rows:
     """Tensors of images, kept by the images' positions."""
 

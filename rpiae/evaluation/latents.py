@@ -5,8 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rpiae.core.contracts import QuantisedPosterior
-from rpiae.evaluation.examination import Accumulator, Examination, Measured
+from rpiae.evaluation.examination import Accumulator, Examination, Measured, Once
 from rpiae.evaluation.latent_statistics import LatentStatistics, compression
+
+
+class _Gathered:
+    """Statistics of latents, and what else is told by the first of them."""
+
+    def __init__(self, seen: Examination) -> None:
+        latent = seen.latent
+        self.statistics = LatentStatistics(latent.shape[1])
+        self.image, self.latent = tuple(seen.images.shape[1:]), tuple(latent.shape[1:])
+        posterior = seen.posterior
+        self.codebook: int | None = None
+        if isinstance(posterior, QuantisedPosterior):
+            self.codebook = posterior.codebook_size
+
+    def merge(self, other: _Gathered) -> None:
+        """Add all that another one has seen."""
+        self.statistics.merge(other.statistics)
 
 
 class Latents:
@@ -18,30 +35,26 @@ class Latents:
 
     def __init__(self, *, bits_per_value: int = 16) -> None:
         self._bits = bits_per_value
-        self._statistics: list[LatentStatistics] = []
-        self._shapes: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
-        self._codebook: int | None = None
+        self._gathered = Once()
 
     def update(self, seen: Examination) -> None:
         """Take in some images."""
-        latent = seen.latent
-        if not self._statistics:
-            self._statistics.append(LatentStatistics(latent.shape[1]))
-            self._shapes = tuple(seen.images.shape[1:]), tuple(latent.shape[1:])
-            if isinstance(seen.posterior, QuantisedPosterior):
-                self._codebook = seen.posterior.codebook_size
+        if self._gathered.made is None:
+            self._gathered.made = _Gathered(seen)
         mean, logvar = seen.moments or (None, None)
-        self._statistics[0].add(latent, mean=mean, logvar=logvar)
+        self._gathered.made.statistics.add(seen.latent, mean=mean, logvar=logvar)
 
     def accumulators(self) -> Sequence[Accumulator]:
         """What was gathered."""
-        return self._statistics
+        return (self._gathered,)
 
     def compute(self) -> Measured:
         """Numbers, and under details one per channel and the spectrum."""
-        (found,) = self._statistics
-        image, latent = self._shapes
-        size = compression(image, latent, bits_per_value=self._bits, codebook_size=self._codebook)
+        gathered: _Gathered = self._gathered.made
+        found, image, latent = gathered.statistics, gathered.image, gathered.latent
+        size = compression(
+            image, latent, bits_per_value=self._bits, codebook_size=gathered.codebook
+        )
         values = {
             "latent_std": float(found.std.mean()),
             "active_channels": float(found.active_channels()),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def read_evaluations(path: Path) -> list[Record]:
     except FileNotFoundError:
         return []
     try:
-        return evaluations(json.loads(content))
+        tree = json.loads(content)
+        json.dumps(tree, allow_nan=False)  # what is not finite could not be written again
+        return evaluations(tree)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -104,7 +107,7 @@ def add_evaluation(path: Path, record: Record) -> list[str]:
 def printable_tree(value: Any) -> Any:
     """JSON values whose texts are printable."""
     if isinstance(value, str):
-        return "\n".join(map(printable, value.split("\n")))
+        return printable(value)
     if isinstance(value, Mapping):
         return {printable(str(name)): printable_tree(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -119,7 +122,10 @@ def _is_record(value: Any) -> bool:
     metrics, protocol = value.get("metrics"), value.get("protocol")
     if not isinstance(metrics, dict) or not isinstance(protocol, dict):
         return False
-    numbers = all(isinstance(each, (int, float)) for each in metrics.values())
+    numbers = all(
+        isinstance(each, (int, float)) and abs(each) < sys.float_info.max
+        for each in metrics.values()
+    )
     facts, details = protocol.get("metrics", {}), value.get("details", {})
     return (
         numbers

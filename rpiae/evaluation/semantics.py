@@ -13,6 +13,7 @@ from rpiae.evaluation.examination import (
     Accumulator,
     Examination,
     Measured,
+    Once,
     Rows,
     pooled,
     pooled_latent,
@@ -161,22 +162,22 @@ class Drift:
     """
 
     def __init__(self) -> None:
-        self._resemblance: list[Resemblance] = []
+        self._resemblance = Once()
 
     def update(self, seen: Examination) -> None:
         """Take in some images."""
         tokens, pivot = seen.features.tokens, seen.pivot_features.tokens
-        if not self._resemblance:
-            self._resemblance.append(Resemblance(tokens.shape[-1]))
-        self._resemblance[0].add(tokens, pivot)
+        if self._resemblance.made is None:
+            self._resemblance.made = Resemblance(tokens.shape[-1])
+        self._resemblance.made.add(tokens, pivot)
 
     def accumulators(self) -> Sequence[Accumulator]:
         """What was gathered."""
-        return self._resemblance
+        return (self._resemblance,)
 
     def compute(self) -> Measured:
         """The three numbers."""
-        (found,) = self._resemblance
+        found: Resemblance = self._resemblance.made
         return Measured(
             values={
                 "drift": found.cosine_distance,

@@ -89,7 +89,7 @@ def feature_space(text: str) -> FeatureSpace:
     return InceptionSpace(Path(source) if source else None)
 
 
-def fetch_space(text: str) -> Path | None:
+def space_weights(text: str) -> Path | None:
     """Make what a feature space loads available locally; the path of it.
 
     Args:

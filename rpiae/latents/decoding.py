@@ -25,6 +25,10 @@ from rpiae.latents.reading import LatentDataset
 #: Names under which a file of several tensors may hold its latents.
 LATENT_NAMES = ("latent", "latents", "samples", "mean")
 
+#: Tokens of one picture up to which it is decoded: 4096 pixels square at 16 pixels per token. Memory
+#: grows with them, and time with their square.
+MOST_TOKENS = 1 << 16
+
 #: File name endings of single tensors.
 TENSOR_FILES = (".safetensors", ".npy", ".pt", ".pth")
 
@@ -180,6 +184,12 @@ def _check(
         raise UsageError(
             f"these latents have {shape[0]} channels, this tokenizer's have {channels}: name the "
             "one that made them with --run"
+        )
+    tokens = shape[1] * shape[2] * model.bridge.downsampling**2
+    if tokens > MOST_TOKENS:
+        raise UsageError(
+            f"these latents are of {shape[1]}×{shape[2]}, {tokens} tokens for the decoder; pictures of "
+            f"more than {MOST_TOKENS} are not decoded. Cut the latents into smaller ones"
         )
     if isinstance(norm, RPiAE):
         norm.denormalise_latent(torch.zeros(channels, 1, 1, device=norm.mean.device))

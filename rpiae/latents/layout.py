@@ -11,10 +11,16 @@ from typing import Any, Literal
 import torch
 from attrs import asdict, fields, frozen
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from rpiae.core.errors import CheckpointError
+from rpiae.core.config import at_least, make_converter, parse, within
+from rpiae.core.errors import CheckpointError, ConfigError
+from rpiae.core.files import open_regular
+from rpiae.core.names import shown
 
-FORMAT = 1
+#: What is written. Format 1, without digests, is still read.
+FORMAT = 2
+UNCHECKED_FORMAT = 1
 INDEX_FILE = "index.json"
 METADATA = "rpiae"
 
@@ -47,7 +53,7 @@ class Settings:
     dtype: StoredType = "fp32"
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
-    shard_size: int = 4096
+    shard_size: int = at_least(1, default=4096)
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -71,6 +77,7 @@ class Plan:
         latent_shape: (C, h, w).
         labelled: whether labels are stored.
         label_names: name of every label, by its number; empty where unknown.
+        format: of the files.
     """
 
     settings: Settings
@@ -83,6 +90,7 @@ class Plan:
     latent_shape: tuple[int, int, int]
     labelled: bool
     label_names: tuple[str, ...] = ()
+    format: int = FORMAT
 
     #: Fields of a dataset that say nothing about the images it gives one after the other.
     IRRELEVANT = ("workers", "held_out")
@@ -107,7 +115,7 @@ class Plan:
         if self.settings.posterior != "sample":
             del settings["seed"]
         data = {k: v for k, v in self.data.items() if k not in self.IRRELEVANT}
-        return {
+        identity = {
             **settings,
             "tokenizer": self.tokenizer["sha256"],
             "data": data,
@@ -116,6 +124,9 @@ class Plan:
             "crop": self.crop,
             "labelled": self.labelled,
         }
+        if self.format != UNCHECKED_FORMAT:
+            identity["label_names"] = list(self.label_names)
+        return identity
 
     def digest(self) -> str:
         """A name for the identity, as every shard carries it."""
@@ -125,6 +136,7 @@ class Plan:
     def as_tree(self) -> dict[str, Any]:
         """As it stands in the index."""
         return {
+            "format": self.format,
             "tokenizer": dict(self.tokenizer),
             "data": dict(self.data),
             "location": self.location,
@@ -147,32 +159,129 @@ class Plan:
         return cls(**values)
 
 
+@frozen(kw_only=True)
+class _Tokenizer:
+    path: str
+    sha256: str
+
+
+@frozen(kw_only=True)
+class _Shard:
+    file: str
+    count: int = at_least(0)
+    sha256: str = ""
+
+
+@frozen(kw_only=True)
+class _Statistics:
+    count: int = at_least(1)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@frozen(kw_only=True)
+class _Skipped:
+    position: int = at_least(0)
+    name: str
+    reason: str
+
+
+@frozen(kw_only=True)
+class _Index:
+    """What ``index.json`` may hold; see ``docs/latents.md``."""
+
+    format: int
+    rpiae: str
+    tokenizer: _Tokenizer
+    data: dict[str, Any]
+    location: str
+    num_images: int = at_least(1)
+    image_size: int = within(1, 65_536)
+    crop: str
+    latent_shape: tuple[int, int, int] = at_least(1)
+    labelled: bool
+    label_names: tuple[str, ...]
+    settings: Settings
+    complete: bool
+    count: int = at_least(0, default=0)
+    statistics: _Statistics | None = None
+    shards: tuple[_Shard, ...] = ()
+    skipped: tuple[_Skipped, ...] = ()
+    sha256: str = ""
+
+
 def read_index(folder: Path) -> tuple[Plan, dict[str, Any]]:
     """The plan of a folder of latents, and its whole index.
 
     Raises:
-        CheckpointError: if there is none, or it is damaged or of another format.
+        CheckpointError: if there is none, or it is damaged, of another format, or names other files
+            than those of its shards.
     """
     path = folder / INDEX_FILE
     if not folder.exists():
         raise CheckpointError(f"{folder} does not exist; rpiae encode makes a folder of latents")
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            tree = json.loads(file.read().decode("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} holds no latents: there is no {INDEX_FILE} in it; rpiae encode writes one"
         ) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     version = tree.get("format") if isinstance(tree, dict) else None
-    if version != FORMAT:
+    if version not in (UNCHECKED_FORMAT, FORMAT) or isinstance(version, bool):
         raise CheckpointError(
-            f"{path} has latent format {version!r}, this rpiae reads format {FORMAT}"
+            f"{path} has latent format {shown(version)}, this rpiae reads formats "
+            f"{UNCHECKED_FORMAT} and {FORMAT}"
         )
+    digest = tree.get("sha256")
+    if digest != (tree_digest(tree) if version == FORMAT else None):
+        raise CheckpointError(f"{path} is damaged: its content is not what its sha256 was made of")
     try:
-        return Plan.from_tree(tree), tree
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error!r}") from None
+        index = parse(tree, _Index, source=str(path), converter=_CONVERTER)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} is damaged: {' · '.join(error.problems)}") from None
+    plan = Plan.from_tree(tree)
+    if index.complete:
+        _check_complete(plan, index, path)
+    return plan, tree
+
+
+def _check_complete(plan: Plan, index: _Index, path: Path) -> None:
+    """Whether a complete index agrees with itself."""
+    statistics, channels = index.statistics, plan.latent_shape[0]
+    fine = (
+        statistics is not None
+        and len(statistics.mean) == len(statistics.std) == channels
+        and len(index.shards) == plan.num_shards
+        and sum(shard.count for shard in index.shards) == index.count
+        and index.count + len(index.skipped) == plan.num_images
+    )
+    if not fine:
+        raise CheckpointError(f"{path} is damaged: its counts contradict each other")
+    for number, shard in enumerate(index.shards):
+        if shard.file != plan.shard_file(number):
+            raise CheckpointError(
+                f"{path} is damaged: shard {number} is {plan.shard_file(number)}, not "
+                f"{shown(shard.file)}"
+            )
+
+
+_CONVERTER = make_converter()
+
+
+def tree_digest(tree: Mapping[str, Any]) -> str:
+    """sha256 of a JSON object without its own ``sha256``, however it is spaced and ordered."""
+    rest = {name: value for name, value in tree.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """sha256 of a tensor's values as they are stored."""
+    return hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], str]]]:
@@ -182,32 +291,45 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, 
         CheckpointError: if it is missing, cut short, or no shard of ours.
     """
     try:
+        open_regular(path).close()
         with safe_open(path, "pt") as file:
             metadata = json.loads((file.metadata() or {}).get(METADATA, "null"))
             tensors = {}
             for name in file.keys():  # noqa: SIM118  # not a dict
                 part = file.get_slice(name)
                 tensors[name] = (tuple(part.get_shape()), str(part.get_dtype()))
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     if not isinstance(metadata, dict):
         raise CheckpointError(f"{path} is no shard that rpiae encode wrote")
     return metadata, tensors
 
 
-def check_shard(plan: Plan, folder: Path, number: int) -> dict[str, Any]:
-    """What a complete shard of a plan says of itself.
+def check_shard(plan: Plan, folder: Path, number: int, *, sha256: str = "") -> dict[str, Any]:
+    """What a complete shard of a plan says of itself; of its tensors, types and shapes are checked.
+
+    Args:
+        plan: what the folder holds.
+        folder: where it is.
+        number: the shard.
+        sha256: what the index says of it, where there is one.
 
     Raises:
         CheckpointError: if it is missing, damaged, or not of this plan.
     """
     path = folder / plan.shard_file(number)
     metadata, tensors = read_header(path)
+    checked = plan.format != UNCHECKED_FORMAT
+    if checked and metadata.get("format") == plan.format:
+        found_digest = tree_digest(metadata)
+        if metadata.get("sha256") != found_digest or sha256 not in ("", found_digest):
+            raise CheckpointError(f"{path} is damaged: its header is not what was written")
     try:
         skipped = {row["position"] for row in metadata["skipped"]}
         names, found = metadata["names"], metadata["plan"]
         count = int(metadata["statistics"]["count"])
-    except (KeyError, TypeError) as error:
+        digests = set(metadata["tensors"]) if checked else set(tensors)
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from None
     if found != plan.digest() or metadata.get("shard") != number:
         raise CheckpointError(f"{path} is a shard of other latents")
@@ -219,6 +341,40 @@ def check_shard(plan: Plan, folder: Path, number: int) -> dict[str, Any]:
     wanted["position"] = ((n,), "I64")
     if plan.labelled:
         wanted["label"] = ((n,), "I64")
-    if tensors != wanted or n + len(skipped) != len(plan.shard(number)) or count != n * per_image:
+    complete = n + len(skipped) == len(plan.shard(number)) and count == n * per_image
+    if tensors != wanted or digests != set(wanted) or not complete:
         raise CheckpointError(f"{path} is damaged: its tensors are not those that it should hold")
+    return metadata
+
+
+def check_tensor(path: Path, file: Any, name: str, metadata: Mapping[str, Any]) -> None:
+    """Whether a tensor of a shard is what was written.
+
+    Args:
+        path: the shard.
+        file: it, opened by safetensors.
+        name: the tensor.
+        metadata: what the shard says of itself.
+
+    Raises:
+        CheckpointError: if not.
+    """
+    try:
+        found = tensor_digest(file.get_tensor(name))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if found != metadata["tensors"][name]:
+        raise CheckpointError(f"{path} is damaged: its {name} is not what was written")
+
+
+def check_content(plan: Plan, folder: Path, number: int) -> dict[str, Any]:
+    """What a shard says of itself, after all of it was read and checked.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, or not of this plan.
+    """
+    metadata, path = check_shard(plan, folder, number), folder / plan.shard_file(number)
+    with safe_open(path, "pt") as file:
+        for name in metadata["tensors"]:
+            check_tensor(path, file, name, metadata)
     return metadata

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,15 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from rpiae.core.errors import CheckpointError, UsageError
-from rpiae.latents.layout import check_shard, read_index
+from rpiae.core.names import shown
+from rpiae.latents.layout import UNCHECKED_FORMAT, check_shard, check_tensor, read_index
 from rpiae.latents.statistics import latent_norm
+
+logger = logging.getLogger(__name__)
+
+_WRITE_AGAIN = (
+    "Call rpiae encode again with the same arguments: it writes what is missing or damaged"
+)
 
 
 class LatentDataset(TorchDataset[tuple[Tensor, int]]):
@@ -28,10 +36,16 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
     takes the mirrored image's latent half of the time. Both draw from torch's global generator,
     which a ``DataLoader`` seeds differently in each of its workers and epochs.
 
+    Every tensor of a shard is compared with its digest when it is read for the first time, in each
+    process that reads; ``verify`` does so for all beforehand, and what is forked or pickled afterwards
+    knows. What was written before there were digests is read unchecked, and a warning says so.
+
     Args:
         folder: what ``rpiae encode`` wrote.
         flip: whether mirrored images are used too; they must be stored.
         sample: whether stored moments are sampled; otherwise the mean is taken.
+        label_names: the names that labels must have by number, such as those of the latents that a
+            model is trained on; anything goes where not given.
 
     Attributes:
         index: what ``index.json`` holds.
@@ -42,17 +56,22 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
 
     Raises:
         CheckpointError: if the folder is incomplete or damaged.
-        UsageError: if ``flip`` is asked for and not stored.
+        UsageError: if ``flip`` is asked for and not stored, or labels have other names.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], *, flip: bool = False, sample: bool = True
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        flip: bool = False,
+        sample: bool = True,
+        label_names: Sequence[str] | None = None,
     ) -> None:
         self.folder = Path(folder)
         self._plan, self.index = read_index(self.folder)
         plan = self._plan
         if not self.index.get("complete"):
-            there = sum((self.folder / plan.shard_file(n)).exists() for n in range(plan.num_shards))
+            there = len(list(self.folder.glob("latents-*.safetensors")))
             raise CheckpointError(
                 f"{self.folder} is not complete: {there} of {plan.num_shards} shards are there. "
                 "Call rpiae encode again with the same arguments to go on"
@@ -63,26 +82,28 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         self._moments = plan.settings.posterior == "moments"
         self._sample = sample and self._moments
         self.latent_shape = plan.latent_shape
-        counts = []
-        for number in range(plan.num_shards):
-            try:
-                counts.append(len(check_shard(plan, self.folder, number)["names"]))
-            except CheckpointError as error:
-                raise CheckpointError(
-                    f"{error}. Call rpiae encode again with the same arguments: it writes what is "
-                    "missing or damaged"
-                ) from None
+        if label_names is not None:
+            _check_label_names(self.folder, plan.label_names, label_names)
+        self._unchecked = plan.format == UNCHECKED_FORMAT
+        if self._unchecked:
+            logger.warning(
+                "%s was written by an earlier rpiae, without digests: damage in it goes unseen",
+                self.folder,
+            )
+        counts = [len(self._metadata(number)["names"]) for number in range(plan.num_shards)]
         self._starts = np.cumsum([0, *counts])
         statistics = self.index["statistics"]
         mean, std = (torch.tensor(statistics[k], dtype=torch.float64) for k in ("mean", "std"))
         self.mean, self.std = (t.view(-1, 1, 1) for t in latent_norm(mean, std))
         self._files: dict[int, Any] = {}
         self._names: dict[int, list[str]] = {}
-        self.labels = (
-            torch.cat([self._file(n).get_tensor("label") for n in range(plan.num_shards)])
-            if plan.labelled
-            else torch.full((len(self),), -1)
-        )
+        self._checked: set[tuple[int, str]] = set()
+        self.labels = torch.full((len(self),), -1)
+        if plan.labelled:
+            self.labels = torch.cat(
+                [self._stored(number, "label")[:] for number in range(plan.num_shards)]
+            )
+            _check_labels(self.labels, plan.label_names, self.folder)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -110,6 +131,16 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         """Name of every label, by its number; empty where unknown."""
         return self._plan.label_names
 
+    def verify(self) -> None:
+        """Read everything and compare it with its digests, so that no later reader has to.
+
+        Raises:
+            CheckpointError: if anything is damaged.
+        """
+        for number in range(self._plan.num_shards):
+            for name in self._metadata(number).get("tensors", ()):
+                self._stored(number, name)
+
     def normalised(self, latent: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
         """Latents with mean 0 and std 1 per channel over this dataset."""
         return (latent - self.mean.to(latent)) / self.std.to(latent)
@@ -128,7 +159,7 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
             if not left:
                 return
             names = self._names_of(number)
-            stored = self._file(number).get_slice(kind)
+            stored = self._stored(number, kind)
             count = min(len(names), left)
             for start in range(0, count, size):
                 stop = min(start + size, count)
@@ -141,13 +172,33 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         return number, index - int(self._starts[number])
 
     def _read(self, number: int, kind: str, row: int, suffix: str) -> Tensor:
-        stored: Tensor = self._file(number).get_slice(kind + suffix)[row]
+        stored: Tensor = self._stored(number, kind + suffix)[row]
         return stored.float()
 
     def _names_of(self, number: int) -> list[str]:
         if number not in self._names:
-            self._names[number] = check_shard(self._plan, self.folder, number)["names"]
+            self._names[number] = self._metadata(number)["names"]
         return self._names[number]
+
+    def _metadata(self, number: int) -> dict[str, Any]:
+        """What a shard says of itself."""
+        sha256 = self.index["shards"][number].get("sha256", "")
+        try:
+            return check_shard(self._plan, self.folder, number, sha256=sha256)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}. {_WRITE_AGAIN}") from None
+
+    def _stored(self, number: int, name: str) -> Any:
+        """A tensor of a shard, of which nothing is in memory yet; checked the first time."""
+        file = self._file(number)
+        if not self._unchecked and (number, name) not in self._checked:
+            path = self.folder / self._plan.shard_file(number)
+            try:
+                check_tensor(path, file, name, self._metadata(number))
+            except CheckpointError as error:
+                raise CheckpointError(f"{error}. {_WRITE_AGAIN}") from None
+            self._checked.add((number, name))
+        return file.get_slice(name)
 
     def _file(self, number: int) -> Any:
         if number not in self._files:
@@ -157,3 +208,32 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"{path} cannot be read: {error}") from None
         return self._files[number]
+
+
+def _check_labels(labels: Tensor, names: Sequence[str], folder: Path) -> None:
+    """Whether every label has a name, where they have any."""
+    highest = int(labels.max()) if len(labels) else -1
+    if names and highest >= len(names):
+        raise CheckpointError(
+            f"{folder} is damaged: it has label {highest}, and names for {len(names)} labels"
+        )
+
+
+def _check_label_names(folder: Path, names: Sequence[str], wanted: Sequence[str]) -> None:
+    """Whether labels mean what they are wanted to mean."""
+    if tuple(names) == tuple(wanted):
+        return
+    if len(names) != len(wanted):
+        different = f"it has {len(names)} classes, and {len(wanted)} are wanted"
+        odd = sorted(set(wanted).symmetric_difference(names))
+        different += f", which differ in {shown(odd[0])}" if odd else ""
+    else:
+        number = next(
+            i for i, pair in enumerate(zip(names, wanted, strict=True)) if len({*pair}) > 1
+        )
+        different = (
+            f"label {number} is {shown(names[number])}, and {shown(wanted[number])} is wanted"
+        )
+    raise UsageError(
+        f"the labels in {folder} mean other classes: {different}. Encode with the same list of classes"
+    )

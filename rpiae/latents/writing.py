@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rpiae.core.config import Tree
 from rpiae.core.errors import CheckpointError, DataError, RunError, UsageError
+from rpiae.core.names import printable
 from rpiae.core.runtime import Runtime
 from rpiae.core.tokenizer import RPiAE
 from rpiae.data.listed import CentreCrop, EveryImage
@@ -36,10 +37,14 @@ from rpiae.latents.layout import (
     FORMAT,
     INDEX_FILE,
     METADATA,
+    UNCHECKED_FORMAT,
     Plan,
     Settings,
+    check_content,
     check_shard,
     read_index,
+    tensor_digest,
+    tree_digest,
 )
 from rpiae.latents.loading import load_batches
 from rpiae.latents.statistics import ChannelStatistics
@@ -134,7 +139,7 @@ def make_plan(
     check_posterior(model, settings.posterior)
     return Plan(
         settings=settings,
-        tokenizer={"path": str(tokenizer.absolute()), "sha256": tokenizer_digest(model)},
+        tokenizer={"path": printable(str(tokenizer.absolute())), "sha256": tokenizer_digest(model)},
         data=data,
         location=images.location,
         num_images=len(images),
@@ -142,7 +147,7 @@ def make_plan(
         crop=images.rule,
         latent_shape=model.latent_shape(images.image_size, images.image_size),
         labelled=images.labelled,
-        label_names=images.label_names,
+        label_names=tuple(map(printable, images.label_names)),
     )
 
 
@@ -164,6 +169,11 @@ def check_folder(folder: Path, plan: Plan) -> None:
             )
         return
     before, _ = read_index(folder)
+    if before.format == UNCHECKED_FORMAT:
+        raise UsageError(
+            f"{folder} holds latents of an earlier rpiae, without digests: they can be read, but not "
+            "gone on with. Name another --out"
+        )
     there, here = before.identity(), plan.identity()
     different = [
         f"{name} is {_shown(there.get(name))} there and {_shown(here.get(name))} here"
@@ -354,18 +364,24 @@ def _write_shard(
     tensors["position"] = torch.tensor([crop.position for crop in usable], dtype=torch.int64)
     if plan.labelled:
         tensors["label"] = torch.tensor([crop.label for crop in usable], dtype=torch.int64)
-    described = {
+    described: dict[str, Any] = {
         "format": FORMAT,
         "plan": plan.digest(),
         "shard": number,
-        "names": [crop.name for crop in usable],
+        "names": [printable(crop.name) for crop in usable],
         "skipped": [
-            {"position": crop.position, "name": crop.name, "reason": crop.failure}
+            {
+                "position": crop.position,
+                "name": printable(crop.name),
+                "reason": printable(crop.failure),
+            }
             for crop in crops
             if crop.failure
         ],
         "statistics": statistics.as_tree(),
+        "tensors": {name: tensor_digest(tensor) for name, tensor in tensors.items()},
     }
+    described["sha256"] = tree_digest(described)
     path = folder / plan.shard_file(number)
     part = path.with_name(f".{path.name}{UNFINISHED}")
     try:
@@ -399,18 +415,15 @@ def _statistics(plan: Plan, tensors: dict[str, Tensor]) -> ChannelStatistics:
 def _problem(plan: Plan, folder: Path, number: int, images: EveryImage) -> str:
     """Why a shard has to be written, or nothing."""
     try:
-        metadata = check_shard(plan, folder, number)
+        metadata = check_content(plan, folder, number)
     except CheckpointError as error:
         return str(error)
     skipped = {row["position"]: row["name"] for row in metadata["skipped"]}
     names = iter(metadata["names"])
     for position in plan.shard(number):
         recorded = skipped[position] if position in skipped else next(names)
-        if recorded != images.name(position):
-            return (
-                f"{folder / plan.shard_file(number)} has {recorded} where the dataset now has "
-                f"{images.name(position)}"
-            )
+        if recorded != (name := printable(images.name(position))):
+            return f"{folder / plan.shard_file(number)} has {recorded} where the dataset now has {name}"
     return ""
 
 
@@ -421,7 +434,10 @@ def _finish(folder: Path, plan: Plan, images: EveryImage) -> dict[str, Any]:
     for number in range(plan.num_shards):
         metadata = check_shard(plan, folder, number)
         found.merge(ChannelStatistics.from_tree(metadata["statistics"]))
-        shards.append({"file": plan.shard_file(number), "count": len(metadata["names"])})
+        shards.append({
+            "file": plan.shard_file(number), "count": len(metadata["names"]),
+            "sha256": metadata["sha256"],
+        })  # fmt: skip
         skipped += metadata["skipped"]
     if not found.count:
         raise DataError(images.none_usable())
@@ -438,11 +454,11 @@ def _write_index(folder: Path, plan: Plan, **more: Any) -> dict[str, Any]:
     path = folder / INDEX_FILE
     part = path.with_name(f".{path.name}{UNFINISHED}")
     index = {
-        "format": FORMAT,
         "rpiae": importlib.metadata.version("rpiae"),
         **plan.as_tree(),
         **more,
     }
+    index["sha256"] = tree_digest(index)
     try:
         part.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         part.rename(path)

@@ -103,12 +103,23 @@ class TokenHead(nn.Module):
         return self.last(found).squeeze(1)  # type: ignore[no-any-return]  # nn.Module calls are Any
 
 
+class TokenNorm(nn.InstanceNorm1d):
+    """A norm per sample and channel over the tokens, which may be one, of samples, which may be none.
+
+    Shapes:
+        (b, width, n) → (b, width, n)
+    """
+
+    def forward(self, tokens: Float[Tensor, "b w n"]) -> Float[Tensor, "b w n"]:
+        return F.group_norm(tokens, self.num_features, self.weight, self.bias, self.eps)
+
+
 def _token_block(width: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(
         spectral_norm(
             nn.Conv1d(width, width, kernel, padding=kernel // 2, padding_mode="circular")
         ),
-        nn.InstanceNorm1d(width, eps=NORM_EPS, affine=True),
+        TokenNorm(width, eps=NORM_EPS, affine=True),
         nn.LeakyReLU(SLOPE),
     )
 

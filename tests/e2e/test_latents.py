@@ -167,7 +167,7 @@ def test_a_run_starts_from_a_tokenizer_with_latent_norm(
             2,
             "smaller than the crop",
         ),
-        ("encode run folder:photos --out x --image-size 64", 1, "none of 7 images"),
+        ("encode run folder:photos --out x --image-size 64 --crop centre", 1, "none of 7 images"),
         ("encode run folder:photos --out x --set recipe.x=1", 2, "fields of the dataset"),
         ("encode run folder:empty --out x", 1, "has no images"),
         ("decode nowhere --out x", 1, "nowhere does not exist"),

@@ -17,7 +17,7 @@ from rpiae.data.buckets import bucket_shapes, nearest_bucket
 from rpiae.data.image_dataset import held_out_indices
 from rpiae.data.images import crop, resize_short_side, resize_to_cover
 from rpiae.data.orders import DRAWN, BucketOrder, MixtureOrder
-from rpiae.data.streams import Encoded, StreamDataset, held_per_shard
+from rpiae.data.streams import Encoded, StreamDataset, held_positions
 
 
 @given(num_images=st.integers(2, 5000), held_out=st.integers(1, 6000))
@@ -180,11 +180,13 @@ def test_a_stream_is_the_same_split_over_processes_and_begun_anywhere(
             for sample, image in zip(batch.samples, batch.images, strict=True)
         }
 
-    held = held_per_shard(Shards(counts, known), min(held_out, sum(counts) // 2))
+    total = sum(counts)
+    held = held_positions(Shards(counts, known), max(1, min(held_out, total // 2)), total)
     trained = {
         sum(counts[:shard]) + i
         for shard, count in enumerate(counts)
-        for i in range(held[shard], count)
+        for i in range(count)
+        if i not in held[shard]
     }
     if not trained:
         return

@@ -96,7 +96,7 @@ def test_headers_tell_the_shape_that_decoding_gives(tmp_path: Path, orientation:
 
 def test_batches_are_of_one_bucket_and_leave_no_image_out(folder: Path) -> None:
     dataset = built(folder)
-    # 04 and 14 are held out: nine square images, six wide and three tall ones.
+    # 09 and 13 are held out: nine square images, six wide and three tall ones.
     batches = drawn(dataset)
     assert {tuple(b.images.shape[2:]) for b in batches} == {(32, 32), (24, 44), (44, 24)}
     shapes = {(32, 32): (40, 40), (24, 44): (30, 60), (44, 24): (70, 36)}
@@ -104,7 +104,7 @@ def test_batches_are_of_one_bucket_and_leave_no_image_out(folder: Path) -> None:
         of_one = shapes[tuple(batch.images.shape[2:])]
         assert all(SHAPES[grey] == of_one for grey in greys([batch]))
     # Four epochs of 18 images fill 18 batches of four.
-    assert Counter(greys(batches)) == dict.fromkeys(set(SHAPES) - {5, 15}, 4)
+    assert Counter(greys(batches)) == dict.fromkeys(set(SHAPES) - {9, 13}, 4)
     assert greys(drawn(dataset, seed=4)) != greys(batches)
 
 

@@ -380,12 +380,12 @@ def test_large_images_are_shrunk_and_small_ones_left(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_unusable_images_are_replaced_and_reported_once(tmp_path: Path, workers: int) -> None:
     flat_folder(tmp_path, 8)
-    (tmp_path / "004.png").write_bytes(b"no image")
+    (tmp_path / "002.png").write_bytes(b"no image")
     write(tmp_path / "005.png", noise(6, 40))
     dataset = FolderDataset(path=str(tmp_path), image_size=8, workers=workers, held_out=1)
     batches = drawn(dataset, steps=6, batch_size=7, seed=0)
     first = held_out_indices(8, 1)
-    assert first == [4]
+    assert first == [2]
     shown = [g for b in batches for g in greys(b.images)]
     assert shown.count(6) == 2 * len(batches)
     reported = [text for b in batches for text in b.skipped]
@@ -399,9 +399,9 @@ def test_replacement_wraps_and_passes_over_several(tmp_path: Path) -> None:
     for name in ("004.png", "005.png"):
         (tmp_path / name).write_bytes(b"no image")
     dataset = FolderDataset(path=str(tmp_path), image_size=8, workers=0, held_out=1)
-    assert held_out_indices(6, 1) == [3]
+    assert held_out_indices(6, 1) == [2]
     (batch,) = drawn(dataset, steps=1, batch_size=5)
-    assert sorted(greys(batch.images)) == [0, 0, 0, 1, 2]
+    assert sorted(greys(batch.images)) == [0, 0, 0, 1, 3]
     assert len(batch.skipped) == 2
     assert all("not an image of a known format" in text for text in batch.skipped)
 
@@ -427,16 +427,16 @@ def test_all_damaged_names_an_example(tmp_path: Path) -> None:
     for i in range(4):
         (tmp_path / f"{i}.jpg").write_bytes(b"no image")
     dataset = FolderDataset(path=str(tmp_path), image_size=32, workers=0)
-    with pytest.raises(DataError, match=r"none of 2 images .* 2 cannot be read, such as .*0\.jpg"):
+    with pytest.raises(DataError, match=r"none of 2 images .* 2 cannot be read, such as .*\d\.jpg"):
         drawn(dataset)
 
 
 def test_damaged_and_too_small_are_both_said(tmp_path: Path) -> None:
     flat_folder(tmp_path, 4)
-    (tmp_path / "000.png").write_bytes(b"no image")
+    (tmp_path / "001.png").write_bytes(b"no image")
     dataset = FolderDataset(path=str(tmp_path), image_size=32, workers=0, held_out=1)
     with pytest.raises(
-        DataError, match=r"largest has 16×16 \(1 cannot be read, such as .*000\.png"
+        DataError, match=r"largest has 16×16 \(1 cannot be read, such as .*001\.png"
     ):
         drawn(dataset)
 
@@ -446,12 +446,20 @@ def test_damaged_and_too_small_are_both_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("num_images", "held_out", "expected"),
-    [(2, 32, [1]), (3, 32, [1]), (10, 2, [2, 7]), (9, 3, [1, 4, 7]), (4, 2, [1, 3])],
+    [(1, 4, [0]), (2, 32, [0]), (3, 32, [0]), (10, 2, [2, 7]), (9, 3, [0, 2, 6]), (4, 2, [0, 2])],
 )
-def test_held_out_images_are_spread_evenly(
+def test_held_out_images_are_drawn_once_and_for_all(
     num_images: int, held_out: int, expected: list[int]
 ) -> None:
     assert held_out_indices(num_images, held_out) == expected
+
+
+@pytest.mark.parametrize("num_images", [50_000, 5_000, 1_000])
+def test_classes_that_take_turns_are_all_held_out(num_images: int) -> None:
+    # Evenly spread, 32 of 50,000 images would be of four classes.
+    counts = np.bincount(np.array(held_out_indices(num_images, 32)) % 10, minlength=10)
+    assert (counts > 0).sum() >= 9
+    assert counts.max() <= 8
 
 
 def test_held_out_are_centre_crops(folder: Path) -> None:
@@ -468,11 +476,24 @@ def test_an_unusable_held_out_image_is_left_out_and_logged(
     flat_folder(tmp_path, 8)
     (tmp_path / "002.png").write_bytes(b"no image")
     dataset = FolderDataset(path=str(tmp_path), image_size=8, held_out=2, workers=0)
-    assert held_out_indices(8, 2) == [2, 6]
+    assert held_out_indices(8, 2) == [0, 2]
     with caplog.at_level(logging.WARNING):
         held_out = dataset.held_out()
-    assert held_out.groups == ("006.png",)
+    assert held_out.groups == ("000.png",)
     assert "002.png" in caplog.text
+
+
+def test_a_single_image_is_trained_on_and_held_out(tmp_path: Path) -> None:
+    write(tmp_path / "a.png", noise(16, 16))
+    dataset = FolderDataset(path=str(tmp_path), image_size=16, workers=0)
+    assert dataset.num_images == 1
+    (batch,) = drawn(dataset, steps=1, batch_size=2)
+    held_out = dataset.held_out()
+    assert held_out.groups == ("a.png",)
+    assert all(torch.equal(image, held_out.images[0]) for image in batch.images)
+    assert len(batch.notices) == 1
+    assert "has a single image: it is trained on and measured on" in batch.notices[0]
+    assert len(dataset.every_image()) == 1
 
 
 # --- folder --------------------------------------------------------------------------------------
@@ -500,8 +521,6 @@ def test_construction_names_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no images: .*\.jpg, \.jpeg, \.png, \.webp, \.bmp"):
         FolderDataset(path=str(empty), image_size=8)
     single = write(empty / "a.png", noise(16, 16))
-    with pytest.raises(DataError, match="single image; at least 2 are needed"):
-        FolderDataset(path=str(empty), image_size=8)
     with pytest.raises(DataError, match="is a file"):
         FolderDataset(path=str(single), image_size=8)
 
@@ -539,7 +558,7 @@ def test_parquet_gives_what_the_same_folder_gives(tmp_path: Path, workers: int) 
     files = FolderDataset(path=str(tmp_path), image_size=16, workers=0, held_out=3)
     assert_same(drawn(parquet), drawn(files))
     assert torch.equal(parquet.held_out().images, files.held_out().images)
-    assert parquet.held_out().groups == ("0.parquet#1", "1.parquet#0", "1.parquet#4")
+    assert parquet.held_out().groups == ("0.parquet#0", "0.parquet#2", "1.parquet#3")
 
 
 def test_parquet_keeps_a_few_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -557,9 +576,10 @@ def test_parquet_rows_without_content_are_skipped(tmp_path: Path) -> None:
     images = [*cells(3), None, {"bytes": None, "path": "a.png"}, {"bytes": b"no", "path": None}]
     path = write_parquet(tmp_path / "a.parquet", images)
     dataset = ParquetDataset(path=str(path), image_size=16, workers=0, held_out=1)
-    assert held_out_indices(6, 1) == [3]
+    assert held_out_indices(6, 1) == [2]
     (batch,) = drawn(dataset, steps=1, batch_size=5)
     assert sorted(text.removeprefix(f"{path}") for text in batch.skipped) == [
+        "#3: the row holds no image bytes",
         "#4: the row holds no image bytes",
         f"#5: not an image of a known format ({', '.join(FORMATS)})",
     ]
@@ -582,8 +602,6 @@ def test_construction_names_what_is_wrong_with_parquet(tmp_path: Path) -> None:
         build(file, column="label")
     with pytest.raises(DataError, match="has no rows"):
         build(write_parquet(tmp_path / "b.parquet", []))
-    with pytest.raises(DataError, match="single image"):
-        build(write_parquet(tmp_path / "c.parquet", cells(1)))
     (tmp_path / "d.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="cannot be read as a Parquet file"):
         build(tmp_path / "d.parquet")

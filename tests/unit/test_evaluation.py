@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,15 +16,18 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 
 import rpiae
 from rpiae import runs
-from rpiae.core.config import dump_toml
-from rpiae.core.errors import CheckpointError, RpiaeError, RunError, UsageError
+from rpiae.core.config import MetricConfig, dump_toml
+from rpiae.core.contracts import HeldOut
+from rpiae.core.errors import CheckpointError, FetchError, RpiaeError, RunError, UsageError
 from rpiae.core.pivot import write_pivot
+from rpiae.core.resolve import part_config
 from rpiae.core.runtime import Runtime
+from rpiae.core.shapes import Rounding, to_8_bits
 from rpiae.core.tokenizer import RPiAE
 from rpiae.data.fingerprint import data_fingerprint
 from rpiae.data.orders import sampled
-from rpiae.evaluation import distances, references
-from rpiae.evaluation.configs import EvaluationConfig
+from rpiae.evaluation import distances, evaluating, references
+from rpiae.evaluation.configs import EvaluationConfig, PsnrConfig
 from rpiae.evaluation.encoders import probe_encoder
 from rpiae.evaluation.evaluating import (
     Evaluation,
@@ -32,7 +36,9 @@ from rpiae.evaluation.evaluating import (
     evaluate_saved,
 )
 from rpiae.evaluation.examination import Examination, Rows, pooled_latent
-from rpiae.evaluation.protocol import EVALUATION_FILE, check_comparable
+from rpiae.evaluation.images import merge
+from rpiae.evaluation.protocol import EVALUATION_FILE, check_comparable, number_protocol
+from rpiae.evaluation.reconstruction import psnr_of, score
 from rpiae.evaluation.semantics import turned
 from rpiae.evaluation.subjects import evaluation_address, is_evaluated, open_subject
 from rpiae.losses.configs import LpipsLossConfig
@@ -42,6 +48,7 @@ from tests.unit.test_lpips import random_state
 #: Images per class in each of the two sets.
 COUNT = 9
 SPACE = "tiny"
+PSNR = PsnrConfig(name="psnr")
 
 
 def write_classes(folder: Path, *, seed: int) -> Path:
@@ -58,7 +65,7 @@ def write_classes(folder: Path, *, seed: int) -> Path:
             pixels = pattern[..., None] * draws.uniform(0.8, 1, 3) + draws.normal(0, 8, (32, 32, 3))
             picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
             picture.save(folder / name / f"{i}.png")
-    (folder / "across" / "3.png").write_bytes(b"no image")
+    (folder / "across" / "8.png").write_bytes(b"no image")
     return folder
 
 
@@ -100,7 +107,7 @@ def run(tmp_path: Path, model: RPiAE, training: Path) -> Path:
 
 
 def measure(run: Path, testing: Path, *metrics: Any, **options: Any) -> Evaluation:
-    runtime = Runtime(device="cpu", precision="fp32")
+    runtime = Runtime(device="cpu", precision=options.get("precision", "fp32"))
     config = EvaluationConfig(data=f"folder:{testing}", metrics=metrics, **options)
     return evaluate(open_subject(run, runtime.device), config, runtime=runtime)
 
@@ -127,6 +134,12 @@ def test_psnr_and_ssim_agree_with_torchmetrics(run: Path, testing: Path, model: 
     assert found.metrics["ssim"] == pytest.approx(ssim.item(), abs=1e-5)
 
 
+def test_what_the_source_leaves_out_is_a_warning(run: Path, testing: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(testing, tmp_path / "copy")
+    (folder / "x.heic").write_bytes(b"x")
+    assert any("left out .heic (1)" in text for text in measure(run, folder, "psnr").warnings)
+
+
 EVERYTHING = (
     "psnr", "ssim", f"rfd:{SPACE}", f"ifd:{SPACE}", "probe", "rotation", "drift", "latents",
 )  # fmt: skip
@@ -143,7 +156,7 @@ def test_numbers_do_not_depend_on_batches(run: Path, testing: Path, training: Pa
     assert one.protocol == other.protocol
     assert one.protocol["count"] == 3 * COUNT - 1
     assert len(one.skipped) == 2
-    assert all("3.png" in text for text in one.skipped)
+    assert all("8.png" in text for text in one.skipped)
 
 
 def test_interpolating_not_at_all_is_reconstruction(
@@ -215,6 +228,144 @@ def test_latents_are_described(run: Path, testing: Path) -> None:
     assert len(found.details["latents"]["std"]) == 4
 
 
+def test_truncated_images_are_other_images(run: Path, testing: Path, model: RPiAE) -> None:
+    near = measure(run, testing, "psnr")
+    below = measure(run, testing, "psnr", round="truncate")
+    images = images_of(testing)
+    with torch.no_grad():
+        made = (model.reconstruct(images).clamp(0, 1) * 255).to(torch.uint8) / 255
+    wanted = PeakSignalNoiseRatio(data_range=1.0)(made, images).item()
+    assert below.metrics["psnr_pooled"] == pytest.approx(wanted, abs=1e-4)
+    assert near.metrics["psnr_pooled"] != pytest.approx(wanted, abs=1e-3)
+    assert (near.protocol["round"], below.protocol["round"]) == ("nearest", "truncate")
+    protocols = {n: number_protocol(e.protocol, "psnr") for n, e in (("a", near), ("b", below))}
+    with pytest.raises(UsageError, match="round: nearest and truncate"):
+        check_comparable("psnr", protocols)
+
+
+def test_truncation_costs_what_it_costs_at_forty_decibels() -> None:
+    """Half a level of bias more than rounding: 0.16 dB of the reference's at 40 dB."""
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (1, 3, 256, 256), generator=draws) / 255
+    made = images + 0.01 * torch.randn(images.shape, generator=draws)
+    inside = (images > 0.1) & (images < 0.9)
+
+    def psnr(rounding: Rounding) -> float:
+        error = (to_8_bits(made, rounding=rounding) - images)[inside].double().square().mean()
+        return psnr_of(error.item())
+
+    assert psnr("nearest") == pytest.approx(40, abs=0.1)
+    assert psnr("nearest") - psnr("truncate") == pytest.approx(0.16, abs=0.02)
+
+
+def test_the_protocol_says_what_was_computed_in(run: Path, testing: Path) -> None:
+    half = measure(run, testing, "psnr", "drift", precision="bf16")
+    full = measure(run, testing, "psnr", "drift")
+    assert (half.protocol["precision"], full.protocol["precision"]) == ("bf16", "fp32")
+    assert half.metrics["psnr"] != full.metrics["psnr"]
+    assert half.metrics["psnr"] == pytest.approx(full.metrics["psnr"], abs=0.1)
+    auto = measure(run, testing, "psnr", precision="auto")
+    assert auto.protocol["precision"] in ("bf16", "fp32")
+    protocols = {n: number_protocol(e.protocol, "psnr") for n, e in (("a", half), ("b", full))}
+    with pytest.raises(UsageError, match="precision: bf16 and fp32"):
+        check_comparable("psnr", protocols)
+
+
+def test_feature_spaces_are_in_fp32_whatever_the_tokenizer_is_in(
+    run: Path, testing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same pictures have the same features; only the pictures differ."""
+    seen: list[tuple[torch.dtype, bool]] = []
+    update = distances.FeatureMoments.add
+
+    def add(self: Any, features: torch.Tensor) -> None:
+        seen.append((features.dtype, torch.is_autocast_enabled("cpu")))
+        update(self, features)
+
+    monkeypatch.setattr(distances.FeatureMoments, "add", add)
+    images = {}
+    for precision in ("fp32", "bf16"):
+        metric = rpiae.METRICS.config_class("rfd")(name="rfd", space=SPACE).build()
+        config = EvaluationConfig(data=f"folder:{testing}", metrics=("psnr",))
+        runtime = Runtime(device="cpu", precision=precision)
+        monkeypatch.setattr(evaluating, "_built", lambda _, m=metric: [("rfd", (PSNR, m))])
+        evaluate(open_subject(run, runtime.device), config, runtime=runtime)
+        images[precision] = metric.originals
+    assert set(seen) == {(torch.float32, False)}
+    assert images["fp32"].mean.equal(images["bf16"].mean)
+    assert images["fp32"].scatter.equal(images["bf16"].scatter)
+
+
+@pytest.mark.parametrize("side", [1, 4, 5, 6, 10, 11])
+def test_images_too_small_for_a_metric_have_the_others(run: Path, testing: Path, side: int) -> None:
+    found = measure(run, testing, "psnr", "ssim", "latents", image_size=side)
+    assert {"psnr", "psnr_pooled", "compression_bits"} <= found.metrics.keys()
+    assert ("ssim" in found.metrics) == (side >= 11)
+    said = [text for text in found.warnings if text.startswith("ssim was not measured")]
+    assert len(said) == (side < 11)
+    assert all(f"{side}×{side} pixels are smaller than 11×11" in text for text in said)
+
+
+def test_tiny_photographs_of_a_run_have_a_psnr() -> None:
+    images = to_8_bits(torch.rand(5, 3, 8, 8))
+    tiny = score(images[:2], HeldOut(images[:2], ("a", "b"), {"a": 1, "b": 1}))
+    assert (tiny.psnr, tiny.ssim) == (100.0, None)
+    tiled = score(images, HeldOut(images, ("a", *"bbbb"), {"a": 1, "b": 2}))
+    assert tiled.ssim == pytest.approx(1), "four tiles make a photograph of 16 pixels"
+    assert "ssim" not in tiled.photographs["a"]
+
+
+def test_one_image_has_all_numbers_that_one_can_have(
+    run: Path, testing: Path, training: Path
+) -> None:
+    names = ("psnr", "ssim", "drift", "latents", f"rfd:{SPACE}", f"ifd:{SPACE}")
+    found = measure(run, testing, *names, training=f"folder:{training}", num_images=1)
+    assert found.protocol["count"] == 1
+    assert {"psnr", "ssim", "drift", "effective_rank"} <= found.metrics.keys()
+    assert not {f"rfd[{SPACE}]", f"ifd[{SPACE}]"} & found.metrics.keys()
+    for name in (f"rfd:{SPACE}", f"ifd:{SPACE}"):
+        assert any(
+            text.startswith(f"{name} was not measured: a covariance needs at least 2")
+            for text in found.warnings
+        )
+    with pytest.raises(RunError, match=r"nothing was measured: rfd:tiny was not measured"):
+        measure(run, testing, f"rfd:{SPACE}", num_images=1)
+
+
+@pytest.mark.parametrize("name", ["psnr", "drift", "latents", f"rfd:{SPACE}"])
+def test_a_process_may_see_no_usable_image(run: Path, testing: Path, name: str) -> None:
+    subject = open_subject(run, torch.device("cpu"))
+    images = images_of(testing)[:4]
+    seen = Examination(
+        subject.model, images, labels=torch.zeros(4), positions=torch.arange(4),
+        replica=subject.replica,
+    )  # fmt: skip
+    config = part_config("metrics", name)
+    assert isinstance(config, MetricConfig)
+    alone, none, some = (config.build() for _ in range(3))
+    alone.update(seen)
+    some.update(seen)
+
+    class Processes:
+        """Two of them, of which the first one saw nothing."""
+
+        num_processes = 2
+
+        def gather(self, value: Any) -> list[Any]:
+            return [value, list(some.accumulators())]
+
+    merge(none.accumulators(), Processes())  # type: ignore[arg-type]
+    assert none.compute().values == pytest.approx(alone.compute().values)
+
+
+def test_all_that_metrics_lack_is_named_before_anything_is_opened(tmp_path: Path) -> None:
+    names = ("lpips:none.pth", "rfid:no.pth", "rfd:cnn:not.safetensors", "psnr")
+    with pytest.raises(FetchError, match=r"3 files: .*none\.pth.*no\.pth.*not\.safetensors"):
+        evaluate_saved(tmp_path / "nowhere", EvaluationConfig(metrics=names))
+    with pytest.raises(CheckpointError, match=r"none\.pth"):
+        evaluate_saved(tmp_path / "nowhere", EvaluationConfig(metrics=("lpips:none.pth",)))
+
+
 def test_what_is_missing_is_said(run: Path, testing: Path, training: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.mkdir()
@@ -245,7 +396,7 @@ def test_a_run_is_measured_on_its_own_held_out_images(run: Path) -> None:
     runtime = Runtime(device="cpu", precision="fp32")
     config = EvaluationConfig(metrics=("psnr", f"ifd:{SPACE}"), num_training=8)
     found = evaluate(open_subject(run, runtime.device), config, runtime=runtime)
-    assert found.protocol["count"] == 3, "one of the four is damaged"
+    assert found.protocol["count"] == 4
     assert found.protocol["training"]["count"] == 8
 
 
@@ -301,6 +452,48 @@ class TestReferences:
         table = {"name": "rfd", "space": SPACE, "reference": str(file)}
         with pytest.raises(UsageError, match=r"of other images.*images_sha256 is .* there"):
             measure(run, testing, table)
+
+    def test_of_another_crop_is_told_before_anything_is_measured(
+        self, run: Path, testing: Path, tmp_path: Path
+    ) -> None:
+        file = self.written(run, testing, tmp_path / "originals.safetensors", crop="centre")
+        table = {"name": "rfd", "space": SPACE, "reference": str(file)}
+        with pytest.raises(UsageError, match=r"crop is short side above 48 .* there and ADM: "):
+            measure(run, testing, table)
+        assert measure(run, testing, table, crop="centre").metrics
+
+    def test_of_other_images_costs_no_other_number(
+        self, run: Path, testing: Path, training: Path, tmp_path: Path
+    ) -> None:
+        file = self.written(run, training, tmp_path / "originals.safetensors")
+        table = {"name": "rfd", "space": SPACE, "reference": str(file)}
+        found = measure(run, testing, table, "psnr")
+        assert found.metrics.keys() == {"psnr", "psnr_pooled"}
+        assert any("a reference of other images" in text for text in found.warnings)
+
+    def test_that_is_damaged_is_refused(self, run: Path, testing: Path, tmp_path: Path) -> None:
+        file = self.written(run, testing, tmp_path / "originals.safetensors")
+        content = bytearray(file.read_bytes())
+        content[-5] ^= 1
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError, match="its statistics are not those"):
+            references.read_reference(file)
+        bare = {"format": references.FORMAT, "purpose": "reconstruction", "count": "3"}
+        metadata = {"rpiae": json.dumps(bare)}
+        save_file({"mean": np.zeros(4), "scatter": np.eye(4)}, file, metadata=metadata)
+        with pytest.raises(CheckpointError, match="does not say images_sha256, count, crop"):
+            references.read_reference(file)
+
+    def test_that_cannot_be_written_costs_no_number(
+        self, run: Path, testing: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "originals.safetensors"
+        out.with_suffix(".part").mkdir()
+        config = EvaluationConfig(data=f"folder:{testing}", metrics=(f"rfd:{SPACE}",))
+        found = evaluate_saved(run, config, reference_out=out)
+        assert found.metrics[f"rfd[{SPACE}]"] > 0
+        assert len(found.unwritten) == 1
+        assert "originals.safetensors" in found.unwritten[0]
 
     def test_of_another_space_is_refused(self, run: Path, testing: Path, tmp_path: Path) -> None:
         file = self.written(run, testing, tmp_path / "originals.safetensors")
@@ -470,7 +663,7 @@ def test_what_is_measured_on_is_not_learned_from(
     runtime = Runtime(device="cpu", precision="fp32")
     subject = open_subject(run, runtime.device)
     config = EvaluationConfig(training=f"folder:{training}", metrics=(f"ifd:{SPACE}",))
-    with pytest.raises(UsageError, match="3 of the 3"):
+    with pytest.raises(UsageError, match="4 of the 4"):
         evaluate(subject, config, runtime=runtime)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -22,16 +23,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
+from rpiae.cli import main
 from rpiae.core.build import build
 from rpiae.core.errors import CheckpointError, DataError, RunError, UsageError
 from rpiae.core.runtime import Runtime
 from rpiae.core.tokenizer import RPiAE
 from rpiae.data.images import to_tensor
 from rpiae.data.listed import Listed, every_image
-from rpiae.latents import LatentDataset, writing
+from rpiae.latents import LatentDataset, reading, writing
 from rpiae.latents.decoding import decode_latents, read_tensor
 from rpiae.latents.encoding import measure_latents, tokenizer_digest
-from rpiae.latents.layout import Settings
+from rpiae.latents.layout import Plan, Settings, tree_digest
 from rpiae.testing import SyntheticImages
 from tests.toys import DECODERS, ENCODERS
 
@@ -174,6 +176,21 @@ def test_every_image_once_in_order_with_its_label(toy: Path, parquet: Path, tmp_
         dataset[COUNT]
 
 
+def test_what_the_source_leaves_out_is_told_once(toy: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    (folder / "a").mkdir(parents=True)
+    (folder / "b").mkdir()
+    for name in ("a/0.png", "a/1.png"):
+        (folder / name).write_bytes(png(0))
+    (folder / "a" / "2.heic").write_bytes(b"x")
+    happened = encode(toy, f"folder:{folder}", tmp_path / "out")
+    told = [event.text for event in happened if isinstance(event, writing.Notice)]
+    assert [("left out .heic (1)" in t, "1 of 2 classes have no images" in t) for t in told] == [
+        (True, False), (False, True),
+    ]  # fmt: skip
+    assert LatentDataset(tmp_path / "out").label_names == ("a", "b")
+
+
 def test_folders_are_classes_as_in_imagefolder(toy: Path, tmp_path: Path) -> None:
     for i, name in enumerate(("dog/a.png", "cat/x/b.png", "c.png", "dog/d.png")):
         path = tmp_path / "photos" / name
@@ -210,7 +227,7 @@ def test_label_columns(toy: Path, tmp_path: Path) -> None:
     assert LatentDataset(tmp_path / "none").labels.tolist() == [-1] * 4
     for column, wanted in (
         ("nothing", "has no column 'nothing'"),
-        ("image", "labels are integers"),
+        ("image", "labels are whole numbers"),
     ):
         with pytest.raises(DataError, match=wanted):
             encode(
@@ -806,7 +823,8 @@ def test_folders_that_hold_no_latents(toy: Path, parquet: Path, tmp_path: Path) 
     for damaged, wanted in (
         ("{", "cannot be read"),
         ("[]", "format None"),
-        (index.replace('"format": 1', '"format": 9', 1), "format 9"),
+        (index.replace('"format": 2', '"format": 9', 1), "format 9"),
+        (index.replace('"format": 2', '"format": 1', 1), "is damaged"),
         (index.replace('"settings"', '"setings"', 1), "is damaged"),
         (index.replace('"latent_shape"', '"shape"', 1), "is damaged"),
     ):
@@ -817,6 +835,241 @@ def test_folders_that_hold_no_latents(toy: Path, parquet: Path, tmp_path: Path) 
     shards(out)[2].unlink()
     with pytest.raises(CheckpointError, match=r"00002-of-00003.*rpiae encode again"):
         LatentDataset(out)
+
+
+# --- damage and strangers ------------------------------------------------------------------------
+
+
+def read_all(folder: Path) -> list[Any]:
+    dataset = LatentDataset(folder)
+    return [(*dataset[i], dataset.name(i)) for i in range(len(dataset))]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_flipped_byte_is_found(toy: Path, tmp_path: Path, seed: int) -> None:
+    out = tmp_path / "out"
+    encode(
+        toy,
+        f"parquet:{write_parquet(tmp_path / 'a.parquet', [png(i) for i in range(6)], [0] * 6)}",
+        out,
+    )
+    before = read_all(out)
+    draw = np.random.default_rng(seed)
+    path = [*shards(out), out / "index.json"][seed % 3]
+    content = bytearray(path.read_bytes())
+    content[int(draw.integers(len(content)))] ^= 1 << int(draw.integers(8))
+    path.write_bytes(content)
+    try:
+        after = read_all(out)
+    except CheckpointError:
+        return
+    # Only what says nothing, such as the kind of a space, may change unnoticed.
+    for (latent, *rest), (other, *others) in zip(before, after, strict=True):
+        assert torch.equal(latent, other)
+        assert rest == others
+
+
+@pytest.mark.parametrize("name", ["latent", "label", "position"])
+def test_every_tensor_has_a_digest(toy: Path, parquet: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    encode(toy, f"parquet:{parquet}", out)
+    path = shards(out)[1]
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    changed = tensors(path)
+    changed[name] = changed[name] + 1
+    save_file(changed, path, metadata=metadata)
+    with pytest.raises(
+        CheckpointError, match=rf"00001-of-00003.* its {name} is not what was written"
+    ):
+        LatentDataset(out).verify()
+    (notice,) = kinds(encode(toy, f"parquet:{parquet}", out), writing.Notice)
+    assert "written anew" in notice.text
+    LatentDataset(out).verify()
+
+
+def test_a_tensor_is_checked_once(
+    toy: Path, parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode(toy, f"parquet:{parquet}", tmp_path / "out")
+    dataset = LatentDataset(tmp_path / "out")
+    checks: list[str] = []
+    monkeypatch.setattr(reading, "check_tensor", lambda path, file, name, _: checks.append(name))
+    for i in (0, 1, 2, 5, 0):
+        dataset[i]
+    assert checks == ["latent", "latent"]  # of two shards
+    pickle.loads(pickle.dumps(dataset))[0]
+    assert checks == ["latent", "latent"]
+
+
+def forged(out: Path, **changes: Any) -> None:
+    """Change the index as somebody would who also knows how to digest it."""
+    tree = json.loads((out / "index.json").read_text())
+    tree |= changes
+    tree["sha256"] = tree_digest(tree)
+    (out / "index.json").write_text(json.dumps(tree))
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"shards": [{"file": "../x", "count": 11, "sha256": ""}] * 3}, "counts contradict"),
+        ({"num_images": 10**18}, "counts contradict"),
+        ({"num_images": "11"}, "num_images: expected"),
+        ({"latent_shape": [4, 0, 8]}, "latent_shape: must be at least 1"),
+        ({"latent_shape": [4, 8]}, "latent_shape"),
+        ({"label_names": [1]}, r"label_names\[0\]: expected"),
+        ({"statistics": {"count": 1, "mean": [], "std": []}}, "counts contradict"),
+        ({"statistics": None}, "counts contradict"),
+        ({"settings": {"dtype": "int8"}}, r"settings\.dtype: expected one of"),
+        ({"tokenizer": {"path": 3, "sha256": ""}}, r"tokenizer\.path: expected"),
+        ({"complete": 1}, "complete: expected"),
+        ({"hello": 1}, "hello"),
+        ({"label_names": ["only one"]}, "is a shard of other latents"),
+    ],
+)
+def test_an_index_is_checked(
+    toy: Path, parquet: Path, tmp_path: Path, changes: dict[str, Any], wanted: str
+) -> None:
+    out = tmp_path / "out"
+    encode(toy, f"parquet:{parquet}", out)
+    forged(out, **changes)
+    with pytest.raises(CheckpointError, match=wanted):
+        LatentDataset(out)
+
+
+def test_an_index_names_its_own_shards_alone(toy: Path, parquet: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    encode(toy, f"parquet:{parquet}", out)
+    listed = json.loads((out / "index.json").read_text())["shards"]
+    listed[1]["file"] = "../x.safetensors"
+    forged(out, shards=listed)
+    with pytest.raises(CheckpointError, match=r"shard 1 is latents-00001.*not '\.\./x"):
+        LatentDataset(out)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"format": ' + "9" * 5000 + "}", "\ud800", ""])
+def test_an_index_that_is_no_json_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "index.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(CheckpointError, match=r"index\.json cannot be read"):
+        LatentDataset(tmp_path)
+
+
+def test_an_index_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "index.json")
+    with pytest.raises(CheckpointError, match="it is a FIFO"):
+        LatentDataset(tmp_path)
+
+
+def in_format_1(out: Path) -> None:
+    """Make a folder what it was before there were digests."""
+    tree = json.loads((out / "index.json").read_text())
+    del tree["sha256"]
+    tree["format"] = 1
+    for shard in tree["shards"]:
+        del shard["sha256"]
+    plan = Plan.from_tree(tree)
+    (out / "index.json").write_text(json.dumps(tree))
+    for path in shards(out):
+        with safe_open(path, "pt") as file:
+            described = json.loads(file.metadata()["rpiae"])
+        del described["tensors"], described["sha256"]
+        described |= {"format": 1, "plan": plan.digest()}
+        save_file(tensors(path), path, metadata={"rpiae": json.dumps(described)})
+
+
+def test_a_folder_without_digests_is_read_and_not_gone_on_with(
+    toy: Path, parquet: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    encode(toy, f"parquet:{parquet}", out)
+    expected = read_all(out)
+    in_format_1(out)
+    with caplog.at_level(logging.WARNING):
+        found = read_all(out)
+    assert "without digests" in caplog.text
+    for (latent, *rest), (other, *others) in zip(expected, found, strict=True):
+        assert torch.equal(latent, other)
+        assert rest == others
+    with pytest.raises(UsageError, match=r"of an earlier rpiae.*Name another --out"):
+        encode(toy, f"parquet:{parquet}", out)
+
+
+def test_labels_must_mean_the_same(toy: Path, parquet: Path, tmp_path: Path) -> None:
+    encode(toy, f"parquet:{parquet}", tmp_path / "out")
+    names = LatentDataset(tmp_path / "out").label_names
+    assert names == ("cat", "dog", "frog")
+    LatentDataset(tmp_path / "out", label_names=names)
+    for wanted, reason in (
+        (("cat", "frog"), "it has 3 classes, and 2 are wanted, which differ in 'dog'"),
+        (("cat", "frog", "dog"), "label 1 is 'dog', and 'frog' is wanted"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            LatentDataset(tmp_path / "out", label_names=wanted)
+
+
+def test_names_that_are_not_utf_8(toy: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        (folder / os.fsdecode(b"%d\xff.png" % i)).write_bytes(png(i))
+    (folder / os.fsdecode(b"br\xe9ken.png")).write_bytes(b"x")
+    happened = encode(toy, f"folder:{folder}", tmp_path / "out")
+    index = kinds(happened, writing.Finished)[0].index
+    assert [row["name"] for row in index["skipped"]] == ["br\\xe9ken.png"]
+    dataset = LatentDataset(tmp_path / "out")
+    assert [dataset.name(i) for i in range(3)] == [f"{i}\\xff.png" for i in range(3)]
+    again = encode(toy, f"folder:{folder}", tmp_path / "out")
+    assert kinds(again, writing.Started)[0].kept == 1
+    made = decode(RPiAE.from_pretrained(toy), dataset, tmp_path / "pictures")
+    assert made == [f"{i}\\xff.png" for i in range(3)]
+
+
+def test_one_image_is_encoded(toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.png").write_bytes(png(0))
+    encode(toy, f"folder:{tmp_path / 'one'}", tmp_path / "out")
+    assert len(LatentDataset(tmp_path / "out")) == 1
+
+
+def test_an_image_that_fails_is_a_skip_whatever_it_is(toy: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "good.png").write_bytes(png(0))
+    Image.new("1", (20000, 10000)).save(folder / "pano.png")
+    Image.new("RGB", (100_000, 1)).save(folder / "thin.png")
+    os.mkfifo(folder / "fifo.png")
+    happened = encode(
+        toy, f"folder:{folder}", tmp_path / "out", overrides=("data.workers=0", "data.resize=64")
+    )
+    assert len(LatentDataset(tmp_path / "out")) == 2  # the good one, and the crop of the thin one
+    assert [
+        skipped.reason
+        for skipped in kinds(happened, writing.Skipped)
+        if "fifo" not in skipped.reason
+    ]
+
+
+def test_latents_too_large_to_decode_are_refused(toy: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"700×700, 490000 tokens.*more than 65536"):
+        decode(RPiAE.from_pretrained(toy), torch.zeros(1, 4, 700, 700), tmp_path / "out")
+
+
+def test_the_named_tokenizer_is_taken_only_if_it_is_the_one(
+    toy: Path, parquet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    encode(toy, f"parquet:{parquet}", out)
+    arguments = ["decode", str(out), "--limit", "1", "--device", "cpu", "--out"]
+    assert main([*arguments, str(tmp_path / "a")]) == 0
+    other = saved(tmp_path / "other", seed=1)
+    sha256 = json.loads((out / "index.json").read_text())["tokenizer"]["sha256"]
+    forged(out, tokenizer={"path": str(other), "sha256": sha256})
+    assert main([*arguments, str(tmp_path / "b")]) == 1
+    assert "is another one: name the right one with --run" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert main([*arguments, str(tmp_path / "c"), "--run", str(toy)]) == 0
 
 
 # --- latent_norm -------------------------------------------------------------------------------

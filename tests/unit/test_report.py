@@ -479,6 +479,48 @@ def test_distances_that_were_measured_differently_are_not_compared(tmp_path: Pat
     assert study.page().bold == ["1.000"]
 
 
+@pytest.mark.parametrize(
+    ("condition", "values"),
+    [
+        ("crop", ("ADM, centre crop 32×32", "centre crop 32×32")),
+        ("round", ("nearest", "truncate")),
+        ("precision", ("fp32", "bf16")),
+        ("count", (8, 9)),
+        ("images_sha256", ("1f", "2e")),
+    ],
+)
+def test_no_number_is_compared_under_other_conditions(
+    tmp_path: Path, condition: str, values: tuple[Any, Any]
+) -> None:
+    comparison = {"name": "c", "first": "a", "second": "b", "metrics": ["psnr"]}
+    study = Folder(tmp_path, comparisons=[comparison])
+    for name, mean, value in zip("ab", (1.0, 2.0), values, strict=True):
+        study.row(name, psnr(mean), protocol={condition: value, "metrics": {}})
+    page = study.page()
+    assert f"not compared: {condition}: {values[0]} and {values[1]}" in page.text
+    assert not [text for text in page.bold if text in ("1.00", "2.00")]
+
+
+def test_a_study_reports_what_it_asked_for_among_all_that_was_measured(tmp_path: Path) -> None:
+    """Somebody measured a run again by hand; both evaluations are in its file."""
+    asked, other = {"metrics": ["psnr"]}, {"metrics": ["psnr"], "data": "folder:photos"}
+    study = Folder(tmp_path, evaluation=asked)
+    (folder,) = study.row("a", psnr(0.0))
+    found = [
+        {"config": config, "metrics": {"psnr": value}, "protocol": {}, "warnings": []}
+        for config, value in ((asked, 20.0), (asked, 21.0), (other, 30.0))
+    ]
+    tree = {"format": 2, **found[-1], "evaluations": found}
+    (folder / "evaluation.json").write_text(json.dumps(tree))
+    (row,) = read_results(tmp_path).rows
+    assert row.by_seed("psnr") == {0: 21.0}
+    tree["evaluations"] = [found[-1]]
+    (folder / "evaluation.json").write_text(json.dumps(tree))
+    (row,) = read_results(tmp_path).rows
+    assert row.by_seed("psnr") == {}
+    assert "measured otherwise" in row.runs[0].warnings[0]
+
+
 def test_a_metric_that_a_run_has_not_got_is_no_difference(tmp_path: Path) -> None:
     study = Folder(tmp_path)
     facts = {"kl": {"bits": 16}, "psnr": {"peak": 1}}

@@ -134,6 +134,27 @@ def test_a_resumed_run_takes_over_what_was_finished_meanwhile(
     assert steps == ["compress"] * 2 + ["polish"] * 2
 
 
+def test_a_damaged_stage_is_trained_once_more_and_kept_anew(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = StageStore(tmp_path / "stages", wanted=[stage_address(config(images), 0)])
+    first = digests(tree(images, tmp_path / "first"), store, monkeypatch)
+    (kept,) = (tmp_path / "stages").glob("*.pt")
+    content = bytearray(kept.read_bytes())
+    content[len(content) // 2] ^= 1
+    kept.unlink()  # the run's checkpoint is the same file
+    kept.write_bytes(content)
+    again = digests(tree(images, tmp_path / "again"), store, monkeypatch)
+    assert "is damaged" in caplog.text
+    assert again["steps"] == first["steps"]
+    assert again["polish"] == first["polish"]
+    shared = digests(tree(images, tmp_path / "shared"), store, monkeypatch)
+    assert shared["steps"] == first["steps"] - 2
+
+
 def test_only_what_is_wanted_is_kept(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
