@@ -395,7 +395,7 @@ class SwitchedRotaryAttention(nn.Module):
         assert attn_mask is None
         assert not is_causal
         q, k, v = (
-            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]  # torch has no types for it
             for part in self._projected(tokens)
         )
         q, k = self._rotated(self.q_norm(q), rope), self._rotated(self.k_norm(k), rope)
