@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ from filelock import FileLock, Timeout
 from rpiae.core import events
 from rpiae.core.build import build_tokenizer
 from rpiae.core.changes import Change, allowed_changes
-from rpiae.core.checkpoint import checkpoint_path, list_checkpoints, progress
+from rpiae.core.checkpoint import checkpoint_path, digest, list_checkpoints, progress
 from rpiae.core.config import PartConfig, Tree, dump_toml, read_toml, unparse
 from rpiae.core.contracts import Dataset, HeldOut
 from rpiae.core.errors import CheckpointError, ConfigError, RunError, UsageError
+from rpiae.core.fetching import Loading, fetch_all, loading_losses, loading_parts, needed
 from rpiae.core.files import write_text
+from rpiae.core.importing import MAIN, import_hint
 from rpiae.core.memory import check_memory
 from rpiae.core.objective import PivotReplica
 from rpiae.core.pivot import inherit_pivot, read_pivot, write_pivot
@@ -33,12 +35,15 @@ from rpiae.core.recipe import RunConfig, StageConfig
 from rpiae.core.registry import OWN, registry
 from rpiae.core.resolve import ResolvedRun, resolve_run
 from rpiae.core.runtime import LAUNCHER_VARIABLES, Runtime
-from rpiae.core.tokenizer import RPiAE, check_state, load_state
+from rpiae.core.start import brings_pivot, check_initial, initial_parts, take_over
+from rpiae.core.tokenizer import RPiAE, load_state
 from rpiae.core.trainer import TrainerInputs, train
+from rpiae.data.fingerprint import data_fingerprint
 from rpiae.evaluation.final import evaluate_run
 from rpiae.evaluation.reconstruction import EXACT, stage_metrics
+from rpiae.history import begin_session, sessions
 from rpiae.recording import recorded
-from rpiae.stages import StageStore
+from rpiae.stages import StageStore, machine, run_address, session, trained_as
 
 #: The run that nothing was said about; presets' companions come before all but the encoder.
 DEFAULTS: Mapping[str, str] = {
@@ -71,13 +76,13 @@ def resolve(
     tree = tree or {}
     try:
         return resolve_run(
-            tree, defaults=DEFAULTS, overrides=overrides, without=without, source=source
-        )
+            tree, defaults=DEFAULTS, initial=initial_parts(tree, overrides), overrides=overrides,
+            without=without, source=source,
+        )  # fmt: skip
     except UsageError as error:
-        missing = _not_installed(tree.get("requires"))
-        if not missing:
+        hint = _hint(tree, source)
+        if not hint:
             raise
-        hint = f"{source} requires {', '.join(missing)}: pip install {' '.join(missing)}"
         if isinstance(error, ConfigError):
             raise ConfigError(error.source, [*error.problems, hint]) from None
         raise type(error)(f"{error}. {hint}") from None
@@ -88,13 +93,14 @@ def plan(resolved: ResolvedRun) -> Plan:
 
     Raises:
         DataError: if data were named and cannot be used.
+        CheckpointError: if the tokenizer that it starts from does not fit.
     """
+    check_initial(resolved)
     if resolved.config.data is None:
-        return make_plan(resolved)
+        return _planned(resolved, None)
     data = resolved.config.data.build()
     # A run tells them with its first batch.
-    notices = getattr(data, "notices", ())
-    return make_plan(resolved, num_images=data.num_images, notices=notices)
+    return _planned(resolved, data.num_images, notices=getattr(data, "notices", ()))
 
 
 def check_startable(resolved: ResolvedRun) -> None:
@@ -102,7 +108,9 @@ def check_startable(resolved: ResolvedRun) -> None:
 
     Raises:
         UsageError: if data are missing or the recipe names losses nobody registered.
+        CheckpointError: if the tokenizer that it starts from does not fit.
     """
+    check_initial(resolved)
     recipe = resolved.config.recipe.name
     if resolved.config.data is None:
         raise UsageError(
@@ -115,6 +123,31 @@ def check_startable(resolved: ResolvedRun) -> None:
             f"recipe {recipe!r} has terms that are not in this version: {', '.join(missing)}. "
             f"Add --without {','.join(missing)}, or install a plugin that brings them"
         )
+
+
+def _planned(
+    resolved: ResolvedRun,
+    num_images: int | None,
+    loads: Iterable[Loading] | None = None,
+    *,
+    notices: Sequence[str] = (),
+) -> Plan:
+    """A plan that also says which weights are loaded; those inside this package go without saying."""
+    own = Path(__file__).parent
+    files = needed(loading(resolved) if loads is None else loads)
+    return evolve(
+        make_plan(resolved, num_images=num_images, notices=notices),
+        loads=tuple(
+            f"{file.what}: {file.path or 'to be downloaded'}"
+            for file in files
+            if file.path is None or not file.path.is_relative_to(own)
+        ),
+    )
+
+
+def loading(resolved: ResolvedRun) -> list[Loading]:
+    """The parts of a run that load something when it begins."""
+    return loading_parts(resolved.config, encoder=not brings_pivot(resolved.config))
 
 
 def run(
@@ -142,29 +175,28 @@ def run(
     resolved = evolve(resolved, config=evolve(resolved.config, out=out))
     folder = Path(out)
     data = _dataset(resolved.config)
-    planned = make_plan(resolved, num_images=data.num_images)
+    planned = _planned(resolved, data.num_images)
     yield events.Planned(plan=planned)
     check_memory(planned.memory, runtime.device)
     with _Claim(folder, runtime, resume=False):
-        runtime.on_main(lambda: _fetch_losses(resolved.config.recipe.stages))
+        runtime.on_main(lambda: fetch_all(loading(resolved)))
         model = build_tokenizer(
-            resolved.tokenizer, pretrained=True, seed=resolved.config.seed,
-            trained_size=data.image_size,
+            resolved.tokenizer, pretrained=not brings_pivot(resolved.config),
+            seed=resolved.config.seed, trained_size=data.image_size,
         )  # fmt: skip
         held_out = data.held_out()
         init = resolved.config.init
-        source = _initial(init) if init else None
-        if source is not None:
-            check_state(model, source.state_dict(), source=init)
+        source = RPiAE.from_pretrained(init) if init else None
         resolved = _settled(resolved, runtime)
-        anchored = runtime.on_main(lambda: _begin(resolved.config, model, folder))
+        runtime.on_main(lambda: _begin(resolved.config, model, folder))
         if source is not None:
-            model.load_state_dict(source.state_dict())
-            if not anchored:
+            take_over(model, source, resolved.config)
+            if not brings_pivot(resolved.config) and "encoder" in resolved.config.init_parts:
                 yield events.Notice(text=f"{init} has no pivot beside it: encoder's own is used")
         adopted = 0
         if stages is not None:
-            adopted = runtime.on_main(lambda: stages.adopt(resolved.config, model))
+            on = machine(runtime.device, runtime.num_processes)
+            adopted = runtime.on_main(lambda: stages.adopt(resolved.config, model, on))
         yield from _trained(
             resolved, model, data, held_out, runtime, resume=adopted > 0, stages=stages
         )
@@ -195,7 +227,10 @@ def resume(
     config = resolved.config
     runtime = Runtime(device=config.device, precision=config.precision)
     data = _dataset(config)
-    planned = make_plan(resolved, num_images=data.num_images)
+    stage, step = progress(path / "checkpoints")
+    # A stage that was begun has its critic in the checkpoint.
+    ahead = loading_losses(config.recipe.stages[stage + (step > 0) :])
+    planned = _planned(resolved, data.num_images, ahead)
     yield events.Planned(plan=planned)
     check_memory(planned.memory, runtime.device)
     for change in changed:
@@ -204,17 +239,15 @@ def resume(
         if changed:
             runtime.on_main(lambda: write_text(path / CONFIG_FILE, dump_toml(config)))
         model = build_tokenizer(resolved.tokenizer, seed=config.seed, trained_size=data.image_size)
-        stage, step = progress(path / "checkpoints")
-        # A stage that was begun has its critic in the checkpoint.
-        ahead = config.recipe.stages[stage + (step > 0) :]
-        runtime.on_main(lambda: _fetch_losses(ahead))
+        runtime.on_main(lambda: fetch_all(ahead))
         if (stage, step) == (0, 0):
             pivot = read_pivot(path, config.encoder)
             load_state(model.roles["encoder"], pivot.state_dict(), source=str(path))
             if config.init:
-                load_state(model, _initial(config.init).state_dict(), source=config.init)
+                take_over(model, RPiAE.from_pretrained(config.init), config)
         if stages is not None:
-            runtime.on_main(lambda: stages.adopt(config, model, beyond=stage))
+            on = machine(runtime.device, runtime.num_processes)
+            runtime.on_main(lambda: stages.adopt(config, model, on, beyond=stage))
         yield from _trained(
             resolved, model, data, data.held_out(), runtime, resume=True, stages=stages
         )
@@ -242,7 +275,25 @@ def resumed_config(
         unparse(before.config), unparse(resolved.config), stage=stage, step=step,
         source=str(folder),
     )  # fmt: skip
+    if any(change.path == "data.path" for change in changed):
+        _check_moved(resolved.config, folder)
     return resolved, changed
+
+
+def _check_moved(config: RunConfig, folder: Path) -> None:
+    """Whether data that are said to lie elsewhere now are those that the run was trained on.
+
+    Raises:
+        UsageError: if they are others.
+    """
+    assert config.data is not None
+    before = {session.data for session in sessions(folder)}
+    if before and data_fingerprint(config.data, times=False) not in before:
+        raise UsageError(
+            f"{folder} cannot go on with these data: their files are not those that it was trained on. "
+            "Name the folder that these were moved to, or start another run from its weights with "
+            "--init"
+        )
 
 
 def with_folder(resolved: ResolvedRun) -> ResolvedRun:
@@ -264,25 +315,11 @@ def _resolved(config: RunConfig | Tree) -> ResolvedRun:
     return resolve(unparse(config) if isinstance(config, RunConfig) else config)
 
 
-def _fetch_losses(stages: Sequence[StageConfig]) -> None:
-    """Have what the terms of stages load at hand before they begin, and not hours into the run."""
-    for stage in stages:
-        for term in stage.terms:
-            term.loss.fetch()
-
-
 def _dataset(config: RunConfig) -> Dataset:
     assert config.data is not None
     data = config.data.build()
     assert isinstance(data, Dataset)
     return data
-
-
-def _initial(folder: str) -> RPiAE:
-    """The tokenizer that a run starts from, without latent_norm: training changes the latents."""
-    source = RPiAE.from_pretrained(folder)
-    source.latent_mean = source.latent_std = None
-    return source
 
 
 class _Claim(contextlib.AbstractContextManager["_Claim"]):
@@ -331,12 +368,14 @@ def _settled(resolved: ResolvedRun, runtime: Runtime) -> ResolvedRun:
     """The run as it is written down: with the precision that was chosen, so that a resumed one has
     the same, and the distributions its parts are from."""
     config = resolved.config
-    brought = {registry(part.family).entry(part.name).distribution for part in _parts(config)}
-    foreign = {name for name in brought if _installed(name)} - {OWN}
+    entries = [registry(part.family).entry(part.name) for part in _parts(config)]
+    foreign = {entry.distribution for entry in entries if _installed(entry.distribution)} - {OWN}
+    here = {entry.target.partition(":")[0] for entry in entries if not entry.importable}
     config = evolve(
         config,
         precision=runtime.precision,
         requires=tuple(sorted(foreign | set(config.requires))),
+        imports=tuple(sorted(here | set(config.imports))),
     )
     return evolve(resolved, config=config)
 
@@ -353,6 +392,18 @@ def _parts(config: Any) -> Iterator[PartConfig]:
             yield from _parts(getattr(config, a.name))
 
 
+def _hint(tree: Tree, source: str) -> str:
+    """What is missing here of what a run's config says that it is made with, and how to get it."""
+    missing = _not_installed(tree.get("requires"))
+    if missing:
+        return f"{source} requires {', '.join(missing)}: pip install {' '.join(missing)}"
+    listed = tree.get("imports")
+    modules = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+    if modules and not all(name in sys.modules for name in modules if name != MAIN):
+        return f"{source} has parts of a notebook or script: {import_hint(modules)}"
+    return f"{source}: {import_hint([])}" if MAIN in modules else ""
+
+
 def _not_installed(distributions: Any) -> list[str]:
     listed = distributions if isinstance(distributions, (list, tuple)) else ()
     return [name for name in listed if isinstance(name, str) and name and not _installed(name)]
@@ -366,17 +417,11 @@ def _installed(distribution: str) -> bool:
     return True
 
 
-def _begin(config: RunConfig, model: RPiAE, folder: Path) -> bool:
-    """Write down the pivot, then the config: with it, the folder holds a run.
-
-    Returns:
-        Whether the pivot is that of the run that ``init`` is from.
-    """
-    inherited = bool(config.init) and inherit_pivot(folder, Path(config.init))
-    if not inherited:
+def _begin(config: RunConfig, model: RPiAE, folder: Path) -> None:
+    """Write down the pivot, then the config: with it, the folder holds a run."""
+    if not (brings_pivot(config) and inherit_pivot(folder, Path(config.init))):
         write_pivot(folder, model.roles["encoder"])
     write_text(folder / CONFIG_FILE, dump_toml(config))
-    return inherited
 
 
 def _trained(
@@ -411,12 +456,17 @@ def _trained(
         evaluate=evaluate, folder=folder, seed=config.seed,
     )  # fmt: skip
     rows = []
+    on = machine(runtime.device, runtime.num_processes)
+    begun = False
     training = train(inputs, resume=resume)
     if runtime.is_main:
         training = recorded(training, config, resume=resume)
     for event in training:
+        if isinstance(event, events.StageStarted) and runtime.is_main and not begun:
+            begun = True
+            begin_session(folder, session(config, event.index, event.step, machine=on))
         if isinstance(event, events.StageEnded) and stages is not None and runtime.is_main:
-            _keep(stages, config, event)
+            _keep(stages, config, event, machine=on)
         yield event
         if isinstance(event, (events.StageEnded, events.StageSkipped)):
             rows.append(_stage_row(event))
@@ -425,6 +475,7 @@ def _trained(
     runtime.close()
     if not runtime.is_main:
         return
+    _restore_latent_norm(model, folder / "tokenizer")
     model.save_pretrained(folder / "tokenizer")
     summary = {
         **_evaluated(config, folder),
@@ -446,17 +497,36 @@ def _trained(
         "processes": runtime.num_processes,
         "stages": rows,
         "tokenizer": str(folder / "tokenizer"),
+        "address": _address(config, machine=on),
     }
     summary["verdict"] = verdict(summary)
     write_text(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     yield events.RunEnded(summary=summary, folder=folder)
 
 
-def _keep(stages: StageStore, config: RunConfig, event: events.StageEnded) -> None:
+def _restore_latent_norm(model: RPiAE, folder: Path) -> None:
+    """Keep the ``latent_norm`` of a finished run that is only told again: it is of the same latents."""
+    try:
+        saved = RPiAE.from_pretrained(folder)
+    except CheckpointError:
+        return
+    mean, std = saved.latent_mean, saved.latent_std
+    saved.latent_mean = saved.latent_std = None
+    if digest(saved.state_dict()) == digest(model.state_dict()):
+        model.latent_mean, model.latent_std = mean, std
+
+
+def _address(config: RunConfig, *, machine: str) -> str:
+    """A finished run's address; nothing where it was not trained as its config says from end to end."""
+    trained = trained_as(config, len(config.recipe.stages) - 1, machine=machine)
+    return run_address(config) if trained else ""
+
+
+def _keep(stages: StageStore, config: RunConfig, event: events.StageEnded, *, machine: str) -> None:
     """Keep a stage that has just ended; one that is told again after a resume is kept already, or
     its checkpoint is gone."""
     if checkpoint_path(Path(config.out) / "checkpoints", event.index + 1, 0).is_file():
-        stages.keep(config, event.index)
+        stages.keep(config, event.index, machine=machine)
 
 
 def verdict(summary: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from rich.table import Table
 from rpiae.cli.build import run_tree, without
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import duration, stderr, stdout
-from rpiae.core.config import parse_override
+from rpiae.core.config import Tree, parse_override
 from rpiae.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 def execute(arguments: argparse.Namespace) -> int:
     """Run a study, or what is left of it."""
     from rpiae.studies import studies
-    from rpiae.studies.planning import plan_study
+    from rpiae.studies.planning import file_name, plan_study
 
     study = _study(arguments)
-    out = Path(arguments.out or Path("runs") / study.name)
+    out = Path(arguments.out or Path("runs") / file_name(study.name))
     if arguments.dry_run:
         rows = plan_study(study, out)
         if arguments.json:
@@ -79,34 +79,65 @@ def _study(arguments: argparse.Namespace) -> StudyConfig:
     if not arguments.study and not arguments.vary:
         raise UsageError("name a study's file, or axes with --vary, such as --vary bridge=vb8,vb16")
     study = read_study(Path(arguments.study)) if arguments.study else StudyConfig(name="ablation")
-    arguments.out, out = None, arguments.out
-    seed, arguments.seed = arguments.seed, None
-    tree = run_tree(argparse.Namespace(**vars(arguments), init=None))
-    arguments.out = out
-    if seed is not None and arguments.seeds is not None:
-        raise UsageError("give --seed or --seeds, not both")
-    overrides = dict(_override(text) for text in arguments.overrides)
+    base = study.base | _base(arguments)
     axes = [_axis(text) for text in arguments.vary]
     twice = sorted({path for path, _ in axes if [p for p, _ in axes].count(path) > 1})
     if twice:
         raise UsageError(f"--vary {twice[0]} is given twice: list all values in one")
     study = evolve(
-        study, base=study.base | tree | overrides, vary=study.vary | dict(axes),
+        study, base=base, vary=study.vary | dict(axes),
         without=(*study.without, *without(arguments)),
     )  # fmt: skip
-    if seed is not None:
-        study = evolve(study, seeds=(seed,))
-    if arguments.seeds is not None:
-        study = evolve(
-            study, seeds=tuple(range(arguments.seeds)),
-            rows=tuple(evolve(row, seeds=None) for row in study.rows),
-        )  # fmt: skip
+    study = _seeded(study, arguments)
     evaluation = {"data": arguments.eval_data, "training": arguments.eval_train}
     if arguments.metrics:
         names = tuple(name.strip() for name in arguments.metrics.split(",") if name.strip())
         evaluation["metrics"] = names
     given = {name: value for name, value in evaluation.items() if value}
     return evolve(study, evaluation=evolve(study.evaluation, **given))
+
+
+def _base(arguments: argparse.Namespace) -> Tree:
+    """What the options say of every run; where they are written is the study's own."""
+    tree = run_tree(argparse.Namespace(**vars(arguments) | {"out": None, "init": None}))
+    if "out" in tree:
+        stderr.print(
+            f"{arguments.config}: its out is left out; a study's runs lie in its own folder",
+            soft_wrap=True,
+        )
+        del tree["out"]
+    return tree | dict(_override(text) for text in arguments.overrides)
+
+
+def _seeded(study: StudyConfig, arguments: argparse.Namespace) -> StudyConfig:
+    """The study with the seeds that the options name, which replace all others.
+
+    Raises:
+        UsageError: if two of them name seeds, or there are too many.
+    """
+    from rpiae.studies.planning import MOST_RUNS
+
+    given = {
+        "--seed": arguments.seed is not None,
+        "--set seed": any(_override(text)[0] == "seed" for text in arguments.overrides),
+        "--vary seed": any(_axis(text)[0] == "seed" for text in arguments.vary),
+        "--seeds": arguments.seeds is not None,
+    }
+    named = [option for option, is_given in given.items() if is_given]
+    if len(named) > 1:
+        raise UsageError(f"{' and '.join(named)} both say which seeds runs have: give one of them")
+    if not named or named == ["--vary seed"]:
+        return study
+    if arguments.seeds is None:
+        seeds: tuple[Any, ...] = (study.base["seed"],)
+    elif arguments.seeds > MOST_RUNS:
+        raise UsageError(f"--seeds {arguments.seeds}: a study has at most {MOST_RUNS:,} runs")
+    else:
+        seeds = tuple(range(arguments.seeds))
+    return evolve(
+        study, seeds=seeds, base={k: v for k, v in study.base.items() if k != "seed"},
+        rows=tuple(evolve(row, seeds=None) for row in study.rows),
+    )  # fmt: skip
 
 
 def _override(text: str) -> tuple[str, Any]:

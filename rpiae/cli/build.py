@@ -17,6 +17,7 @@ from rpiae.cli.screen import count, duration, progress_bar, stderr, stdout
 from rpiae.core import events
 from rpiae.core.config import Tree, read_toml
 from rpiae.core.errors import UsageError
+from rpiae.core.fetching import fetch_all
 from rpiae.core.files import plain_name
 from rpiae.core.memory import amount
 from rpiae.core.names import printable
@@ -45,16 +46,32 @@ def execute(arguments: argparse.Namespace) -> int:
     except UsageError:
         print_plan(runs.plan(resolved))
         raise
+    if not launched():
+        fetch_all(runs.loading(resolved), command=fetch_command(arguments))
     if arguments.processes > 1 and not launched():
         return launch(arguments.processes)
     return _follow(runs.run(resolved))
+
+
+def fetch_command(arguments: argparse.Namespace) -> str:
+    """What gets all weights that a run of these options loads."""
+    given = []
+    for name in ("config", "encoder", "bridge", "decoder", "recipe", "data", "init", "parts"):
+        if value := getattr(arguments, name, None):
+            given += [f"--{name}", value]
+    for text in arguments.overrides:
+        given += ["--set", text]
+    for text in arguments.without:
+        given += ["--without", text]
+    return shlex.join(["rpiae", "fetch", *given])
 
 
 def _resume(arguments: argparse.Namespace) -> int:
     """Go on with a run, with what may be changed about it."""
     from rpiae import runs
 
-    refused = [f"--{name}" for name in ("out", "init", "without") if getattr(arguments, name)]
+    names = ("out", "init", "parts", "without")
+    refused = [f"--{name}" for name in names if getattr(arguments, name)]
     if refused:
         raise UsageError(
             f"--resume goes on with the run in {arguments.resume}; leave out {', '.join(refused)}. "
@@ -77,6 +94,8 @@ def run_tree(arguments: argparse.Namespace) -> Tree:
         value = getattr(arguments, name)
         if value is not None:
             tree[name] = value
+    if getattr(arguments, "parts", None):
+        tree["init_parts"] = [role.strip() for role in arguments.parts.split(",") if role.strip()]
     return tree
 
 
@@ -127,6 +146,9 @@ def print_plan(plan: Plan) -> None:
     if plan.num_images is not None:
         data += f", {plan.num_images} images to train on"
     lines = [f"data {data}", f"device {plan.device}, precision {plan.precision}"]
+    lines += [f"loads {text}" for text in plan.loads]
+    if plan.start:
+        lines.append(f"starts with {plan.start}")
     lines.append(f"memory {amount(plan.memory.total)} at the least, and activations on top")
     if plan.out:
         lines.append(f"out {plan.out}")

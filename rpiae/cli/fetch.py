@@ -1,31 +1,82 @@
-"""``rpiae fetch``: what a part loads, made available locally."""
+"""``rpiae fetch``: what parts, a run or a study load, made available locally."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
+from pathlib import Path
 
+from rpiae.cli.build import NAMED, run_tree, without
 from rpiae.cli.screen import stdout
 from rpiae.core.config import CriticConfig, EncoderConfig, LossConfig, MetricConfig
+from rpiae.core.errors import UsageError
+from rpiae.core.fetching import Loading, fetch_all
 from rpiae.core.registry import normalised, registry
 from rpiae.core.resolve import part_config
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Have what an encoder, loss, critic or metric loads in the local cache, and say where."""
-    config = _named(arguments.name)
-    path = config.fetch()
-    if path is None:
-        stdout.print(f"{config.label} has nothing to fetch")
-    else:
-        stdout.print(f"{config.label}: {path} ({path.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
+    """Have all that is named in the local caches, and say where."""
+    parts = [_named(name) for name in arguments.names]
+    if arguments.metrics:
+        parts += [_metric(name) for name in arguments.metrics.split(",") if name.strip()]
+    if arguments.study:
+        parts += _of_study(Path(arguments.study))
+    if _describes_run(arguments):
+        parts += _of_run(arguments)
+    if not (parts or arguments.study or _describes_run(arguments)):
+        raise UsageError(
+            "name parts, such as rpiae fetch dinov2-b lpips, or a run by its options, such as "
+            "--config run.toml or --encoder dinov2-b --recipe rpiae"
+        )
+    found = fetch_all(parts, command=shlex.join(["rpiae", *sys.argv[1:]]))
+    for each in found:
+        assert each.path is not None
+        size = each.path.stat().st_size / 1e6
+        stdout.print(f"{each.what}: {each.path} ({size:.1f} MB)", soft_wrap=True)
+    if not found:
+        stdout.print("nothing to fetch")
     return 0
 
 
-def _named(name: str) -> EncoderConfig | LossConfig | CriticConfig | MetricConfig:
+def _describes_run(arguments: argparse.Namespace) -> bool:
+    options = [*NAMED, "config", "overrides", "without"]
+    return any(getattr(arguments, name) not in (None, []) for name in options)
+
+
+def _of_run(arguments: argparse.Namespace) -> list[Loading]:
+    """What the run of the options loads when it begins."""
+    from rpiae import runs
+
+    resolved = runs.resolve(
+        run_tree(arguments), overrides=tuple(arguments.overrides), without=without(arguments),
+        source=str(arguments.config or "the command line"),
+    )  # fmt: skip
+    return runs.loading(resolved)
+
+
+def _of_study(path: Path) -> list[Loading]:
+    """What all runs of a study load, and its evaluation."""
+    from rpiae.studies.configs import read_study
+    from rpiae.studies.planning import plan_study, study_loading
+
+    study = read_study(path)
+    return study_loading(study, plan_study(study, Path("runs") / "study"))
+
+
+def _metric(name: str) -> Loading:
+    config = part_config("metrics", name.strip())
+    assert isinstance(config, MetricConfig)
+    return config
+
+
+def _named(name: str) -> Loading:
     """The part of that name, of the first family that has it."""
+    head = normalised(name.partition(":")[0])
     for family in ("losses", "critics", "metrics"):
         known = registry(family)
-        if normalised(name) in {*known.names(), *(p.name for p in known.presets())}:
+        if head in {*known.names(), *(p.name for p in known.presets())}:
             config = part_config(family, name)
             break
     else:

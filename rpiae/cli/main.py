@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import rpiae
 from rpiae.cli.launch import speaks
 from rpiae.core.errors import RpiaeError, RunError, UsageError
+from rpiae.core.importing import import_modules
 from rpiae.core.names import printable, shown
 from rpiae.core.output import steady_output
 from rpiae.core.plugins import endless_entry_points
@@ -53,6 +54,7 @@ def _run(argv: Sequence[str] | None) -> int:
     logging.getLogger("rpiae").setLevel(logging.DEBUG if arguments.debug else logging.WARNING)
     try:
         _check_path(arguments)
+        import_modules(arguments.imports)
         command = importlib.import_module(f"rpiae.cli.{arguments.module}")
         return int(command.execute(arguments) or 0)
     except RpiaeError as error:
@@ -132,6 +134,10 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"rpiae {rpiae.__version__}")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="tracebacks and debug logs")
+    common.add_argument(
+        "--import", action="append", default=[], metavar="MODULE", dest="imports",
+        help="import a module first that registers parts of your own; repeatable",
+    )  # fmt: skip
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, module: str, text: str) -> argparse.ArgumentParser:
@@ -187,6 +193,10 @@ def parser() -> argparse.ArgumentParser:
         "--out", metavar="FOLDER", type=text, help="the run's folder (default: runs/…)"
     )
     build.add_argument("--init", metavar="FOLDER", type=text, help="start from a run's tokenizer")
+    build.add_argument(
+        "--parts", metavar="ROLES", type=text,
+        help="with --init: whose weights are taken over, such as encoder,decoder (default: all)",
+    )  # fmt: skip
     build.add_argument("--resume", metavar="FOLDER", type=text, help="go on with a run")
     build.add_argument(
         "--processes", type=positive, default=1, metavar="N",
@@ -276,8 +286,20 @@ def parser() -> argparse.ArgumentParser:
     doctor = verb("doctor", "doctor", "what this machine has, and what would be used")
     doctor.add_argument("--json", action="store_true")
 
-    fetch = verb("fetch", "fetch", "download what a part loads into the local cache")
-    fetch.add_argument("name", help="an encoder, loss, critic or metric")
+    fetch = verb("fetch", "fetch", "download what parts or a whole run load into the local cache")
+    fetch.add_argument(
+        "names", nargs="*", metavar="NAME", help="an encoder, loss, critic or metric"
+    )
+    fetch.add_argument(
+        "--study", metavar="FILE", type=text, help="a study's file: what its runs and metrics load"
+    )
+    fetch.add_argument(
+        "--metrics", metavar="NAMES", type=text, help="of an evaluation, comma-separated"
+    )
+    fetch.add_argument("--init", metavar="FOLDER", type=text, help="what the run starts from")
+    fetch.add_argument("--parts", metavar="ROLES", type=text, help="with --init, as in build")
+    run_options(fetch)
+    fetch.set_defaults(out=None)
 
     reconstruct = verb("reconstruct", "reconstruct", "a photograph through a tokenizer and back")
     reconstruct.add_argument("run", help="a run's or tokenizer's folder")

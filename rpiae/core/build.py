@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rpiae.core.config import BridgeConfig, DecoderConfig, EncoderConfig, PartConfig, Tree
 from rpiae.core.contracts import Encoder
+from rpiae.core.entries import THIS_PROCESS
 from rpiae.core.errors import (
     CheckpointError,
     ConfigError,
@@ -18,6 +19,7 @@ from rpiae.core.errors import (
     UnknownNameError,
     UsageError,
 )
+from rpiae.core.importing import import_hint
 from rpiae.core.randomness import key
 from rpiae.core.recipe import ROLES
 from rpiae.core.resolve import ResolvedTokenizer, part_config, resolve_tokenizer
@@ -159,7 +161,9 @@ def load_saved(saved: SavedTokenizer) -> RPiAE:
 
 def _saved_parts(saved: Mapping[str, Any], source: str) -> tuple[ResolvedTokenizer, int]:
     """The parts of a saved config, and the side of its training crops."""
-    sources, versions = (_texts(saved, name, source) for name in ("sources", "versions"))
+    sources, versions, modules = (
+        _texts(saved, name, source) for name in ("sources", "versions", "modules")
+    )
     parts = {}
     for role in ROLES:
         given = saved.get(role)
@@ -171,6 +175,11 @@ def _saved_parts(saved: Mapping[str, Any], source: str) -> tuple[ResolvedTokeniz
                 parts[role] = part_config(f"{role}s", given)
         except UnknownNameError as error:
             distribution = sources.get(role, "another distribution")
+            if distribution == THIS_PROCESS:
+                raise CheckpointError(
+                    f"{source} was saved with {role} {given.get('name')!r}, which is not known here: "
+                    f"{import_hint([modules.get(role, '')])}"
+                ) from None
             raise CheckpointError(
                 f"{source} was saved with {role} {given.get('name')!r} of {distribution} "
                 f"{versions.get(distribution, '')}, which is not installed here: "

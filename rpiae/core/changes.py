@@ -9,13 +9,16 @@ from typing import Any
 from attrs import frozen
 
 from rpiae.core.errors import UsageError
+from rpiae.core.identity import fields_without_effect
+from rpiae.core.recipe import RecipeConfig, RunConfig
 
 #: Fields that no trained weight depends on (but for rounding), or that the run's folder holds.
-FREE = (
-    "out", "device", "precision", "wandb_project", "requires", "data.path", "data.workers", "encoder.weights",
-    "recipe.name", "recipe.summary", "recipe.default_data", "recipe.default_resize", "recipe.default_positions",
-    "recipe.accumulate", "recipe.recompute",
-    "recipe.evaluate_every", "recipe.checkpoint_every", "recipe.keep_checkpoints",
+FREE = frozenset(
+    {
+        "precision", "recipe.accumulate", "data.path", "data.workers", "encoder.weights",
+        *fields_without_effect(RunConfig),
+        *(f"recipe.{name}" for name in fields_without_effect(RecipeConfig)),
+    }
 )  # fmt: skip
 
 _STAGE = re.compile(r"recipe\.stages\[(\d+)\]")

@@ -88,6 +88,44 @@ def within(minimum: float, maximum: float, *, default: Any = attrs.NOTHING) -> A
     return field(default=default, metadata={"minimum": minimum, "maximum": maximum})
 
 
+def without_effect(made: Any, reason: str) -> Any:
+    """A field that no result depends on: it is in no address, and a resume may change it.
+
+    Args:
+        made: the field, or its default.
+        reason: why, in words.
+    """
+    return _declared(made, without_effect=reason)
+
+
+def names_file(made: Any, *, after: str = "", but: str = "") -> Any:
+    """A field that names a local file or folder: its content counts where it is there, and not
+    where it lies. What only happens to be called like another field's value never counts.
+
+    Args:
+        made: the field, or its default.
+        after: what stands before the name, such as ``"cnn:"``; several are separated by blanks.
+        but: what a text begins with that names no file, such as ``"package:"``.
+    """
+
+    def place(text: str) -> str:
+        if but and text.startswith(but):
+            return ""
+        if not after:
+            return text
+        kinds = [kind for kind in after.split() if text.lower().startswith(kind)]
+        return text[len(kinds[0]) :] if kinds else ""
+
+    return _declared(made, file=place)
+
+
+def _declared(made: Any, **facts: Any) -> Any:
+    if not hasattr(made, "metadata"):
+        made = field(default=made)
+    made.metadata = {**made.metadata, **facts}
+    return made
+
+
 def folder_name(*, default: Any = attrs.NOTHING) -> Any:
     """A name that becomes a file's or folder's: it cannot lead out of the folder it is put in."""
     return field(default=default, metadata={"plain": True})
@@ -115,7 +153,7 @@ class PartConfig:
     """
 
     name: str = settings_only("")
-    preset: str = settings_only("")
+    preset: str = without_effect(settings_only(""), "its values are in the other fields")
 
     family: ClassVar[str] = ""
     module: ClassVar[str] = ""
@@ -307,6 +345,18 @@ class DatasetConfig(PartConfig):
     """Base of dataset configs."""
 
     family: ClassVar[str] = "datasets"
+
+    def files(self) -> Iterable[tuple[str, Path | None]] | None:
+        """What the dataset reads, in its order: what each file is called wherever it lies, and its
+        path; None for the path of what is not on a local disk.
+
+        Where there is nothing of the kind, None: then the fields alone tell one dataset from
+        another, with the content of those that are declared with ``names_file``.
+
+        Raises:
+            DataError: if they are not there.
+        """
+        return None
 
     def resized(self, side: int) -> DatasetConfig:
         """The config with training images resized to a short side of so many pixels, where it can

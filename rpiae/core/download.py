@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import torch
 
 from rpiae.core.errors import CheckpointError, FetchError
+from rpiae.core.fetching import downloads_are_refused
 from rpiae.core.files import file_digest, open_regular, write_text
 from rpiae.core.weights import read_index
 
@@ -39,6 +40,8 @@ _TIMEOUT = 60.0
 
 def offline_variable() -> str:
     """The environment variable that forbids downloads, or nothing; as huggingface_hub reads them."""
+    if downloads_are_refused():
+        return "--cached-only"
     name = next((name for name in _OFFLINE if os.environ.get(name)), "")
     return name if os.environ.get(name, "").upper() in _TRUE else ""
 

@@ -15,6 +15,9 @@ from rpiae.core.errors import PluginError
 #: Who brings the built-in parts.
 OWN = "rpiae"
 
+#: Who brings a part that was registered and not installed.
+THIS_PROCESS = "this process"
+
 #: Where each family's registry is.
 FAMILIES: Mapping[str, str] = {
     "encoders": "rpiae.encoders:ENCODERS",

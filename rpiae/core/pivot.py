@@ -54,17 +54,23 @@ def inherit_pivot(folder: Path, source: Path) -> bool:
     Raises:
         CheckpointError: if it is damaged, or cannot be written.
     """
-    for place in (source, *source.resolve().parents[:2]):
-        if (place / FILE).is_file():
-            _read(place / FILE)
-            part = part_of(folder / FILE)
-            try:
-                shutil.copyfile(place / FILE, part)
-                replace_durably(part, folder / FILE)
-            except OSError as error:
-                raise CheckpointError(f"cannot write {folder / FILE}: {error.strerror}") from None
-            return True
-    return False
+    found = find_pivot(source)
+    if found is None:
+        return False
+    _read(found)
+    part = part_of(folder / FILE)
+    try:
+        shutil.copyfile(found, part)
+        replace_durably(part, folder / FILE)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {folder / FILE}: {error.strerror}") from None
+    return True
+
+
+def find_pivot(source: Path) -> Path | None:
+    """The pivot of the run that a run's or tokenizer's folder lies in, where there is one."""
+    places = (source, *source.resolve().parents[:2])
+    return next((place / FILE for place in places if (place / FILE).is_file()), None)
 
 
 def read_pivot(folder: Path, config: EncoderConfig) -> nn.Module:

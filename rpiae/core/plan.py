@@ -13,6 +13,7 @@ from rpiae.core.errors import ConfigError
 from rpiae.core.freeze import FreezeReport, apply_stage, trained_parameters
 from rpiae.core.memory import MemoryNeed, memory_need
 from rpiae.core.recipe import (
+    ROLES,
     AdversarialConfig,
     StageConfig,
     TermConfig,
@@ -70,6 +71,8 @@ class Plan:
         latent: (C, h, w) for a training crop.
         compression: image values per latent value.
         image_size: side of the training crops.
+        start: what each part starts from, where a run starts from another one.
+        loads: the weights that are loaded, and whether they are here.
         num_images: images to train on; None where the data are not known.
         memory: what training takes at the least.
     """
@@ -92,6 +95,8 @@ class Plan:
     missing_losses: tuple[str, ...]
     notices: tuple[str, ...]
     memory: MemoryNeed
+    start: str = ""
+    loads: tuple[str, ...] = ()
 
 
 def make_plan(
@@ -188,6 +193,7 @@ def make_plan(
             *_fitted(resolved, stages),
             *said,
         ),
+        start=_start(resolved) if config.init else "",
         memory=memory_need(model.roles, {stage.name: stage.report.trained for stage in stages}),
     )
 
@@ -219,16 +225,29 @@ def _frozen_layers(model: RPiAE, stage: StageConfig, index: int) -> list[str]:
 def _begun(resolved: ResolvedRun) -> set[str]:
     """Roles that do not begin at random: loaded, or fitted before they are used."""
     config = resolved.config
-    if config.init:
-        return {"encoder", "bridge", "decoder"}
-    begun = {"encoder"} if config.encoder.pretrained else set()
+    begun: set[str] = set(config.init_parts) if config.init else set()
+    begun |= {"encoder"} if config.encoder.pretrained else set()
     return begun | ({"bridge"} if resolved.tokenizer.bridge_facts.fitted else set())
+
+
+def _start(resolved: ResolvedRun) -> str:
+    """Which part starts from where, in words."""
+    config = resolved.config
+    own = {
+        "encoder": "as its pivot" if config.encoder.pretrained else "at random",
+        "bridge": "fitted" if resolved.tokenizer.bridge_facts.fitted else "at random",
+        "decoder": "at random",
+    }
+    taken = ", ".join(role for role in ROLES if role in config.init_parts)
+    others = [f"{role} {own[role]}" for role in ROLES if role not in config.init_parts]
+    return "; ".join([f"{taken} from {config.init}", *others])
 
 
 def _fitted(resolved: ResolvedRun, planned: Sequence[StagePlan]) -> list[str]:
     """When the bridge is fitted, where it is one of that kind."""
     config = resolved.config
-    if config.init or not resolved.tokenizer.bridge_facts.fitted:
+    taken = config.init and "bridge" in config.init_parts
+    if taken or not resolved.tokenizer.bridge_facts.fitted:
         return []
     stages = zip(config.recipe.stages, planned, strict=True)
     before = [stage.name for stage, plan in stages if stage.use_bridge and not plan.skipped]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from attrs import field, frozen
 
@@ -17,10 +17,11 @@ from rpiae.core.config import (
     LossConfig,
     at_least,
     folder_name,
+    without_effect,
 )
 
 #: The parts of the model that a stage can train.
-ROLES = ("encoder", "bridge", "decoder")
+ROLES: Final = ("encoder", "bridge", "decoder")
 
 
 @frozen(kw_only=True)
@@ -185,19 +186,21 @@ class RecipeConfig:
             decoder.
     """
 
-    name: str
-    summary: str = ""
+    name: str = without_effect(field(), "a recipe is its stages")
+    summary: str = without_effect("", "it is for people")
     stages: tuple[StageConfig, ...]
     batch_size: int | None = at_least(1, default=None)
     max_steps: int | None = at_least(1, default=None)
     accumulate: int = at_least(1, default=1)
-    recompute: bool = False
-    evaluate_every: int = at_least(0, default=5000)
-    checkpoint_every: int = at_least(0, default=1000)
-    keep_checkpoints: int = at_least(1, default=2)
-    default_data: str = ""
-    default_resize: float = at_least(0, default=0.0)
-    default_positions: Literal["", "fixed", "trained"] = ""
+    recompute: bool = without_effect(False, "the same numbers are computed twice")
+    evaluate_every: int = without_effect(
+        at_least(0, default=5000), "it draws nothing and changes nothing"
+    )
+    checkpoint_every: int = without_effect(at_least(0, default=1000), "resuming is exact")
+    keep_checkpoints: int = without_effect(at_least(1, default=2), "resuming is exact")
+    default_data: str = without_effect("", "the dataset itself counts")
+    default_resize: float = without_effect(at_least(0, default=0.0), "the dataset's resize counts")
+    default_positions: Literal["", "fixed", "trained"] = without_effect("", "the decoder's count")
 
 
 @frozen(kw_only=True)
@@ -209,13 +212,17 @@ class RunConfig:
         recipe: how it is trained.
         data: what it is trained on.
         out: the run's folder.
-        init: a run or tokenizer folder to start from; empty starts from the pivot.
+        init: a run or tokenizer folder to start from; empty starts from the pivot. Parts that
+            nothing is said of are those of this tokenizer.
+        init_parts: the parts whose weights are taken from there; the others begin as they do without.
         seed: of every random draw.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``auto`` measures and takes the faster.
         wandb_project: Weights & Biases project that the events go to; empty is none.
         requires: distributions of plugins that the run takes parts from, such as ``"rpiae-foo"``; a
             run that begins writes them down, and where one is not installed, messages name it.
+        imports: modules of a notebook or script that define parts of the run, written down alike; for
+            messages alone, nothing is imported because of it.
     """
 
     encoder: EncoderConfig
@@ -223,13 +230,15 @@ class RunConfig:
     decoder: DecoderConfig
     recipe: RecipeConfig
     data: DatasetConfig | None = None
-    out: str = ""
+    out: str = without_effect("", "where a run is written")
     init: str = ""
+    init_parts: tuple[Literal["encoder", "bridge", "decoder"], ...] = ROLES
     seed: int = at_least(0, default=0)
-    device: str = "auto"
+    device: str = without_effect("auto", "rounding, by machine: kept stages are told apart by it")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    wandb_project: str = ""
-    requires: tuple[str, ...] = ()
+    wandb_project: str = without_effect("", "where events are told")
+    requires: tuple[str, ...] = without_effect((), "for messages")
+    imports: tuple[str, ...] = without_effect((), "for messages")
 
 
 @frozen(kw_only=True)

@@ -21,6 +21,7 @@ from rpiae.core.config import PartConfig, Tree, load_object
 from rpiae.core.entries import (
     FAMILIES,
     OWN,
+    THIS_PROCESS,
     Entry,
     Manifest,
     Preset,
@@ -138,7 +139,7 @@ class Registry:
             summary = details.pop("summary", (cls.__doc__ or "").strip().partition("\n")[0])
             entry = _InProcessEntry(
                 name=name, target=f"{cls.__module__}:{cls.__qualname__}", summary=summary,
-                distribution="this process", config=cls, **details,
+                distribution=THIS_PROCESS, config=cls, **details,
             )  # fmt: skip
             self._add(self._entries, entry)
             return cls

@@ -125,6 +125,7 @@ def resolve_run(
     tree: Tree,
     *,
     defaults: Mapping[str, str],
+    initial: Mapping[str, tuple[Tree, str]] | None = None,
     overrides: Sequence[str] = (),
     without: Sequence[str] = (),
     source: str = "the run",
@@ -134,6 +135,8 @@ def resolve_run(
     Args:
         tree: what a file or the command line gave; parts as names or tables.
         defaults: names for parts that neither the tree nor a preset's companions give.
+        initial: parts of the tokenizer that the run starts from, and where they are from in words;
+            they come before companions.
         overrides: ``path=value`` texts, applied after names are expanded.
         without: losses to leave out of every stage.
         source: what messages call the tree.
@@ -152,7 +155,7 @@ def resolve_run(
             tree[str(steps[0])] = value
         else:
             late.append(text)
-    expanded, origins, presets = _expanded(tree, defaults)
+    expanded, origins, presets = _expanded(tree, defaults, initial or {})
     for text in late:
         _override(expanded, text)
     missing, notices = _prepare_terms(expanded, without)
@@ -175,7 +178,7 @@ def resolve_run(
         data=data,
     )  # fmt: skip
     stages, dropped, needs = _checked_stages(config, tokenizer)
-    problems += needs
+    problems += [*needs, *_start_problems(config)]
     if problems:
         raise ConfigError(source, problems)
     return ResolvedRun(
@@ -289,7 +292,7 @@ def _facts(encoder: EncoderDescription, config: EncoderConfig) -> dict[str, tupl
 
 
 def _expanded(
-    tree: Tree, defaults: Mapping[str, str]
+    tree: Tree, defaults: Mapping[str, str], initial: Mapping[str, tuple[Tree, str]]
 ) -> tuple[Tree, dict[str, str], tuple[Preset, ...]]:
     expanded = dict(tree)
     origins: dict[str, str] = {}
@@ -298,6 +301,8 @@ def _expanded(
     for name, family in FIELDS.items():
         if name in tree:
             given, origins[name] = tree[name], "given"
+        elif name in initial:
+            given, origins[name] = initial[name]
         elif name in companions:
             given, origins[name] = companions[name]
         elif name in defaults:
@@ -473,6 +478,17 @@ def _checked_stages(
     return tuple(stages), notices, problems
 
 
+def _start_problems(config: RunConfig) -> list[str]:
+    """What is wrong with the parts that a run takes over."""
+    if not config.init_parts:
+        return [f"init_parts: name at least one of {', '.join(ROLES)}"]
+    if not config.init and set(config.init_parts) != set(ROLES):
+        return [
+            "init_parts: there is nothing to take them from: set init to a run's folder (--init)"
+        ]
+    return []
+
+
 def _adversaries(terms: Sequence[TermConfig], stage: str, path: str) -> tuple[list[str], list[str]]:
     """What is wrong with a stage's adversarial terms, and what is odd about them."""
     problems, notices = [], []
@@ -484,18 +500,29 @@ def _adversaries(terms: Sequence[TermConfig], stage: str, path: str) -> tuple[li
     for term, loss in playing:
         if loss.critic_start_steps and loss.critic_start_epochs:
             problems.append(f"{path}: give one of critic_start_steps and critic_start_epochs")
-        comparable = not (term.start_epochs and loss.critic_start_steps) and not (
+        mixed = (term.start_epochs and loss.critic_start_steps) or (
             term.start_steps and loss.critic_start_epochs
         )
         before = (term.start_steps, term.start_epochs) < (
             loss.critic_start_steps, loss.critic_start_epochs,
         )  # fmt: skip
-        if comparable and before:
+        if mixed:
+            notices.append(
+                f"stage {stage}: {loss.label} counts from "
+                f"{_when(term.start_steps, term.start_epochs)} and its critic begins to learn from "
+                f"{_when(loss.critic_start_steps, loss.critic_start_epochs)}: which is first depends "
+                "on the number of images"
+            )
+        elif before:
             notices.append(
                 f"stage {stage}: {loss.label} counts before its critic has begun to learn "
                 "(critic_start_… is later than start_…)"
             )
     return problems, notices
+
+
+def _when(steps: int, epochs: float) -> str:
+    return f"step {steps}" if steps else f"epoch {epochs:g}"
 
 
 def _outside(stage: StageConfig, path: str) -> list[str]:

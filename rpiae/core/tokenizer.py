@@ -314,6 +314,12 @@ class RPiAE(nn.Module):
                 role: registry(part.family).entry(part.name).distribution
                 for role, part in parts.items()
             },
+            # For messages; nothing is imported because a file says so.
+            "modules": {
+                role: entry.target.partition(":")[0]
+                for role, part in parts.items()
+                if not (entry := registry(part.family).entry(part.name)).importable
+            },
             "versions": versions,
             "trained_size": self.trained_size,
         }

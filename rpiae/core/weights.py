@@ -16,6 +16,7 @@ import logging
 import re
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
@@ -312,6 +313,8 @@ def _reason(head: bytes) -> str:
 def _torch_load(path: Path, *, mapped: bool) -> Any:
     """What a torch file holds, with tensors that are read when they are used (where mapped)."""
     try:
+        if mapped and not _is_torch_archive(path):
+            raise CheckpointError("it is a zip archive, as .npz files are, and not one of torch")
         with (
             warnings.catch_warnings(),
             torch.serialization.safe_globals(_harmless()),
@@ -319,10 +322,16 @@ def _torch_load(path: Path, *, mapped: bool) -> Any:
         ):
             warnings.simplefilter("ignore")  # torch's advice to its own developers
             return torch.load(name, map_location="cpu", weights_only=True, mmap=mapped)
-    except OSError:
+    except (CheckpointError, OSError):
         raise
     except Exception as error:  # damaged pickles raise anything: KeyError, TypeError, IndexError …
         raise CheckpointError(_torch_reason(error)) from None
+
+
+def _is_torch_archive(path: Path) -> bool:
+    """Whether a zip archive holds a pickle where torch puts it."""
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        return any(name.endswith("data.pkl") for name in archive.namelist())
 
 
 @contextlib.contextmanager
@@ -352,7 +361,10 @@ def _torch_reason(error: Exception) -> str:
         )
     text = text.rpartition("WeightsUnpickler error: ")[2]
     first = printable((text.strip().splitlines() or [type(error).__name__])[0])[:200]
-    return f"it is a damaged torch file ({type(error).__name__}: {first})"
+    return (
+        f"torch cannot read it ({type(error).__name__}: {first}): it is damaged, or was not written "
+        "by torch.save with its own protocol"
+    )
 
 
 def _harmless() -> list[Any]:

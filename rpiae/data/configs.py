@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 from attrs import fields as fields_of
 
-from rpiae.core.config import DatasetConfig, at_least, wired, within
+from rpiae.core.config import DatasetConfig, at_least, names_file, wired, within, without_effect
 from rpiae.core.errors import ConfigError, DataError, FetchError, UsageError
+from rpiae.core.identity import files_below
+
+#: Why the number of loading processes is in no address.
+LOADING = "every sample's draws are its own, whoever loads it"
 
 #: Far above what anybody sets; what is more is a slip of the pen, and would ask for terabytes.
 MOST_PIXELS = 65_536
@@ -44,7 +51,7 @@ class ImageDatasetConfig(DatasetConfig):
         "encoder.image_size", what="pixels", strict=False, maximum=MOST_PIXELS
     )
     resize: int | None = within(1, MOST_PIXELS, default=None)
-    workers: int | None = within(0, MOST_PROCESSES, default=None)
+    workers: int | None = without_effect(within(0, MOST_PROCESSES, default=None), LOADING)
     buckets: int | None = within(1, MOST_BUCKETS, default=None)
     bucket_sizes: tuple[tuple[int, int], ...] = ()
     bucket_step: int | None = wired(
@@ -72,7 +79,7 @@ class StoredDatasetConfig(ImageDatasetConfig):
         held_out: images that are held out, at most half of them.
     """
 
-    path: str
+    path: str = names_file(field())
     split: str = ""
     classes: tuple[str, ...] = ()
     held_out: int = within(1, MOST_HELD_OUT, default=32)
@@ -87,6 +94,13 @@ class FolderDatasetConfig(StoredDatasetConfig):
     """
 
     module: ClassVar[str] = "rpiae.data.datasets:FolderDataset"
+
+    def files(self) -> Iterable[tuple[str, Path | None]]:
+        """The images below the folder."""
+        from rpiae.data.sources import folder_source
+
+        source = folder_source(self.path, self.split, self.classes)
+        return [(source.name(i), source.read(i)) for i in range(len(source))]
 
 
 @frozen(kw_only=True)
@@ -105,6 +119,13 @@ class ParquetDatasetConfig(StoredDatasetConfig):
     column: str = "image"
     label_column: str | None = None
 
+    def files(self) -> Iterable[tuple[str, Path | None]]:
+        """The Parquet files."""
+        from rpiae.data.parquet import parquet_files
+
+        files, names, _ = parquet_files(self.path, self.split)
+        return list(zip(names, files, strict=True))
+
 
 @frozen(kw_only=True)
 class SampleDatasetConfig(ImageDatasetConfig):
@@ -115,6 +136,12 @@ class SampleDatasetConfig(ImageDatasetConfig):
     """
 
     module: ClassVar[str] = "rpiae.data.datasets:SampleDataset"
+
+    def files(self) -> Iterable[tuple[str, Path | None]]:
+        """The photographs, as the installed packages have them."""
+        from rpiae.data.datasets import sample_files
+
+        return sample_files()
 
 
 @frozen(kw_only=True)
@@ -160,6 +187,11 @@ class HuggingFaceDatasetConfig(StreamableDatasetConfig):
     subset: str = ""
     revision: str = ""
 
+    def files(self) -> Iterable[tuple[str, Path | None]] | None:
+        """All files of a local folder; None for a dataset of the hub, which its name stands for."""
+        folder = os.path.expanduser(self.path)
+        return files_below(Path(folder)) if os.path.isdir(folder) else None
+
 
 @frozen(kw_only=True)
 class WebDatasetConfig(StreamableDatasetConfig):
@@ -178,6 +210,12 @@ class WebDatasetConfig(StreamableDatasetConfig):
     module: ClassVar[str] = "rpiae.data.tars:webdataset"
     member: str = ""
     label_column: str | None = None
+
+    def files(self) -> Iterable[tuple[str, Path | None]]:
+        """The shards; those that are not on a local disk by their address."""
+        from rpiae.data.opening import shard_files
+
+        return shard_files(self.path, self.split)
 
 
 @frozen(kw_only=True)
@@ -211,7 +249,7 @@ class MixtureDatasetConfig(DatasetConfig):
     image_size: int | None = wired(
         "encoder.image_size", what="pixels", strict=False, maximum=MOST_PIXELS
     )
-    workers: int | None = within(0, MOST_PROCESSES, default=None)
+    workers: int | None = without_effect(within(0, MOST_PROCESSES, default=None), LOADING)
 
     def resized(self, side: int) -> MixtureDatasetConfig:
         """With every source's images resized, where it does not say otherwise."""

@@ -122,12 +122,8 @@ class SampleDataset(ImageDataset):
         workers: int | None = None,
         **options: Unpack[BucketOptions],
     ) -> None:
-        photographs = (*SAMPLE_TRAINING, *SAMPLE_HELD_OUT)
-        source = FileSource(
-            "sample",
-            [Path(file).name for _, file in photographs],
-            [_packaged(package, file) for package, file in photographs],
-        )
+        files = sample_files()
+        source = FileSource("sample", [name for name, _ in files], [str(path) for _, path in files])
         fitting = Fitting(image_size=image_size, resize=resize, shrink=False)
         super().__init__(
             ImageReader(source, fitting, cached=True),
@@ -158,6 +154,16 @@ class SampleDataset(ImageDataset):
             images += [to_tensor(tile) for tile in tiles.reshape(-1, s, s, 3)]
             groups += [name] * (rows * columns[name])
         return HeldOut(torch.stack(images), tuple(groups), columns)
+
+
+def sample_files() -> list[tuple[str, Path]]:
+    """Names and files of the sample photographs, those that are held out last.
+
+    Raises:
+        DataError: if one is missing from its package.
+    """
+    photographs = (*SAMPLE_TRAINING, *SAMPLE_HELD_OUT)
+    return [(Path(file).name, Path(_packaged(package, file))) for package, file in photographs]
 
 
 def _packaged(package: str, file: str) -> str:

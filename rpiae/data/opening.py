@@ -64,6 +64,20 @@ def shards_of(path: str, split: str) -> tuple[list[str], tuple[str, ...]]:
     return names, ()
 
 
+def shard_files(path: str, split: str) -> list[tuple[str, Path | None]]:
+    """The shards that a path stands for, as names and local files; of those that are not on a local
+    disk (None), the address is the name.
+
+    Raises:
+        As ``shards_of``.
+    """
+    found: list[tuple[str, Path | None]] = []
+    for shard in shards_of(path, split)[0]:
+        file = as_path(shard) if is_local(shard) else None
+        found.append((file.name if file else shard, file))
+    return found
+
+
 def is_local(shard: str) -> bool:
     """Whether a shard is a file of this machine, compressed or not."""
     return not _SCHEME.match(shard)

@@ -62,7 +62,7 @@ class ParquetSource(WithLabels):
         self._column = column
         self._classes = classes
         self._groups: list[tuple[int, int, int]] = []
-        self._files, names, self.problems = _parquet_files(path, split)
+        self._files, names, self.problems = parquet_files(path, split)
         self._names = unique_names(names)
         starts = [0]
         schemas = []
@@ -199,8 +199,13 @@ def _is_binary(kind: pa.DataType) -> bool:
     )
 
 
-def _parquet_files(path: str, split: str) -> tuple[list[Path], list[str], tuple[str, ...]]:
-    """The files of a split, their names, and what is left out."""
+def parquet_files(path: str, split: str) -> tuple[list[Path], list[str], tuple[str, ...]]:
+    """The files of a split, their names, and what is left out, in words.
+
+    Raises:
+        UsageError: if no file can be called so, or there are several splits and none is chosen.
+        DataError: if there are none.
+    """
     if not path:
         raise UsageError("data: name a Parquet file or a folder of them: parquet:PATH")
     place = existing(path, "file or folder")

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from attrs import field, frozen
 
-from rpiae.core.config import EncoderConfig, EncoderDescription, settings_only, within
+from rpiae.core.config import (
+    EncoderConfig,
+    EncoderDescription,
+    names_file,
+    settings_only,
+    within,
+)
 from rpiae.core.errors import UsageError
 from rpiae.core.names import shown
 
@@ -68,7 +74,7 @@ class LibraryEncoderConfig(EncoderConfig):
     model_args: dict[str, Any] = field(factory=dict)
     mean: Triple | None = None
     std: Triple | None = None
-    weights: str = settings_only("")
+    weights: str = names_file(settings_only(""))
     weights_key: str = settings_only("")
     hub_id: str = settings_only("")
     revision: str = settings_only("")
@@ -219,7 +225,7 @@ class VitEncoderConfig(EncoderConfig):
     add_final_mean: bool = False
     mean: Triple = (0.5, 0.5, 0.5)
     std: Triple = (0.5, 0.5, 0.5)
-    weights: str = settings_only("")
+    weights: str = names_file(settings_only(""), but="package:")
     weights_key: str = settings_only("")
     image_size: int | None = _fact(1, MOST_SIDE)
 
@@ -261,6 +267,8 @@ class VitEncoderConfig(EncoderConfig):
             )
         kind, _, name = self.weights.partition(":")
         if kind == "package" and name:
+            if Path(name).name != name:
+                raise UsageError(f"encoder.weights: {shown(name)} is no file that rpiae ships")
             return Path(str(importlib.resources.files("rpiae.encoders") / "weights" / name))
         return local_weights(self.weights, self.label)
 

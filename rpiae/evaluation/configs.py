@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from attrs import frozen
 
-from rpiae.core.config import MetricConfig, at_least
+from rpiae.core.config import MetricConfig, at_least, names_file
 
 
 @frozen(kw_only=True)
@@ -33,7 +33,7 @@ class LpipsMetricConfig(MetricConfig):
     """
 
     module: ClassVar[str] = "rpiae.evaluation.pixels:Lpips"
-    weights: str = ""
+    weights: str = names_file("")
 
     def fetch(self) -> Path | None:
         """The VGG-16 file."""
@@ -54,8 +54,8 @@ class FrechetConfig(MetricConfig):
     """
 
     module: ClassVar[str] = "rpiae.evaluation.distances:ReconstructionDistance"
-    space: str = "tiny"
-    reference: str = ""
+    space: str = names_file("tiny", after="cnn: inception:")
+    reference: str = names_file("")
 
     def fetch(self) -> Path | None:
         """The weights of the space."""
@@ -74,8 +74,8 @@ class InceptionFrechetConfig(MetricConfig):
     """
 
     module: ClassVar[str] = "rpiae.evaluation.distances:ReconstructionDistance"
-    weights: str = ""
-    reference: str = ""
+    weights: str = names_file("")
+    reference: str = names_file("")
 
     def arguments(self) -> dict[str, Any]:
         """Keywords of the module."""
@@ -100,7 +100,7 @@ class InterpolatedFrechetConfig(MetricConfig):
 
     module: ClassVar[str] = "rpiae.evaluation.distances:InterpolationDistance"
     needs: ClassVar[frozenset[str]] = frozenset({"training"})
-    space: str = "tiny"
+    space: str = names_file("tiny", after="cnn: inception:")
     weight: float = at_least(0, default=0.5)
 
     def fetch(self) -> Path | None:

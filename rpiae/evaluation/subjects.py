@@ -12,12 +12,13 @@ from attrs import frozen
 from rpiae.core.config import DatasetConfig, unparse
 from rpiae.core.contracts import Replica
 from rpiae.core.errors import CheckpointError
+from rpiae.core.identity import identity
 from rpiae.core.objective import PivotReplica
 from rpiae.core.pivot import FILE as PIVOT_FILE
 from rpiae.core.pivot import read_pivot
 from rpiae.core.resolve import part_config
 from rpiae.core.tokenizer import RPiAE, tokenizer_folder
-from rpiae.data.fingerprint import data_fingerprint, files_digest
+from rpiae.data.fingerprint import data_fingerprint
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.protocol import EVALUATION_FILE
 from rpiae.evaluation.records import FORMAT, read_evaluations
@@ -93,8 +94,7 @@ def evaluation_address(folder: Path, config: EvaluationConfig) -> str:
     tree = {
         "format": FORMAT,
         "config": unparse(config),
-        "metrics": [unparse(metric) for metric in metrics],
-        "files": [files_digest(metric) for metric in metrics],
+        "metrics": identity(metrics),
         "data": [data_fingerprint(each) for each in data if isinstance(each, DatasetConfig)],
     }
     found = hashlib.sha256(json.dumps(tree, sort_keys=True).encode())

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from attrs import frozen
 
-from rpiae.core.config import CriticConfig, EncoderConfig, LossConfig, at_least, refused, within
+from rpiae.core.config import (
+    CriticConfig,
+    EncoderConfig,
+    LossConfig,
+    at_least,
+    names_file,
+    refused,
+    within,
+)
 from rpiae.core.recipe import AdversarialConfig
 from rpiae.core.watch import Alarm
 
@@ -93,7 +101,7 @@ class LpipsLossConfig(LossConfig):
 
     module: ClassVar[str] = "rpiae.losses.lpips:LpipsLoss"
     needs: ClassVar[frozenset[str]] = frozenset({"pixels"})
-    weights: str = ""
+    weights: str = names_file("")
     pretrained: bool = True
 
     def fetch(self) -> Path | None:

@@ -86,7 +86,7 @@ class StudyConfig:
         name, summary: what it is called, and what it asks.
         base: the tree of a run, as in a config file of ``rpiae build``; keys can also be paths.
         recipes: recipes of the study's own, by the name that rows use.
-        seeds: of every row's runs.
+        seeds: of every row's runs; where not given, there is one run with the seed of its tree, or 0.
         vary: path → values; every row stands for every combination of them.
         without: losses that are left out of every stage of every run.
         rows: the rows; where there are none, there is one without a name for the axes alone.
@@ -102,7 +102,7 @@ class StudyConfig:
     summary: str = ""
     base: dict[str, Any] = field(factory=dict)
     recipes: dict[str, dict[str, Any]] = field(factory=dict)
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] | None = None
     vary: dict[str, tuple[Any, ...]] = field(factory=dict)
     without: tuple[str, ...] = ()
     rows: tuple[RowConfig, ...] = ()

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from attrs import frozen
 
+from rpiae.core.names import printable
 from rpiae.studies.results import MINUS
 
 WIDTH, HEIGHT = 760, 420
@@ -128,7 +129,7 @@ def frontier_figure(points: Sequence[Point], x: Axis, y: Axis) -> str:
     for index, (point, (left, top)) in enumerate(zip(points, places, strict=True)):
         body.append(
             f'<circle class="{"best" if index in best else "other"}" cx="{_short(left)}" '
-            f'cy="{_short(top)}" r="4.5"><title>{html.escape(point.label)}: {point.x:.4g}, '
+            f'cy="{_short(top)}" r="4.5"><title>{_escaped(point.label)}: {point.x:.4g}, '
             f"{point.y:.4g}</title></circle>"
         )
     obstacles = [(x - 6, y - 6, x + 6, y + 6) for x, y in places]
@@ -141,7 +142,7 @@ def frontier_figure(points: Sequence[Point], x: Axis, y: Axis) -> str:
             body.append(f'<path class="leader" d="{_path([places[index], leader])}"/>')
         body.append(
             f'<text class="name{" strong" if index in best else ""}" x="{_short(box[0] + 2)}" '
-            f'y="{_short(box[3] - 4)}">{html.escape(points[index].label)}</text>'
+            f'y="{_short(box[3] - 4)}">{_escaped(points[index].label)}</text>'
         )
     names = ", ".join(points[index].label for index in best)
     return _svg(HEIGHT, body, f"{y.label} against {x.label}; not dominated: {names}")
@@ -183,7 +184,7 @@ def curves_figure(lines: Sequence[Line], x_label: str, y_label: str) -> str:
         body.append(
             f'<path class="leader" d="{_path([(left + 2, end), (right + 10, top)])}"/>'
             f'<text class="name t{index % NUM_COLOURS}" x="{_short(right + 13)}" '
-            f'y="{_short(top + 4)}">{html.escape(line.label)}</text>'
+            f'y="{_short(top + 4)}">{_escaped(line.label)}</text>'
         )
     return _svg(height, body, f"{y_label} over {x_label}, one line for each of {len(lines)} rows")
 
@@ -234,9 +235,9 @@ class _Plane:
         middle, height = (self.left + self.right) / 2, (self.top + self.bottom) / 2
         yield (
             f'<text class="axis" text-anchor="middle" x="{_short(middle)}" '
-            f'y="{_short(self.bottom + 40)}">{html.escape(x_label)}</text>'
+            f'y="{_short(self.bottom + 40)}">{_escaped(x_label)}</text>'
             f'<text class="axis" text-anchor="middle" transform="translate(14 {_short(height)}) '
-            f'rotate(-90)">{html.escape(y_label)}</text>'
+            f'rotate(-90)">{_escaped(y_label)}</text>'
         )
 
     def bars(self, point: Point) -> Iterable[list[tuple[float, float]]]:
@@ -367,8 +368,12 @@ def _path(points: Iterable[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{_short(x)} {_short(y)}" for x, y in points)
 
 
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))
+
+
 def _svg(height: float, body: Iterable[str], description: str) -> str:
-    label = html.escape(description)
+    label = _escaped(description)
     return (
         f'<svg viewBox="0 0 {WIDTH} {_short(height)}" role="img" aria-label="{label}" '
         f'font-size="{FONT:g}">{"".join(body)}</svg>'

@@ -17,14 +17,16 @@ from filelock import FileLock, Timeout
 
 from rpiae import runs
 from rpiae.core import events
+from rpiae.core.changes import differences
 from rpiae.core.config import make_converter, parse, unparse
-from rpiae.core.errors import DataError, RpiaeError, RunError
+from rpiae.core.errors import DataError, RpiaeError, RunError, UsageError
 from rpiae.core.files import write_text
+from rpiae.core.importing import import_modules, imported
 from rpiae.core.runtime import Runtime
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.evaluating import evaluate_saved
 from rpiae.evaluation.subjects import is_evaluated
-from rpiae.stages import StageStore
+from rpiae.stages import StageStore, run_address
 from rpiae.studies.planning import PlannedRun
 
 STAGES_FOLDER = "stages"
@@ -46,15 +48,19 @@ class Job:
 
     Attributes:
         config: the run's tree.
+        address: the run's, see ``PlannedRun``.
         stages: folder of finished stages.
         wanted: addresses of stages worth keeping.
         evaluation: what the run is measured with.
+        imports: modules that the study was started with.
     """
 
     config: dict[str, Any]
+    address: str
     stages: str
     wanted: tuple[str, ...]
     evaluation: EvaluationConfig
+    imports: tuple[str, ...] = ()
 
 
 def write_job(
@@ -66,8 +72,8 @@ def write_job(
         RunError: if it cannot be written.
     """
     job = Job(
-        config=unparse(run.resolved.config), stages=str(out / STAGES_FOLDER),
-        wanted=tuple(sorted(wanted)), evaluation=evaluation,
+        config=unparse(run.resolved.config), address=run.address, stages=str(out / STAGES_FOLDER),
+        wanted=tuple(sorted(wanted)), evaluation=evaluation, imports=imported(),
     )  # fmt: skip
     path = out / JOBS_FOLDER / f"{run.folder.name}.json"
     try:
@@ -81,6 +87,15 @@ def write_job(
 def is_trained(folder: Path) -> bool:
     """Whether a run came to its end."""
     return (folder / runs.SUMMARY_FILE).is_file()
+
+
+def is_as_planned(folder: Path, address: str) -> bool:
+    """Whether a finished run was trained, from end to end, with what its row says."""
+    try:
+        summary = json.loads((folder / runs.SUMMARY_FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(summary, dict) and summary.get("address", address) == address
 
 
 def is_done(folder: Path, evaluation: EvaluationConfig) -> bool:
@@ -98,10 +113,13 @@ def perform(path: Path) -> int:
     )
     folder = Path(job.config["out"])
     try:
+        import_modules(job.imports)
+        begun = (folder / runs.CONFIG_FILE).is_file()
+        if begun:
+            _check_unchanged(job)
         if not is_trained(folder):
             _await(folder)
             store = StageStore(Path(job.stages), wanted=job.wanted)
-            begun = (folder / runs.CONFIG_FILE).is_file()
             happened = (
                 runs.resume(folder, stages=store) if begun else runs.run(job.config, stages=store)
             )
@@ -110,6 +128,8 @@ def perform(path: Path) -> int:
                     print(text, flush=True)
                 if isinstance(event, events.Interrupted):
                     return STOPPED
+        if not is_as_planned(folder, job.address):
+            raise _changed(job, "it was gone on with under other settings for a while")
         if not is_evaluated(folder, job.evaluation):
             device = job.config.get("device", "auto")
             runtime = Runtime(device=device, precision=job.evaluation.precision)
@@ -125,6 +145,29 @@ def perform(path: Path) -> int:
         print(f"rpiae: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _check_unchanged(job: Job) -> None:
+    """Whether a run that has begun is still the one of its row: somebody may have gone on with it.
+
+    Raises:
+        UsageError: if it is not.
+    """
+    folder = Path(job.config["out"])
+    now, _ = runs.resumed_config(folder)
+    if run_address(now.config) == job.address:
+        return
+    found = [
+        change for change in differences(job.config, unparse(now.config)) if change.path != "out"
+    ]
+    raise _changed(job, "now it has " + (" · ".join(map(str, found)) or "other data or weights"))
+
+
+def _changed(job: Job, how: str) -> UsageError:
+    return UsageError(
+        f"{job.config['out']} is no longer the run of its row: {how}. Change it back with rpiae build "
+        "--resume, or move the folder away to have the row trained anew"
+    )
 
 
 def follow_parent() -> None:

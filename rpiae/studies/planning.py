@@ -12,18 +12,24 @@ import tomli_w
 from attrs import evolve, frozen
 
 from rpiae import runs
-from rpiae.core.config import Tree, parse_override
+from rpiae.core.config import EncoderConfig, LossConfig, MetricConfig, Tree, parse_override
 from rpiae.core.errors import ConfigError, UsageError, did_you_mean
+from rpiae.core.fetching import Loading
 from rpiae.core.plan import make_plan
-from rpiae.core.resolve import ResolvedRun
+from rpiae.core.resolve import ResolvedRun, part_config
+from rpiae.data.fingerprint import data_fingerprint
 from rpiae.stages import run_address, stage_address
 from rpiae.studies.configs import RowConfig, StudyConfig
 
 RUNS_FOLDER = "runs"
 
-#: Part of a run's address in the name of its folder, and letters of its row's name.
+#: Part of a run's address in the name of its folder, and letters and bytes of its row's name.
 SHOWN = 8
 MOST_LETTERS = 80
+MOST_BYTES = 160
+
+#: Runs of a study at most; planning takes some hundredths of a second for each.
+MOST_RUNS = 1000
 
 
 @frozen(kw_only=True)
@@ -71,7 +77,10 @@ def plan_study(study: StudyConfig, out: Path) -> tuple[PlannedRow, ...]:
         ConfigError: with the problems of every run that does not resolve, or of the study itself.
         DataError: if its data are not there.
     """
-    problems: list[str] = []
+    problems = _malformed(study)
+    if problems:
+        raise ConfigError(f"study {study.name!r}", problems)
+    data_fingerprint.cache_clear()
     rows: list[PlannedRow] = []
     for row in _expanded_rows(study):
         try:
@@ -99,13 +108,60 @@ def plan_study(study: StudyConfig, out: Path) -> tuple[PlannedRow, ...]:
     return tuple(rows)
 
 
+def _malformed(study: StudyConfig) -> list[str]:
+    """What is wrong with a study before any of its runs is looked at."""
+    tables = [("base", study.base), ("vary", study.vary)]
+    for i, row in enumerate(study.rows):
+        tables += [(f"rows[{i}].set", row.set), (f"rows[{i}].vary", row.vary)]
+    problems = [
+        f"{table}.{path}: {problem}"
+        for table, values in tables
+        for path in values
+        if (problem := _problem_of(path))
+    ]
+    problems += [
+        f"{table}.{path}: no values"
+        for table, values in tables
+        if table.endswith("vary")
+        for path, listed in values.items()
+        if not listed
+    ]
+    if not problems:
+        number = sum(_num_runs(study, row) for row in study.rows or (RowConfig(name=""),))
+        if number > MOST_RUNS:
+            problems.append(
+                f"it has {number:,} runs, and at most {MOST_RUNS:,} are planned at once: take fewer "
+                "values or seeds, or make several studies of it"
+            )
+    return problems
+
+
+def _problem_of(path: str) -> str:
+    """What is wrong with a path in a run's tree, or nothing."""
+    try:
+        steps, _ = parse_override(f"{path}=0")
+    except UsageError:
+        return "it is not a path such as bridge or recipe.stages[0].noise"
+    if not isinstance(steps[0], str):
+        return "a run's tree begins with names: write a path such as recipe.stages[0].noise"
+    if steps == ["out"]:
+        return "where runs are written is the study's own: leave it out, and name --out"
+    return ""
+
+
+def _num_runs(study: StudyConfig, row: RowConfig) -> int:
+    axes = study.vary | row.vary
+    seeds = row.seeds if row.seeds is not None else study.seeds
+    number = 1 if seeds is None else len(seeds)
+    for values in axes.values():
+        number *= len(values)
+    return number
+
+
 def _expanded_rows(study: StudyConfig) -> Iterator[RowConfig]:
     """Rows with no axes left: a row for every combination of values."""
     for row in study.rows or (RowConfig(name=""),):
         axes = study.vary | row.vary
-        empty = [f"vary.{name}: no values" for name, values in axes.items() if not values]
-        if empty:
-            raise ConfigError(f"study {study.name!r}", empty)
         for combination in itertools.product(*axes.values()):
             chosen = dict(zip(axes, combination, strict=True))
             label = ", ".join(f"{_short(path)}={_plain(v)}" for path, v in chosen.items())
@@ -115,16 +171,13 @@ def _expanded_rows(study: StudyConfig) -> Iterator[RowConfig]:
 
 def _planned(study: StudyConfig, row: RowConfig, out: Path) -> PlannedRow:
     planned = []
-    seeds = row.seeds if row.seeds is not None else study.seeds
-    if not seeds:
-        raise UsageError("it has no seeds")
-    for seed in seeds:
+    for seed in _seeds(study, row):
         tree: Tree = {}
         overrides = []
         for path, value in [*study.base.items(), *row.set.items()]:
             steps, _ = parse_override(f"{path}=0")
             if len(steps) == 1:
-                tree[path] = copy.deepcopy(value)
+                tree[str(steps[0])] = copy.deepcopy(value)
             else:
                 overrides.append(f"{path}={_toml(value)}")
         recipe = tree.get("recipe")
@@ -136,12 +189,32 @@ def _planned(study: StudyConfig, row: RowConfig, out: Path) -> PlannedRow:
             tree, overrides=tuple(overrides), without=study.without, source=f"row {row.name!r}"
         )
         runs.check_startable(resolved)
-        planned.append(_in_folder(row, seed, resolved, out))
+        planned.append(_in_folder(row, resolved, out))
     make_plan(resolved)  # what is wrong with its stages is so with every seed
     return PlannedRow(name=row.name, summary=row.summary, groups=row.groups, runs=tuple(planned))
 
 
-def _in_folder(row: RowConfig, seed: int, resolved: ResolvedRun, out: Path) -> PlannedRun:
+def _seeds(study: StudyConfig, row: RowConfig) -> tuple[Any, ...]:
+    """The seeds of a row's runs: listed, or the one that is a field of them.
+
+    Raises:
+        UsageError: if there are none, or both say it.
+    """
+    listed = row.seeds if row.seeds is not None else study.seeds
+    if "seed" in row.set:
+        if listed is not None:
+            raise UsageError("its seed is set or varied, and seeds are listed too: leave out one")
+        return (row.set["seed"],)
+    if listed is None:
+        return (study.base.get("seed", 0),)
+    if row.seeds is None and "seed" in study.base:
+        raise UsageError("base.seed is given, and seeds are listed too: leave out one")
+    if not listed:
+        raise UsageError("it has no seeds")
+    return listed
+
+
+def _in_folder(row: RowConfig, resolved: ResolvedRun, out: Path) -> PlannedRun:
     config = resolved.config
     if config.precision == "auto":
         raise UsageError(
@@ -149,16 +222,36 @@ def _in_folder(row: RowConfig, seed: int, resolved: ResolvedRun, out: Path) -> P
             'base.precision = "fp32" or "bf16"'
         )
     address = run_address(config)
-    stem = "".join(c if c.isalnum() or c in "._=-" else "-" for c in row.name)[:MOST_LETTERS]
-    folder = out / RUNS_FOLDER / f"{stem}-seed{seed}-{address[:SHOWN]}"
+    folder = out / RUNS_FOLDER / f"{file_name(row.name)}-seed{config.seed}-{address[:SHOWN]}"
     config = evolve(config, out=str(folder))
     return PlannedRun(
         row=row.name,
-        seed=seed,
+        seed=config.seed,
         resolved=evolve(resolved, config=config),
         address=address,
         stages=tuple(stage_address(config, i) for i in range(len(config.recipe.stages))),
     )
+
+
+def file_name(name: str) -> str:
+    """A name as part of a file's name: never a path, hidden, or too long."""
+    plain = "".join(c if c.isalnum() or c in "._=-" else "-" for c in name)[:MOST_LETTERS]
+    return plain.encode()[:MOST_BYTES].decode(errors="ignore").lstrip(".") or "-"
+
+
+def study_loading(study: StudyConfig, rows: tuple[PlannedRow, ...]) -> list[Loading]:
+    """The parts of all runs, and of the evaluation, that load something.
+
+    Raises:
+        UsageError: if a metric is unknown.
+    """
+    found = {id(p): p for row in rows for run in row.runs for p in runs.loading(run.resolved)}
+    distinct: list[Loading] = []
+    for part in (*found.values(), *(part_config("metrics", m) for m in study.evaluation.metrics)):
+        assert isinstance(part, (EncoderConfig, LossConfig, MetricConfig))
+        if part not in distinct:
+            distinct.append(part)
+    return distinct
 
 
 def shared_stages(rows: tuple[PlannedRow, ...]) -> frozenset[str]:

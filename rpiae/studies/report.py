@@ -10,6 +10,7 @@ import base64
 import html
 import importlib.resources
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -654,11 +655,15 @@ def _finite(value: float) -> bool:
 
 
 def _text(text: str) -> str:
-    """Text for HTML; characters that no page may hold are replaced."""
-    clean = "".join(
+    """Text for HTML."""
+    return html.escape(_clean(text))
+
+
+def _clean(text: str) -> str:
+    """Text without the characters that no page or file may hold."""
+    return "".join(
         c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
     )
-    return html.escape(clean)
 
 
 # Markdown
@@ -717,25 +722,37 @@ def _markdown_table(table: Table) -> list[str]:
 
 
 def _markdown_cell(cell: Cell) -> str:
-    text = _plain(cell.text)
+    text = _inline(cell.text)
     if cell.best:
         text = f"**{text}**"
-    notes = "; ".join(_plain(note) for note in (*cell.notes, cell.warning) if note)
+    notes = "; ".join(_inline(note) for note in (*cell.notes, cell.warning) if note)
     return f"{text} ({notes})" if notes else text
 
 
 def _plain(text: str) -> str:
-    """Text on one line, with nothing in it that Markdown or HTML would take for its own."""
-    for character in "\\`*|":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(html.escape(text, quote=False).split())
+    """Text on one line of its own: nothing in it makes a heading, a list or a link's address."""
+    return _LEADING.sub(r"\1\\\2", _inline(text))
+
+
+def _inline(text: str) -> str:
+    """Text within a line, with nothing in it that Markdown or HTML would take for its own: emphasis,
+    code, cells, links (and what GitHub makes one of by itself), tags, formulas."""
+    text = _ACTIVE.sub(r"\\\g<0>", _clean(" ".join(text.split())))
+    return html.escape(text, quote=False)
+
+
+#: Characters that begin something within a line of Markdown, and what GitHub makes links of.
+_ACTIVE = re.compile(r"[\\`*_|~!$@#]|\](?=[\[(:])|:(?=//)|(?<=www)\.", re.IGNORECASE)
+
+#: What makes a heading, a list or a line at the beginning of a line.
+_LEADING = re.compile(r"^(\d*)([-+=]+(?=\s|$)|[.)](?=\s|$)|\[)")
 
 
 def _fence(text: str) -> str:
     """Text as it is; the fence is longer than any in it."""
     if not text:
         return ""
-    fence = "```"
+    text, fence = _clean(text), "```"
     while fence in text:
         fence += "`"
     return f"{fence}\n{text.rstrip()}\n{fence}"

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar, cast
 
 from attrs import field, frozen
 
 from rpiae.core.errors import CheckpointError, UsageError
+from rpiae.core.files import open_regular
+from rpiae.core.names import shown
 from rpiae.evaluation.protocol import EVALUATION_FILE, number_protocol, protocol_differences
 from rpiae.evaluation.records import measured_as, printable_tree
 
@@ -505,12 +507,13 @@ def _is(value: Any, kind: type) -> bool:
 def _read(path: Path) -> _Fields | None:
     """The object in a JSON file, if there is such a file."""
     try:
-        data = json.loads(path.read_text("utf-8"))
+        with open_regular(path) as file:
+            data = json.loads(file.read().decode("utf-8"))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: it is no JSON ({error})") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} is damaged: it holds no object")
@@ -527,7 +530,7 @@ def _read_row(row: _Fields, folder: Path, measured_with: Any) -> RowResults:
 
 
 def _read_run(run: _Fields, study: Path, measured_with: Any) -> RunResults:
-    folder = study / run.get("folder", str)
+    folder = study / _inside(run)
     state = run.get("state", str)
     if state not in STATES:
         raise CheckpointError(
@@ -565,6 +568,17 @@ def _read_run(run: _Fields, study: Path, measured_with: Any) -> RunResults:
     )
 
 
+def _inside(run: _Fields) -> str:
+    """A run's folder below its study's: a study that somebody sends names no other places."""
+    name = run.get("folder", str)
+    path = PurePath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise CheckpointError(
+            f"{run.path} is damaged: {run.at}folder is {shown(name)}, expected one below the study's"
+        )
+    return name
+
+
 def _of_the_study(evaluation: _Fields, measured_with: Any) -> _Fields:
     """The evaluation that the study asks for, of all that its file holds; else the newest."""
     found = [each.data for each in evaluation.each("evaluations")]
@@ -594,7 +608,8 @@ def _training(summary: _Fields | None) -> tuple[float | None, float | None]:
 def _text(path: Path) -> str:
     """A file's text, or nothing if it cannot be read."""
     try:
-        return path.read_text("utf-8", errors="replace")
+        with open_regular(path) as file:
+            return file.read().decode("utf-8", errors="replace")
     except OSError:
         return ""
 

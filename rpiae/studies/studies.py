@@ -16,14 +16,29 @@ from filelock import FileLock, Timeout
 
 from rpiae.core.config import unparse
 from rpiae.core.errors import UsageError
+from rpiae.core.fetching import fetch_all
 from rpiae.core.files import write_text
 from rpiae.core.signals import StopSignal
 from rpiae.evaluation.evaluating import check_evaluation
 from rpiae.stages import StageStore
 from rpiae.studies.configs import StudyConfig
 from rpiae.studies.executors import Executor, Running
-from rpiae.studies.jobs import STAGES_FOLDER, STOPPED, WRONG, is_done, is_trained, write_job
-from rpiae.studies.planning import PlannedRow, PlannedRun, plan_study, shared_stages
+from rpiae.studies.jobs import (
+    STAGES_FOLDER,
+    STOPPED,
+    WRONG,
+    is_as_planned,
+    is_done,
+    is_trained,
+    write_job,
+)
+from rpiae.studies.planning import (
+    PlannedRow,
+    PlannedRun,
+    plan_study,
+    shared_stages,
+    study_loading,
+)
 from rpiae.studies.results import DONE, FAILED, FORMAT, RUNNING, STUDY_FILE, WAITING
 
 LOCK_FILE = ".lock"
@@ -181,11 +196,12 @@ def run_study(
         DataError: if there are no such images to measure on.
     """
     rows = plan_study(study, out)
+    fetch_all(study_loading(study, rows), command="rpiae fetch --study STUDY.toml")
     check_evaluation(study.evaluation, rows[0].runs[0].resolved.tokenizer)
     with _claimed(out):
         jobs = [_Job(run=run) for row in rows for run in row.runs]
         for job in jobs:
-            if is_done(job.run.folder, study.evaluation):
+            if _is_done(job.run, study):
                 job.state = DONE
         state = _Study(config=study, out=out, rows=rows, command=command, jobs=jobs)
         state.write()
@@ -232,6 +248,10 @@ def _started(
         yield JobStarted(run=job.run, attempt=job.attempts)
 
 
+def _is_done(run: PlannedRun, study: StudyConfig) -> bool:
+    return is_done(run.folder, study.evaluation) and is_as_planned(run.folder, run.address)
+
+
 def _blocked(job: _Job, running: Sequence[_Job], store: StageStore) -> bool:
     """Whether a running job is training a stage that this one needs."""
     if is_trained(job.run.folder):
@@ -247,7 +267,7 @@ def _ended(state: _Study) -> Iterator[StudyEvent]:
         if code is None:
             continue
         job.running = None
-        if code == 0 and is_done(job.run.folder, state.config.evaluation):
+        if code == 0 and _is_done(job.run, state.config):
             job.state, job.error = DONE, ""
         elif code in STOPS:
             job.state = WAITING

@@ -24,7 +24,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     tuple(
         f"core.{name}"
         for name in (
-            "config", "contracts", "shapes", "files", "names", "output", "schedules", "randomness",
+            "config", "contracts", "shapes", "files", "names", "identity", "output", "schedules", "randomness",
             "watch",
         )
     ),
@@ -32,7 +32,8 @@ GROUPS: tuple[tuple[str, ...], ...] = (
         f"core.{name}"
         for name in (
             "entries", "plugins", "registry", "recipe", "attention", "adapters", "adaptive", "blocks",
-            "download", "events", "freeze", "ema", "memory", "runtime", "signals", "weights",
+            "download", "events", "fetching", "freeze", "importing", "ema", "memory", "runtime", "signals",
+            "weights",
         )
     ),
     ("encoders", "bridges", "decoders", "losses", "recipes"),
@@ -40,13 +41,13 @@ GROUPS: tuple[tuple[str, ...], ...] = (
         f"core.{name}"
         for name in (
             "resolve", "inspection", "build", "tokenizer", "objective", "players", "critic", "checkpoint",
-            "pivot", "plan", "changes", "fitting", "restoring", "saved", "trainer",
+            "pivot", "plan", "changes", "fitting", "restoring", "saved", "trainer", "start",
         )
     ),
     ("video", "data"),
     ("latents",),
     ("evaluation",),
-    ("run", "runs", "recording", "stages"),
+    ("run", "runs", "recording", "stages", "history"),
     ("studies",),
     ("testing",),
     ("speed",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 
 from rpiae import runs
 from rpiae.core import events
+from rpiae.core.checkpoint import progress
 from tests.short_run import ADAPTIVE, short_run, write_images
 
 STAGES = ("tune", "compress")
@@ -152,3 +154,60 @@ def test_more_processes_than_images_in_a_step(tmp_path: Path, images: Path) -> N
     assert process.returncode == 2, errors
     assert errors.count("fewer than the 2 processes") == 1
     assert "Traceback" not in errors
+
+
+def begun(out: Path, config: Path) -> subprocess.Popen[str]:
+    """A run in two processes that is at work."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rpiae", "build", "--processes", "2", "--config", str(config)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    log = out / "events.jsonl"
+    deadline = time.monotonic() + 240
+    while not (log.exists() and '"StepDone"' in log.read_text()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+def endless(images: Path, out: Path) -> Path:
+    made = tree(images, out)
+    made["recipe"]["max_steps"] = 100_000
+    config = out.with_suffix(".toml")
+    config.write_text(
+        runs.dump_toml(runs.resolve(made, overrides=("recipe.stages[0].steps=100000",)).config)
+    )
+    return config
+
+
+@pytest.mark.parametrize("told", ["launcher", "group"])
+def test_a_signal_to_several_processes_saves_the_state(
+    tmp_path: Path, images: Path, told: str
+) -> None:
+    out = tmp_path / "run"
+    process = begun(out, endless(images, out))
+    if told == "launcher":
+        process.terminate()
+    else:
+        os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 130, errors
+    assert errors.count(f"rpiae build --resume {out}\n") == 1, errors
+    assert "Traceback" not in errors
+    assert "unexpected" not in errors
+    stage, step = progress(out / "checkpoints")
+    assert stage == 0
+    assert step > 0
+
+
+def test_nobody_outlives_the_launcher(tmp_path: Path, images: Path) -> None:
+    out = tmp_path / "run"
+    process = begun(out, endless(images, out))
+    others = psutil.Process(process.pid).children(recursive=True)
+    assert len(others) >= 2
+    process.kill()
+    _, alive = psutil.wait_procs(others, timeout=100)
+    assert alive == []
+    assert progress(out / "checkpoints") > (0, 0)

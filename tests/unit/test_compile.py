@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,12 +19,21 @@ from rpiae.core.resolve import part_config
 from rpiae.core.tokenizer import RPiAE
 from tests.toys import BRIDGES, CRITICS, DECODERS, ENCODERS
 
-#: Every built-in part once.
+#: Every built-in part once; tracing takes seconds, so some only with --slow.
 COMBINATIONS = [
-    *((encoder, "identity", "vit") for encoder in ENCODERS),
+    *(pytest.param((encoder, "identity", "vit"), marks=pytest.mark.slow) for encoder in ENCODERS),
     *(("vit", bridge, "vit") for bridge in BRIDGES),
-    *(("vit", "vb4", decoder) for decoder in DECODERS),
+    ("vit", "vb4", "conv"),
 ]
+TRAINED = [
+    ("vit", "vb4", "vit"),
+    *(pytest.param(("vit", bridge, "conv"), marks=pytest.mark.slow) for bridge in BRIDGES),
+    *(pytest.param((encoder, "vb4", "vit"), marks=pytest.mark.slow) for encoder in ENCODERS),
+]
+
+
+def _name(parts: tuple[str, str, str]) -> str:
+    return "-".join(parts)
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +60,7 @@ def traced(module: Callable[..., Any], **options: Any) -> Any:
     return torch.compile(module, backend="eager", fullgraph=True, **options)
 
 
-@pytest.mark.parametrize("parts", COMBINATIONS, ids="-".join)
+@pytest.mark.parametrize("parts", COMBINATIONS, ids=_name)
 def test_a_whole_model_is_one_graph_with_equal_outputs(parts: tuple[str, str, str]) -> None:
     model = tokenizer(*parts)
     with torch.no_grad():
@@ -64,7 +74,7 @@ def test_a_critic_is_one_graph_with_equal_outputs(name: str) -> None:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("parts", COMBINATIONS, ids="-".join)
+@pytest.mark.parametrize("parts", TRAINED, ids=_name)
 def test_a_training_step_has_equal_gradients(parts: tuple[str, str, str], recompute: bool) -> None:
     model = tokenizer(*parts).train()
     other = copy.deepcopy(model)
@@ -80,7 +90,10 @@ def test_a_training_step_has_equal_gradients(parts: tuple[str, str, str], recomp
     theirs = dict(other.named_parameters())
     assert any(p.grad is not None for p in theirs.values())
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(theirs[name].grad, parameter.grad, msg=name)
+        own, found = parameter.grad, theirs[name].grad
+        assert (own is None) == (found is None), name
+        if own is not None and found is not None:
+            torch.testing.assert_close(found, own, rtol=0, atol=1e-5 * (1 + own.abs().max().item()))
 
 
 def test_other_sizes_and_batches_are_traced_too() -> None:
@@ -108,9 +121,7 @@ def test_the_backend_is_chosen_while_a_graph_is_traced(
     argument = "math" if where == "argument" else None
     if where == "environment":
         monkeypatch.setenv(ENVIRONMENT, "math")
-    with attention_backend("math" if where == "context" else "sdpa") if where in (
-        "context",
-    ) else torch.enable_grad():
+    with attention_backend("math") if where == "context" else contextlib.nullcontext():
         found = traced(lambda q, k, v: attention(q, k, v, backend=argument))(q, k, v)
     assert set(used) == {"sdpa" if where == "automatic" else "math"}
     torch.testing.assert_close(found, attention(q, k, v, backend="math"))
@@ -134,4 +145,6 @@ def test_xformers_is_not_chosen_for_traced_code() -> None:
 def test_inductor_gives_the_numbers_of_eager_code() -> None:
     model = tokenizer()
     with torch.no_grad():
-        torch.testing.assert_close(torch.compile(model)(images()), model(images()), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            torch.compile(model)(images()), model(images()), atol=1e-5, rtol=0
+        )

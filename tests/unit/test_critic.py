@@ -213,6 +213,14 @@ def test_a_stage_has_one_critic() -> None:
         runs.resolve({"recipe": {"name": "two", "stages": [stage]}})
 
 
+def test_starts_in_two_units_are_both_told() -> None:
+    term = {"loss": {"name": "adversarial", "critic": "patch", "critic_start_epochs": 2.0}}
+    stage = {"name": "a", "train": ["decoder"], "steps": 10, "terms": [term | {"start_steps": 7}]}
+    resolved = runs.resolve({"recipe": {"name": "mixed", "stages": [stage]}})
+    assert "from step 7" in resolved.notices[0]
+    assert "from epoch 2" in resolved.notices[0]
+
+
 def test_a_model_that_sees_an_untaught_critic_is_told() -> None:
     term = {"loss": {"name": "adversarial", "critic": "patch", "critic_start_steps": 9}}
     stage = {"name": "a", "train": ["decoder"], "steps": 10, "terms": [term]}
@@ -249,7 +257,7 @@ def test_augmentations_keep_the_range_of_positions_and_pass_gradients() -> None:
     assert torch.equal(moved[..., :2, :], torch.full_like(moved[..., :2, :], 0.5))
     hidden = cut_out(images, half, half)
     assert (hidden == 0.5).all(1).sum().item() == 3 * 8 * 12
-    loss = AdversarialLoss(objective="hinge", augment=("colour", "translation", "cutout"))
+    loss = AdversarialLoss(objective="hinge", augment=("translation", "colour", "cutout"))
     draws = StepRandomness(0, "stage", 0, (0, 1, 2))
     shown = loss.augmented(images, draws, "here")
     assert torch.equal(shown, loss.augmented(images, draws, "here"))
@@ -260,11 +268,38 @@ def test_augmentations_keep_the_range_of_positions_and_pass_gradients() -> None:
 
 
 def test_a_whole_image_augmented_alone_is_the_same() -> None:
-    loss = AdversarialLoss(objective="hinge", augment=("colour", "translation"))
+    loss = AdversarialLoss(objective="hinge", augment=("translation", "colour"))
     images = torch.rand(2, 3, 16, 16)
     both = loss.augmented(images, StepRandomness(0, "s", 0, (4, 5)), "p")
     second = loss.augmented(images[1:], StepRandomness(0, "s", 0, (5,)), "p")
     torch.testing.assert_close(both[1:], second)
+
+
+@pytest.mark.parametrize("named", [("translation", "colour"), ("colour", "translation")])
+def test_translation_comes_before_colour(named: tuple[Any, ...]) -> None:
+    images = torch.rand(3, 3, 16, 24)
+    draws = StepRandomness(0, "stage", 0, (0, 1, 2))
+    b, s, c, down, right = (
+        draws.uniform(f"p-{what}", "cpu")
+        for what in ("brightness", "saturation", "contrast", "down", "right")
+    )
+    shown = AdversarialLoss(objective="hinge", augment=named).augmented(images, draws, "p")
+    assert torch.equal(shown, jittered(translated(images, down, right), b, s, c))
+    assert (shown - translated(jittered(images, b, s, c), down, right)).abs().max() > 0.05
+
+
+def test_the_order_of_augmentations_is_that_of_the_reference() -> None:
+    # Differentiable augmentation of arXiv 2006.10738 on [-1, 1], as the released code orders it.
+    images = torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    x = 2 * images - 1
+    moved = torch.zeros_like(x)
+    moved[..., 1:, :-1] = x[..., :-1, 1:]
+    x = moved + 0.3
+    x = (x - x.mean(1, keepdim=True)) * 1.4 + x.mean(1, keepdim=True)
+    wanted = (x - x.mean((1, 2, 3), keepdim=True)) * 0.8 + x.mean((1, 2, 3), keepdim=True)
+    down, right, b, s, c = (torch.tensor([v]).double() for v in (0.1, 0.9, 0.8, 0.7, 0.3))
+    found = jittered(translated(images, down, right), b, s, c)
+    torch.testing.assert_close(2 * found - 1, wanted)
 
 
 def test_patch_critic_sees_small_images() -> None:

@@ -430,7 +430,9 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     for name, called in (("siglip2-b", "siglip2-b"), ("open_clip:ViT-B-16", "open-clip")):
         with pytest.raises(MissingExtraError, match=r"pip install \"rpiae\[open-clip\]\"") as told:
             part_config("encoders", name)
-        assert f"encoder '{called}' needs open_clip_torch, which is not installed" in str(told.value)
+        assert f"encoder '{called}' needs open_clip_torch, which is not installed" in str(
+            told.value
+        )
 
 
 def test_without_a_tag_there_is_nothing_to_fetch() -> None:

@@ -86,7 +86,9 @@ def test_a_model_built_with_a_default_of_64_bits(
     model = tokenizer(*parts)
     made = model.reconstruct(images().float())
     assert made.dtype == model.dtype == torch.float64
-    torch.testing.assert_close(copy.deepcopy(model).float()(images()).double(), made, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        copy.deepcopy(model).float()(images()).double(), made, atol=1e-5, rtol=0
+    )
 
 
 def test_norms_of_features_and_latents_in_half_precision() -> None:

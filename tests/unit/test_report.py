@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from rpiae.core.errors import CheckpointError, RpiaeError, RunError, UsageError
@@ -705,3 +708,83 @@ def test_markdown_takes_nothing_in_a_name_for_its_own(tmp_path: Path) -> None:
     study.row("a|b *c* `d` <i>\ne", psnr(30.0, 31.0), summary="")
     (line,) = (line for line in study.markdown().splitlines() if line.startswith("| a"))
     assert line == r"| a\|b \*c\* \`d\` &lt;i&gt; e | 2 | 30.00 / 31.00 | – | – |"
+
+
+#: What somebody could send in a study that means something to Markdown, HTML or GitHub.
+SNIPPETS = (
+    "[x](javascript:alert(1))", "![x](http://a/b.png)", "<script>alert(1)</script>", "<b>", "</td>",
+    "a|b", "||", "`c`", "```", "~~~", "**d**", "_e_", "https://example.com", "www.example.com",
+    "me@example.com", "<https://example.com>", "[a]: http://b", "# head", "- item", "1. one", "+ x",
+    "---", "===", "$x$", "&lt;", "&#x3c;", "\\", "\n", "\r", "\t", "\u2028", "\x00", "\udcff", "\u202e", "end ##",
+)  # fmt: skip
+hostile = st.lists(st.one_of(st.sampled_from(SNIPPETS), st.text(max_size=8)), max_size=6).map(
+    "".join
+)
+
+
+@given(hostile)
+def test_any_text_is_one_cell_of_markdown_with_nothing_active(text: str) -> None:
+    plain = report._plain(text)
+    plain.encode("utf-8")
+    parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    parsed = parser.parse(f"| a | b |\n| :-- | --: |\n| {plain} | 2 |\n")
+    assert [token.type for token in parsed].count("td_open") == 2
+    assert not strange(parsed), plain
+    for block in (plain, f"- {plain}", f"# {plain}", f"- **a** {plain}"):
+        kinds = {
+            token.type.removesuffix("_open").removesuffix("_close") for token in parser.parse(block)
+        }
+        assert kinds <= {"paragraph", "inline", "bullet_list", "list_item", "heading"}, block
+        assert block.startswith(("- ", "# ")) or kinds <= {"paragraph", "inline"}, block
+        assert not strange(parser.parse(block)), block
+    shown = "".join(t.content for token in parser.parse(plain or "x") for t in token.children or ())
+    assert shown == (" ".join(report._clean(" ".join(text.split())).split()) or "x")
+
+
+def strange(tokens: Sequence[Any]) -> set[str]:
+    """Kinds of inline elements that are no text, and links that GitHub would make of text."""
+    inline = [child for token in tokens for child in token.children or ()]
+    usual = {"text", "text_special", "strong_open", "strong_close"}
+    return {child.type for child in inline if child.type not in usual}
+
+
+@given(hostile)
+def test_any_text_is_text_of_a_page(text: str) -> None:
+    made = f'<p title="{report._text(text)}">{report._text(text)}</p>'
+    made.encode("utf-8")
+    page = Page(made)
+    assert [tag for tag, _ in page.tags] == ["p"]
+    assert not list(page.links())
+    assert page.text == report._clean(text).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def test_nothing_in_a_study_is_active_in_its_reports(tmp_path: Path) -> None:
+    bad = "[x](javascript:alert(1)) <img src=x onerror=y> | `k` https://a.b\udcff\n# h"
+    study = Folder(tmp_path, name=bad, summary=bad, command=bad, groups={"main": bad})
+    study.row(bad, [*psnr(30.0), "failed"], summary=bad, warnings=[bad])
+    study.study["rows"][0]["runs"][1]["error"] = bad
+    study.save()
+    page, markdown = write_report(tmp_path)
+    tags = {tag for tag, _ in Page(page.read_text("utf-8")).tags}
+    assert "img" not in tags
+    assert "onerror=y" not in {
+        name for _, attributes in Page(page.read_text("utf-8")).tags for name in attributes
+    }
+    parser = MarkdownIt("commonmark").enable("table")
+    parsed = parser.parse(markdown.read_text("utf-8"))
+    assert not {t.type for token in parsed for t in token.children or ()} & {
+        "link_open",
+        "image",
+        "html_inline",
+    }
+    assert "html_block" not in {token.type for token in parsed}
+
+
+@pytest.mark.parametrize("folder", ["/etc", "../other", "runs/../../x", ""])
+def test_a_study_names_no_folders_outside_its_own(tmp_path: Path, folder: str) -> None:
+    study = Folder(tmp_path)
+    study.row("a", psnr(30.0))
+    study.study["rows"][0]["runs"][0]["folder"] = folder
+    study.save()
+    with pytest.raises(CheckpointError, match="expected one below the study's"):
+        write_report(tmp_path)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from attrs import evolve
 
 from rpiae import runs
 from rpiae.core import events
+from rpiae.core.build import build_tokenizer
 from rpiae.core.config import DatasetConfig, Tree
+from rpiae.core.errors import UsageError
 from rpiae.core.recipe import RunConfig
 from rpiae.core.resolve import part_config
+from rpiae.core.tokenizer import RPiAE
 from rpiae.data.fingerprint import data_fingerprint
+from rpiae.history import HISTORY_FILE, Session, begin_session, trained_with
 from rpiae.recording import EVENTS_FILE
-from rpiae.stages import StageStore, run_address, stage_address
+from rpiae.stages import StageStore, machine, run_address, stage_address
 from tests.short_run import short_run, write_images
 
 
@@ -127,6 +134,27 @@ def test_a_resumed_run_takes_over_what_was_finished_meanwhile(
     assert steps == ["compress"] * 2 + ["polish"] * 2
 
 
+def test_a_damaged_stage_is_trained_once_more_and_kept_anew(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = StageStore(tmp_path / "stages", wanted=[stage_address(config(images), 0)])
+    first = digests(tree(images, tmp_path / "first"), store, monkeypatch)
+    (kept,) = (tmp_path / "stages").glob("*.pt")
+    content = bytearray(kept.read_bytes())
+    content[len(content) // 2] ^= 1
+    kept.unlink()  # the run's checkpoint is the same file
+    kept.write_bytes(content)
+    again = digests(tree(images, tmp_path / "again"), store, monkeypatch)
+    assert "is damaged" in caplog.text
+    assert again["steps"] == first["steps"]
+    assert again["polish"] == first["polish"]
+    shared = digests(tree(images, tmp_path / "shared"), store, monkeypatch)
+    assert shared["steps"] == first["steps"] - 2
+
+
 def test_only_what_is_wanted_is_kept(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +163,116 @@ def test_only_what_is_wanted_is_kept(
     digests(tree(images, tmp_path / "run"), store, monkeypatch)
     assert store.holds(wanted)
     assert len(list((tmp_path / "stages").glob("*.pt"))) == 1
+
+
+def interrupted(
+    given: Tree, steps: int, store: StageStore, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A run that was ended after some steps, each of which is saved."""
+    happened = runs.run(runs.resolve(given, overrides=("recipe.checkpoint_every=1",)), stages=store)
+    seen = 0
+    for event in happened:
+        seen += isinstance(event, events.StepDone)
+        if seen == steps and isinstance(event, (events.CheckpointSaved, events.StageEnded)):
+            happened.close()
+            break
+    return Path(given["out"])
+
+
+@pytest.mark.parametrize(
+    ("change", "steps", "kept"),
+    [("precision=bf16", 3, 1), ("recipe.accumulate=2", 3, 1), ("precision=bf16", 2, 1),
+     ("recipe.checkpoint_every=0", 3, 3)],
+)  # fmt: skip
+def test_what_a_resume_changed_is_not_kept_as_if_all_had_been_trained_so(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+    steps: int,
+    kept: int,
+) -> None:
+    store = StageStore(tmp_path / "stages")
+    monkeypatch.setattr(
+        runs, "_evaluated", lambda *_: {"psnr": 1, "psnr_mean_colour": 1, "psnr_pca": 1}
+    )
+    out = interrupted(tree(images, tmp_path / "run"), steps, store, monkeypatch)
+    before = runs.resolve(tree(images, out)).config
+    list(runs.resume(out, overrides=(change,), stages=store))
+    after = runs.resumed_config(out)[0].config
+    found = {i: [store.holds(stage_address(c, i)) for c in (before, after)] for i in range(3)}
+    assert found[0][0], "the first stage was trained as it began"
+    assert len(list((tmp_path / "stages").glob("*.pt"))) == kept
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["address"] == ("" if kept == 1 else run_address(before))
+    if kept == 1:
+        assert not any(found[i][1] for i in range(3)), "nothing was trained so from end to end"
+        model = build_tokenizer(runs.resolve(tree(images, out)).tokenizer, seed=3)
+        assert store.adopt(evolve(after, out=str(tmp_path)), model, "cpu") == 0
+
+
+def test_a_session_whose_work_was_lost_does_not_count(tmp_path: Path) -> None:
+    def begin(stage: int, step: int, *settings: str) -> None:
+        begin_session(tmp_path, Session(stage=stage, step=step, settings=settings, data="d"))
+
+    begin(0, 0, "a0", "a1")
+    begin(0, 3, "b0", "b1")
+    assert trained_with(tmp_path, 0) == ""
+    begin(0, 2, "a0", "a1")
+    assert [trained_with(tmp_path, i) for i in (0, 1)] == ["a0", "a1"]
+    begin(1, 0, "b0", "b1")
+    assert [trained_with(tmp_path, i) for i in (0, 1)] == ["a0", "b1"]
+    begin(1, 4, "c0", "b1")
+    assert [trained_with(tmp_path, i) for i in (0, 1)] == ["a0", "b1"]
+    (tmp_path / HISTORY_FILE).write_text("[{")
+    assert trained_with(tmp_path, 0) == ""
+
+
+def test_stages_of_another_kind_of_machine_are_not_taken_over(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = StageStore(tmp_path / "stages")
+    digests(tree(images, tmp_path / "first"), store, monkeypatch)
+    given = config(images)
+    model = build_tokenizer(runs.resolve(tree(images, tmp_path)).tokenizer, seed=3)
+    other = evolve(given, out=str(tmp_path / "second"))
+    assert store.holds(stage_address(other, 0))
+    assert store.adopt(other, model, machine(torch.device("cuda"), 1)) == 0
+    assert store.adopt(other, model, machine(torch.device("cpu"), 2)) == 0
+
+
+def test_data_that_were_moved_are_the_same_and_others_are_refused(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = StageStore(tmp_path / "stages")
+    out = interrupted(tree(images, tmp_path / "run"), 1, store, monkeypatch)
+    moved, others = tmp_path / "moved", tmp_path / "others"
+    shutil.copytree(images, moved)
+    shutil.copytree(images, others)
+    (others / "00.png").write_bytes((others / "01.png").read_bytes())
+    config_before = (out / "config.toml").read_bytes()
+    with pytest.raises(UsageError, match="not those that it was trained on"):
+        list(runs.resume(out, overrides=(f"data.path='{others}'",)))
+    assert (out / "config.toml").read_bytes() == config_before
+    resolved, changed = runs.resumed_config(out, overrides=(f"data.path='{moved}'",))
+    assert [change.path for change in changed] == ["data.path"]
+    assert run_address(resolved.config) == run_address(runs.resumed_config(out)[0].config)
+
+
+def test_a_finished_run_that_is_told_again_keeps_its_latent_norm(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests(tree(images, tmp_path / "run"), None, monkeypatch)
+    folder = tmp_path / "run" / "tokenizer"
+    model = RPiAE.from_pretrained(folder)
+    model.latent_mean, model.latent_std = torch.full((4,), 0.5), torch.full((4,), 2.0)
+    model.save_pretrained(folder)
+    list(runs.resume(tmp_path / "run"))
+    again = RPiAE.from_pretrained(folder)
+    assert again.latent_mean is not None
+    assert again.latent_std is not None
+    assert again.latent_mean.tolist() == [0.5] * 4
+    assert again.latent_std.tolist() == [2.0] * 4
 
 
 SAME = [

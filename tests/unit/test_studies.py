@@ -12,18 +12,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
+from attrs import evolve
 
 from rpiae import runs
-from rpiae.core.config import Tree, dump_toml
-from rpiae.core.errors import ConfigError, UsageError
+from rpiae.cli.main import main
+from rpiae.core import events
+from rpiae.core.config import Tree, dump_toml, unparse
+from rpiae.core.errors import ConfigError, RpiaeError, UsageError
+from rpiae.core.recipe import RunConfig
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.stages import StageStore
 from rpiae.studies import studies
 from rpiae.studies.configs import StudyConfig, parse_study, read_study
 from rpiae.studies.executors import LocalExecutor, SubmititExecutor
-from rpiae.studies.jobs import STAGES_FOLDER, STOPPED, write_job
-from rpiae.studies.planning import PlannedRun, plan_study, shared_stages
+from rpiae.studies.jobs import STAGES_FOLDER, STOPPED, WRONG, is_as_planned, perform, write_job
+from rpiae.studies.planning import PlannedRun, file_name, plan_study, shared_stages
 from rpiae.studies.results import read_results
 from tests.short_run import short_run, write_images
 
@@ -174,6 +179,169 @@ class TestPlanning:
         assert len(set(passes.values())) == 1, passes
 
 
+class TestSeeds:
+    """Whoever names seeds is heard, and two who do are told."""
+
+    def planned(self, given: StudyConfig) -> list[tuple[str, int, int]]:
+        rows = plan_study(given, Path("out"))
+        return [(r.name, run.seed, run.resolved.config.seed) for r in rows for run in r.runs]
+
+    def test_a_field_like_any_other(self, images: Path) -> None:
+        assert self.planned(study(images)) == [("toy", 0, 0)]
+        assert self.planned(study(images, vary={"seed": [1, 2]})) == [
+            ("seed=1", 1, 1),
+            ("seed=2", 2, 2),
+        ]
+        assert self.planned(study(images, rows=[{"name": "a", "set": {"seed": 4}}])) == [
+            ("a", 4, 4)
+        ]
+        assert self.planned(study(images, rows=[{"name": "a", "vary": {"seed": [3]}}]))[0][1:] == (
+            3,
+            3,
+        )
+        in_base = study(images)
+        in_base.base["seed"] = 6
+        assert self.planned(in_base) == [("toy", 6, 6)]
+        rows = plan_study(study(images, vary={"seed": [1, 2]}), Path("out"))
+        assert rows[0].runs[0].address != rows[1].runs[0].address
+
+    @pytest.mark.parametrize(
+        "facts",
+        [
+            {"vary": {"seed": [1]}, "seeds": [0]},
+            {"rows": [{"name": "a", "set": {"seed": 1}, "seeds": [0]}]},
+            {"rows": [{"name": "a", "set": {"seed": 1}}], "seeds": [0]},
+            {"seeds": [0], "in_base": 1},
+        ],
+    )
+    def test_two_that_name_seeds(self, images: Path, facts: Tree) -> None:
+        in_base = facts.pop("in_base", None)
+        given = study(images, **facts)
+        if in_base is not None:
+            given.base["seed"] = in_base
+        with pytest.raises(ConfigError, match="seeds are listed too: leave out one"):
+            plan_study(given, Path("out"))
+
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            (["--vary", "seed=1,2"], [1, 2]),
+            (["--vary", "bridge=vb4", "--set", "seed=5"], [5]),
+            (["--vary", "bridge=vb4", "--seed", "5"], [5]),
+            (["--vary", "bridge=vb4", "--seeds", "2"], [0, 1]),
+            (["--vary", "bridge=vb4"], [7]),
+        ],
+    )
+    def test_on_the_command_line(
+        self, images: Path, tmp_path: Path, options: list[str], expected: list[int],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        config = tmp_path / "run.toml"
+        config.write_text(dump_toml(base(images) | {"seed": 7}))
+        assert main(["ablate", "--config", str(config), *options, "--dry-run", "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert [run["seed"] for row in rows for run in row["runs"]] == expected
+        assert len({run["address"] for row in rows for run in row["runs"]}) == len(expected)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--vary", "seed=1,2", "--seeds", "2"], "--vary seed and --seeds both say"),
+            (["--vary", "seed=1", "--seed", "2"], "--seed and --vary seed both say"),
+            (["--vary", "bridge=vb4", "--set", "seed=1", "--seeds", "2"], "--set seed and --seeds"),
+            (
+                ["--vary", "bridge=vb4", "--seed", "1", "--seeds", "2"],
+                "--seed and --seeds both say",
+            ),
+            (["--vary", "[0]=1,2"], "a run's tree begins with names"),
+            (["--vary", "out=a,b"], "where runs are written is the study's own"),
+            (
+                ["--vary", "bridge=vb4", "--set", "out=a"],
+                "where runs are written is the study's own",
+            ),
+            (["--vary", "bridge=vb4", "--seeds", "100000"], "at most 1,000 runs"),
+            (
+                ["--vary", f"recipe.max_steps={','.join(map(str, range(1, 1102)))}"],
+                "it has 1,101 runs",
+            ),
+            (["--vary", "bridge=vb4", "--processes", "0"], "whole number of at least 1"),
+        ],
+    )
+    def test_what_contradicts_or_is_too_much(
+        self, images: Path, tmp_path: Path, options: list[str], message: str,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        config = tmp_path / "run.toml"
+        config.write_text(dump_toml(base(images)))
+        try:
+            code = main(["ablate", "--config", str(config), *options, "--dry-run"])
+        except SystemExit as ended:
+            code = int(str(ended.code))
+        assert code == 2
+        assert message in capsys.readouterr().err
+
+    def test_every_field_of_a_run_holds_or_is_refused(self, images: Path) -> None:
+        values: Tree = {
+            "encoder": {"name": "vit", "width": 48, "depth": 1, "num_heads": 2}, "bridge": "vb8",
+            "decoder": "vit-t", "recipe": "quick", "data": "sample", "seed": 5, "device": "auto",
+            "precision": "bf16", "wandb_project": "mine", "requires": ["pip"], "imports": ["json"],
+        }  # fmt: skip
+        refused = {"out", "init", "init_parts"}  # without init, the last two have nothing to say
+        assert values.keys() | refused == {a.name for a in attrs.fields(RunConfig)}
+        for name, value in values.items():
+            ((run,),) = (
+                r.runs for r in plan_study(study(images, vary={name: [value]}), Path("out"))
+            )
+            found = unparse(run.resolved.config)[name]
+            assert (
+                found == value
+                or value in (found.get("name"), found.get("preset"), found)
+                or (found | value == found)
+            ), name
+        for facts in ({"vary": {"out": ["a"]}}, {"vary": {"init": ["nowhere"]}},
+                      {"vary": {"init_parts": [["encoder"]]}}):  # fmt: skip
+            with pytest.raises(RpiaeError):
+                plan_study(study(images, **facts), Path("out"))
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "/etc/x", "..", ".hidden", "a/b", "\u4e2d" * 300, "x" * 500]
+)
+def test_names_of_rows_and_studies_are_no_paths(images: Path, tmp_path: Path, name: str) -> None:
+    ((run,),) = (r.runs for r in plan_study(study(images, rows=[{"name": name}]), tmp_path))
+    assert run.folder.parent == tmp_path / "runs"
+    run.folder.mkdir(parents=True)
+    (run.folder.parent / f"{run.folder.name}.json.part").touch()
+    assert "/" not in file_name(name)
+    assert not file_name(name).startswith(".")
+
+
+def test_a_run_that_was_gone_on_with_otherwise_is_no_longer_its_rows(
+    images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = study(images)
+    ((run,),) = (row.runs for row in plan_study(given, tmp_path))
+    happened = runs.run(runs.resolve(unparse(run.resolved.config)))
+    for event in happened:
+        if isinstance(event, events.StageEnded):
+            happened.close()
+            break
+    job = write_job(run, tmp_path, wanted=(), evaluation=EvaluationConfig())
+    (run.folder / "config.toml").write_text(
+        dump_toml(evolve(run.resolved.config, precision="bf16"))
+    )
+    assert perform(job) == WRONG
+    assert (
+        "no longer the run of its row: now it has precision 'fp32' \N{RIGHTWARDS ARROW} 'bf16'"
+        in capfd.readouterr().err
+    )
+    (run.folder / "config.toml").write_text(dump_toml(run.resolved.config))
+    (run.folder / "summary.json").write_text('{"address": ""}')
+    assert perform(job) == WRONG
+    assert "under other settings for a while" in capfd.readouterr().err
+    assert not is_as_planned(run.folder, run.address)
+
+
 class FakeJob:
     """A job that ends when asked how it is for the ``delay``-th time."""
 
@@ -220,8 +388,8 @@ class FakeExecutor:
             (folder / runs.SUMMARY_FILE).write_text("{}")
             (folder / "evaluated").touch()
             for address in given["wanted"]:
-                store._state(address).parent.mkdir(exist_ok=True)
-                store._state(address).touch()
+                store._state(address, "cpu").parent.mkdir(exist_ok=True)
+                store._state(address, "cpu").touch()
 
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("some line\nrpiae: it went wrong\n")

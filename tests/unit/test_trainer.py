@@ -14,7 +14,7 @@ from rpiae.core import events
 from rpiae.core.checkpoint import list_checkpoints, load_checkpoint
 from rpiae.core.contracts import StepContext
 from rpiae.core.errors import CheckpointError, ConfigError, TrainingError
-from rpiae.core.trainer import TrainerInputs, train
+from rpiae.core.trainer import TrainerInputs, best_folder, train
 from rpiae.losses.pixels import L1Loss
 from tests.toys import toy_run
 
@@ -154,3 +154,18 @@ def test_training_is_a_function_of_the_seed(tmp_path: Path) -> None:
     list(train(first))
     list(train(second))
     assert any(not torch.equal(v, state(second)[n]) for n, v in state(first).items())
+
+
+def test_a_stages_name_leads_nowhere(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "run"
+    inputs = toy_run(run, "vit", "vb4", "vit", "quick", *SHORT)
+    names = ("../../victim/tokenizer", "/tmp/x", "[/red]")
+    stages = tuple(evolve(s, name=n) for s, n in zip(inputs.recipe.stages, names, strict=True))
+    list(train(evolve(inputs, recipe=evolve(inputs.recipe, stages=stages))))
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
+    assert {path.name for path in run.iterdir()} == {"best", "checkpoints"}
+    assert set((run / "best").iterdir()) == {best_folder(run, n) for n in names}
+    again = toy_run(run, "vit", "vb4", "vit", "quick", *SHORT)
+    seen = list(train(evolve(again, recipe=evolve(inputs.recipe, stages=stages)), resume=True))
+    assert [e.stage for e in seen if isinstance(e, events.StageEnded)] == list(names)
