@@ -169,7 +169,7 @@ def test_moving_average_after_its_warm_up(losses: Golden) -> None:
 
 def test_two_optimiser_steps(losses: Golden) -> None:
     parameter = nn.Parameter(losses.inputs["adamw/param"].clone())
-    optimiser = Optimisation.of([parameter], OptimiserConfig(), LENGTH).optimiser
+    optimiser = Optimisation.of([("weight", parameter)], OptimiserConfig(), LENGTH).optimiser
     for step in range(2):
         parameter.grad = losses.inputs[f"adamw/grad{step}"].clone()
         optimiser.step()

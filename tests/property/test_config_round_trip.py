@@ -31,8 +31,11 @@ from rpiae.losses.configs import (
     PivotPerceptualLossConfig,
 )
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+names = st.text(string.ascii_letters + string.digits, min_size=1, max_size=8)
 counts = st.integers(1, 10**6)
+sizes = st.integers(1, 64)
+ratios = st.floats(0.5, 64)
 steps = st.integers(0, 10**9)
 amounts = st.floats(0, 1e12)
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -51,11 +54,11 @@ encoders = st.one_of(
         preset=texts,
         pretrained=st.booleans(),
         width=st.integers(4, 2048),
-        depth=counts,
-        num_heads=counts,
-        mlp_ratio=amounts,
-        patch=counts,
-        native_grid=counts,
+        depth=sizes,
+        num_heads=sizes,
+        mlp_ratio=ratios,
+        patch=sizes,
+        native_grid=sizes,
         stem=st.sampled_from(["patch", "conv"]),
         mean=triples,
         std=triples,
@@ -86,22 +89,23 @@ bridges = st.one_of(
         name=st.just("variational"),
         preset=texts,
         features=st.none() | counts,
-        latent_channels=counts,
-        decoder_layers=steps,
-        encoder_mlp_ratio=amounts,
-        decoder_mlp_ratio=amounts,
+        latent_channels=sizes,
+        decoder_layers=sizes,
+        encoder_mlp_ratio=ratios,
+        decoder_mlp_ratio=ratios,
     ),
 )
 decoders = st.builds(
     VitDecoderConfig,
     name=st.just("vit"),
     features=st.none() | counts,
-    patch=st.none() | counts,
-    width=st.integers(4, 2048),
-    depth=counts,
-    num_heads=counts,
-    mlp_hidden=counts,
-    stored_grid=st.just(()) | st.tuples(counts, counts),
+    patch=st.none() | sizes,
+    width=sizes.map(lambda heads: 16 * heads),
+    depth=sizes,
+    num_heads=st.sampled_from([1, 2, 4, 8, 16]),
+    mlp_hidden=counts.map(lambda count: 1 + count % 131072),
+    positions=st.sampled_from([None, "fixed", "trained"]),
+    stored_grid=st.just(()) | st.tuples(sizes, sizes),
 )
 losses = st.one_of(
     *(
@@ -122,7 +126,7 @@ losses = st.one_of(
 )
 adaptive = st.builds(
     AdaptiveConfig,
-    layer=st.sampled_from(["encoder", "decoder"]),
+    layer=st.sampled_from(["encoder", "encoder-last", "decoder"]),
     warmup_steps=steps,
     eps=amounts,
     maximum=amounts,
@@ -154,7 +158,7 @@ optimisers = st.builds(
 )
 stages = st.builds(
     StageConfig,
-    name=texts,
+    name=names,
     train=st.lists(texts, max_size=3).map(tuple),
     use_bridge=st.booleans(),
     posterior=st.sampled_from(["sample", "mode"]),
@@ -165,6 +169,7 @@ stages = st.builds(
     batch_size=counts,
     optimiser=optimisers,
     ema=amounts,
+    ema_warmup=st.booleans(),
     start_from=st.sampled_from(["weights", "ema"]),
 )
 recipes = st.builds(
@@ -179,6 +184,8 @@ recipes = st.builds(
     checkpoint_every=steps,
     keep_checkpoints=counts,
     default_data=texts,
+    default_resize=amounts,
+    default_positions=st.sampled_from(["", "fixed", "trained"]),
 )
 runs = st.builds(
     RunConfig,
