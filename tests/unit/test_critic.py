@@ -243,7 +243,6 @@ def test_what_the_terms_load_is_asked_for_before_training(
     assert not (tmp_path / "run" / runs.CONFIG_FILE).exists()
 
 
-
 def test_augmentations_keep_the_range_of_positions_and_pass_gradients() -> None:
     images = torch.rand(3, 3, 16, 24, requires_grad=True)
     half = torch.full((3,), 0.5)
