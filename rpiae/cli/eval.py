@@ -34,9 +34,10 @@ MENTIONED = 10
 
 def execute(arguments: argparse.Namespace) -> int:
     """Measure tokenizers and print their numbers."""
+    from rpiae.core.fetching import needed
     from rpiae.core.runtime import Runtime, choose_device
     from rpiae.core.tokenizer import tokenizer_folder
-    from rpiae.evaluation.evaluating import evaluate_saved
+    from rpiae.evaluation.evaluating import evaluate_saved, metric_configs
 
     config = _config(arguments)
     folders = [Path(folder) for folder in arguments.runs]
@@ -45,6 +46,10 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.write_reference and len(folders) > 1:
         raise UsageError("--write-reference goes with one run: a reference is of images alone")
     reference = Path(arguments.write_reference) if arguments.write_reference else None
+    if speaks() and (
+        missing := [each.what for each in needed(metric_configs(config)) if not each.path]
+    ):
+        _say(f"weights that are not on this machine are fetched first: {', '.join(missing)}")
     if arguments.processes > 1 and not launched():
         choose_device(arguments.device)
         return launch(arguments.processes, go_on=shlex.join(["rpiae", *sys.argv[1:]]))

@@ -122,5 +122,5 @@ def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
 
 
 def amount(number: int) -> str:
-    """Bytes in words: 12.3 GiB."""
-    return f"{number / 2**30:,.2f} GiB"
+    """Bytes in words: 12.30 GiB, 4.0 MiB."""
+    return f"{number / 2**30:,.2f} GiB" if number >= 2**28 else f"{number / 2**20:.1f} MiB"

@@ -131,11 +131,14 @@ def loaded(source: Iterable[T]) -> Iterator[T]:
                 raise
             # A worker that dies takes its cause with it; what torch says is all there is.
             raise DataError(
-                f"a process that loads images ended: {str(error).partition(chr(10))[0].strip()} "
-                "Nothing more is known here; data.workers = 0 loads in the training process, "
-                "where a cause is told"
+                f"a process that loads images ended: {_first_sentence(error)}. No more is known here; "
+                "data.workers = 0 loads in the training process, where a cause is told"
             ) from None
         yield batch
+
+
+def _first_sentence(error: RuntimeError) -> str:
+    return str(error).partition("\n")[0].rstrip(" .")
 
 
 def handed_over(pixels: Tensor) -> Handed:

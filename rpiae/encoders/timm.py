@@ -394,9 +394,8 @@ class SwitchedRotaryAttention(nn.Module):
         # timm's blocks pass a mask and a causal flag along; a ViT encoder sets neither.
         assert attn_mask is None
         assert not is_causal
-        b, n, _ = tokens.shape
         q, k, v = (
-            part.reshape(b, n, self.num_heads, part.shape[-1] // self.num_heads).transpose(1, 2)
+            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]  # torch has no types for it
             for part in self._projected(tokens)
         )
         q, k = self._rotated(self.q_norm(q), rope), self._rotated(self.k_norm(k), rope)

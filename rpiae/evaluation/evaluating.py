@@ -222,6 +222,16 @@ def evaluate_saved(
     return evolve(found, notices=tuple(notices))
 
 
+def metric_configs(config: EvaluationConfig) -> list[MetricConfig]:
+    """The metrics of an evaluation.
+
+    Raises:
+        UsageError: if one is unknown or malformed.
+    """
+    found = [part_config("metrics", each) for each in config.metrics]
+    return [part for part in found if isinstance(part, MetricConfig)]
+
+
 def fetch_weights(config: EvaluationConfig) -> None:
     """Have all that the metrics load at hand before anything is measured.
 
@@ -231,9 +241,7 @@ def fetch_weights(config: EvaluationConfig) -> None:
         CheckpointError: if it is one named file that is not there.
     """
     problems: dict[str, RunError] = {}
-    for each in config.metrics:
-        part = part_config("metrics", each)
-        assert isinstance(part, MetricConfig)
+    for part in metric_configs(config):
         try:
             part.fetch()
         except RunError as error:

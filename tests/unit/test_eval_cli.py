@@ -132,6 +132,19 @@ def test_a_field_that_cannot_be_set_is_said(
     assert "unexpected" not in err
 
 
+def test_weights_are_named_before_anything_starts(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    options = ("--data", "folder:test", "--metrics", "lpips,psnr,rfid,rfd:tiny")
+    code, out, err = command("eval", "a", *options)
+    assert (code, out) == (1, "")
+    assert "fetched first: metric 'lpips', metric 'rfid'\n" in err
+    assert "metrics lack 2 files: " in err
+    assert err.index("fetched first") < err.index("metrics lack")
+
+
 def test_results_add_up_in_the_file(command: Command, place: Path) -> None:
     (place / "a" / "evaluation.json").unlink(missing_ok=True)
     command("eval", "a", "--data", "folder:test", "--metrics", "psnr")

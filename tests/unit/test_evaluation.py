@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -64,7 +65,7 @@ def write_classes(folder: Path, *, seed: int) -> Path:
             pixels = pattern[..., None] * draws.uniform(0.8, 1, 3) + draws.normal(0, 8, (32, 32, 3))
             picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
             picture.save(folder / name / f"{i}.png")
-    (folder / "across" / "3.png").write_bytes(b"no image")
+    (folder / "across" / "8.png").write_bytes(b"no image")
     return folder
 
 
@@ -133,6 +134,12 @@ def test_psnr_and_ssim_agree_with_torchmetrics(run: Path, testing: Path, model: 
     assert found.metrics["ssim"] == pytest.approx(ssim.item(), abs=1e-5)
 
 
+def test_what_the_source_leaves_out_is_a_warning(run: Path, testing: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(testing, tmp_path / "copy")
+    (folder / "x.heic").write_bytes(b"x")
+    assert any("left out .heic (1)" in text for text in measure(run, folder, "psnr").warnings)
+
+
 EVERYTHING = (
     "psnr", "ssim", f"rfd:{SPACE}", f"ifd:{SPACE}", "probe", "rotation", "drift", "latents",
 )  # fmt: skip
@@ -149,7 +156,7 @@ def test_numbers_do_not_depend_on_batches(run: Path, testing: Path, training: Pa
     assert one.protocol == other.protocol
     assert one.protocol["count"] == 3 * COUNT - 1
     assert len(one.skipped) == 2
-    assert all("3.png" in text for text in one.skipped)
+    assert all("8.png" in text for text in one.skipped)
 
 
 def test_interpolating_not_at_all_is_reconstruction(
@@ -389,7 +396,7 @@ def test_a_run_is_measured_on_its_own_held_out_images(run: Path) -> None:
     runtime = Runtime(device="cpu", precision="fp32")
     config = EvaluationConfig(metrics=("psnr", f"ifd:{SPACE}"), num_training=8)
     found = evaluate(open_subject(run, runtime.device), config, runtime=runtime)
-    assert found.protocol["count"] == 3, "one of the four is damaged"
+    assert found.protocol["count"] == 4
     assert found.protocol["training"]["count"] == 8
 
 
@@ -656,7 +663,7 @@ def test_what_is_measured_on_is_not_learned_from(
     runtime = Runtime(device="cpu", precision="fp32")
     subject = open_subject(run, runtime.device)
     config = EvaluationConfig(training=f"folder:{training}", metrics=(f"ifd:{SPACE}",))
-    with pytest.raises(UsageError, match="3 of the 3"):
+    with pytest.raises(UsageError, match="4 of the 4"):
         evaluate(subject, config, runtime=runtime)
 
 

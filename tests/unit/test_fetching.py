@@ -29,7 +29,7 @@ def tree(tmp_path: Path) -> Tree:
     """A run that loads three things, none of which is there."""
     images = write_images(tmp_path / "images", count=4)
     made = short_run(images, tmp_path / "out")
-    made["encoder"] = "dinov2-s"
+    made["encoder"], made["bridge"] = "dinov2-s", "identity"
     made["recipe"] = {
         "name": "mine",
         "stages": [

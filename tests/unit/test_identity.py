@@ -43,7 +43,7 @@ WITHOUT_EFFECT = {
     "RunConfig": {"out", "device", "wandb_project", "requires", "imports"},
     "RecipeConfig": {
         "name", "summary", "recompute", "evaluate_every", "checkpoint_every", "keep_checkpoints",
-        "default_data",
+        "default_data", "default_resize", "default_positions",
     },
     "datasets": {"workers"},
 }  # fmt: skip
@@ -87,6 +87,8 @@ def test_every_field_counts_or_is_declared_to_have_no_effect(
 ) -> None:
     if issubclass(cls, DatasetConfig):
         monkeypatch.setattr(cls, "files", lambda self: None)  # of its files, see below
+    if hasattr(cls, "__attrs_post_init__"):  # whatever the value, it has to count
+        monkeypatch.setattr(cls, "__attrs_post_init__", lambda self: None)
     free = fields_without_effect(cls)
     assert all(free.values()), "each says why"
     family = getattr(cls, "family", "")
@@ -128,8 +130,10 @@ CHANGES: dict[str, Tree | str] = {
     "recipe.default_data": "recipe.default_data='sample'",
 }
 
-#: Fields that other tests are about: what a run starts from, and a name that chooses a recipe.
-ELSEWHERE = {"init", "init_parts", "recipe.name"}
+#: What a run starts from has tests of its own; the others choose or fill in what counts.
+ELSEWHERE = {
+    "init", "init_parts", "recipe.name", "recipe.default_resize", "recipe.default_positions",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +226,7 @@ WEIGHTS = [
     ("encoders", {"name": "vit"}, "weights", "{}"),
     ("encoders", {"name": "timm", "model": "m"}, "weights", "{}"),
     ("encoders", {"name": "open-clip", "model": "m"}, "weights", "{}"),
-    ("critics", {"name": "dino", "backbone": {"name": "vit"}}, "backbone.weights", "{}"),
+    ("critics", {"name": "dino", "backbone": {"name": "vit", "depth": 12}}, "backbone.weights", "{}"),
     ("metrics", {"name": "lpips"}, "weights", "{}"),
     ("metrics", {"name": "rfid"}, "weights", "{}"),
     ("metrics", {"name": "rfd"}, "reference", "{}"),

@@ -176,6 +176,21 @@ def test_every_image_once_in_order_with_its_label(toy: Path, parquet: Path, tmp_
         dataset[COUNT]
 
 
+def test_what_the_source_leaves_out_is_told_once(toy: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    (folder / "a").mkdir(parents=True)
+    (folder / "b").mkdir()
+    for name in ("a/0.png", "a/1.png"):
+        (folder / name).write_bytes(png(0))
+    (folder / "a" / "2.heic").write_bytes(b"x")
+    happened = encode(toy, f"folder:{folder}", tmp_path / "out")
+    told = [event.text for event in happened if isinstance(event, writing.Notice)]
+    assert [("left out .heic (1)" in t, "1 of 2 classes have no images" in t) for t in told] == [
+        (True, False), (False, True),
+    ]  # fmt: skip
+    assert LatentDataset(tmp_path / "out").label_names == ("a", "b")
+
+
 def test_folders_are_classes_as_in_imagefolder(toy: Path, tmp_path: Path) -> None:
     for i, name in enumerate(("dog/a.png", "cat/x/b.png", "c.png", "dog/d.png")):
         path = tmp_path / "photos" / name

@@ -165,7 +165,7 @@ def test_a_stages_name_leads_nowhere(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
     assert [path.name for path in run.parent.iterdir()] == ["run"]
     assert {path.name for path in run.iterdir()} == {"best", "checkpoints"}
-    assert {path for path in (run / "best").iterdir()} == {best_folder(run, n) for n in names}
+    assert set((run / "best").iterdir()) == {best_folder(run, n) for n in names}
     again = toy_run(run, "vit", "vb4", "vit", "quick", *SHORT)
     seen = list(train(evolve(again, recipe=evolve(inputs.recipe, stages=stages)), resume=True))
     assert [e.stage for e in seen if isinstance(e, events.StageEnded)] == list(names)
