@@ -251,8 +251,9 @@ def _protocol(protocol: Mapping[str, Any]) -> list[str]:
 def images_of(walked: Mapping[str, Any]) -> str:
     """What was walked over, in words."""
     skipped = f", {walked['skipped']} skipped" if walked["skipped"] else ""
+    images = "1 image" if walked["count"] == 1 else f"{walked['count']} images"
     return (
-        f"{walked['count']} images of {walked['location']} ({walked['crop']}){skipped}, "
+        f"{images} of {walked['location']} ({walked['crop']}){skipped}, "
         f"sha256 {walked['images_sha256'][:16]}"
     )
 

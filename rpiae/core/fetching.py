@@ -83,7 +83,8 @@ def fetch_all(parts: Iterable[Loading], *, command: str = "") -> list[Needed]:
             f"{len(missing)} of {len(found)} files of weights cannot be had, and nothing was started. "
             f"{named}. Run `{command or 'rpiae fetch --config FILE'}` on a machine with network, which "
             "gets all of them, and copy its caches (HF_HOME, TORCH_HOME); or name local files "
-            "(--set encoder.weights=PATH), or leave losses out (--without)"
+            "(--set encoder.weights=PATH), start from random weights (--set "
+            "encoder.pretrained=false), or leave losses out (--without)"
         )
     return found
 

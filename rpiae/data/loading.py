@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any, TypeVar
@@ -18,16 +19,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from rpiae.core.errors import DataError
+from rpiae.core.signals import SAME, STOP_SIGNALS
 
 T = TypeVar("T")
 
 #: Bytes as a loading process hands them over; see ``handed_over``.
 Handed = Tensor | NDArray[np.uint8]
-
-#: Signals that reach a whole process group, and that its first process answers for all.
-GROUP_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
 
 
 def usable_cpus() -> int:
@@ -50,11 +47,11 @@ def live_with_parent(_: int) -> None:
     """Have a loading process end with the training process, and not before."""
     # What asks a process group to end (Ctrl-C, scancel, systemd) reaches the workers too, and the
     # training process still finishes its step with them.
-    for number in GROUP_SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    # The second one ends a worker that hangs: torch sends it when it has waited long enough.
-    signal.signal(signal.SIGTERM, _pass_once)
-    _let_through(GROUP_SIGNALS)
+    # A later one ends a worker that hangs: torch sends it when it has waited long enough.
+    signal.signal(signal.SIGTERM, _PassFirst())
+    _let_through(STOP_SIGNALS)
     # One that outlived a killed run would hold what it inherited: the lock on the run's folder.
     # Torch's own watch looks every five seconds, and misses a parent that ended before it began.
     parent = multiprocessing.parent_process()
@@ -67,8 +64,19 @@ def live_with_parent(_: int) -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _pass_once(number: int, _: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)
+class _PassFirst:
+    """Handles a signal by passing it over the first time, and again where it is the same one."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+
+    def __call__(self, number: int, _: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+        elif now - self._first > SAME:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
 
 def _let_through(signals: Iterable[signal.Signals]) -> None:
@@ -82,7 +90,7 @@ def _signals_waiting() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:

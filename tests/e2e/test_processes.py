@@ -123,7 +123,7 @@ def test_the_critic_learns_alike_in_two_processes(tmp_path: Path, images: Path) 
     game = {"name": "adversarial", "critic": {"name": "patch", "width": 4, "halvings": 1}}
     adversarial = {"loss": game, "start_steps": 2, "adaptive": {"layer": "decoder"}}
     stage = {
-        "name": "polish", "train": ["decoder"], "steps": 5, "batch_size": 5,
+        "name": "polish", "train": ["encoder", "bridge", "decoder"], "steps": 5, "batch_size": 5,
         "terms": [{"loss": "l1", "reference": True}, adversarial],
     }  # fmt: skip
     made["recipe"] = {"name": "gan", "stages": [stage], "evaluate_every": 0}

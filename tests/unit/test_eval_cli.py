@@ -227,7 +227,7 @@ def test_names_that_are_no_text(command: Command, place: Path) -> None:
     options = ("eval", "a", "--data", "folder:odd", "--metrics", "psnr")
     code, out, err = command(*options)
     assert code == 0, err
-    assert "1 images of odd" in out
+    assert "1 image of odd" in out
     assert "b\\xff.png" in err
     code, out, _ = command(*options, "--json")
     assert code == 0

@@ -20,10 +20,11 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from rpiae.core.errors import DataError
+from rpiae.core.signals import SAME
 from rpiae.data.crops import CropBatch
 from rpiae.data.datasets import FolderDataset
 from rpiae.data.image_dataset import CropDataset
-from rpiae.data.loading import handed_over, loaded, loader, unit
+from rpiae.data.loading import handed_over, live_with_parent, loaded, loader, unit
 from rpiae.latents.loading import load_batches
 
 
@@ -188,25 +189,25 @@ def test_other_ways_to_start_processes_give_the_same(folder: Path, way: str) -> 
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_a_hanging_process_ends_by_the_second_request() -> None:
-    source = iter(loader(_Hanging(), workers=1))
-    worker: Any = source._workers[0]  # type: ignore[attr-defined]
-    time.sleep(1)
-    os.kill(worker.pid, signal.SIGTERM)
-    time.sleep(0.5)
+def _hang(began: Path) -> None:
+    live_with_parent(0)
+    began.touch()
+    time.sleep(600)
+
+
+def test_a_hanging_process_ends_by_a_later_request(tmp_path: Path) -> None:
+    worker = multiprocessing.get_context("fork").Process(target=_hang, args=(tmp_path / "began",))
+    worker.start()
+    while not (tmp_path / "began").exists():
+        time.sleep(0.05)
+    for _ in range(2):  # one that came twice
+        os.kill(worker.pid or 0, signal.SIGTERM)
+        time.sleep(0.2)
+    time.sleep(SAME)
     assert worker.is_alive()
-    os.kill(worker.pid, signal.SIGTERM)
-    worker.join(10)
-    assert not worker.is_alive()
-
-
-class _Hanging(Dataset[int]):
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> int:
-        time.sleep(600)
-        return index
+    os.kill(worker.pid or 0, signal.SIGTERM)
+    worker.join(20)
+    assert worker.exitcode == -signal.SIGTERM
 
 
 def test_bytes_become_floats_in_either_form() -> None:

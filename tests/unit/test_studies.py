@@ -88,9 +88,9 @@ class TestPlanning:
         assert planned[3].runs[0].resolved.config.bridge.latent_channels == 2  # type: ignore[attr-defined]  # of this part
 
     def test_recipes_of_the_studys_own(self, images: Path) -> None:
-        stage = {"name": "only", "train": ["decoder"], "use_bridge": False, "steps": 3,
+        stage = {"name": "only", "train": ["encoder", "decoder"], "use_bridge": False, "steps": 3,
                  "terms": [{"loss": "l1"}]}  # fmt: skip
-        tree = base(images)
+        tree = base(images) | {"bridge": "identity"}
         del tree["recipe"]
         given = {"name": "toy", "base": tree, "recipes": {"mine": {"stages": [stage]}},
                  "rows": [{"name": "a", "set": {"recipe": "mine"}}]}  # fmt: skip
