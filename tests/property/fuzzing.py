@@ -359,7 +359,12 @@ class Inputs:
         words = [
             w
             for text in argv
-            for w in (text[:20].rstrip("/"), text.partition("=")[0], printable(text)[:20])
+            for w in (
+                text[:20].rstrip("/"),
+                text.partition("=")[0],
+                printable(text)[:20],
+                repr(text)[1:21],
+            )
             if w
         ]
         return Given(
