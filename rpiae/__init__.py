@@ -110,9 +110,16 @@ def load(
         folder: of the tokenizer or the run.
         device: where to, such as ``"cuda"``; the CPU where it is not given.
         dtype: of its weights, such as ``torch.bfloat16``; as saved where it is not given.
+
+    Raises:
+        CheckpointError: if there is no tokenizer, or it is damaged.
+        UsageError: if there is no such device.
     """
+    from rpiae.core.devices import choose_device
     from rpiae.core.tokenizer import RPiAE
 
+    if device is not None and (isinstance(device, str) or device.type == "cuda"):
+        device = choose_device(str(device))
     return RPiAE.from_pretrained(folder).to(device=device, dtype=dtype)
 
 

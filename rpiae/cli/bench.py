@@ -15,8 +15,9 @@ from rpiae.cli.screen import count, stderr, stdout
 def execute(arguments: argparse.Namespace) -> int:
     """Measure a combination in both precisions, and print each figure as it comes."""
     from rpiae import runs
+    from rpiae.core.devices import choose_device
     from rpiae.core.memory import check_memory
-    from rpiae.core.runtime import MatrixSpeed, Precision, choose_device
+    from rpiae.core.runtime import MatrixSpeed, Precision
     from rpiae.speed import measure
 
     resolved = runs.resolve(

@@ -24,7 +24,8 @@ def execute(arguments: argparse.Namespace) -> int:
     import torch
 
     from rpiae.core.attention import choose_backend
-    from rpiae.core.runtime import choose_device, choose_precision, matrix_speed
+    from rpiae.core.devices import choose_device
+    from rpiae.core.runtime import choose_precision, matrix_speed
 
     device = choose_device("auto")
     speed = matrix_speed(device)

@@ -54,7 +54,8 @@ def dataset(arguments: argparse.Namespace, model: RPiAE) -> tuple[EveryImage, di
 
 
 def _encode(arguments: argparse.Namespace) -> int:
-    from rpiae.core.runtime import Runtime, choose_device
+    from rpiae.core.devices import choose_device
+    from rpiae.core.runtime import Runtime
     from rpiae.core.tokenizer import RPiAE, tokenizer_folder
     from rpiae.latents import writing
     from rpiae.latents.layout import Settings

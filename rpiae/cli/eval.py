@@ -34,8 +34,9 @@ MENTIONED = 10
 
 def execute(arguments: argparse.Namespace) -> int:
     """Measure tokenizers and print their numbers."""
+    from rpiae.core.devices import choose_device
     from rpiae.core.fetching import needed
-    from rpiae.core.runtime import Runtime, choose_device
+    from rpiae.core.runtime import Runtime
     from rpiae.core.tokenizer import tokenizer_folder
     from rpiae.evaluation.evaluating import evaluate_saved, metric_configs
 

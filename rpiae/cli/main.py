@@ -118,6 +118,8 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     if null := [text for text in given if "\0" in text]:
         top.error(f"an argument holds a null character: {shown(null[0])}")
     arguments, rest = top.parse_known_args(given)
+    arguments.imports = [*arguments.imports_before, *arguments.imports]
+    arguments.debug = arguments.debug or arguments.debug_before
     if rest:
         arguments.usage.error(f"unrecognized arguments: {' '.join(map(printable, rest))}")
     return arguments
@@ -133,11 +135,15 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"rpiae {rpiae.__version__}")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--debug", action="store_true", help="tracebacks and debug logs")
-    common.add_argument(
-        "--import", action="append", default=[], metavar="MODULE", dest="imports",
-        help="import a module first that registers parts of your own; repeatable",
-    )  # fmt: skip
+    # Before the verb and behind it; argparse would have the second forget the first.
+    for options, where in ((top, "_before"), (common, "")):
+        options.add_argument(
+            "--debug", action="store_true", dest=f"debug{where}", help="tracebacks and debug logs"
+        )
+        options.add_argument(
+            "--import", action="append", default=[], metavar="MODULE", dest=f"imports{where}",
+            help="import a module first that registers parts of your own; repeatable",
+        )  # fmt: skip
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, module: str, text: str) -> argparse.ArgumentParser:

@@ -16,7 +16,7 @@ def execute(arguments: argparse.Namespace) -> int:
     """Reconstruct one photograph and write it beside the original."""
     import torch
 
-    from rpiae.core.runtime import choose_device
+    from rpiae.core.devices import choose_device
     from rpiae.core.shapes import to_8_bits
     from rpiae.core.tokenizer import RPiAE
     from rpiae.data.images import decode

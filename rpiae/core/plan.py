@@ -9,7 +9,8 @@ from attrs import frozen
 
 from rpiae.core.adaptive import adaptive_layers
 from rpiae.core.build import build_tokenizer
-from rpiae.core.errors import ConfigError
+from rpiae.core.devices import check_device_name
+from rpiae.core.errors import ConfigError, UsageError
 from rpiae.core.freeze import FreezeReport, apply_stage, trained_parameters
 from rpiae.core.memory import MemoryNeed, memory_need
 from rpiae.core.recipe import (
@@ -111,8 +112,8 @@ def make_plan(
         notices: what is to be said of the data.
 
     Raises:
-        ConfigError: if a stage's patterns match no parameter, or a part that ships begins at random
-            and no stage trains it.
+        ConfigError: if a stage's patterns match no parameter, a part that ships begins at random and
+            no stage trains it, or the device's name is none.
     """
     config, tokenizer = resolved.config, resolved.tokenizer
     model = build_tokenizer(tokenizer, device="meta")
@@ -132,7 +133,7 @@ def make_plan(
         for role, module in model.roles.items()
     )
     stages = []
-    problems: list[str] = []
+    problems = _device_problems(config.device)
     trained: set[str] = set()
     for index, stage in enumerate(config.recipe.stages):
         try:
@@ -197,6 +198,15 @@ def make_plan(
         start=_start(resolved) if config.init else "",
         memory=memory_need(model.roles, {stage.name: stage.report.trained for stage in stages}),
     )
+
+
+def _device_problems(device: str) -> list[str]:
+    """What is wrong with a device's name; whether it is there, the run finds out."""
+    try:
+        check_device_name(device)
+    except UsageError as error:
+        return [str(error)]
+    return []
 
 
 def _in_words(term: TermConfig) -> str:

@@ -18,7 +18,8 @@ from accelerate.utils import (
 from attrs import frozen
 from torch import Tensor, nn
 
-from rpiae.core.errors import DataError, RpiaeError, RunError, TrainingError, UsageError
+from rpiae.core.devices import choose_device
+from rpiae.core.errors import DataError, RpiaeError, RunError, TrainingError
 
 T = TypeVar("T")
 Precision = Literal["auto", "fp32", "bf16"]
@@ -208,28 +209,6 @@ class Runtime:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0][:200]
-
-
-def choose_device(device: str) -> torch.device:
-    """The device behind a setting.
-
-    Raises:
-        UsageError: if it is malformed or not there.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise UsageError(f"device {device!r}: use auto, cpu, cuda or cuda:N") from None
-    if chosen.type not in ("cpu", "cuda"):
-        raise UsageError(f"device {device!r}: use auto, cpu, cuda or cuda:N")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"device {device!r}: this torch {torch.__version__} sees "
-            f"{torch.cuda.device_count()} CUDA devices; rpiae doctor says more"
-        )
-    return chosen
 
 
 def choose_precision(precision: Precision, device: torch.device) -> tuple[Precision, str]:

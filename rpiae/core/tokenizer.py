@@ -129,6 +129,8 @@ class RPiAE(nn.Module):
                 f"latents must be tensors (batch, {channels}, h, w), not {given}; a posterior gives "
                 "them with mode() or sample()"
             )
+        if not latent.shape[-2:].numel():
+            raise UsageError(f"the latent is empty: its shape is {tuple(latent.shape)}")
         return self.decode_features(self.expand(latent), size=size)
 
     def reconstruct(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:

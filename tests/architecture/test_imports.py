@@ -32,8 +32,8 @@ GROUPS: tuple[tuple[str, ...], ...] = (
         f"core.{name}"
         for name in (
             "entries", "plugins", "registry", "recipe", "attention", "adapters", "adaptive", "blocks",
-            "download", "events", "fetching", "freeze", "importing", "ema", "memory", "runtime", "signals",
-            "weights",
+            "devices", "download", "events", "fetching", "freeze", "importing", "ema", "memory", "runtime",
+            "signals", "weights",
         )
     ),
     ("encoders", "bridges", "decoders", "losses", "recipes"),

@@ -57,7 +57,7 @@ def stage(*train: str, loss: str = "l1", **fields: Any) -> dict[str, Any]:
 def planned(bridge: str, *stages: dict[str, Any], pretrained: bool = True, **fields: Any) -> Plan:
     encoder = "tiny" if pretrained else ENCODERS["vit"]
     recipe = {"name": "mine", "stages": list(stages)}
-    return runs.plan(runs.resolve(tree(encoder=encoder, bridge=bridge, recipe=recipe, **fields)))
+    return make_plan(runs.resolve(tree(encoder=encoder, bridge=bridge, recipe=recipe, **fields)))
 
 
 @pytest.mark.parametrize(
