@@ -168,7 +168,7 @@ def chosen(layout: Layout, split: str, where: str) -> list[str]:
         found = sorted(splits.get(split_of(split) or split.lower(), ()))
     if found:
         return found
-    there = f"it has {_listed(splits)}" if set(splits) - {""} else "no name in it is one of a split"
+    there = f"it has {listed(splits)}" if set(splits) - {""} else "no name in it is one of a split"
     raise DataError(
         f"{where} has no split {printable(split)!r}: {there}. Set data.split to what there is, or to "
         "a pattern of names; '*' takes all"
@@ -180,12 +180,13 @@ def _several(layout: Layout, where: str) -> str:
     first = "train" if "train" in named else named[0]
     classes = "; if these folders are classes, list them in data.classes" if layout.depth else ""
     return (
-        f"{where} has several splits: {_listed(layout.splits)}. Choose one, such as --set "
+        f"{where} has several splits: {listed(layout.splits)}. Choose one, such as --set "
         f"data.split={printable(first)} (or a pattern of names; '*' takes all){classes}"
     )
 
 
-def _listed(splits: Mapping[str, Sequence[str]]) -> str:
+def listed(splits: Mapping[str, Sequence[str]]) -> str:
+    """Splits and how many names each has, in words."""
     texts = [f"{printable(s)} ({len(names)})" for s, names in sorted(splits.items()) if s]
     more = [f"and {len(texts) - LISTED} more"] if len(texts) > LISTED else []
     if rest := splits.get(""):

@@ -412,7 +412,11 @@ def test_splits_of_shards_are_not_mixed(tmp_path: Path) -> None:
             every(path)
         assert len(every(path, split="train")) == 4
     braces = f"{tmp_path}/s/in-{{train,val}}-000.tar"
+    (told,) = every(braces).notices
     assert len(every(braces)) == 4  # both are named
+    assert "several splits, which are read together: train (1), validation (1)" in told
+    assert not every(braces, split="*").notices
+    assert not every(f"{tmp_path}/s/in-train-{{000..001}}.tar").notices
     assert len(every(braces, split="val")) == 2
 
 
