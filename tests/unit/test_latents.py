@@ -710,7 +710,8 @@ def test_names_stay_below_the_folder_and_apart(toy: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "names", [["a", "a.jpg.png", "a.jpg-3.png", "a.jpg"], ["a-1.png", "a.jpg.png", "a", "a.jpg", "a"]]
+    "names",
+    [["a", "a.jpg.png", "a.jpg-3.png", "a.jpg"], ["a-1.png", "a.jpg.png", "a", "a.jpg", "a"]],
 )
 def test_there_is_always_a_free_name(names: list[str]) -> None:
     from rpiae.latents.decoding import _file_name
@@ -912,7 +913,9 @@ def test_a_header_with_another_format_is_damaged(
     described["format"] = version
     described["names"][0] = "another"
     save_file(tensors(path), path, metadata={"rpiae": json.dumps(described)})
-    with pytest.raises(CheckpointError, match=r"00001-of-00003.*its header is not what was written"):
+    with pytest.raises(
+        CheckpointError, match=r"00001-of-00003.*its header is not what was written"
+    ):
         read_all(out)
 
 

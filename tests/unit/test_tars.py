@@ -182,6 +182,15 @@ def test_members_that_are_no_files_are_counted(tmp_path: Path) -> None:
     assert "devices and FIFOs (2)" in told
 
 
+def test_hidden_images_are_counted(tmp_path: Path) -> None:
+    hidden = images_of(".a.png", "d/._0.png", "__meta__.jpg", ".jpg")
+    others = [("__meta__.json", b"{}"), ("d/.notes", b"x")]
+    images = every(write(tmp_path / "a.tar", [*images_of("0.png", "1.png"), *hidden, *others]))
+    assert names(images) == ["0.png", "1.png"]
+    (told,) = images.notices
+    assert told.endswith("left out images whose names begin with . or __ (4)")
+
+
 def test_an_archive_behind_the_end_of_another_is_told(tmp_path: Path) -> None:
     first = write(tmp_path / "a.tar", images_of("0.png", "1.png")).read_bytes()
     (tmp_path / "a.tar").write_bytes(first + first)
