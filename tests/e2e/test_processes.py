@@ -209,5 +209,6 @@ def test_nobody_outlives_the_launcher(tmp_path: Path, images: Path) -> None:
     assert len(others) >= 2
     process.kill()
     _, alive = psutil.wait_procs(others, timeout=100)
+    process.communicate()
     assert alive == []
     assert progress(out / "checkpoints") > (0, 0)

@@ -33,7 +33,7 @@ from rpiae.losses.configs import (
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 names = st.text(string.ascii_letters + string.digits, min_size=1, max_size=8)
-counts = st.integers(1, 10**6)
+counts = st.integers(1, 1024)
 sizes = st.integers(1, 64)
 ratios = st.floats(0.5, 64)
 steps = st.integers(0, 10**9)
@@ -71,7 +71,7 @@ encoders = st.one_of(
         preset=texts,
         pretrained=st.booleans(),
         model=texts,
-        layers=st.lists(steps, max_size=3).map(tuple),
+        layers=st.lists(counts, max_size=3).map(tuple),
         model_args=st.dictionaries(keys, toml_values, max_size=3),
         mean=st.none() | triples,
         std=st.none() | triples,
@@ -79,7 +79,7 @@ encoders = st.one_of(
         hub_id=texts,
         revision=texts,
         width=st.none() | counts,
-        prefix_tokens=st.none() | steps,
+        prefix_tokens=st.none() | counts,
     ),
 )
 bridges = st.one_of(
@@ -103,7 +103,7 @@ decoders = st.builds(
     width=sizes.map(lambda heads: 16 * heads),
     depth=sizes,
     num_heads=st.sampled_from([1, 2, 4, 8, 16]),
-    mlp_hidden=counts.map(lambda count: 1 + count % 131072),
+    mlp_hidden=counts,
     positions=st.sampled_from([None, "fixed", "trained"]),
     stored_grid=st.just(()) | st.tuples(sizes, sizes),
 )
@@ -121,7 +121,7 @@ losses = st.one_of(
     st.builds(
         PivotPerceptualLossConfig,
         name=st.just("pivot-perceptual"),
-        layers=st.lists(steps, max_size=4).map(tuple),
+        layers=st.lists(counts, max_size=4).map(tuple),
     ),
 )
 adaptive = st.builds(

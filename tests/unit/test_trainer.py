@@ -75,8 +75,14 @@ def test_accumulation_gives_the_same_weights(tmp_path: Path) -> None:
     parts = toy_run(tmp_path / "b", "vit", "vb4", "vit", "quick", *SHORT, "recipe.accumulate=2")
     list(train(whole))
     list(train(parts))
+    found = state(parts)
     for name, value in state(whole).items():
-        torch.testing.assert_close(state(parts)[name], value, atol=2e-4, rtol=1e-3)
+        one, other = found[name], value
+        if name.endswith("qkv.bias"):
+            # Softmax does not see the keys' bias: its gradient is rounding alone, which AdamW
+            # makes steps of full length from.
+            one, other = (torch.cat([b.chunk(3)[0], b.chunk(3)[2]]) for b in (one, other))
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)
 
 
 def test_a_signal_saves_at_the_step_boundary(tmp_path: Path) -> None:
