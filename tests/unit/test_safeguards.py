@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rpiae import runs
+from rpiae.core.build import build_tokenizer
 from rpiae.core.errors import CheckpointError, ConfigError, UnknownNameError
 from rpiae.core.plan import Plan
 from tests.toys import DECODERS, ENCODERS, toy_run
@@ -54,7 +55,7 @@ def stage(*train: str, loss: str = "l1", **fields: Any) -> dict[str, Any]:
 
 
 def planned(bridge: str, *stages: dict[str, Any], pretrained: bool = True, **fields: Any) -> Plan:
-    encoder = ENCODERS["vit"] | {"pretrained": pretrained}
+    encoder = "tiny" if pretrained else ENCODERS["vit"]
     recipe = {"name": "mine", "stages": list(stages)}
     return runs.plan(runs.resolve(tree(encoder=encoder, bridge=bridge, recipe=recipe, **fields)))
 
@@ -71,11 +72,16 @@ def planned(bridge: str, *stages: dict[str, Any], pretrained: bool = True, **fie
     ],
 )
 def test_a_part_that_ships_untrained_is_an_error_of_the_plan(
-    role: str, bridge: str, stages: list[dict[str, Any]]
+    tmp_path: Path, role: str, bridge: str, stages: list[dict[str, Any]]
 ) -> None:
     with pytest.raises(ConfigError, match=f"no stage of recipe 'mine' trains the {role}"):
         planned(bridge, *stages)
-    planned(bridge, *stages, init="runs/a")
+    parts = tree(encoder="tiny", bridge=bridge, recipe="quick")
+    saved = build_tokenizer(runs.resolve(parts).tokenizer, seed=0).save_pretrained(tmp_path / "a")
+    planned(bridge, *stages, init=str(saved))
+    others = [each for each in ("encoder", "decoder", "bridge") if each != role]
+    with pytest.raises(ConfigError, match=f"trains the {role}"):
+        planned(bridge, *stages, init=str(saved), init_parts=others)
 
 
 def test_what_to_do_about_an_untrained_bridge_is_told() -> None:
