@@ -16,6 +16,7 @@ from rpiae.core.recipe import (
     ROLES,
     AdversarialConfig,
     StageConfig,
+    StageLength,
     TermConfig,
     batch_size,
     stage_length,
@@ -140,11 +141,11 @@ def make_plan(
             problems += [f"recipe.stages[{index}].{problem}" for problem in error.problems]
             continue
         problems += _frozen_layers(model, stage, index)
-        within_reach = _within_reach(stage)
-        found = [name for name, _ in trained_parameters(model.roles)]
-        trained |= {name for name in found if name.partition(".")[0] in within_reach}
         length = stage_length(stage, config.recipe, num_images or 1)
         known = num_images is not None or stage.steps is not None
+        within_reach = _within_reach(stage, length, in_epochs=num_images is not None)
+        found = [name for name, _ in trained_parameters(model.roles)]
+        trained |= {name for name in found if name.partition(".")[0] in within_reach}
         cap = config.recipe.max_steps
         at_most = f", at most {cap} steps" if cap else ""
         epochs = f"{stage.epochs:g} epochs" if stage.epochs is not None else ""
@@ -255,13 +256,32 @@ def _fitted(resolved: ResolvedRun, planned: Sequence[StagePlan]) -> list[str]:
     return [f"bridge {config.bridge.label!r} is fitted to features of training crops {when}"]
 
 
-def _within_reach(stage: StageConfig) -> set[str]:
-    """Roles on a stage's path that gradients of its terms come to."""
-    needs = {need for term in stage.terms for need in term.loss.needs}
+def _within_reach(stage: StageConfig, length: StageLength, *, in_epochs: bool) -> set[str]:
+    """Roles on a stage's path that its terms move.
+
+    Args:
+        stage: the stage.
+        length: its lengths.
+        in_epochs: whether lengths in epochs are known; else terms that begin then count.
+    """
+    if not stage.optimiser.learning_rate:
+        return set()
+    terms = [
+        term
+        for term in stage.terms
+        if term.weight
+        and (length.start(term) < length.steps or not (in_epochs or _in_steps(term, stage)))
+    ]
+    needs = {need for term in terms for need in term.loss.needs}
     found = {"encoder"} if needs & {*BEHIND_BRIDGE, "features"} else set()
     if stage.use_bridge and needs & BEHIND_BRIDGE:
         found.add("bridge")
     return found | ({"decoder"} if "pixels" in needs else set())
+
+
+def _in_steps(term: TermConfig, stage: StageConfig) -> bool:
+    """Whether both the stage's length and the term's start are told without epochs."""
+    return stage.steps is not None and not term.start_epochs
 
 
 def _untrained(
@@ -311,6 +331,7 @@ def _ways_out(role: str) -> list[str]:
     return [
         *ways,
         f"take a recipe that trains it ({', '.join(recipes)})",
-        f"add {role!r} to `train` of a stage that has it in its path, with terms that look behind it",
+        f"add {role!r} to `train` of a stage that has it in its path, with terms that look behind it, "
+        "weigh more than 0 and begin before the stage ends, and a learning rate above 0",
         "start from a trained tokenizer with --init",
     ]

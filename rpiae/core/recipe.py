@@ -17,11 +17,16 @@ from rpiae.core.config import (
     LossConfig,
     at_least,
     folder_name,
+    within,
     without_effect,
 )
 
 #: The parts of the model that a stage can train.
 ROLES: Final = ("encoder", "bridge", "decoder")
+
+#: Of an optimiser step: images at most, and batches that they are computed in.
+MOST_IMAGES: Final = 1 << 20
+MOST_BATCHES: Final = 1 << 16
 
 
 @frozen(kw_only=True)
@@ -79,7 +84,7 @@ class OptimiserConfig:
     """AdamW and its schedule.
 
     Attributes:
-        learning_rate, final_learning_rate: start and end of the decay.
+        learning_rate, final_learning_rate: start and end of the decay; 0 at the start is no training.
         shape: decay shape.
         warmup_steps, warmup_epochs: linear warm-up (one of the two).
         warmup_from_zero: whether the warm-up starts at zero or holds the base rate.
@@ -155,9 +160,9 @@ class StageConfig:
     terms: tuple[TermConfig, ...] = ()
     steps: int | None = at_least(1, default=None)
     epochs: float | None = at_least(0, default=None)
-    batch_size: int = at_least(1, default=256)
+    batch_size: int = within(1, MOST_IMAGES, default=256)
     optimiser: OptimiserConfig = field(factory=OptimiserConfig)
-    ema: float = at_least(0, default=0.9978)
+    ema: float = within(0, 1, default=0.9978)
     ema_warmup: bool = True
     start_from: Literal["weights", "ema"] = "weights"
 
@@ -189,9 +194,9 @@ class RecipeConfig:
     name: str = without_effect(field(), "a recipe is its stages")
     summary: str = without_effect("", "it is for people")
     stages: tuple[StageConfig, ...]
-    batch_size: int | None = at_least(1, default=None)
+    batch_size: int | None = within(1, MOST_IMAGES, default=None)
     max_steps: int | None = at_least(1, default=None)
-    accumulate: int = at_least(1, default=1)
+    accumulate: int = within(1, MOST_BATCHES, default=1)
     recompute: bool = without_effect(False, "the same numbers are computed twice")
     evaluate_every: int = without_effect(
         at_least(0, default=5000), "it draws nothing and changes nothing"

@@ -1,7 +1,7 @@
 """Whether a saved training state is one that the run's stage can go on from, before it is used.
 
-What is taken over unchecked can do more than fail: moments of another shape have the fused optimiser
-write beyond its memory. So everything is compared with what the stage itself would save.
+What is taken over unchecked can do more than fail: moments of another shape, or that lie in memory
+otherwise than their parameter, have the fused optimiser write beyond its memory. So everything is compared with what the stage itself would save.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rpiae.core.checkpoint import SavedState, place
 from rpiae.core.errors import CheckpointError
 from rpiae.core.freeze import apply_stage, trained_parameters
 from rpiae.core.recipe import RecipeConfig, stage_length
-from rpiae.core.tokenizer import RPiAE, check_state
+from rpiae.core.tokenizer import RPiAE, check_state, check_values_are_there
 
 #: What AdamW keeps for a parameter; all but the step count are of the parameter's shape and dtype.
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -190,6 +190,15 @@ def _check_like(value: Any, wanted: Tensor, what: str) -> None:
         raise CheckpointError(
             f"{what} is {value.dtype} {tuple(value.shape)}, not {wanted.dtype} {tuple(wanted.shape)}"
         )
+    check_values_are_there(value, what)
+    if _strides(value) != (own := _strides(torch.empty_like(wanted, device="meta"))):
+        raise CheckpointError(f"{what} lies in memory with strides {_strides(value)}, not {own}")
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    """How a tensor's values lie in memory; sides of one value are free to have any stride."""
+    sides = zip(tensor.stride(), tensor.shape, strict=True)
+    return tuple(stride for stride, side in sides if side > 1)
 
 
 def _tensors(saved: Any, what: str) -> dict[str, Tensor]:

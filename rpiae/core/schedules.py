@@ -19,10 +19,12 @@ def learning_rate(
     """Learning rate of the optimiser step with index ``step``.
 
     Linear warm-up over ``warmup_steps`` ((step + 1) / warmup_steps of ``base``), then cosine or
-    linear decay to ``final`` at ``decay_steps``, constant from there.
+    linear decay to ``final`` at ``decay_steps``, constant from there. A ``base`` of 0 stays 0.
 
     Source: arXiv 2603.19206, training details.
     """
+    if not base:
+        return 0.0
     if step < warmup_steps:
         return base * (step + 1) / warmup_steps if warmup_from_zero else base
     if shape == "constant":

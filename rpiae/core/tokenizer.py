@@ -393,6 +393,19 @@ def check_state(
         convertible = not exact and given.is_floating_point and wanted.is_floating_point
         if given != wanted and not convertible:
             raise CheckpointError(f"{source}: {name} is {given} there and {wanted} here")
+        check_values_are_there(state[name], f"{source}: {name}")
+
+
+def check_values_are_there(tensor: Tensor, what: str) -> None:
+    """Whether a tensor holds its values: those of the meta device have a shape alone, sparse ones
+    and the like have them elsewhere.
+
+    Raises:
+        CheckpointError: if not; the message begins with ``what``.
+    """
+    if tensor.is_meta or tensor.layout is not torch.strided:
+        kind = "of the meta device, without values" if tensor.is_meta else f"{tensor.layout}"
+        raise CheckpointError(f"{what} is {kind}, not a plain tensor")
 
 
 def check_architecture(

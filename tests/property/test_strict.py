@@ -231,12 +231,38 @@ def test_bounds_hold_for_each_number_of_a_list(tree: dict[str, Any], problem: st
     assert len(found) < 200
 
 
+BOUNDED: dict[Path, int] = {
+    ("recipe", "accumulate"): 65_536,
+    ("recipe", "batch_size"): 1_048_576,
+    (*STAGE, "batch_size"): 1_048_576,
+}
+
+
+@pytest.mark.parametrize(("path", "most"), BOUNDED.items(), ids=map(_written, BOUNDED))
+def test_a_batch_has_a_largest_size(path: Path, most: int) -> None:
+    tree = _valid()
+    _set(tree, path, most)
+    _parsed(tree)
+    for value in (most + 1, 10**12, 2**62):
+        _set(tree, path, value)
+        (problem,) = _problems(tree)
+        assert problem.startswith(f"{_written(path)}: must be at most {most}, got ")
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.1])
+def test_an_average_is_one(decay: float) -> None:
+    tree = _valid()
+    _set(tree, (*STAGE, "ema"), decay)
+    (problem,) = _problems(tree)
+    assert problem.startswith("recipe.stages[0].ema: must be at ")
+
+
 def test_a_number_of_more_than_64_bits_is_refused_where_no_bound_is_named() -> None:
     tree = _valid()
     _set(tree, ("recipe", "stages", 0, "noise"), 16**5000)
-    tree["recipe"]["accumulate"] = 2**63
+    tree["recipe"]["max_steps"] = 2**63
     assert _problems(tree) == (
-        "recipe.accumulate: expected a number of at most 64 bits, got 9223372036854775808",
+        "recipe.max_steps: expected a number of at most 64 bits, got 9223372036854775808",
         "recipe.stages[0].noise: expected a number of at most 64 bits, "
         "got a number of about 6021 digits",
     )

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from rpiae import runs
+from rpiae.core.build import build_tokenizer
 from rpiae.core.errors import CheckpointError, ConfigError, UnknownNameError
-from rpiae.core.plan import Plan
+from rpiae.core.plan import Plan, make_plan
+from rpiae.core.schedules import learning_rate
 from tests.toys import DECODERS, ENCODERS, toy_run
 
 
@@ -54,7 +56,7 @@ def stage(*train: str, loss: str = "l1", **fields: Any) -> dict[str, Any]:
 
 
 def planned(bridge: str, *stages: dict[str, Any], pretrained: bool = True, **fields: Any) -> Plan:
-    encoder = ENCODERS["vit"] | {"pretrained": pretrained}
+    encoder = "tiny" if pretrained else ENCODERS["vit"]
     recipe = {"name": "mine", "stages": list(stages)}
     return runs.plan(runs.resolve(tree(encoder=encoder, bridge=bridge, recipe=recipe, **fields)))
 
@@ -71,11 +73,58 @@ def planned(bridge: str, *stages: dict[str, Any], pretrained: bool = True, **fie
     ],
 )
 def test_a_part_that_ships_untrained_is_an_error_of_the_plan(
-    role: str, bridge: str, stages: list[dict[str, Any]]
+    tmp_path: Path, role: str, bridge: str, stages: list[dict[str, Any]]
 ) -> None:
     with pytest.raises(ConfigError, match=f"no stage of recipe 'mine' trains the {role}"):
         planned(bridge, *stages)
-    planned(bridge, *stages, init="runs/a")
+    parts = tree(encoder="tiny", bridge=bridge, recipe="quick")
+    saved = build_tokenizer(runs.resolve(parts).tokenizer, seed=0).save_pretrained(tmp_path / "a")
+    planned(bridge, *stages, init=str(saved))
+    others = [each for each in ("encoder", "decoder", "bridge") if each != role]
+    with pytest.raises(ConfigError, match=f"trains the {role}"):
+        planned(bridge, *stages, init=str(saved), init_parts=others)
+
+
+L1, PIVOT = {"loss": "l1"}, {"loss": "pivot"}
+IDLE: dict[str, dict[str, Any]] = {
+    "no weight": {"terms": [L1 | {"weight": 0.0}]},
+    "no weight behind the bridge": {"terms": [L1 | {"weight": 0.0}, PIVOT]},
+    "no learning rate": {"optimiser": {"learning_rate": 0.0}},
+    "begins at the end": {"steps": 4, "terms": [L1 | {"start_steps": 4}]},
+    "begins after the end": {"steps": 4, "terms": [L1 | {"start_steps": 9}, PIVOT]},
+}
+
+
+@pytest.mark.parametrize("fields", IDLE.values(), ids=IDLE)
+def test_a_stage_whose_terms_move_nothing_trains_nothing(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="no stage of recipe 'mine' trains the bridge"):
+        planned("vb4", stage("bridge", "decoder", **fields), stage("decoder"))
+
+
+@pytest.mark.parametrize(
+    ("num_images", "refused"), [(None, False), (8, True), (9, False), (16, False)]
+)
+def test_a_start_beyond_an_end_in_epochs_is_told_where_the_data_are_known(
+    num_images: int | None, refused: bool
+) -> None:
+    term = L1 | {"start_steps": 8}
+    recipe = {
+        "name": "mine",
+        "stages": [stage("bridge", "decoder", steps=None, epochs=1.0, batch_size=1, terms=[term])],
+    }
+    resolved = runs.resolve(tree(encoder="tiny", bridge="vb4", recipe=recipe))
+    if refused:
+        with pytest.raises(ConfigError, match="begin before the stage ends"):
+            make_plan(resolved, num_images=num_images)
+    else:
+        assert len(make_plan(resolved, num_images=num_images).stages) == 1
+
+
+def test_a_learning_rate_of_zero_stays_zero() -> None:
+    rates = [
+        learning_rate(s, base=0.0, final=1e-3, warmup_steps=2, decay_steps=5) for s in range(9)
+    ]
+    assert rates == [0.0] * 9
 
 
 def test_what_to_do_about_an_untrained_bridge_is_told() -> None:
