@@ -35,8 +35,10 @@ _log = logging.getLogger(__name__)
 #: Names that a layout must have; the first is what messages call missing.
 Signature = Sequence[str]
 
+Getter = Callable[[], Tensor]
+
 #: Table within a file → name → how to get the tensor.
-Tables = dict[str, dict[str, Callable[[], Tensor]]]
+Tables = dict[str, dict[str, Getter]]
 
 #: ``weights_key`` of what stands at a file's top level.
 TOP = "."
@@ -62,7 +64,14 @@ _USUAL = (
     "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
 
-_AVERAGED = re.compile(r"(^|[._])(ema|teacher|swa|averaged)([._]|$)")
+#: Narrower ones mean something only with the scales that they were packed with.
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+_AVERAGED = re.compile(r"(^|[._])(ema|teacher|swa|averaged|shadow)([._]|$)")
+#: What torch.compile, DDP, FSDP, checkpointing and DeepSpeed put into names, anywhere.
+_WRAPPERS = frozenset(
+    {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+)
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
 
 #: What no model computes with, in whatever layout.
@@ -127,11 +136,14 @@ def read_weights(
             for other in sets
             if other.table == chosen.table and len(other.prefix) > len(chosen.prefix)
         )
-        return {
-            name.removeprefix(chosen.prefix): get()
+        found = {
+            name: get()
             for name, get in tables[chosen.table].items()
             if name.startswith(chosen.prefix) and not (inner and name.startswith(inner))
         }
+    for name, value in found.items():
+        check_plain(printable(str(path)), name, value)
+    return _unwrapped({name.removeprefix(chosen.prefix): v for name, v in found.items()})
 
 
 def load_state(
@@ -181,6 +193,23 @@ def load_state(
     for name, value in own.items():
         _check_values(source, names.get(name, name), state[name], value)
     module.load_state_dict({name: state[name] for name in own})
+
+
+def check_plain(source: object, name: str, value: Tensor) -> None:
+    """Refuse what is no plain tensor of numbers: sparse, quantised, packed or without values.
+
+    Raises:
+        CheckpointError: if it is none; the tensor is named.
+    """
+    packed = value.is_floating_point() and value.dtype not in _FLOATS
+    strange = value.layout is not torch.strided or value.is_quantized or value.is_meta
+    if packed or strange:
+        kinds = {"sparse": value.layout is not torch.strided, "without values": value.is_meta}
+        given = next((kind for kind, is_so in kinds.items() if is_so), "quantised")
+        raise CheckpointError(
+            f"{source}: {printable(name)} is of type {_type(value)}, {given}, and not a plain tensor "
+            "of float16, bfloat16, float32 or float64: convert the file"
+        )
 
 
 def check_finite(source: object, name: str, value: Tensor) -> None:
@@ -251,11 +280,21 @@ def _tables(path: Path, stack: contextlib.ExitStack) -> Tables:
         file = stack.enter_context(safe_open(path, framework="pt"))
         return {"": {name: _getter(file, name) for name in file.keys()}}  # noqa: SIM118 # no dict
     if head.startswith((_ZIP, _TORCH_PICKLE)):
-        return _flat(_torch_load(path, mapped=head.startswith(_ZIP)), size)
+        return _flat(_torch_load(path, mapped=head.startswith(_ZIP)), size, path)
     raise CheckpointError(_reason(head))
 
 
-def _getter(file: Any, name: str) -> Callable[[], Tensor]:
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state without the words that wrappers put into names; as it is where two would be one."""
+    found = {_without_wrappers(name): value for name, value in state.items()}
+    return found if len(found) == len(state) else state
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(word for word in name.split(".") if word not in _WRAPPERS)
+
+
+def _getter(file: Any, name: str) -> Getter:
     return lambda: file.get_tensor(name)
 
 
@@ -380,8 +419,11 @@ def _harmless() -> list[Any]:
     ]  # fmt: skip
 
 
-def _flat(content: Any, size: int) -> Tables:
-    """The tables of tensors in nested dicts, by their place, such as ``"teacher"``."""
+def _flat(content: Any, size: int, path: Path) -> Tables:
+    """The tables of tensors in nested dicts, by their place, such as ``"teacher"``.
+
+    Averages that are kept as a list have no names to be taken by, which is logged.
+    """
     if not isinstance(content, Mapping):
         raise CheckpointError(f"it holds a {type(content).__name__}, not a table of tensors")
     tables: Tables = {}
@@ -394,13 +436,25 @@ def _flat(content: Any, size: int) -> Tables:
             if isinstance(value, Tensor) and _fits(str(name), value, size)
         }
         for name, value in table.items():
+            within = f"{place}.{name}" if place else str(name)
             if isinstance(value, Mapping) and id(value) not in seen:
                 seen.add(id(value))
-                waiting.append((f"{place}.{name}" if place else str(name), value))
+                waiting.append((within, value))
+            elif _AVERAGED.search(within) and _is_list_of_tensors(value):
+                _log.warning(
+                    "%s has averaged weights as a list under %s: they have no names and cannot be "
+                    "taken. Save them as a state dict to load them",
+                    printable(str(path)), printable(within),
+                )  # fmt: skip
     return tables
 
 
-def _constant(value: Tensor) -> Callable[[], Tensor]:
+def _is_list_of_tensors(value: Any) -> bool:
+    is_list = isinstance(value, (list, tuple)) and len(value) > 0
+    return is_list and all(isinstance(each, Tensor) for each in value)
+
+
+def _constant(value: Tensor) -> Getter:
     return lambda: value.detach()
 
 
@@ -413,11 +467,9 @@ def _fits(name: str, value: Tensor, size: int) -> bool:
     return True
 
 
-def _of_index(
-    path: Path, size: int, stack: contextlib.ExitStack
-) -> dict[str, Callable[[], Tensor]]:
+def _of_index(path: Path, size: int, stack: contextlib.ExitStack) -> dict[str, Getter]:
     """The tensors of all shards that an index names; they lie beside it."""
-    shards: dict[str, dict[str, Callable[[], Tensor]]] = {}
+    shards: dict[str, dict[str, Getter]] = {}
     found = {}
     for name, shard in read_index(path, size).items():
         if shard not in shards:
@@ -458,13 +510,30 @@ def _sets(tables: Tables, signatures: Sequence[Signature]) -> Iterator[_Set]:
     for place, table in tables.items():
         for first, *others in signatures:
             for name in table:
-                if name != first and not name.endswith(f".{first}"):
+                prefix = _prefix(name, first)
+                if prefix is None:
                     continue
-                prefix = name.removesuffix(first)
                 found = _Set(place, prefix)
-                if found not in seen and all(prefix + other in table for other in others):
+                if found not in seen and _has(table, prefix, others):
                     seen.add(found)
                     yield found
+
+
+def _prefix(name: str, wanted: str) -> str | None:
+    """What stands before a name, or None where it is another one; wrappers within are passed over."""
+    bare = _without_wrappers(name)
+    if bare != wanted and not bare.endswith(f".{wanted}"):
+        return None
+    words = name.split(".")
+    own = [index for index, word in enumerate(words) if word not in _WRAPPERS]
+    before = words[: own[-len(wanted.split("."))]]
+    return "".join(f"{word}." for word in before)
+
+
+def _has(table: Collection[str], prefix: str, wanted: Sequence[str]) -> bool:
+    """Whether all names stand in a table under a prefix."""
+    names = {_without_wrappers(n.removeprefix(prefix)) for n in table if n.startswith(prefix)}
+    return names.issuperset(wanted)
 
 
 def _chosen(sets: Sequence[_Set], key: str, path: Path) -> _Set:
@@ -488,7 +557,7 @@ def _chosen(sets: Sequence[_Set], key: str, path: Path) -> _Set:
 
 def _lacking(tables: Tables, signatures: Sequence[Signature]) -> str:
     """The first name of the first signature that stands nowhere in the tables."""
-    names = [f".{name}" for table in tables.values() for name in table]
+    names = [f".{_without_wrappers(name)}" for table in tables.values() for name in table]
     absent = [n for n in signatures[0] if not any(name.endswith(f".{n}") for name in names)]
     return (absent or list(signatures[0]))[0]
 
@@ -521,11 +590,10 @@ def _meaning(name: str, own: Collection[str]) -> str:
 
 
 def _check_values(source: object, name: str, found: Tensor, wanted: Tensor) -> None:
-    plain = found.layout is torch.strided and not found.is_quantized
-    if not plain or found.is_complex() or found.is_floating_point() != wanted.is_floating_point():
-        given = _type(found) + ("" if plain else ", sparse or quantised")
+    check_plain(source, name, found)
+    if found.is_complex() or found.is_floating_point() != wanted.is_floating_point():
         raise CheckpointError(
-            f"{source}: {printable(name)} is of type {given}, expected {_type(wanted)}"
+            f"{source}: {printable(name)} is of type {_type(found)}, expected {_type(wanted)}"
         )
     check_finite(source, name, found)
 

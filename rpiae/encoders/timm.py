@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,7 +27,7 @@ from rpiae.core.contracts import BlockFeatures, Encoder, Features, block_index
 from rpiae.core.errors import CheckpointError, FetchError, UsageError, did_you_mean
 from rpiae.core.names import printable, shown
 from rpiae.core.shapes import Grid, map_grid, map_to_tokens
-from rpiae.core.weights import load_state, read_weights
+from rpiae.core.weights import check_plain, load_state, read_weights
 
 Triple = tuple[float, float, float]
 
@@ -48,7 +48,7 @@ SIGNATURES = (
 UNUSED = (
     "norm.", "fc_norm.", "head.", "head_dist.", "lm_head.", "dino_head.", "ibot_head.",
     "pre_logits.", "attn_pool.", "mask_token", "decoder_", "projectors.", "local_cls_norm.",
-    "rope.", "rope_embed.", "visual.head.",
+    "rope.", "rope_embed.", "visual.head.", "classifier.", "fc.", "segmentation_head.",
 )  # fmt: skip
 
 #: What timm's conversion computes anew, under these names or others.
@@ -175,6 +175,8 @@ class TimmEncoder(nn.Module):
             CheckpointError: if they do not hold this architecture, or hold more than that.
         """
         state = _with_family_prefix(state)
+        for name, value in state.items():
+            check_plain(source, name, value)
         try:
             foreign = from_transformers(state)
         except CheckpointError as error:
@@ -207,17 +209,22 @@ class TimmEncoder(nn.Module):
         biases = [n for n in given if n.endswith(".qkv.bias") and not self._has_bias(n)]
         extra = {name: given.pop(name) for name in biases}
         mode, antialias, _ = self._rule
-        try:
-            converted: dict[str, Tensor] = family.checkpoint_filter_fn(
-                dict(given), self.network, interpolation=mode, antialias=antialias
+
+        def convert(some: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            found: dict[str, Tensor] = family.checkpoint_filter_fn(
+                dict(some), self.network, interpolation=mode, antialias=antialias
             )
+            return found
+
+        try:
+            converted = convert(given)
         except Exception:  # it assumes the right architecture; load_state says what is wrong
             return dict(state)
-        kept = {value.data_ptr() for value in converted.values()}
         dropped = {
             name: value
-            for name, value in given.items()
-            if value.data_ptr() not in kept and name.rpartition(".")[2] not in _COMPUTED
+            for name, value in _not_handed_on(given, converted).items()
+            if name.rpartition(".")[2] not in _COMPUTED
+            and _makes_no_difference(name, given, converted, convert)
         }
         extra = {name: value for name, value in extra.items() if value.any()}
         return {**dropped, **extra, **converted}
@@ -298,6 +305,26 @@ def _resampling(model: str, network: Any) -> _Rule:
     if model.startswith("vit_pe_"):
         return _Rule("bilinear", antialias=False)
     return _Rule("bicubic", antialias=False)
+
+
+def _not_handed_on(given: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors whose memory a conversion's result does not have: dropped, or computed with."""
+    kept = {value.data_ptr() for value in made.values()}
+    return {name: value for name, value in given.items() if value.data_ptr() not in kept}
+
+
+def _makes_no_difference(
+    name: str,
+    given: Mapping[str, Tensor],
+    made: Mapping[str, Tensor],
+    convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+) -> bool:
+    """Whether a conversion makes the same tensors without the one of this name."""
+    try:
+        without = convert({other: value for other, value in given.items() if other != name})
+    except Exception:  # it needs the tensor
+        return False
+    return without.keys() == made.keys() and all(torch.equal(without[n], made[n]) for n in made)
 
 
 def _with_family_prefix(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

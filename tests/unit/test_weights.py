@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models import vision_transformer
 from torch import Tensor, nn
 
 from rpiae.core.config import EncoderConfig
@@ -294,6 +295,51 @@ def test_weights_are_found_under_any_prefix(
     assert same(read(torch_file(content, tmp_path / "a.pth")), state)
 
 
+WRAPPERS = (
+    "_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("prefix", ["", "module.", "model.backbone."])
+@pytest.mark.parametrize("wrapped", ["embed", "head", "both"])
+def test_what_wrappers_put_into_names_is_passed_over(
+    wrapper: str, prefix: str, wrapped: str, state: State, tmp_path: Path
+) -> None:
+    content = {
+        n.replace(".", f".{wrapper}.") if wrapped in (n.partition(".")[0], "both") else n: value
+        for n, value in state.items()
+    }
+    assert same(read(torch_file(under(prefix, content), tmp_path / "a.pth")), state)
+
+
+def test_two_names_that_wrappers_alone_tell_apart_are_both_kept(
+    state: State, tmp_path: Path
+) -> None:
+    content = state | {"head.module.bias": torch.ones(2)}
+    assert same(read(torch_file(content, tmp_path / "a.pth")), content)
+
+
+@pytest.mark.parametrize("place", ["ema", "model_ema", "ema_state"])
+@pytest.mark.parametrize("name", ["shadow_params", "params"])
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_averages_without_names_are_told(
+    place: str,
+    name: str,
+    kind: Callable[[Any], Any],
+    state: State,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    averages = {"decay": 0.9, name: kind(state.values()), "collected_params": []}
+    path = torch_file({"model": state, place: averages, "ema_steps": [1]}, tmp_path / "a.pth")
+    with caplog.at_level(logging.WARNING, logger="rpiae"):
+        assert same(read(path), state)
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert "a.pth" in told
+    assert f"under {place}.{name}: they have no names and cannot be taken" in told
+
+
 @pytest.mark.parametrize(
     ("raw", "averaged"),
     [
@@ -379,6 +425,66 @@ def test_types_that_are_no_weights_are_refused(dtype: torch.dtype, state: State)
     state["head.weight"] = torch.zeros(2, 4).to(dtype)
     with pytest.raises(CheckpointError, match=r"head\.weight is of type \w+, expected float32"):
         load_state(Model(), state, source="f")
+
+
+STRANGE: dict[str, Callable[[Tensor], Tensor]] = {
+    "float8_e4m3fn": lambda t: t.to(torch.float8_e4m3fn),
+    "float8_e5m2": lambda t: t.to(torch.float8_e5m2),
+    "sparse": lambda t: t.to_sparse(),
+    "rows": lambda t: t.to_sparse_csr(),
+    "without values": lambda t: t.to("meta"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@pytest.mark.parametrize("strange", STRANGE.values(), ids=STRANGE)
+def test_what_is_no_plain_tensor_is_refused_by_name(
+    strange: Callable[[Tensor], Tensor], state: State, tmp_path: Path
+) -> None:
+    state["head.weight"] = strange(state["head.weight"])
+    with pytest.raises(CheckpointError, match=r"head\.weight is of type .*not a plain tensor"):
+        load_state(Model(), state, source="f")
+    with pytest.raises(CheckpointError, match=r"a\.pth: x\.head\.weight is of type"):
+        read(torch_file(under("x.", state), tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize("name", ["vit", "open-clip", "timm", "timm-rotary"])
+@pytest.mark.parametrize("strange", ["float8_e4m3fn", "sparse", "without values"])
+@pytest.mark.parametrize("where", [0, -1])
+def test_encoders_refuse_what_is_no_plain_tensor(
+    name: str, strange: str, where: int, tmp_path: Path
+) -> None:
+    _, state = _encoder(name)
+    own = [n for n, v in state.items() if v.is_floating_point()][where]
+    path = torch_file(state | {own: STRANGE[strange](state[own])}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=rf"a\.pth: {own} is of type"):
+        _load(name, path)
+
+
+def test_what_a_conversion_copies_is_not_taken_for_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, state = _encoder("timm")
+    convert = vision_transformer.checkpoint_filter_fn
+
+    def copying(found: State, *args: Any, **options: Any) -> State:
+        bare = {n.replace(".theirs.", ".mlp."): v.clone() for n, v in found.items() if n != "more"}
+        return convert(bare, *args, **options)
+
+    monkeypatch.setattr(vision_transformer, "checkpoint_filter_fn", copying)
+    foreign = {name.replace(".mlp.", ".theirs."): value for name, value in state.items()}
+    loaded = _load("timm", torch_file(foreign, tmp_path / "a.pth"))
+    assert same({n: loaded.state_dict()[f"network.{n}"] for n in state}, state)
+    path = torch_file(foreign | {"more": torch.ones(2)}, tmp_path / "b.pth")
+    with pytest.raises(CheckpointError, match="has more, which this model has no place for"):
+        _load("timm", path)
+
+
+@pytest.mark.parametrize("head", ["classifier.weight", "fc.bias", "segmentation_head.0.weight"])
+def test_heads_beside_a_vit_are_not_used(head: str, tmp_path: Path) -> None:
+    _, state = _encoder("timm")
+    loaded = _load("timm", torch_file(state | {head: torch.ones(2)}, tmp_path / "a.pth"))
+    assert same({n: loaded.state_dict()[f"network.{n}"] for n in state}, state)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
