@@ -17,7 +17,7 @@ import torch
 
 from rpiae.core.errors import RpiaeError
 from rpiae.data.datasets import FolderDataset
-from rpiae.data.images import crop, decode, resize_short_side
+from rpiae.data.images import bicubic, crop, decode, short_side_size
 from rpiae.data.sources import folder_source
 
 
@@ -32,7 +32,8 @@ def timed_parts(folder: Path, size: int) -> dict[str, float]:
         pixels = decode(raw, name=source.path(index))
         marks.append(time.perf_counter())
         if min(pixels.shape[:2]) > 1.5 * size:
-            pixels = resize_short_side(pixels, round(1.5 * size))
+            shrunk = short_side_size(pixels.shape[:2], round(1.5 * size))
+            pixels = bicubic(Image.fromarray(pixels), shrunk)
         marks.append(time.perf_counter())
         side = min(size, *pixels.shape[:2])
         crop(pixels, (side, side), 0.5, 0.5).copy()

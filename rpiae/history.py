@@ -13,8 +13,8 @@ import attrs
 from attrs import frozen
 
 from rpiae.core.config import make_converter, parse
-from rpiae.core.errors import ConfigError
-from rpiae.core.files import write_text
+from rpiae.core.errors import CheckpointError, ConfigError
+from rpiae.core.files import read_json, write_text
 
 HISTORY_FILE = "history.json"
 
@@ -55,9 +55,10 @@ def sessions(folder: Path) -> tuple[Session, ...]:
     """The sessions of a run in order; none where nobody wrote them down, or the file is damaged."""
     path = folder / HISTORY_FILE
     try:
-        rows = json.loads(path.read_text("utf-8"))
-        return parse(rows, tuple[Session, ...], source=str(path), converter=make_converter())
-    except (OSError, ValueError, RecursionError, ConfigError):
+        return parse(
+            read_json(path), tuple[Session, ...], source=str(path), converter=make_converter()
+        )
+    except (CheckpointError, ConfigError):
         return ()
 
 

@@ -93,7 +93,8 @@ def _config(arguments: argparse.Namespace) -> EvaluationConfig:
     given = [name for name in about if getattr(arguments, name) is not None]
     if not arguments.data and given:
         names_given = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise UsageError(f"{names_given} are about --data, which is not given")
+        verb = "are" if len(given) > 1 else "is"
+        raise UsageError(f"{names_given} {verb} about --data, which is not given")
     metrics: list[Any] = list(names)
     if arguments.reference:
         distances = [i for i, n in enumerate(names) if n.partition(":")[0] in ("rfd", "rfid")]

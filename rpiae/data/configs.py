@@ -96,11 +96,18 @@ class FolderDatasetConfig(StoredDatasetConfig):
     module: ClassVar[str] = "rpiae.data.datasets:FolderDataset"
 
     def files(self) -> Iterable[tuple[str, Path | None]]:
-        """The images below the folder."""
+        """The images below the folder, and its classes without images, which shift the others."""
+        from rpiae.data.paths import as_path
         from rpiae.data.sources import folder_source
 
         source = folder_source(self.path, self.split, self.classes)
-        return [(source.name(i), source.read(i)) for i in range(len(source))]
+        root, images = as_path(self.path), range(len(source))
+        used = {source.label(i) for i in images}
+        empty = [(n, name) for n, name in enumerate(source.label_names) if n not in used]
+        return [
+            *((source.read(i).relative_to(root).as_posix(), source.read(i)) for i in images),
+            *((f"{number} {name}/", None) for number, name in empty),
+        ]
 
 
 @frozen(kw_only=True)

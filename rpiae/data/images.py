@@ -110,8 +110,9 @@ def decode(source: bytes | str | Path, *, name: str | None = None, min_side: int
     """Decode one image of any size to 8-bit RGB.
 
     It is turned as its EXIF data or XMP say, transparent parts become white, 16-bit grey is scaled
-    to 8 bits (of 16-bit colours the upper 8 are taken), and colour profiles are ignored. Of several
-    frames the first is taken.
+    to 8 bits (of 16-bit colours the upper 8 are taken), and colour profiles are ignored. Grey of 32
+    bits is taken for 16-bit grey, as which Pillow and others store it; values beyond that are
+    refused. Of several frames the first is taken.
 
     Args:
         source: the content of an image file, or its path.
@@ -298,14 +299,6 @@ def bicubic(image: Image.Image, size: Shape) -> Picture:
     return np.asarray(image)
 
 
-def resize_short_side(pixels: Pixels, side: int) -> Pixels:
-    """Resize an image (h, w, 3) with Pillow's bicubic filter so that its short side is ``side``.
-
-    The aspect ratio is kept up to rounding.
-    """
-    return _resized(pixels, short_side_size(pixels.shape[:2], side))
-
-
 def resize_as_adm(image: Image.Image, side: int) -> Picture:
     """Resize an RGB image so that its short side is ``side``, as ADM does.
 
@@ -319,21 +312,6 @@ def resize_as_adm(image: Image.Image, side: int) -> Picture:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = side / min(image.size)
     return bicubic(image, (round(image.height * scale), round(image.width * scale)))
-
-
-def resize_to_cover(pixels: Pixels, shape: Shape) -> Pixels:
-    """Resize an image (h, w, 3) with Pillow's bicubic filter to the smallest one that holds ``shape``.
-
-    The aspect ratio is kept up to rounding.
-    """
-    return _resized(pixels, cover_size(pixels.shape[:2], shape))
-
-
-def _resized(pixels: Pixels, size: Shape) -> Pixels:
-    if size == pixels.shape[:2]:
-        return pixels
-    image = Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    return np.asarray(image)
 
 
 def crop(picture: Picture, shape: Shape, top: float, left: float) -> Pixels:

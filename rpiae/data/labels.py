@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from attrs import frozen
@@ -40,9 +40,9 @@ def read_labels(
 ) -> Labels:
     """Labels out of values.
 
-    Whole numbers are labels themselves, and so are texts if all of them are whole numbers. Other
-    texts are classes, numbered in the order of ``classes``, else in sorted order. None, NaN, an
-    empty text and negative numbers are missing labels.
+    Whole numbers are labels themselves, and so are texts if all of them are whole numbers and no
+    name in ``classes`` is one. Other texts are classes, numbered in the order of ``classes``, else in
+    sorted order. None, NaN, an empty text and negative numbers are missing labels.
 
     Args:
         values: one per image.
@@ -56,7 +56,8 @@ def read_labels(
     seen: dict[object, int] = {}
     keys = np.fromiter((_key(value, seen, what) for value in values), dtype=np.int64)
     texts = [value for value in seen if isinstance(value, str)]
-    if len(texts) == len(seen) and all(_is_number(text) for text in texts):
+    numbered = all(map(_is_number, texts)) and not any(map(_is_number, classes))
+    if len(texts) == len(seen) and numbered:
         meaning: dict[object, int] = {text: int(text) for text in texts}
         texts = []
     elif texts and len(texts) < len(seen):
@@ -72,6 +73,8 @@ def read_labels(
         if not classes:
             told = (_numbered(what, names),)
     elif classes:
+        if names:
+            meaning = _renumbered(meaning, names, classes, what)
         names = classes
     elif not names and seen and all(isinstance(value, bool) for value in seen):
         names = ("false", "true")
@@ -137,6 +140,20 @@ def _key(value: object, seen: dict[object, int], what: str) -> int:
             f"{what} holds more than {MOST_CLASSES} different texts, too many to be classes"
         )
     return key
+
+
+def _renumbered(
+    meaning: Mapping[object, int], names: Sequence[str], classes: Sequence[str], what: str
+) -> dict[object, int]:
+    """Numbers that the source names, as those of the same names in ``classes``."""
+    found = {}
+    for value, number in meaning.items():
+        if number >= len(names):
+            raise DataError(f"{what} holds {number}, and the source names {len(names)} classes")
+        if number >= 0 and names[number] not in classes:
+            raise DataError(f"{what} holds {printable(names[number])!r}, which data.classes lacks")
+        found[value] = classes.index(names[number]) if number >= 0 else -1
+    return found
 
 
 def _is_number(text: str) -> bool:

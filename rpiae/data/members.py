@@ -257,6 +257,9 @@ def _unread(member: tarfile.TarInfo) -> str:
     if not member.isreg():
         return ""
     base = member.name.rpartition("/")[2]
-    if member.size > MOST_OF_IMAGE and is_image(key_and_ending(member.name)[1]):
+    key, ending = key_and_ending(member.name)
+    if not key and "." in base and is_image(base):
+        return "images whose names begin with . or __"
+    if member.size > MOST_OF_IMAGE and is_image(ending):
         return "images of more than a gigabyte"
     return "members without an ending" if base and "." not in base else ""

@@ -19,7 +19,7 @@ from rpiae.core.files import open_regular
 from rpiae.core.names import printable, shown
 from rpiae.data.paths import as_path
 from rpiae.data.sources import walked
-from rpiae.data.splits import chosen, layout_of_files
+from rpiae.data.splits import chosen, layout_of_files, listed
 
 #: Set to 1 in the environment of a process, it lets ``pipe:`` shards run commands of the shell.
 ALLOW_PIPE = "RPIAE_ALLOW_PIPE"
@@ -55,12 +55,17 @@ def shards_of(path: str, split: str) -> tuple[list[str], tuple[str, ...]]:
     names = [_local(name) for name in _expanded(path)]
     for name in names:
         _check(name)
+    # Cut at its last slash, what all begin with is what no name is told by.
+    start = len(os.path.commonprefix(names).rpartition("/")[0])  # noqa: RUF071
+    layout = layout_of_files([name[start:].lstrip("/") for name in names])
     if split:
-        # Cut at its last slash, what all begin with is what no name is told by.
-        start = len(os.path.commonprefix(names).rpartition("/")[0])  # noqa: RUF071
-        layout = layout_of_files([name[start:].lstrip("/") for name in names])
         found = chosen(layout, split, printable(path))
-        names = [name for name in names if name[start:].lstrip("/") in found]
+        return [name for name in names if name[start:].lstrip("/") in found], ()
+    if len(layout.splits) > 1:
+        return names, (
+            f"{printable(path)} names several splits, which are read together: "
+            f"{listed(layout.splits)}. Choose one with data.split; '*' takes all and says nothing",
+        )
     return names, ()
 
 

@@ -78,7 +78,7 @@ class ParquetSource(WithLabels):
             raise DataError(f"{self.location} has no rows")
         self._starts = np.array(starts, dtype=np.int64)
         self._label_column, self._without_labels = _label_column(self._files, schemas, label_column)
-        self._given_names = _label_names(schemas[0], self._label_column)
+        self._given_names = [_label_names(schema, self._label_column) for schema in schemas]
         self._required = label_column is not None
         self._cache()
 
@@ -134,12 +134,28 @@ class ParquetSource(WithLabels):
         try:
             return read_labels(
                 self._values(self._label_column), what, classes=self._classes,
-                names=self._given_names,
+                names=self._names_of_labels(what),
             )  # fmt: skip
         except DataError as error:
             if self._required:
                 raise
             return _none(len(self), f"{error}. The images have no labels; set data.label_column")
+
+    def _names_of_labels(self, what: str) -> tuple[str, ...]:
+        """What the files name the numbers of their labels; empty where none does.
+
+        Raises:
+            DataError: if a number does not mean the same in all of them.
+        """
+        first, names = self._files[0], self._given_names[0]
+        for file, other in zip(self._files, self._given_names, strict=True):
+            if other != names:
+                raise DataError(
+                    f"{what} has not the same names of classes in {printable(str(first))} and "
+                    f"{printable(str(file))}, so its numbers may mean different classes: read the files "
+                    "one by one (data.split), or write them with the same names"
+                )
+        return names
 
     def _values(self, column: str) -> Iterator[object]:
         for position, (number, group, _) in enumerate(self._groups):

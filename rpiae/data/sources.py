@@ -263,7 +263,7 @@ class Walked(NamedTuple):
 
     Attributes:
         files: the wanted files, sorted.
-        folders: all folders that were looked into.
+        folders: those that were looked into.
         problems: what is left out and might have been wanted, in words.
     """
 
@@ -277,6 +277,9 @@ def walked(
 ) -> Walked:
     """Look through a folder and those below it.
 
+    Links to folders are followed after all others; one that leads upwards, or to a folder that is
+    read already, is left out.
+
     Args:
         root: the folder.
         endings: of the files that are wanted, in any case.
@@ -289,22 +292,22 @@ def walked(
     files: list[str] = []
     folders: list[str] = []
     left_out: Counter[str] = Counter()
-    visited = {os.path.realpath(root)}
-    waiting = [""]
-    while waiting:
-        here = waiting.pop()
+    visited = {str(parent) for parent in Path(os.path.realpath(root)).parents}
+    waiting, links = [""], list[str]()
+    while waiting or links:
+        here = waiting.pop() if waiting else links.pop()
+        real = os.path.realpath(root / here)
+        if real in visited:
+            left_out["links to folders that are read already"] += 1
+            continue
+        visited.add(real)
+        folders += [here] if here else []
         for entry in _entries(root / here):
             name = f"{here}/{entry.name}".lstrip("/")
             if _skipped(entry):
                 continue
             if _is(entry.is_dir):
-                folders.append(name)
-                real = os.path.realpath(entry.path)
-                if real in visited:
-                    left_out["links to folders that are read already"] += 1
-                else:
-                    visited.add(real)
-                    waiting.append(name)
+                (links if entry.is_symlink() else waiting).append(name)
             elif not entry.name.lower().endswith(tuple(endings)):
                 left_out.update(filter(None, [doubtful(entry.name)]))
             elif _is(entry.is_file):

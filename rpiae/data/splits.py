@@ -1,15 +1,16 @@
 """Which split an image or a file of images belongs to, by the names of files and folders.
 
-The words are those of Hugging Face ``datasets``: train or training; validation, valid, val or dev;
-test, testing, eval or evaluation; as a whole name, or set off by one of ``-._``, a space or a digit.
-Images of several splits are never mixed without being asked to.
+The words are those of Hugging Face ``datasets`` (train or training; validation, valid, val or dev;
+test, testing, eval or evaluation) and some that stand beside them (``trainval``, ``holdout``,
+``unlabeled``, ``pred``); as a whole name, or set off by one of ``-._``, a space, a digit or, as in
+``trainA``, a capital letter. Images of several splits are never mixed without being asked to.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from attrs import frozen
 
@@ -20,9 +21,11 @@ WORDS = {
     "train": "train", "training": "train",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
     "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+    "trainval": "trainval", "holdout": "holdout", "heldout": "holdout", "unlabeled": "unlabeled",
+    "unlabelled": "unlabeled", "pred": "pred",
 }  # fmt: skip
 
-_BETWEEN = re.compile(r"[-._ 0-9]+")
+_BETWEEN = re.compile(r"[-._ 0-9]+|(?<=[a-z])(?=[A-Z])")
 
 #: A shard with the number of all of them, as ``datasets`` names it: what comes before is the split.
 _NUMBERED = re.compile(r"(.+)-\d{5}-of-\d{5}(?:[-.].*)?")
@@ -33,13 +36,20 @@ LISTED = 6
 
 def split_of(name: str) -> str:
     """The split that one part of a path names; of several words, all of them; else nothing."""
-    words = [WORDS[word] for word in _BETWEEN.split(name.lower()) if word in WORDS]
-    return "+".join(dict.fromkeys(words))
+    return _read(name)[0]
 
 
 def is_plain(name: str) -> bool:
     """Whether nothing but a split is named, such as ``train`` or ``val2017``."""
-    return [word in WORDS for word in _BETWEEN.split(name.lower()) if word] == [True]
+    split, rest = _read(name)
+    return bool(split) and not rest
+
+
+def _read(name: str) -> tuple[str, tuple[str, ...]]:
+    """The split that a name names, and the other words in it."""
+    words = [word.lower() for word in _BETWEEN.split(name) if word]
+    splits = dict.fromkeys(WORDS[word] for word in words if word in WORDS)
+    return "+".join(splits), tuple(word for word in words if word not in WORDS)
 
 
 @frozen
@@ -48,7 +58,7 @@ class Layout:
 
     Attributes:
         splits: names by their split; those that belong to none under "".
-        depth: folders of a name that lead to a split; classes lie below them.
+        depth: folders of a name that come before its class.
     """
 
     splits: Mapping[str, Sequence[str]]
@@ -74,9 +84,11 @@ def layout_of_files(names: Sequence[str]) -> Layout:
 def layout_of_images(names: Sequence[str], classes: Sequence[str] = ()) -> Layout:
     """The splits of image files, by their paths below a folder.
 
-    Subfolders are splits if all of them are called so, or at least two by nothing else than
-    different splits; one class called ``test`` beside other classes is none. Where no folders are
-    splits, the files' names are looked at: they count if at least half of them name one.
+    The folders of a level are splits if all of them are called so, or two of them are told apart by
+    nothing else: ``train`` and ``val2017``, ``trainA`` and ``testA``. One class called ``test`` beside
+    other classes is none; one folder called so beside nothing but images is. Classes lie below the
+    splits, or are the folders that these lie in. Where no folders are splits, the files' names are
+    looked at: they count if at least half of them name one.
 
     Args:
         names: the paths.
@@ -84,24 +96,30 @@ def layout_of_images(names: Sequence[str], classes: Sequence[str] = ()) -> Layou
     """
     level = _level_of_splits(names, set(classes))
     if level is not None:
-        return Layout(_grouped(names, lambda name: _split_at(name, level)), level + 1)
+        splits = _grouped(names, lambda name: _split_at(name, level))
+        return Layout(splits, _depth_of_classes(names, level))
     splits = _grouped(names, lambda name: split_of(name.rpartition("/")[2]))
     sure = 2 * len(splits.get("", ())) <= len(names) and len(set(splits) - {""}) > 1
     return Layout(splits if sure else {"": names})
 
 
 def _level_of_splits(names: Sequence[str], classes: set[str]) -> int | None:
-    """How many folders of a path come before the one that is a split; None where none is."""
+    """How many folders of a path come before the one that is a split; None where none is.
+
+    The folders of a level count together, whatever they lie in.
+    """
     level = 0
     while folders := {_part(name, level) for name in names} - {""}:
-        whole = all(_part(name, level) for name in names)
-        found = {folder: split_of(folder) for folder in folders}
-        if _are_splits(found, whole=whole) and not folders <= classes:
+        if _are_splits(folders) and not folders <= classes:
             return level
-        if len(folders) > 1 or not whole:
-            break
         level += 1
     return None
+
+
+def _depth_of_classes(names: Sequence[str], level: int) -> int:
+    """How many folders of a path come before its class, with splits at a level."""
+    above = (len({_part(name, depth) for name in names} - {""}) for depth in range(level))
+    return next((depth for depth, count in enumerate(above) if count > 1), level + 1)
 
 
 def _split_at(name: str, level: int) -> str:
@@ -109,17 +127,19 @@ def _split_at(name: str, level: int) -> str:
     return split_of(folder) or folder
 
 
-def _are_splits(found: Mapping[str, str], *, whole: bool) -> bool:
-    """Whether folders are splits.
+def _are_splits(folders: Collection[str]) -> bool:
+    """Whether the folders of a level are splits.
 
-    Args:
-        found: folders, and the split each seems to be.
-        whole: whether all images lie in them.
+    Two that differ in their split alone are (``seg_train`` and ``seg_test``), and so is one that
+    is alone and called by nothing else, with images beside it or not.
     """
-    plain = {split for folder, split in found.items() if is_plain(folder)}
-    if len(found) == 1:
-        return whole and bool(plain)
-    return len(plain) > 1 or (all(found.values()) and len(set(found.values())) > 1)
+    if len(folders) == 1:
+        return all(map(is_plain, folders))
+    read = [_read(folder) for folder in folders]
+    found = {(split, rest) for split, rest in read if split}
+    named = {split for split, _ in found}
+    alike = len({rest for _, rest in found}) < len(found)
+    return alike or (all(split for split, _ in read) and len(named) > 1)
 
 
 def chosen(layout: Layout, split: str, where: str) -> list[str]:
@@ -148,7 +168,7 @@ def chosen(layout: Layout, split: str, where: str) -> list[str]:
         found = sorted(splits.get(split_of(split) or split.lower(), ()))
     if found:
         return found
-    there = f"it has {_listed(splits)}" if set(splits) - {""} else "no name in it is one of a split"
+    there = f"it has {listed(splits)}" if set(splits) - {""} else "no name in it is one of a split"
     raise DataError(
         f"{where} has no split {printable(split)!r}: {there}. Set data.split to what there is, or to "
         "a pattern of names; '*' takes all"
@@ -160,12 +180,13 @@ def _several(layout: Layout, where: str) -> str:
     first = "train" if "train" in named else named[0]
     classes = "; if these folders are classes, list them in data.classes" if layout.depth else ""
     return (
-        f"{where} has several splits: {_listed(layout.splits)}. Choose one, such as --set "
+        f"{where} has several splits: {listed(layout.splits)}. Choose one, such as --set "
         f"data.split={printable(first)} (or a pattern of names; '*' takes all){classes}"
     )
 
 
-def _listed(splits: Mapping[str, Sequence[str]]) -> str:
+def listed(splits: Mapping[str, Sequence[str]]) -> str:
+    """Splits and how many names each has, in words."""
     texts = [f"{printable(s)} ({len(names)})" for s, names in sorted(splits.items()) if s]
     more = [f"and {len(texts) - LISTED} more"] if len(texts) > LISTED else []
     if rest := splits.get(""):

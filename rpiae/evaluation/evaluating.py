@@ -15,7 +15,7 @@ from attrs import evolve, frozen
 
 from rpiae.core.config import MetricConfig, Tree, unparse
 from rpiae.core.contracts import HeldOut
-from rpiae.core.errors import CheckpointError, FetchError, RunError, UsageError
+from rpiae.core.errors import CheckpointError, DataError, FetchError, RunError, UsageError
 from rpiae.core.registry import OWN
 from rpiae.core.resolve import ResolvedTokenizer, part_config
 from rpiae.core.runtime import Runtime
@@ -125,7 +125,8 @@ def evaluate(
     metrics = dict(_built(config.metrics))
     warnings = [] if subject.replica else _without_pivot(metrics, subject)
     images = _images(subject, config)
-    training = _training(subject, config) if _needed("training", metrics) else None
+    learners = _needed("training", metrics)
+    training = _training(subject, config) if learners or config.training else None
     _check_labels(metrics, images, training)
     warnings += [text for each in (images, training) for text in getattr(each, "notices", ())]
     if reference_out is not None:
@@ -141,7 +142,7 @@ def evaluate(
     protocol: dict[str, Any] = {}
     skipped: list[str] = []
     learned = None
-    if training is not None:
+    if training is not None and learners:
         images = with_labels_of(images, training)
         learned = _walk(subject, training, config.num_training, config, runtime)
         for seen in _examinations(subject, learned, "training", progress, config, runtime):
@@ -217,7 +218,7 @@ def evaluate_saved(
         return found
     try:
         notices = _store(subject, config, found, runtime)
-    except RunError as error:
+    except (RunError, DataError) as error:
         return evolve(found, unwritten=(*found.unwritten, str(error)))
     return evolve(found, notices=tuple(notices))
 

@@ -12,6 +12,7 @@ from attrs import frozen
 from rpiae.core.config import DatasetConfig, unparse
 from rpiae.core.contracts import Replica
 from rpiae.core.errors import CheckpointError
+from rpiae.core.files import file_digest
 from rpiae.core.identity import identity
 from rpiae.core.objective import PivotReplica
 from rpiae.core.pivot import FILE as PIVOT_FILE
@@ -104,8 +105,7 @@ def evaluation_address(folder: Path, config: EvaluationConfig) -> str:
     files += [p for p in (run / "config.toml", run / PIVOT_FILE) if p.is_file()]
     for file in files:
         try:
-            with file.open("rb") as opened:
-                found.update(hashlib.file_digest(opened, "sha256").digest())
+            found.update(bytes.fromhex(file_digest(file)))
         except OSError as error:
             raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
     return found.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 from collections.abc import Iterator
@@ -227,8 +228,8 @@ def _file_name(name: str, number: int, used: set[str]) -> str:
     plain = "/".join(parts) or f"{number:05}"
     stem, ending = os.path.splitext(plain)
     candidates = (f"{stem if ending.lower() in EXTENSIONS else plain}.png", f"{plain}.png")
-    free = (c for c in (*candidates, f"{plain}-{number}.png") if c not in used)
-    chosen = next(free)
+    numbered = (f"{plain}-{other}.png" for other in itertools.count(number))
+    chosen = next(c for c in itertools.chain(candidates, numbered) if c not in used)
     used.add(chosen)
     return chosen
 

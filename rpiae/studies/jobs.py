@@ -19,8 +19,8 @@ from rpiae import runs
 from rpiae.core import events
 from rpiae.core.changes import differences
 from rpiae.core.config import make_converter, parse, unparse
-from rpiae.core.errors import DataError, RpiaeError, RunError, UsageError
-from rpiae.core.files import write_text
+from rpiae.core.errors import CheckpointError, DataError, RpiaeError, RunError, UsageError
+from rpiae.core.files import read_json, write_text
 from rpiae.core.importing import import_modules, imported
 from rpiae.core.runtime import Runtime
 from rpiae.evaluation.configs import EvaluationConfig
@@ -92,8 +92,8 @@ def is_trained(folder: Path) -> bool:
 def is_as_planned(folder: Path, address: str) -> bool:
     """Whether a finished run was trained, from end to end, with what its row says."""
     try:
-        summary = json.loads((folder / runs.SUMMARY_FILE).read_text("utf-8"))
-    except (OSError, ValueError):
+        summary = read_json(folder / runs.SUMMARY_FILE)
+    except CheckpointError:
         return False
     return isinstance(summary, dict) and summary.get("address", address) == address
 
@@ -108,9 +108,11 @@ def perform(path: Path) -> int:
 
     What happens goes to stdout, a line each; an error's one line to stderr.
     """
-    job = parse(
-        json.loads(path.read_text("utf-8")), Job, source=str(path), converter=make_converter()
-    )
+    try:
+        job = parse(read_json(path), Job, source=str(path), converter=make_converter())
+    except RpiaeError as error:
+        print(f"rpiae: {error}", file=sys.stderr)
+        return WRONG
     folder = Path(job.config["out"])
     try:
         import_modules(job.imports)

@@ -75,7 +75,7 @@ def test_a_run_on_what_it_held_out(folder: Path) -> None:
         (("eval", "a", "--metrics", "rfd:dinv2-b"), "'dinov2-b'"),
         (("eval", "a", "--metrics", "probe"), "needs labels"),
         (("eval", "a", *DATA, "--reference", "x.npz"), "without a protocol"),
-        (("eval", "a", "--image-size", "8"), "are about --data"),
+        (("eval", "a", "--image-size", "8"), "--image-size is about --data"),
         (("eval", "a", "--write-reference", "x.npz"), "name a .safetensors file"),
         (("eval", "a", "--reference", "x.npz", "--metrics", "psnr"), "the metrics name 0"),
         (("eval", "a", "a", "--write-reference", "x"), "goes with one run"),

@@ -27,7 +27,7 @@ from rpiae.data import DATASETS
 from rpiae.data.configs import FolderDatasetConfig, ParquetDatasetConfig, SampleDatasetConfig
 from rpiae.data.datasets import FolderDataset, ParquetDataset, SampleDataset
 from rpiae.data.image_dataset import CropDataset, held_out_indices
-from rpiae.data.images import FORMATS, crop, decode, resize_short_side, to_tensor
+from rpiae.data.images import FORMATS, bicubic, crop, decode, short_side_size, to_tensor
 from rpiae.data.parquet import ParquetSource
 
 SHARED = Path(__file__).parents[2].parent / "shared"
@@ -245,11 +245,10 @@ def test_resizing_sets_the_short_side(
     shape: tuple[int, int], side: int, expected: tuple[int, int]
 ) -> None:
     pixels = noise(*shape)
-    resized = resize_short_side(pixels, side)
-    assert resized.shape == (*expected, 3)
-    size = (expected[1], expected[0])
-    bicubic = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
-    assert np.array_equal(resized, np.asarray(bicubic))
+    assert short_side_size(shape, side) == expected
+    resized = bicubic(Image.fromarray(pixels), expected)
+    by_pillow = Image.fromarray(pixels).resize(expected[::-1], Image.Resampling.BICUBIC)
+    assert np.array_equal(resized, np.asarray(by_pillow))
 
 
 def test_crop_positions_span_the_image() -> None:
@@ -363,15 +362,18 @@ def test_crops_are_a_function_of_seed_and_index(tmp_path: Path) -> None:
 
 
 def test_large_images_are_shrunk_and_small_ones_left(tmp_path: Path) -> None:
+    def shrunk(pixels: Any, side: int) -> Any:
+        return bicubic(Image.fromarray(pixels), short_side_size(pixels.shape[:2], side))
+
     large, small = noise(60, 90, seed=1), noise(21, 30, seed=2)
     write(tmp_path / "a.png", large)
     write(tmp_path / "b.png", small)
     dataset = FolderDataset(path=str(tmp_path), image_size=16, workers=0)
-    assert np.array_equal(dataset._reader.read(0), resize_short_side(large, 24))
+    assert np.array_equal(dataset._reader.read(0), shrunk(large, 24))
     assert np.array_equal(dataset._reader.read(1), small)
     resized = FolderDataset(path=str(tmp_path), image_size=16, resize=32, workers=0)
-    assert np.array_equal(resized._reader.read(0), resize_short_side(large, 32))
-    assert np.array_equal(resized._reader.read(1), resize_short_side(small, 32))
+    assert np.array_equal(resized._reader.read(0), shrunk(large, 32))
+    assert np.array_equal(resized._reader.read(1), shrunk(small, 32))
 
 
 # --- images that cannot be used ------------------------------------------------------------------

@@ -309,6 +309,26 @@ class TestFolders:
         shutil.copy(folder / "00.png", os.fsencode(folder) + b"/" + name)
         assert fingerprint(dataset("folder", folder)) != before
 
+    def test_names_that_are_printed_alike_differ(self, tmp_path: Path) -> None:
+        found = set()
+        for name in (b"\xff.png", b"\\xff.png"):
+            folder = write_images(tmp_path / str(len(found)), count=3)
+            (folder / "00.png").rename(folder / os.fsdecode(name))
+            found.add(fingerprint(dataset("folder", folder)))
+        assert len(found) == 2
+
+    def test_a_class_without_images_counts_for_it_shifts_the_others(self, tmp_path: Path) -> None:
+        for name in ("b", "c"):
+            write_images(tmp_path / "train" / name, count=2)
+        data = dataset("folder", tmp_path / "train")
+        found = {fingerprint(data)}
+        (tmp_path / "val" / "b").mkdir(parents=True)
+        (tmp_path / "val" / "d").mkdir()
+        found.add(fingerprint(data))
+        (tmp_path / "train" / "a").mkdir()
+        found.add(fingerprint(data))
+        assert len(found) == 3
+
     def test_of_large_data_names_sizes_and_times_count(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -50,6 +50,25 @@ def test_classes_can_be_listed() -> None:
             check_classes(wrong)
 
 
+def test_digits_that_are_names_of_classes_are_looked_up() -> None:
+    found = read_labels(["0", "1", "2", "0", ""], "x", classes=("2", "1", "0"))
+    assert found.numbers.tolist() == [2, 1, 0, 2, -1]
+    assert found.names == ("2", "1", "0")
+    with pytest.raises(DataError, match=r"x holds '0', which data\.classes lacks"):
+        read_labels(["0", "1"], "x", classes=("7", "1"))
+    assert read_labels(["1", "0"], "x", classes=("cat", "dog")).numbers.tolist() == [1, 0]
+
+
+def test_numbers_that_the_source_names_are_those_of_their_names() -> None:
+    found = read_labels([0, 1, -1], "x", names=("cat", "dog"), classes=("elk", "dog", "cat"))
+    assert found.numbers.tolist() == [2, 1, -1]
+    assert found.names == ("elk", "dog", "cat")
+    with pytest.raises(DataError, match=r"x holds 'cat', which data\.classes lacks"):
+        read_labels([0, 1], "x", names=("cat", "dog"), classes=("elk", "dog"))
+    with pytest.raises(DataError, match="x holds 2, and the source names 2 classes"):
+        read_labels([2], "x", names=("cat", "dog"), classes=("cat", "dog", "elk"))
+
+
 def test_text_is_said_to_be_numbered() -> None:
     (told,) = read_labels(["b", "a"], "column 'label'").notices
     assert "column 'label' holds text: its 2 different values are the classes" in told

@@ -709,6 +709,19 @@ def test_names_stay_below_the_folder_and_apart(toy: Path, tmp_path: Path) -> Non
     assert made[-1] == "a.b#3.png"
 
 
+@pytest.mark.parametrize(
+    "names",
+    [["a", "a.jpg.png", "a.jpg-3.png", "a.jpg"], ["a-1.png", "a.jpg.png", "a", "a.jpg", "a"]],
+)
+def test_there_is_always_a_free_name(names: list[str]) -> None:
+    from rpiae.latents.decoding import _file_name
+
+    used: set[str] = set()
+    made = [_file_name(name, i, used) for i, name in enumerate(names)]
+    assert used == set(made)
+    assert len(used) == len(names)
+
+
 def test_generated_latents(toy: Path, tmp_path: Path) -> None:
     latents = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     np.save(tmp_path / "a.npy", latents.numpy())
@@ -886,6 +899,24 @@ def test_every_tensor_has_a_digest(toy: Path, parquet: Path, tmp_path: Path, nam
     (notice,) = kinds(encode(toy, f"parquet:{parquet}", out), writing.Notice)
     assert "written anew" in notice.text
     LatentDataset(out).verify()
+
+
+@pytest.mark.parametrize("version", [1, 3, "2", None])
+def test_a_header_with_another_format_is_damaged(
+    toy: Path, parquet: Path, tmp_path: Path, version: object
+) -> None:
+    out = tmp_path / "out"
+    encode(toy, f"parquet:{parquet}", out)
+    path = shards(out)[1]
+    with safe_open(path, "pt") as file:
+        described = json.loads(file.metadata()["rpiae"])
+    described["format"] = version
+    described["names"][0] = "another"
+    save_file(tensors(path), path, metadata={"rpiae": json.dumps(described)})
+    with pytest.raises(
+        CheckpointError, match=r"00001-of-00003.*its header is not what was written"
+    ):
+        read_all(out)
 
 
 def test_a_tensor_is_checked_once(

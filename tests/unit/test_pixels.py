@@ -23,11 +23,11 @@ from rpiae.data.images import (
     Piecewise,
     bicubic,
     centre_crop,
+    cover_size,
     crop,
     decode,
-    resize_short_side,
-    resize_to_cover,
     shape_of,
+    short_side_size,
 )
 
 ORIENTATION = 0x0112
@@ -215,6 +215,7 @@ def test_pixels_without_a_defined_white_are_refused() -> None:
     for content, reason in (
         (signed, "signed 16-bit"),
         (saved(Image.new("I", (2, 2), -1), "TIFF"), "32-bit"),
+        (saved(Image.new("I", (2, 2), 70_000), "TIFF"), "32-bit"),
         (saved(Image.new("F", (2, 2), 0.5), "TIFF"), "floating-point"),
     ):
         with pytest.raises(DataError, match=rf"^a\.tif: {reason} pixels have no defined white"):
@@ -291,9 +292,12 @@ def test_ordinary_images_are_what_they_were(mode: str, monkeypatch: pytest.Monke
     resized = Fitting(image_size=32, resize=40).fitted(content, "a")
     shrunk = Fitting(image_size=32, resize=None).fitted(content, "a")
     covered = Fitting(image_size=32, resize=None).fitted(content, "a", (24, 48))
-    assert np.array_equal(resized, resize_short_side(decoded, 40))
-    assert np.array_equal(shrunk, resize_short_side(decoded, 48))
-    assert np.array_equal(covered, resize_to_cover(decoded, (24, 48)))
+    shape = decoded.shape[:2]
+    for found, size in (
+        (resized, short_side_size(shape, 40)), (shrunk, short_side_size(shape, 48)),
+        (covered, cover_size(shape, (24, 48))),
+    ):  # fmt: skip
+        assert np.array_equal(found, bicubic(Image.fromarray(decoded), size))
 
 
 #: Levels by which the order of a resize's two rounded passes may change it, where none clips.
@@ -308,7 +312,7 @@ def test_a_crop_of_pieces_is_the_crop_of_the_whole(
     width: int, height: int, side: int, share: float, top: float, left: float
 ) -> None:
     pixels = noise(height, width) // 4 + 96
-    whole = resize_short_side(pixels, side)
+    whole = bicubic(Image.fromarray(pixels), short_side_size((height, width), side))
     pieces = Piecewise(Image.fromarray(pixels), whole.shape[:2])
     assert pieces.shape == whole.shape
     shape = (max(1, round(share * whole.shape[0])), max(1, round(share * whole.shape[1])))

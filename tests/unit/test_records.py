@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from rpiae.core.errors import RunError
+from rpiae.core.errors import CheckpointError, RunError
+from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.records import (
     add_evaluation,
     measured_as,
     printable_tree,
     read_evaluations,
 )
+from rpiae.evaluation.subjects import evaluation_address
 
 RULE = "ADM: to 32, centre crop 32×32"
 
@@ -131,6 +133,12 @@ def test_what_cannot_be_read_is_not_written_over(path: Path) -> None:
     with pytest.raises(RunError, match=r"cannot read .*a FIFO"):
         add_evaluation(path, record("a", {"psnr": 20.0}))
     assert path.is_fifo()
+
+
+def test_a_tokenizer_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match=r"cannot be read: it is a FIFO"):
+        evaluation_address(tmp_path, EvaluationConfig())
 
 
 def test_names_that_are_no_text_are_stored_as_text(path: Path) -> None:

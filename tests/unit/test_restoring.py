@@ -295,4 +295,4 @@ def test_a_player_has_the_gradients_of_what_it_trains_and_nobody_elses(tmp_path:
             }
             assert left == {"bridge"}, "the frozen bridge's are whoever put them there's"
     assert norms == {"first": [{"encoder", "decoder"}] * 4, "last": [{"decoder"}] * 4}
-    assert largest < 100
+    assert largest < 1e3, "somebody's alone would be above 1e4"

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rpiae import runs
+from rpiae.core.build import build_tokenizer
 from rpiae.core.errors import CheckpointError, ConfigError, UnknownNameError
 from rpiae.core.plan import Plan, make_plan
 from rpiae.core.schedules import learning_rate
@@ -72,11 +73,16 @@ def planned(bridge: str, *stages: dict[str, Any], pretrained: bool = True, **fie
     ],
 )
 def test_a_part_that_ships_untrained_is_an_error_of_the_plan(
-    role: str, bridge: str, stages: list[dict[str, Any]]
+    tmp_path: Path, role: str, bridge: str, stages: list[dict[str, Any]]
 ) -> None:
     with pytest.raises(ConfigError, match=f"no stage of recipe 'mine' trains the {role}"):
         planned(bridge, *stages)
-    planned(bridge, *stages, init="runs/a")
+    parts = tree(encoder="tiny", bridge=bridge, recipe="quick")
+    saved = build_tokenizer(runs.resolve(parts).tokenizer, seed=0).save_pretrained(tmp_path / "a")
+    planned(bridge, *stages, init=str(saved))
+    others = [each for each in ("encoder", "decoder", "bridge") if each != role]
+    with pytest.raises(ConfigError, match=f"trains the {role}"):
+        planned(bridge, *stages, init=str(saved), init_parts=others)
 
 
 L1, PIVOT = {"loss": "l1"}, {"loss": "pivot"}

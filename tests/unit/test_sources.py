@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -141,6 +142,26 @@ def test_images_in_no_class_folder_have_no_label(tmp_path: Path) -> None:
     assert any("1 of 3 images lie in no class folder" in text for text in images.notices)
 
 
+@pytest.mark.parametrize("target", [".", "..", "../..", "real", "a"])
+@pytest.mark.parametrize("name", ["0link", "a/link", "zlink"])
+def test_a_link_to_what_is_read_already_is_no_class(name: str, target: str, tmp_path: Path) -> None:
+    folder = tmp_path / "outer" / "data"
+    fill(folder, "a/0.png", "real/1.png")
+    fill(tmp_path, "other.png", "outer/other.png")
+    link = folder / name
+    link.symlink_to(os.path.relpath(folder / target, link.parent))
+    images = every("folder", folder)
+    assert images.label_names == ("a", "real")
+    assert [images.name(i) for i in range(len(images))] == ["a/0.png", "real/1.png"]
+    assert any("links to folders that are read already (1)" in text for text in images.notices)
+
+
+def test_a_link_to_other_images_is_a_class(tmp_path: Path) -> None:
+    fill(tmp_path, "data/a/0.png", "more/1.png")
+    (tmp_path / "data" / "b").symlink_to("../more")
+    assert every("folder", tmp_path / "data").label_names == ("a", "b")
+
+
 def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     fill(tmp_path, "0.png", "1.png")
     (tmp_path / "docs").mkdir()
@@ -172,6 +193,17 @@ def test_splits_of_a_folder_are_not_mixed(tmp_path: Path) -> None:
     assert len(every("folder", tmp_path, split="*")) == 5
     with pytest.raises(DataError, match=r"has no split 'test': it has train \(3\)"):
         every("folder", tmp_path, split="test")
+
+
+def test_splits_in_the_folders_of_classes_are_not_mixed(tmp_path: Path) -> None:
+    fill(tmp_path, "cat/train/0.png", "cat/test/1.png", "dog/train/2.png", "dog/test/3.png")
+    with pytest.raises(UsageError, match=r"several splits: test \(2\), train \(2\)"):
+        every("folder", tmp_path)
+    images = every("folder", tmp_path, split="train")
+    assert [images.name(i) for i in range(len(images))] == ["cat/train/0.png", "dog/train/2.png"]
+    assert images.label_names == ("cat", "dog")
+    assert labels(images) == [0, 1]
+    assert labels(every("folder", tmp_path, split="*")) == [0, 0, 1, 1]
 
 
 def test_one_split_alone_is_taken(tmp_path: Path) -> None:
@@ -300,6 +332,31 @@ def test_labels_of_some_files_alone_are_left_out_with_the_reason(tmp_path: Path)
     images = every("parquet", tmp_path)
     assert not images.labelled
     assert "b.parquet and 0 more of 2 files have no column 'label'" in images.notices[0]
+
+
+def named_table(path: Path, *names: str) -> Path:
+    """A Parquet file whose labels 0 and 1 have names, as ``datasets`` writes them."""
+    table(path, label=[0, 1] * 6)
+    features = {"label": {"names": list(names), "_type": "ClassLabel"}} if names else {}
+    about = json.dumps({"info": {"features": features}})
+    written = pq.read_table(path).replace_schema_metadata({"huggingface": about})
+    pq.write_table(written, path)
+    return path
+
+
+@pytest.mark.parametrize("others", [("dog", "cat"), ("cat", "dog", "elk"), ()])
+def test_numbers_that_files_name_differently_are_no_labels(
+    others: tuple[str, ...], tmp_path: Path
+) -> None:
+    named_table(tmp_path / "a.parquet", "cat", "dog")
+    assert every("parquet", tmp_path).label_names == ("cat", "dog")
+    named_table(tmp_path / "b.parquet", *others)
+    images = every("parquet", tmp_path)
+    assert not images.labelled
+    assert "has not the same names of classes" in " ".join(images.notices)
+    with pytest.raises(DataError, match=r"a\.parquet and .*b\.parquet.*data\.split"):
+        every("parquet", tmp_path, label_column="label")
+    assert labels(every("parquet", tmp_path, split="a*")) == [0, 1] * 6
 
 
 def test_splits_of_parquet_files_are_not_mixed(tmp_path: Path) -> None:

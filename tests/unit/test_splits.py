@@ -20,7 +20,9 @@ from rpiae.data.splits import WORDS, chosen, layout_of_files, layout_of_images, 
         ("test", "test"), ("testing", "test"), ("eval", "test"), ("evaluation.parquet", "test"),
         ("my test.parquet", "test"), ("train-val-0.tar", "train+validation"),
         ("trainstation", ""), ("latest.tar", ""), ("data-00000-of-00001.parquet", ""), ("", ""),
-        ("devil", ""), ("contest", ""), ("value", ""),
+        ("devil", ""), ("contest", ""), ("value", ""), ("constraint", ""), ("Contest", ""),
+        ("trainA", "train"), ("testB", "test"), ("TrainImages", "train"), ("imagesTest", "test"),
+        ("trainval", "trainval"), ("holdout", "holdout"), ("unlabelled", "unlabeled"),
     ],
 )  # fmt: skip
 def test_a_split_is_a_word_of_the_name(name: str, split: str) -> None:
@@ -80,6 +82,42 @@ IMAGES = {
     "a class called train": (["bus/0.png", "train/0.png", "car/0.png"], {"": 3}, 0),
     "classes with such words": (
         ["bullet_train/0.png", "test_tube/0.png", "cat/0.png"], {"": 3}, 0,
+    ),
+    "splits in classes": (
+        ["cat/train/0.png", "cat/test/1.png", "dog/train/0.png", "dog/test/1.png"],
+        {"train": 2, "test": 2}, 0,
+    ),
+    "splits in classes, and masks": (
+        ["cat/train/good/0.png", "cat/test/bad/1.png", "cat/ground_truth/bad/1.png"],
+        {"train": 1, "test": 1, "ground_truth": 1}, 2,
+    ),
+    "one split in classes": (["cat/train/0.png", "dog/train/0.png"], {"train": 2}, 0),
+    "splits of two kinds of images": (
+        ["left/train/a/0.png", "left/val/a/1.png", "gt/train/a/0.png", "gt/val/a/1.png"],
+        {"train": 2, "validation": 2}, 0,
+    ),
+    "an image beside the folder of splits": (
+        ["logo.png", "data/train/0.png", "data/test/1.png"], {"": 1, "train": 1, "test": 1}, 2,
+    ),
+    "images beside one split": (["a.png", "b.png", "test/c.png"], {"": 2, "test": 1}, 1),
+    "held out": (["train/0.png", "holdout/0.png"], {"train": 1, "holdout": 1}, 1),
+    "without labels": (["train/cat/0.png", "unlabeled/0.png"], {"train": 1, "unlabeled": 1}, 1),
+    "with a common word": (
+        ["seg_train/a/0.png", "seg_test/a/1.png", "seg_pred/2.png"],
+        {"train": 1, "test": 1, "pred": 1}, 1,
+    ),
+    "with a common word, and others": (
+        ["box_train/0.png", "box_test/1.png", "query/2.png"], {"train": 1, "test": 1, "query": 1}, 1,
+    ),
+    "of two domains": (
+        ["trainA/0.png", "trainB/0.png", "testA/1.png", "testB/1.png"], {"train": 2, "test": 2}, 1,
+    ),
+    "of two domains, and others": (
+        ["trainA/0.png", "testA/1.png", "samples/1.png"], {"train": 1, "test": 1, "samples": 1}, 1,
+    ),
+    "in capitals": (["TrainImages/0.png", "TestImages/1.png"], {"train": 1, "test": 1}, 1),
+    "deep classes with such words": (
+        ["cars/bullet_train/0.png", "lab/test_tube/0.png", "lab/flask/0.png"], {"": 3}, 0,
     ),
     "one class": (["cats/0.png", "cats/1.png"], {"": 2}, 0),
     "files": (["train_0.png", "train_1.png", "test_0.png"], {"train": 2, "test": 1}, 0),

@@ -342,6 +342,16 @@ def test_a_run_that_was_gone_on_with_otherwise_is_no_longer_its_rows(
     assert not is_as_planned(run.folder, run.address)
 
 
+def test_files_that_would_be_waited_for_are_none_of_ours(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "summary.json")
+    assert not is_as_planned(tmp_path, "")
+    assert perform(tmp_path / "summary.json") == WRONG
+    assert "cannot read" in (said := capfd.readouterr().err)
+    assert "it is a FIFO, not a regular file" in said
+
+
 class FakeJob:
     """A job that ends when asked how it is for the ``delay``-th time."""
 

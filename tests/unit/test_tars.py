@@ -182,6 +182,15 @@ def test_members_that_are_no_files_are_counted(tmp_path: Path) -> None:
     assert "devices and FIFOs (2)" in told
 
 
+def test_hidden_images_are_counted(tmp_path: Path) -> None:
+    hidden = images_of(".a.png", "d/._0.png", "__meta__.jpg", ".jpg")
+    others = [("__meta__.json", b"{}"), ("d/.notes", b"x")]
+    images = every(write(tmp_path / "a.tar", [*images_of("0.png", "1.png"), *hidden, *others]))
+    assert names(images) == ["0.png", "1.png"]
+    (told,) = images.notices
+    assert told.endswith("left out images whose names begin with . or __ (4)")
+
+
 def test_an_archive_behind_the_end_of_another_is_told(tmp_path: Path) -> None:
     first = write(tmp_path / "a.tar", images_of("0.png", "1.png")).read_bytes()
     (tmp_path / "a.tar").write_bytes(first + first)
@@ -412,7 +421,11 @@ def test_splits_of_shards_are_not_mixed(tmp_path: Path) -> None:
             every(path)
         assert len(every(path, split="train")) == 4
     braces = f"{tmp_path}/s/in-{{train,val}}-000.tar"
+    (told,) = every(braces).notices
     assert len(every(braces)) == 4  # both are named
+    assert "several splits, which are read together: train (1), validation (1)" in told
+    assert not every(braces, split="*").notices
+    assert not every(f"{tmp_path}/s/in-train-{{000..001}}.tar").notices
     assert len(every(braces, split="val")) == 2
 
 
