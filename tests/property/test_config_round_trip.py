@@ -168,7 +168,7 @@ stages = st.builds(
     epochs=st.none() | amounts,
     batch_size=counts,
     optimiser=optimisers,
-    ema=amounts,
+    ema=st.floats(0, 1),
     ema_warmup=st.booleans(),
     start_from=st.sampled_from(["weights", "ema"]),
 )
