@@ -16,7 +16,7 @@ from rpiae.core.files import file_digest
 from rpiae.core.identity import identity
 from rpiae.core.objective import PivotReplica
 from rpiae.core.pivot import FILE as PIVOT_FILE
-from rpiae.core.pivot import read_pivot
+from rpiae.core.pivot import find_pivot, read_pivot
 from rpiae.core.resolve import part_config
 from rpiae.core.tokenizer import RPiAE, tokenizer_folder
 from rpiae.data.fingerprint import data_fingerprint
@@ -52,11 +52,10 @@ def open_subject(folder: Path, device: torch.device) -> Subject:
         CheckpointError: if there is none, or it is damaged.
     """
     model = RPiAE.from_pretrained(folder).to(device)
-    place = next(
-        (p for p in (folder, *folder.resolve().parents[:2]) if (p / PIVOT_FILE).is_file()), None
-    )
-    if place is None or not (place / "config.toml").is_file():
+    pivot = find_pivot(folder)
+    if pivot is None or not (pivot.parent / "config.toml").is_file():
         return Subject(model=model, folder=folder, without_pivot="there is no run around it")
+    place = pivot.parent
     run = read_run(place)
     if not run.encoder.pretrained and not run.init:
         reason = "its encoder began with random weights"
