@@ -168,14 +168,8 @@ class Runtime:
         try:
             yield
         except RuntimeError as error:
-            if "DataLoader worker" in str(error):
-                cause = "" if "Terminated" in str(error) else (
-                    ": often the machine ran out of memory. Lower data.workers (0 loads in the "
-                    "training process)"
-                )  # fmt: skip
-                raise DataError(
-                    f"a process that loads images ended ({_first_line(error)}){cause}. {where}"
-                ) from None
+            if told := ended_loader(error):
+                raise DataError(f"{told}. {where}") from None
             lost = isinstance(error, torch.distributed.DistError) or any(
                 name in str(error) for name in ("gloo", "NCCL", "Connection closed by peer")
             )
@@ -205,6 +199,20 @@ class Runtime:
         """Wait for the device, for timings."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def ended_loader(error: RuntimeError) -> str | None:
+    """What to say of an error that tells of the end of a loading process; None for other errors.
+
+    Torch raises it wherever the training process is at that moment. A process that dies takes its
+    cause with it, so what torch says is all there is.
+    """
+    if "DataLoader worker" not in str(error):
+        return None
+    return (
+        f"a process that loads images ended ({_first_line(error).rstrip(' .')}). Lower "
+        "data.workers: 0 loads in the training process, where a cause is told"
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from rpiae.core.errors import DataError
+from rpiae.core.runtime import ended_loader
 from rpiae.core.signals import SAME, STOP_SIGNALS
 
 T = TypeVar("T")
@@ -135,18 +136,10 @@ def loaded(source: Iterable[T]) -> Iterator[T]:
         except StopIteration:
             return
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            # A worker that dies takes its cause with it; what torch says is all there is.
-            raise DataError(
-                f"a process that loads images ended: {_first_sentence(error)}. No more is known here; "
-                "data.workers = 0 loads in the training process, where a cause is told"
-            ) from None
+            if told := ended_loader(error):
+                raise DataError(told) from None
+            raise
         yield batch
-
-
-def _first_sentence(error: RuntimeError) -> str:
-    return str(error).partition("\n")[0].rstrip(" .")
 
 
 def handed_over(pixels: Tensor) -> Handed:

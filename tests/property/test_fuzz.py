@@ -5,6 +5,7 @@ Every example is drawn from a fixed seed. ``RPIAE_FUZZ`` sets how many the slow 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from random import Random
@@ -22,8 +23,8 @@ seeds = st.integers(0, 2**32)
 
 
 def _inputs(folder: Path, *, trained: bool) -> Inputs:
-    os.chdir(folder)
-    return Inputs(folder, trained=trained)
+    with contextlib.chdir(folder):
+        return Inputs(folder, trained=trained)
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +38,12 @@ def all_inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 
 def _check(inputs: Inputs, number: int) -> None:
-    os.chdir(inputs.folder)
-    random = Random(number)
-    given = random.choice(inputs.kinds)(random)
-    outcome = answer(given)
-    objection = outcome.objection(given)
-    assert not objection, f"{objection}: rpiae {given.argv}\n{outcome.text[:1000]}"
+    with contextlib.chdir(inputs.folder):
+        random = Random(number)
+        given = random.choice(inputs.kinds)(random)
+        outcome = answer(given)
+        objection = outcome.objection(given)
+        assert not objection, f"{objection}: rpiae {given.argv}\n{outcome.text[:1000]}"
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -94,15 +95,15 @@ def test_many_spoilt_inputs(all_inputs: Inputs, number: int) -> None:
     ],
 )
 def test_what_was_once_unexpected(inputs: Inputs, arguments: tuple[str, ...], word: str) -> None:
-    os.chdir(inputs.folder)
-    config = (
-        () if {"--config", "--encoder", "--bridge"} & {*arguments} else ("--config", "run.toml")
-    )
-    given = Given(argv=("build", "--dry-run", *config, *arguments), words=(word,))
-    outcome = answer(given)
-    assert not outcome.objection(given), outcome.text
-    assert outcome.code in (1, 2)
-    assert len(outcome.text) < 1500
+    with contextlib.chdir(inputs.folder):
+        config = (
+            () if {"--config", "--encoder", "--bridge"} & {*arguments} else ("--config", "run.toml")
+        )
+        given = Given(argv=("build", "--dry-run", *config, *arguments), words=(word,))
+        outcome = answer(given)
+        assert not outcome.objection(given), outcome.text
+        assert outcome.code in (1, 2)
+        assert len(outcome.text) < 1500
 
 
 @pytest.mark.parametrize(
@@ -115,26 +116,26 @@ def test_what_was_once_unexpected(inputs: Inputs, arguments: tuple[str, ...], wo
     ],
 )
 def test_documents_that_no_reader_takes(inputs: Inputs, text: str, word: str) -> None:
-    os.chdir(inputs.folder)
-    Path("x.toml").write_text(text)
-    for argv in (("config", "check", "x.toml"), ("ablate", "x.toml", "--dry-run")):
-        outcome = answer(Given(argv=argv, words=("x.toml",)))
-        assert outcome.code == 2
-        assert "x.toml" in outcome.text
-        assert word in outcome.text
+    with contextlib.chdir(inputs.folder):
+        Path("x.toml").write_text(text)
+        for argv in (("config", "check", "x.toml"), ("ablate", "x.toml", "--dry-run")):
+            outcome = answer(Given(argv=argv, words=("x.toml",)))
+            assert outcome.code == 2
+            assert "x.toml" in outcome.text
+            assert word in outcome.text
 
 
 def test_a_fifo_in_a_configs_place_is_not_waited_for(inputs: Inputs) -> None:
-    os.chdir(inputs.folder)
-    os.mkfifo("x-fifo.toml")
-    outcome = answer(Given(argv=("config", "check", "x-fifo.toml"), words=()))
-    assert outcome.text == "rpiae: cannot read x-fifo.toml: it is a FIFO, not a regular file\n"
+    with contextlib.chdir(inputs.folder):
+        os.mkfifo("x-fifo.toml")
+        outcome = answer(Given(argv=("config", "check", "x-fifo.toml"), words=()))
+        assert outcome.text == "rpiae: cannot read x-fifo.toml: it is a FIFO, not a regular file\n"
 
 
 def test_the_commands_that_are_spoilt_are_valid(inputs: Inputs) -> None:
     """A command that fails as it stands would hide what spoiling it does."""
-    os.chdir(inputs.folder)
-    for argv in COMMANDS:
-        if argv[0] in ("list", "show", "config") or "--dry-run --config" in " ".join(argv):
-            outcome = answer(Given(argv=argv, words=()))
-            assert outcome.code == 0, (argv, outcome.text)
+    with contextlib.chdir(inputs.folder):
+        for argv in COMMANDS:
+            if argv[0] in ("list", "show", "config") or "--dry-run --config" in " ".join(argv):
+                outcome = answer(Given(argv=argv, words=()))
+                assert outcome.code == 0, (argv, outcome.text)

@@ -141,7 +141,7 @@ class _Killed(Dataset[int]):
 
 def test_of_a_process_that_ended_no_more_is_said_than_is_known() -> None:
     with pytest.raises(
-        DataError, match=r"images ended: DataLoader worker .*\. No more is known"
+        DataError, match=r"images ended \(DataLoader worker .*\)\. Lower data.workers"
     ) as caught:
         list(loaded(loader(_Killed(), workers=1)))
     assert "memory" not in str(caught.value)
