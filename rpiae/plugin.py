@@ -19,9 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rpiae.bridges.posterior import DiagonalGaussian
-    from rpiae.core.attention import attention
-    from rpiae.core.blocks import Block, sincos_positions, through
-    from rpiae.core.config import (
+    from rpiae.core.config.fields import (
+        at_least,
+        names_file,
+        settings_only,
+        wired,
+        within,
+        without_effect,
+    )
+    from rpiae.core.config.parts import (
         BridgeConfig,
         BridgeDescription,
         CriticConfig,
@@ -31,14 +37,12 @@ if TYPE_CHECKING:
         EncoderDescription,
         LossConfig,
         MetricConfig,
-        at_least,
-        names_file,
-        settings_only,
-        wired,
-        within,
-        without_effect,
     )
-    from rpiae.core.contracts import (
+    from rpiae.core.config.recipe import AdversarialConfig
+    from rpiae.core.errors import ConfigError, DataError, FetchError, RpiaeError, UsageError
+    from rpiae.core.model.attention import attention
+    from rpiae.core.model.blocks import Block, sincos_positions, through
+    from rpiae.core.model.contracts import (
         AdversarialTerm,
         Batch,
         BlockFeatures,
@@ -60,11 +64,15 @@ if TYPE_CHECKING:
         block_index,
         local_samples,
     )
-    from rpiae.core.entries import Entry, Manifest, Preset
-    from rpiae.core.errors import ConfigError, DataError, FetchError, RpiaeError, UsageError
-    from rpiae.core.randomness import StepRandomness, generator
-    from rpiae.core.recipe import AdversarialConfig
-    from rpiae.core.shapes import Grid, at_least_fp32, map_grid, map_to_tokens, tokens_to_map
+    from rpiae.core.model.geometry import (
+        Grid,
+        at_least_fp32,
+        map_grid,
+        map_to_tokens,
+        tokens_to_map,
+    )
+    from rpiae.core.registry.entries import Entry, Manifest, Preset
+    from rpiae.core.runtime.draws import StepRandomness, generator
     from rpiae.evaluation.examination import (
         Accumulator,
         Examination,
@@ -89,56 +97,56 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "Accumulator": "rpiae.evaluation.examination",
-    "AdversarialConfig": "rpiae.core.recipe",
-    "AdversarialTerm": "rpiae.core.contracts",
-    "Batch": "rpiae.core.contracts",
-    "Block": "rpiae.core.blocks",
-    "BlockFeatures": "rpiae.core.contracts",
-    "Bridge": "rpiae.core.contracts",
-    "BridgeConfig": "rpiae.core.config",
-    "BridgeDescription": "rpiae.core.config",
+    "AdversarialConfig": "rpiae.core.config.recipe",
+    "AdversarialTerm": "rpiae.core.model.contracts",
+    "Batch": "rpiae.core.model.contracts",
+    "Block": "rpiae.core.model.blocks",
+    "BlockFeatures": "rpiae.core.model.contracts",
+    "Bridge": "rpiae.core.model.contracts",
+    "BridgeConfig": "rpiae.core.config.parts",
+    "BridgeDescription": "rpiae.core.config.parts",
     "ConfigError": "rpiae.core.errors",
-    "Critic": "rpiae.core.contracts",
-    "CriticConfig": "rpiae.core.config",
+    "Critic": "rpiae.core.model.contracts",
+    "CriticConfig": "rpiae.core.config.parts",
     "DataError": "rpiae.core.errors",
-    "Dataset": "rpiae.core.contracts",
-    "DatasetConfig": "rpiae.core.config",
-    "Decoder": "rpiae.core.contracts",
-    "DecoderConfig": "rpiae.core.config",
+    "Dataset": "rpiae.core.model.contracts",
+    "DatasetConfig": "rpiae.core.config.parts",
+    "Decoder": "rpiae.core.model.contracts",
+    "DecoderConfig": "rpiae.core.config.parts",
     "DiagonalGaussian": "rpiae.bridges.posterior",
-    "Encoder": "rpiae.core.contracts",
-    "EncoderConfig": "rpiae.core.config",
-    "EncoderDescription": "rpiae.core.config",
-    "Entry": "rpiae.core.entries",
+    "Encoder": "rpiae.core.model.contracts",
+    "EncoderConfig": "rpiae.core.config.parts",
+    "EncoderDescription": "rpiae.core.config.parts",
+    "Entry": "rpiae.core.registry.entries",
     "Examination": "rpiae.evaluation.examination",
-    "Features": "rpiae.core.contracts",
+    "Features": "rpiae.core.model.contracts",
     "FetchError": "rpiae.core.errors",
-    "Fit": "rpiae.core.contracts",
-    "Fittable": "rpiae.core.contracts",
-    "GaussianPosterior": "rpiae.core.contracts",
-    "Grid": "rpiae.core.shapes",
-    "HeldOut": "rpiae.core.contracts",
+    "Fit": "rpiae.core.model.contracts",
+    "Fittable": "rpiae.core.model.contracts",
+    "GaussianPosterior": "rpiae.core.model.contracts",
+    "Grid": "rpiae.core.model.geometry",
+    "HeldOut": "rpiae.core.model.contracts",
     "LatentDataset": "rpiae.latents",
-    "LossConfig": "rpiae.core.config",
-    "Manifest": "rpiae.core.entries",
+    "LossConfig": "rpiae.core.config.parts",
+    "Manifest": "rpiae.core.registry.entries",
     "Measured": "rpiae.evaluation.examination",
     "Metric": "rpiae.evaluation.examination",
-    "MetricConfig": "rpiae.core.config",
-    "Posterior": "rpiae.core.contracts",
-    "Preset": "rpiae.core.entries",
-    "QuantisedPosterior": "rpiae.core.contracts",
-    "Replica": "rpiae.core.contracts",
+    "MetricConfig": "rpiae.core.config.parts",
+    "Posterior": "rpiae.core.model.contracts",
+    "Preset": "rpiae.core.registry.entries",
+    "QuantisedPosterior": "rpiae.core.model.contracts",
+    "Replica": "rpiae.core.model.contracts",
     "RpiaeError": "rpiae.core.errors",
-    "StepContext": "rpiae.core.contracts",
-    "StepRandomness": "rpiae.core.randomness",
+    "StepContext": "rpiae.core.model.contracts",
+    "StepRandomness": "rpiae.core.runtime.draws",
     "SyntheticImages": "rpiae.testing",
-    "Term": "rpiae.core.contracts",
+    "Term": "rpiae.core.model.contracts",
     "TrainedMetric": "rpiae.evaluation.examination",
     "UsageError": "rpiae.core.errors",
-    "at_least": "rpiae.core.config",
-    "at_least_fp32": "rpiae.core.shapes",
-    "attention": "rpiae.core.attention",
-    "block_index": "rpiae.core.contracts",
+    "at_least": "rpiae.core.config.fields",
+    "at_least_fp32": "rpiae.core.model.geometry",
+    "attention": "rpiae.core.model.attention",
+    "block_index": "rpiae.core.model.contracts",
     "check_bridge": "rpiae.testing",
     "check_builds": "rpiae.testing",
     "check_critic": "rpiae.testing",
@@ -149,18 +157,18 @@ _WHERE = {
     "check_manifest": "rpiae.testing",
     "check_metric": "rpiae.testing",
     "check_plugin": "rpiae.testing",
-    "generator": "rpiae.core.randomness",
-    "local_samples": "rpiae.core.contracts",
-    "map_grid": "rpiae.core.shapes",
-    "map_to_tokens": "rpiae.core.shapes",
-    "names_file": "rpiae.core.config",
-    "settings_only": "rpiae.core.config",
-    "sincos_positions": "rpiae.core.blocks",
-    "through": "rpiae.core.blocks",
-    "tokens_to_map": "rpiae.core.shapes",
-    "wired": "rpiae.core.config",
-    "within": "rpiae.core.config",
-    "without_effect": "rpiae.core.config",
+    "generator": "rpiae.core.runtime.draws",
+    "local_samples": "rpiae.core.model.contracts",
+    "map_grid": "rpiae.core.model.geometry",
+    "map_to_tokens": "rpiae.core.model.geometry",
+    "names_file": "rpiae.core.config.fields",
+    "settings_only": "rpiae.core.config.fields",
+    "sincos_positions": "rpiae.core.model.blocks",
+    "through": "rpiae.core.model.blocks",
+    "tokens_to_map": "rpiae.core.model.geometry",
+    "wired": "rpiae.core.config.fields",
+    "within": "rpiae.core.config.fields",
+    "without_effect": "rpiae.core.config.fields",
 }
 
 __all__ = [

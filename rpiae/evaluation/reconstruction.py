@@ -14,10 +14,10 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from rpiae.core.contracts import HeldOut, Replica
-from rpiae.core.recipe import StageConfig
-from rpiae.core.shapes import patchify, to_8_bits, unpatchify
-from rpiae.core.tokenizer import RPiAE
+from rpiae.core.config.recipe import StageConfig
+from rpiae.core.model.contracts import HeldOut, Replica
+from rpiae.core.model.geometry import patchify, to_8_bits, unpatchify
+from rpiae.core.model.tokenizer import RPiAE
 
 #: PSNR in dB that an image without any error counts as; 8-bit images that differ reach at most 99.
 EXACT = 100.0

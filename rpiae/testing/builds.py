@@ -12,18 +12,19 @@ from attrs import evolve, fields_dict
 from torch import Tensor
 
 from rpiae import runs
-from rpiae.core import events
-from rpiae.core.build import build_tokenizer
-from rpiae.core.config import Tree
-from rpiae.core.contracts import Dataset
-from rpiae.core.objective import PivotReplica
-from rpiae.core.recipe import StageConfig
-from rpiae.core.registry import registry
-from rpiae.core.resolve import ResolvedRun
-from rpiae.core.runtime import Runtime
-from rpiae.core.tokenizer import RPiAE
-from rpiae.core.trainer import TrainerInputs, train
-from rpiae.testing.images import SyntheticImages
+from rpiae.core.config.recipe import StageConfig
+from rpiae.core.config.tree import Tree
+from rpiae.core.model.build import build_tokenizer
+from rpiae.core.model.contracts import Dataset
+from rpiae.core.model.folders import load_tokenizer, save_tokenizer
+from rpiae.core.model.resolve import ResolvedRun
+from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.registry.registry import registry
+from rpiae.core.runtime.processes import Runtime
+from rpiae.core.training import events
+from rpiae.core.training.objective import PivotReplica
+from rpiae.core.training.trainer import TrainerInputs, train
+from rpiae.data.synthetic import SyntheticImages
 
 #: Small parts that stand in for those that are not under test.
 ENCODER: Tree = {"name": "vit", "width": 32, "depth": 2, "num_heads": 2}
@@ -151,7 +152,7 @@ def _parameters(model: RPiAE, role: str) -> dict[str, Tensor]:
 
 def _check_round_trip(model: RPiAE, folder: Path) -> None:
     """The saved tokenizer is the same, also for an image that is neither square nor a multiple."""
-    loaded = RPiAE.from_pretrained(model.eval().save_pretrained(folder))
+    loaded = load_tokenizer(save_tokenizer(model.eval(), folder))
     side = model.decoder.patch * model.bridge.downsampling
     images = torch.rand(1, 3, 3 * side - 1, 4 * side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
