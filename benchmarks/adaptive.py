@@ -20,8 +20,9 @@ from rpiae import runs
 from rpiae.core.model.build import build_tokenizer
 from rpiae.core.runtime.processes import Precision, Runtime
 from rpiae.core.training import events
-from rpiae.core.training.objective import Objective, PivotReplica
+from rpiae.core.training.objective import Objective
 from rpiae.core.training.trainer import TrainerInputs, train
+from rpiae.tasks.tokenizer.replica import PivotReplica
 from rpiae.testing import SyntheticImages
 
 ADAPTIVE = "recipe.stages[0].terms[1].adaptive={layer='encoder'}"

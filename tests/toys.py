@@ -12,8 +12,9 @@ from rpiae.core.model.build import build_tokenizer
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.registry.registry import registry
 from rpiae.core.runtime.processes import Runtime
-from rpiae.core.training.objective import PivotReplica
 from rpiae.core.training.trainer import TrainerInputs
+from rpiae.tasks.tokenizer.replica import PivotReplica
+from rpiae.tasks.tokenizer.task import TokenizerTask
 from rpiae.testing import SyntheticImages
 
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -142,11 +143,12 @@ def toy_run(
     def evaluate(current: RPiAE, stage: StageConfig) -> dict[str, float]:
         return {"psnr": 0.0}
 
+    data = SyntheticImages(32)
+    replica = PivotReplica(
+        pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
+    )
     return TrainerInputs(
-        model=model, recipe=resolved.config.recipe, data=SyntheticImages(32),
+        task=TokenizerTask(model, replica=replica, data=data, evaluate=evaluate),
+        recipe=resolved.config.recipe, data=data, folder=folder, seed=0,
         runtime=Runtime(device="cpu", precision="fp32"),
-        replica=PivotReplica(
-            pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
-        ),
-        evaluate=evaluate, folder=folder, seed=0,
     )  # fmt: skip

@@ -240,8 +240,9 @@ class _View:
 
     def _stepped(self, event: events.StepDone) -> None:
         terms = " ".join(f"{name} {value:.4f}" for name, value in event.terms.items())
-        if event.critic:
-            terms += f" · critic right {event.critic['accuracy']:.0%}"
+        for name, row in event.others.items():
+            if "accuracy" in row:
+                terms += f" · {name} right {row['accuracy']:.0%}"
         status = (
             f"{terms} · {event.images_per_second:.3g} images/s · "
             f"{duration(event.remaining_seconds)} left"

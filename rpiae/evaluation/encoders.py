@@ -20,7 +20,6 @@ from rpiae.core.model.folders import load_tokenizer, tokenizer_folder
 from rpiae.core.model.resolve import ResolvedTokenizer, part_config, resolve_tokenizer
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.processes import Runtime
-from rpiae.core.training.objective import PivotReplica
 from rpiae.data.listed import CropRule
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.examination import Rows, pooled
@@ -36,6 +35,7 @@ from rpiae.evaluation.images import (
 from rpiae.evaluation.probing import ProbeResult, knn_accuracy, linear_probe
 from rpiae.evaluation.semantics import turned
 from rpiae.latents.encoding import TOKENS_PER_BATCH
+from rpiae.tasks.tokenizer.replica import PivotReplica
 
 #: Partners that an encoder is wired with where it has none of its own; they are never built.
 PARTNERS = ("identity", "vit-t")

@@ -9,7 +9,6 @@ from rpiae.core.errors import RunError
 from rpiae.core.model.contracts import HeldOut
 from rpiae.core.model.folders import load_tokenizer
 from rpiae.core.runtime.files import plain_name
-from rpiae.core.training.objective import PivotReplica
 from rpiae.evaluation.pictures import side_by_side
 from rpiae.evaluation.reconstruction import (
     drift,
@@ -21,6 +20,7 @@ from rpiae.evaluation.reconstruction import (
 )
 from rpiae.evaluation.trained_run import read_run
 from rpiae.tasks.tokenizer.pivot import read_pivot
+from rpiae.tasks.tokenizer.replica import PivotReplica
 
 #: Training crops that the linear code is fitted on, in pixels; some 65,000 patches of 4×4.
 FITTING_PIXELS = 1 << 20

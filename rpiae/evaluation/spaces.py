@@ -33,8 +33,8 @@ from rpiae.core.runtime.download import cached_name, fetch_url
 from rpiae.core.runtime.files import file_digest
 from rpiae.core.runtime.weights import check_finite, expanded, read_weights, require_file
 from rpiae.core.training.checkpoint import digest
-from rpiae.core.training.objective import PivotReplica
 from rpiae.evaluation.cnn import SmallCnn, cnn_file, read_cnn
+from rpiae.tasks.tokenizer.replica import PivotReplica
 
 #: The FID Inception-v3 as torch-fidelity publishes it; the hexadecimal digits begin its SHA-256.
 INCEPTION_URL = (

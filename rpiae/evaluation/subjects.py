@@ -18,7 +18,6 @@ from rpiae.core.model.folders import load_tokenizer, tokenizer_folder
 from rpiae.core.model.resolve import part_config
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.files import file_digest
-from rpiae.core.training.objective import PivotReplica
 from rpiae.data.fingerprint import data_fingerprint
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.protocol import EVALUATION_FILE
@@ -26,6 +25,7 @@ from rpiae.evaluation.records import FORMAT, read_evaluations
 from rpiae.evaluation.trained_run import TrainedRun, read_run
 from rpiae.tasks.tokenizer.pivot import FILE as PIVOT_FILE
 from rpiae.tasks.tokenizer.pivot import find_pivot, read_pivot
+from rpiae.tasks.tokenizer.replica import PivotReplica
 
 
 @frozen(kw_only=True)

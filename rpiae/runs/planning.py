@@ -23,8 +23,8 @@ from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.registry.registry import registry
 from rpiae.core.runtime.devices import check_device_name
 from rpiae.core.runtime.memory import MemoryNeed, memory_need
-from rpiae.core.training.adaptive import adaptive_layers
 from rpiae.core.training.freeze import FreezeReport, apply_stage, trained_parameters
+from rpiae.tasks.tokenizer.path import layers
 
 #: What terms look at that comes out of the bridge, where it is in the path.
 BEHIND_BRIDGE = frozenset({"pixels", "latent", "decoded_features", "gaussian"})
@@ -223,13 +223,13 @@ def _in_words(term: TermConfig) -> str:
 
 def _frozen_layers(model: RPiAE, stage: StageConfig, index: int) -> list[str]:
     """Adaptive weights that refer to a layer the stage does not train."""
-    layers = adaptive_layers(model.encoder, model.decoder)
+    of_model = layers(model)
     return [
         f"recipe.stages[{index}].terms[{position}]: the adaptive weight of {term.loss.label!r} refers "
         f"to the {term.adaptive.role}'s last layer, which this stage does not train: remove "
         f"`adaptive`, or train the {term.adaptive.role}"
         for position, term in enumerate(stage.terms)
-        if term.adaptive and not layers[term.adaptive.layer].requires_grad
+        if term.adaptive and not of_model[term.adaptive.layer].weight.requires_grad
     ]
 
 

@@ -319,7 +319,7 @@ def _scalars(event: events.Event) -> tuple[str, int, dict[str, float]] | None:
     scalars |= {f"terms/{k}": v for k, v in event.terms.items()}
     scalars |= {f"weights/{k}": v for k, v in event.weights.items()}
     scalars |= {f"gradient-norm/{k}": v for k, v in event.gradient_norms.items()}
-    scalars |= {f"critic/{k}": v for k, v in event.critic.items()}
+    scalars |= {f"{name}/{k}": v for name, row in event.others.items() for k, v in row.items()}
     scalars |= {"images-per-second": event.images_per_second}
     scalars |= {"data-seconds": event.data_seconds, "memory": event.memory}
     return event.stage, event.step, scalars

@@ -35,7 +35,6 @@ from rpiae.core.runtime.memory import check_memory
 from rpiae.core.runtime.processes import LAUNCHER_VARIABLES, Runtime
 from rpiae.core.training import events
 from rpiae.core.training.checkpoint import checkpoint_path, digest, list_checkpoints, progress
-from rpiae.core.training.objective import PivotReplica
 from rpiae.core.training.trainer import TrainerInputs, train
 from rpiae.data.fingerprint import data_fingerprint
 from rpiae.evaluation.final import evaluate_run
@@ -47,6 +46,8 @@ from rpiae.runs.recording import recorded
 from rpiae.runs.stages import StageStore, machine, run_address, session, trained_as
 from rpiae.runs.start import brings_pivot, check_initial, initial_parts, take_over
 from rpiae.tasks.tokenizer.pivot import inherit_pivot, read_pivot, write_pivot
+from rpiae.tasks.tokenizer.replica import PivotReplica
+from rpiae.tasks.tokenizer.task import TokenizerTask
 
 #: The run that nothing was said about; presets' companions come before all but the encoder.
 DEFAULTS: Mapping[str, str] = {
@@ -455,8 +456,8 @@ def _trained(
         )
 
     inputs = TrainerInputs(
-        model=model, recipe=config.recipe, data=data, runtime=runtime, replica=replica,
-        evaluate=evaluate, folder=folder, seed=config.seed,
+        task=TokenizerTask(model, replica=replica, data=data, evaluate=evaluate),
+        recipe=config.recipe, data=data, runtime=runtime, folder=folder, seed=config.seed,
     )  # fmt: skip
     rows = []
     on = machine(runtime.device, runtime.num_processes)

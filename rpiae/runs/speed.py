@@ -23,11 +23,15 @@ from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.draws import StepRandomness
 from rpiae.core.runtime.processes import MatrixSpeed, Precision, Runtime, matrix_speed
 from rpiae.core.training import events
-from rpiae.core.training.freeze import apply_stage
-from rpiae.core.training.objective import Objective, PivotReplica
-from rpiae.core.training.player import ModelPlayer
+from rpiae.core.training.balance import Balance
+from rpiae.core.training.freeze import apply_stage, set_modes
+from rpiae.core.training.objective import Objective
+from rpiae.core.training.player import MicroBatch
+from rpiae.core.training.task import Trainee
 from rpiae.core.training.trainer import TrainerInputs, train
 from rpiae.data.synthetic import SyntheticImages
+from rpiae.tasks.tokenizer.replica import PivotReplica
+from rpiae.tasks.tokenizer.task import TokenizerTask, adversary_of
 
 #: Side of the matrices whose product is taken for the machine's peak.
 PEAK_SIZE = 4096
@@ -141,13 +145,10 @@ def _step_seconds(
     number = batch_size(stage, recipe)
     pivot = build_tokenizer(resolved.tokenizer, seed=resolved.config.seed).roles["encoder"]
     with tempfile.TemporaryDirectory() as folder:
+        data = SyntheticImages(size, count=number)
         inputs = TrainerInputs(
-            model=model, recipe=recipe, data=SyntheticImages(size, count=number), runtime=runtime,
-            replica=PivotReplica(
-                pivot.to(runtime.device), output_patch=model.decoder.patch,
-                downsampling=model.bridge.downsampling,
-            ),
-            evaluate=lambda *_: {"psnr": 0.0}, folder=Path(folder), seed=0,
+            task=_task(model, pivot.to(runtime.device), data), recipe=recipe, data=data,
+            runtime=runtime, folder=Path(folder), seed=0,
         )  # fmt: skip
         taken = []
         for event in train(inputs):
@@ -165,26 +166,31 @@ def _meta_step(resolved: ResolvedRun, model: RPiAE, stage: StageConfig, size: in
     What a critic learns with is not counted; the model's way through it is.
     """
     recipe = resolved.config.recipe
-    apply_stage(model.roles, stage.train)
+    report = apply_stage(model.roles, stage.train)
     number = batch_size(stage, recipe)
-    objective = Objective(
-        stage.terms,
-        length=stage_length(stage, recipe, number),
-        layers={"encoder": model.encoder.last_weight, "decoder": model.decoder.last_weight},
-        device="meta",
-    )
-    critic = None
-    if objective.adversary is not None:
-        with torch.device("meta"):
-            critic = objective.adversary[0].critic.build().requires_grad_(False).eval()
     pivot = build_tokenizer(resolved.tokenizer, device="meta").roles["encoder"]
+    task = _task(model, pivot, SyntheticImages(size, count=1))
+    length = stage_length(stage, recipe, number)
+    objective = Objective(
+        stage.terms, length=length, layers=task.layers(), entry=task.entry, device="meta"
+    )
+    if (adversary := adversary_of(objective)) is not None:
+        with torch.device("meta"):
+            task.critic = adversary[0].critic.build().requires_grad_(False).eval()
+    set_modes(model.roles, report)
+    batch = MicroBatch(
+        torch.rand(number, 3, size, size, device="meta"),
+        StepRandomness(0, stage.name, 0, range(number)), 1.0,
+    )  # fmt: skip
+    passed = Trainee(task, stage, objective)(0, batch)
+    Balance(task.layers()).backward(passed, share=1.0, weigh=True)
+
+
+def _task(model: RPiAE, pivot: torch.nn.Module, data: SyntheticImages) -> TokenizerTask:
     replica = PivotReplica(
         pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
     )
-    player = ModelPlayer(model, stage=stage, objective=objective, replica=replica, critic=critic)
-    draws = StepRandomness(0, stage.name, 0, range(number))
-    outcome = player(torch.rand(number, 3, size, size, device="meta"), draws, 0)
-    outcome.total.backward()
+    return TokenizerTask(model, replica=replica, data=data, evaluate=lambda *_: {})
 
 
 def _counted(function: Callable[[], object]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +12,6 @@ from attrs import evolve, fields_dict
 from torch import Tensor
 
 from rpiae import runs
-from rpiae.core.config.recipe import StageConfig
 from rpiae.core.config.tree import Tree
 from rpiae.core.model.build import build_tokenizer
 from rpiae.core.model.contracts import Dataset
@@ -22,9 +21,10 @@ from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.registry.registry import registry
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training import events
-from rpiae.core.training.objective import PivotReplica
 from rpiae.core.training.trainer import TrainerInputs, train
 from rpiae.data.synthetic import SyntheticImages
+from rpiae.tasks.tokenizer.replica import PivotReplica
+from rpiae.tasks.tokenizer.task import TokenizerTask
 
 #: Small parts that stand in for those that are not under test.
 ENCODER: Tree = {"name": "vit", "width": 32, "depth": 2, "num_heads": 2}
@@ -111,13 +111,14 @@ def _train(resolved: ResolvedRun, model: RPiAE, folder: Path) -> set[str]:
     """Train in place; the roles that were trained."""
     pivot = build_tokenizer(resolved.tokenizer, seed=0).encoder
     assert isinstance(pivot, torch.nn.Module)
+    data = _data(resolved)
+    replica = PivotReplica(
+        pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
+    )
     inputs = TrainerInputs(
-        model=model, recipe=resolved.config.recipe, data=_data(resolved),
+        task=TokenizerTask(model, replica=replica, data=data, evaluate=lambda *_: {}),
+        recipe=resolved.config.recipe, data=data, folder=folder, seed=0,
         runtime=Runtime(device="cpu", precision="fp32"),
-        replica=PivotReplica(
-            pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
-        ),
-        evaluate=_unmeasured, folder=folder, seed=0,
     )  # fmt: skip
     trained: set[str] = set()
     for event in train(inputs):
@@ -140,10 +141,6 @@ def _data(resolved: ResolvedRun) -> Dataset:
     data = config.build()
     assert isinstance(data, Dataset)
     return data
-
-
-def _unmeasured(model: RPiAE, stage: StageConfig) -> Mapping[str, float]:
-    return {"psnr": 0.0}
 
 
 def _parameters(model: RPiAE, role: str) -> dict[str, Tensor]:

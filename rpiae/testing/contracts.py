@@ -28,8 +28,8 @@ from rpiae.core.model.contracts import (
     StepContext,
 )
 from rpiae.core.runtime.draws import StepRandomness
-from rpiae.core.training.objective import PivotReplica
 from rpiae.encoders.configs import VitEncoderConfig
+from rpiae.tasks.tokenizer.replica import PivotReplica
 
 
 def check_encoder(config: EncoderConfig, *, grid: tuple[int, int] = (2, 3)) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 from rpiae.core.config.parts import MetricConfig
 from rpiae.core.model.build import build
 from rpiae.core.model.tokenizer import RPiAE
-from rpiae.core.training.objective import PivotReplica
 from rpiae.evaluation.examination import Examination, Measured, Metric, TrainedMetric
+from rpiae.tasks.tokenizer.replica import PivotReplica
 
 #: What a metric may say that it needs.
 NEEDS = frozenset({"training", "labels", "pivot"})

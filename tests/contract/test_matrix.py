@@ -108,11 +108,11 @@ def test_matrix_trains_saves_and_loads_in_a_fresh_process(
         steps = [e for e in seen if isinstance(e, events.StepDone)]
         assert steps, combination
         assert all(e.gradient_norms for e in steps), combination
-        folder = save_tokenizer(inputs.model.eval(), tmp_path / f"tokenizer{i}")
+        folder = save_tokenizer(inputs.task.model.eval(), tmp_path / f"tokenizer{i}")
         images = torch.rand(1, 3, 40, 28, generator=torch.Generator().manual_seed(i))
         save_file({"images": images}, folder / "images.safetensors")
         with torch.no_grad():
-            expected[folder] = (combination, inputs.model.reconstruct(images))
+            expected[folder] = (combination, inputs.task.model.reconstruct(images))
     subprocess.run([sys.executable, "-c", LOAD, *map(str, expected)], check=True)
     for folder, (combination, reconstruction) in expected.items():
         made = load_file(folder / "made.safetensors")["made"]

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from rpiae.core.training.adaptive import adaptive_ratio
 from torch import Tensor, nn
 
 from rpiae.bridges.posterior import LOGVAR_RANGE, DiagonalGaussian
 from rpiae.core.config.recipe import OptimiserConfig, StageLength, TermConfig
 from rpiae.core.model.contracts import BlockFeatures, Features, StepContext
 from rpiae.core.model.geometry import map_grid, map_to_tokens, to_8_bits
-from rpiae.core.training.adaptive import adaptive_ratio
 from rpiae.core.training.ema import Ema
 from rpiae.core.training.objective import Objective
 from rpiae.core.training.player import Optimisation

@@ -23,9 +23,9 @@ from rpiae.core.model.contracts import Features
 from rpiae.core.model.geometry import tokens_to_map
 from rpiae.core.model.resolve import resolve_tokenizer
 from rpiae.core.model.tokenizer import RPiAE
-from rpiae.core.training.objective import PivotReplica
 from rpiae.decoders.configs import VitDecoderConfig
 from rpiae.encoders.configs import TimmEncoderConfig
+from rpiae.tasks.tokenizer.replica import PivotReplica
 
 if TYPE_CHECKING:
     from tests.golden.conftest import Golden, Load

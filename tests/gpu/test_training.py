@@ -11,8 +11,8 @@ from attrs import evolve
 
 from rpiae.core.runtime.processes import Precision, Runtime
 from rpiae.core.training import events
-from rpiae.core.training.objective import PivotReplica
 from rpiae.core.training.trainer import TrainerInputs, train
+from rpiae.tasks.tokenizer.replica import PivotReplica
 from tests.toys import toy_run
 
 pytestmark = pytest.mark.gpu
@@ -25,11 +25,12 @@ def _run(
 ) -> TrainerInputs:
     inputs = toy_run(folder, encoder, "vb4", "vit", "quick", *SHORT)
     replica = PivotReplica(
-        copy.deepcopy(inputs.model.encoder).to(device), output_patch=inputs.model.decoder.patch,
-        downsampling=inputs.model.bridge.downsampling,
+        copy.deepcopy(inputs.task.model.encoder).to(device), output_patch=inputs.task.model.decoder.patch,
+        downsampling=inputs.task.model.bridge.downsampling,
     )  # fmt: skip
     runtime = Runtime(device=str(device), precision=precision)
-    return evolve(inputs, replica=replica, runtime=runtime)
+    inputs.task.replica = replica
+    return evolve(inputs, runtime=runtime)
 
 
 def _losses(inputs: TrainerInputs) -> list[float]:
@@ -37,7 +38,7 @@ def _losses(inputs: TrainerInputs) -> list[float]:
 
 
 def _weights(inputs: TrainerInputs) -> dict[str, torch.Tensor]:
-    return {name: t.detach().cpu().clone() for name, t in inputs.model.state_dict().items()}
+    return {name: t.detach().cpu().clone() for name, t in inputs.task.model.state_dict().items()}
 
 
 def test_the_card_trains_as_the_processor(tmp_path: Path, card: torch.device) -> None:
@@ -84,4 +85,4 @@ def test_a_run_on_the_card_resumes_exactly(
 def test_memory_is_given_back_after_a_stage(tmp_path: Path, card: torch.device) -> None:
     inputs = _run(tmp_path, card)
     list(train(inputs))
-    assert all(parameter.grad is None for parameter in inputs.model.parameters())
+    assert all(parameter.grad is None for parameter in inputs.task.model.parameters())

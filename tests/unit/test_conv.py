@@ -16,9 +16,9 @@ from rpiae.core.model.contracts import Features
 from rpiae.core.model.resolve import part_config
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.registry.registry import registry
-from rpiae.core.training.objective import PivotReplica
 from rpiae.decoders.configs import ConvDecoderConfig
 from rpiae.decoders.conv import ConvDecoder
+from rpiae.tasks.tokenizer.replica import PivotReplica
 from rpiae.testing import check_bridge, check_decoder
 from tests.toys import BRIDGES, DECODERS, ENCODERS
 

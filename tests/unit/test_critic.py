@@ -123,17 +123,17 @@ def test_a_layer_that_the_backbone_lacks() -> None:
 @pytest.mark.parametrize("critic", CRITICS.values(), ids=CRITICS)
 def test_the_gradient_reaches_only_what_it_should(tmp_path: Path, critic: dict[str, Any]) -> None:
     inputs = gan_run(tmp_path, critic)
-    before = {name: value.clone() for name, value in inputs.model.state_dict().items()}
+    before = {name: value.clone() for name, value in inputs.task.model.state_dict().items()}
     seen = steps_of(inputs)
-    after = inputs.model.state_dict()
+    after = inputs.task.model.state_dict()
     moved = {n.partition(".")[0] for n in after if not torch.equal(after[n], before[n])}
     assert moved == {"decoder"}
     assert [sorted(e.terms) for e in seen] == [["l1"]] * 3 + [["adversarial", "l1"]] * 3
-    assert all(e.critic for e in seen)
+    assert all(e.others for e in seen)
     state = torch.load(
         next(tmp_path.glob("checkpoints/*.pt")), weights_only=True, map_location="cpu"
     )
-    assert "critic" not in state, "what the next stage takes over has no critic"
+    assert "players" not in state, "what the next stage takes over has no critic"
 
 
 def test_the_critic_learns_and_its_backbone_stays(tmp_path: Path) -> None:
@@ -141,20 +141,20 @@ def test_the_critic_learns_and_its_backbone_stays(tmp_path: Path) -> None:
     states = []
     for event in train(inputs):
         if isinstance(event, events.CheckpointSaved):
-            states.append(torch.load(event.path, weights_only=True)["critic"]["critic"])
+            states.append(torch.load(event.path, weights_only=True)["players"]["critic"]["weights"])
     first, last = states[0], states[-1]
-    changed = {n.partition(".")[0] for n in first if not torch.equal(first[n], last[n])}
+    changed = {n.split(".")[1] for n in first if not torch.equal(first[n], last[n])}
     assert changed == {"heads"}
 
 
 def test_the_critics_rate_counts_its_own_steps(tmp_path: Path) -> None:
     seen = steps_of(gan_run(tmp_path, CRITICS["patch"], critic_start_steps=2))
-    assert [bool(e.critic) for e in seen] == [False, False, True, True, True, True]
-    rates = [e.critic["learning_rate"] for e in seen if e.critic]
+    assert [bool(e.others) for e in seen] == [False, False, True, True, True, True]
+    rates = [e.others["critic"]["learning_rate"] for e in seen if e.others]
     assert rates == [e.learning_rate for e in seen][: len(rates)]
     own = {"learning_rate": 5e-3, "final_learning_rate": 5e-3, "shape": "constant"}
     other = steps_of(gan_run(tmp_path / "own", CRITICS["patch"], optimiser=own))
-    assert {e.critic["learning_rate"] for e in other} == {5e-3}
+    assert {e.others["critic"]["learning_rate"] for e in other} == {5e-3}
 
 
 def test_clean_and_shared_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ def test_clean_and_shared_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     list(train(inputs))
     images = inputs.data.images[:4]  # type: ignore[attr-defined]  # SyntheticImages
     with torch.no_grad():
-        updated = inputs.model.eval().reconstruct(images)
+        updated = inputs.task.model.eval().reconstruct(images)
     torch.testing.assert_close(shown[0], to_8_bits(updated), rtol=0, atol=1 / 255 + 1e-6)
     list(train(gan_run(tmp_path / "shared", CRITICS["patch"], *one, critic_input="shared")))
     assert (shown[1] - shown[0]).abs().max() > 0.01, "the shared one is noisy"
@@ -202,7 +202,7 @@ def test_accumulated_parts_teach_the_critic_what_a_whole_batch_does(tmp_path: Pa
         )
     )
     for one, other in zip(whole, parts, strict=True):
-        assert other.critic == pytest.approx(one.critic, rel=1e-3, abs=1e-5)
+        assert other.others["critic"] == pytest.approx(one.others["critic"], rel=1e-3, abs=1e-5)
         assert other.weights == pytest.approx(one.weights, rel=1e-2)
 
 

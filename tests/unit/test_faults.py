@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from attrs import evolve
 
 from rpiae import runs
 from rpiae.core.errors import CheckpointError, DataError, TrainingError, UsageError
@@ -48,18 +47,18 @@ def test_gradients_that_are_not_finite_stop_the_run_before_the_optimiser(tmp_pat
 
     happened = train(inputs)
     next(happened)
-    inputs.model.decoder.last_weight.register_hook(poisoned)
+    inputs.task.model.decoder.last_weight.register_hook(poisoned)
     with pytest.raises(TrainingError, match=r"tune, step 2: .*gradient norm of decoder = nan"):
         list(happened)
     found = load_checkpoint(tmp_path / "checkpoints")
     assert found is not None
     assert all(t.isfinite().all() for t in found[1]["model"].values())
-    assert all(t.isfinite().all() for t in inputs.model.state_dict().values())
+    assert all(t.isfinite().all() for t in inputs.task.model.state_dict().values())
 
 
 def test_nan_before_the_first_checkpoint_says_that_there_is_none(tmp_path: Path) -> None:
     inputs = toy_run(tmp_path, "vit", "vb4", "vit", "quick", "recipe.max_steps=4")
-    inputs.model.decoder.last_weight.data.fill_(float("nan"))
+    inputs.task.model.decoder.last_weight.data.fill_(float("nan"))
     with pytest.raises(TrainingError, match="No checkpoint was due yet"):
         list(train(inputs))
 
@@ -226,7 +225,8 @@ def test_a_signal_in_the_last_evaluation_of_a_stage_does_not_end_the_run_as_done
             os.kill(os.getpid(), signal.SIGINT)
         return {"psnr": 0.0}
 
-    seen = list(train(evolve(inputs, evaluate=interrupted)))
+    inputs.task.measure = interrupted
+    seen = list(train(inputs))
     assert isinstance(seen[-1], events.Interrupted)
     assert progress(tmp_path / "checkpoints") == (1, 1)
 

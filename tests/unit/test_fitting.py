@@ -10,6 +10,7 @@ import pytest
 import torch
 from attrs import evolve
 from jaxtyping import Float
+from rpiae.core.training.fitting import fit_bridge
 from torch import Tensor
 
 from rpiae import runs
@@ -17,7 +18,6 @@ from rpiae.bridges.linear import LinearBridge
 from rpiae.core.errors import ConfigError, TrainingError, UsageError
 from rpiae.core.model.contracts import Features, Fit
 from rpiae.core.training import events
-from rpiae.core.training.fitting import fit_bridge
 from rpiae.core.training.trainer import TrainerInputs, train
 from rpiae.testing import SyntheticImages
 from tests.toys import DECODERS, ENCODERS, toy_run
@@ -30,7 +30,7 @@ def linear_run(folder: Path, recipe: str = "quick") -> TrainerInputs:
 
 
 def state(inputs: TrainerInputs) -> dict[str, Tensor]:
-    return {name: t.clone() for name, t in inputs.model.state_dict().items()}
+    return {name: t.clone() for name, t in inputs.task.model.state_dict().items()}
 
 
 def fits(seen: list[events.Event]) -> list[str]:
@@ -53,9 +53,9 @@ def test_the_bridge_is_fitted_once_before_the_first_stage_that_has_it_in_its_pat
     begun = [e.stage for e in seen[place:] if isinstance(e, events.StageStarted)]
     assert (ended, begun) == (["tune"], ["compress", "polish"])
 
-    inputs.model.load_state_dict(fitted)
+    inputs.task.model.load_state_dict(fitted)
     with torch.no_grad():
-        tokens = inputs.model.eval().features(inputs.data.crops(8, seed=0)).tokens
+        tokens = inputs.task.model.eval().features(inputs.data.crops(8, seed=0)).tokens
     bridge = LinearBridge(features=32, latent_channels=4)
     bridge.fit([Features(tokens, (1, 8, 8))])
     for name, tensor in bridge.state_dict().items():
@@ -98,7 +98,7 @@ def test_a_recipe_without_the_bridge_in_any_path_fits_it_at_its_end(tmp_path: Pa
     seen = list(train(inputs))
     assert isinstance(seen[-1], events.Notice)
     assert fits(seen) == [seen[-1].text]
-    assert inputs.model.bridge.fitted
+    assert inputs.task.model.bridge.fitted
     again = linear_run(tmp_path, "rae")
     list(train(again, resume=True))
     assert all(torch.equal(value, state(inputs)[n]) for n, value in state(again).items())
@@ -191,10 +191,10 @@ def test_a_second_process_takes_the_first_ones_fit_and_reads_no_crops(
 def test_features_are_normalised_as_the_bridge_sees_them(tmp_path: Path) -> None:
     inputs = linear_run(tmp_path)
     mean, var = torch.full((32, 1, 1), 2.0), torch.full((32, 1, 1), 4.0)
-    inputs.model.register_buffer("feature_mean", mean)
-    inputs.model.register_buffer("feature_var", var)
-    list(fit_bridge(inputs.model, inputs.data, inputs.runtime, seed=0))
+    inputs.task.model.register_buffer("feature_mean", mean)
+    inputs.task.model.register_buffer("feature_var", var)
+    list(fit_bridge(inputs.task.model, inputs.data, inputs.runtime, seed=0))
     with torch.no_grad():
-        tokens = inputs.model.features(inputs.data.crops(8, seed=0)).tokens
+        tokens = inputs.task.model.features(inputs.data.crops(8, seed=0)).tokens
     expected = ((tokens - 2) / 2).mean(dim=(0, 1))
-    torch.testing.assert_close(inputs.model.bridge.mean, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(inputs.task.model.bridge.mean, expected, atol=1e-5, rtol=1e-4)

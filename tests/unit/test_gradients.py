@@ -11,9 +11,11 @@ from torch import Tensor
 
 from rpiae.core.config.recipe import StageConfig, TermConfig, stage_length
 from rpiae.core.runtime.draws import StepRandomness
+from rpiae.core.training.balance import Balance
 from rpiae.core.training.freeze import apply_stage, trained_parameters
 from rpiae.core.training.objective import Objective
-from rpiae.core.training.player import ModelPlayer
+from rpiae.core.training.player import MicroBatch
+from rpiae.core.training.task import Trainee
 from rpiae.core.training.trainer import TrainerInputs, train
 from rpiae.losses.configs import (
     FeatureLossConfig,
@@ -21,30 +23,30 @@ from rpiae.losses.configs import (
     PivotLossConfig,
     PivotPerceptualLossConfig,
 )
+from rpiae.tasks.tokenizer.task import adversary_of
 from tests.toys import ENCODERS, toy_run
 
 
 def gradients(inputs: TrainerInputs, stage: StageConfig) -> tuple[dict[str, Tensor | None], float]:
     """Gradients of one backward pass by name, and the total."""
-    model = inputs.model
+    model = inputs.task.model
     apply_stage(model.roles, stage.train)
     model.zero_grad()
+    task = inputs.task
     objective = Objective(
-        stage.terms,
-        length=stage_length(stage, inputs.recipe, 8),
-        layers={"encoder": model.encoder.last_weight, "decoder": model.decoder.last_weight},
-    )
-    critic = objective.adversary[0].critic.build().eval() if objective.adversary else None
-    player = ModelPlayer(
-        model, stage=stage, objective=objective, replica=inputs.replica, critic=critic
-    )
+        stage.terms, length=stage_length(stage, inputs.recipe, 8), layers=task.layers(),
+        entry=task.entry,
+    )  # fmt: skip
+    adversary = adversary_of(objective)
+    task.critic = adversary[0].critic.build().eval() if adversary else None
     batch = next(
         iter(inputs.data.batches(seed=0, stage=stage.name, batch_size=2, start=0, steps=1))
     )
-    outcome = player(batch.images, StepRandomness(0, stage.name, 0, batch.samples), 0)
-    if outcome.total.requires_grad:
-        outcome.total.backward()
-    return {n: p.grad for n, p in trained_parameters(model.roles)}, outcome.total.item()
+    draws = StepRandomness(0, stage.name, 0, batch.samples)
+    passed = Trainee(task, stage, objective)(0, MicroBatch(batch.images, draws, 1.0))
+    weights = Balance(task.layers()).backward(passed, share=1.0, weigh=True)
+    total = sum(weights[v.label] * v.value for v in passed.values)
+    return {n: p.grad for n, p in trained_parameters(model.roles)}, float(total)
 
 
 def test_stage_2_pixel_loss_reaches_the_bridge_through_the_frozen_decoder(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from rpiae.core.model.resolve import part_config
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.registry.registry import registry
 from rpiae.core.runtime.draws import StepRandomness
-from rpiae.core.training.objective import PivotReplica
+from rpiae.tasks.tokenizer.replica import PivotReplica
 from tests.toys import BRIDGES, CRITICS, DECODERS, ENCODERS
 
 #: Every built-in part once.

@@ -9,12 +9,12 @@ import pytest
 import torch
 from attrs import evolve
 from PIL import Image
+from rpiae.core.training.adaptive import adaptive_layers
 
 from rpiae import runs
 from rpiae.core.errors import ConfigError
 from rpiae.core.model.resolve import ResolvedRun, part_config
 from rpiae.core.registry.registry import registry
-from rpiae.core.training.adaptive import adaptive_layers
 from rpiae.core.training.ema import Ema
 from rpiae.core.training.trainer import train
 from rpiae.decoders.configs import VitDecoderConfig
@@ -100,7 +100,7 @@ def test_what_a_user_says_of_positions_stays() -> None:
 
 def test_a_reference_run_trains_its_positions(tmp_path: Path) -> None:
     inputs = toy_run(tmp_path, "timm", "vb4", "vit", "rpiae-reference")
-    decoder = inputs.model.decoder
+    decoder = inputs.task.model.decoder
     assert isinstance(decoder, VitDecoder)
     before = decoder.positions.detach().clone()
     one = evolve(inputs.recipe, stages=inputs.recipe.stages[:1], max_steps=1)

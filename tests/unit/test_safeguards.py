@@ -150,6 +150,6 @@ def test_a_part_that_is_trained_in_part_is_told() -> None:
 def test_the_replica_sees_what_the_model_sees_at_any_size(tmp_path: Path, encoder: str) -> None:
     inputs = toy_run(tmp_path, encoder, "vb4", "vit", "quick")
     images = torch.rand(1, 3, 30, 45)
-    ours, pivot = inputs.model.eval().features(images), inputs.replica.features(images)
+    ours, pivot = inputs.task.model.eval().features(images), inputs.task.replica.features(images)
     assert ours.grid == pivot.grid
     torch.testing.assert_close(ours.tokens, pivot.tokens)

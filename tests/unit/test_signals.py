@@ -104,7 +104,8 @@ def test_a_signal_in_the_very_last_evaluation_is_heard(tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGINT)
         return {"psnr": 0.0}
 
-    seen = list(train(evolve(inputs, evaluate=interrupted)))
+    inputs.task.measure = interrupted
+    seen = list(train(inputs))
     assert isinstance(seen[-1], events.Interrupted)
     assert progress(tmp_path / "checkpoints") == (3, 0)
 

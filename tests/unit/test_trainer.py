@@ -22,7 +22,7 @@ SHORT = ("recipe.max_steps=4", "recipe.batch_size=2", "recipe.checkpoint_every=1
 
 
 def state(inputs: TrainerInputs) -> dict[str, torch.Tensor]:
-    return {name: t.clone() for name, t in inputs.model.state_dict().items()}
+    return {name: t.clone() for name, t in inputs.task.model.state_dict().items()}
 
 
 def test_identity_bridge_skips_its_stage(tmp_path: Path) -> None:

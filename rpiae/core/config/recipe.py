@@ -37,6 +37,7 @@ class AdaptiveConfig:
         warmup_steps: steps with the constant weight before the ratio is used.
         eps: added to the denominator.
         maximum: upper clamp of the ratio; the term's weight multiplies it afterwards.
+        refresh_every: steps between two measurements of the ratio; the last one holds in between.
 
     Source: arXiv 2603.19206, λ_piv; VQGAN (arXiv 2012.09841) for the GAN weight.
     """
@@ -45,6 +46,7 @@ class AdaptiveConfig:
     warmup_steps: int = at_least(0, default=0)
     eps: float = at_least(0, default=1e-4)
     maximum: float = at_least(0, default=1e5)
+    refresh_every: int = at_least(1, default=1)
 
     @property
     def role(self) -> str:
@@ -147,6 +149,8 @@ class StageConfig:
         ema_warmup: whether the decay is lower in the stage's first steps, so that a short stage does
             not ship its initialisation; see ``schedules.ema_decay``.
         start_from: what the stage takes over from the previous one.
+        best: held-out metric that the best weights are chosen by, with ``-`` before it where less is
+            better; the task chooses where it is empty.
     """
 
     name: str = folder_name()
@@ -162,6 +166,7 @@ class StageConfig:
     ema: float = within(0, 1, default=0.9978)
     ema_warmup: bool = True
     start_from: Literal["weights", "ema"] = "weights"
+    best: str = without_effect("", "what is kept beside a run changes nothing in it")
 
 
 @frozen(kw_only=True)
@@ -179,6 +184,8 @@ class RecipeConfig:
             instead of keeping them: less memory, about a third more time.
         evaluate_every: steps between held-out evaluations; 0 is at the end of stages only.
         checkpoint_every: steps between checkpoints; 0 is at the end of stages only.
+        read_every: steps between two looks at losses and norms, for logs and alarms; 0 looks at every
+            one on a CPU, where that costs nothing, and at every 20th where a device has to be waited for.
         keep_checkpoints: how many of the latest checkpoints are kept.
         default_data: dataset used where none is named; empty if one must be named.
         default_resize: short side of every training image over the side of the crops, where
@@ -199,6 +206,7 @@ class RecipeConfig:
         at_least(0, default=5000), "it draws nothing and changes nothing"
     )
     checkpoint_every: int = without_effect(at_least(0, default=1000), "resuming is exact")
+    read_every: int = without_effect(at_least(0, default=0), "it draws nothing and changes nothing")
     keep_checkpoints: int = without_effect(at_least(1, default=2), "resuming is exact")
     default_data: str = without_effect("", "the dataset itself counts")
     default_resize: float = without_effect(at_least(0, default=0.0), "the dataset's resize counts")

@@ -33,6 +33,9 @@ SMALL = 128
 EMULATED = 4
 
 
+#: Steps between readings of an accelerator.
+READ_EVERY = 20
+
 #: What launchers tell a process about the others; a process of its own must not see it.
 LAUNCHER_VARIABLES = frozenset(
     {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
@@ -89,6 +92,12 @@ class Runtime:
         """Whether this process writes files."""
         return bool(self._accelerator.is_main_process)
 
+    @property
+    def read_every(self) -> int:
+        """Steps between readings of what they report, where nobody says: each one on a CPU, where
+        that costs nothing; fewer where the device would have to be waited for."""
+        return 1 if self.device.type == "cpu" and self.num_processes == 1 else READ_EVERY
+
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
         """Matrix products in bf16 where that is the precision."""
@@ -98,10 +107,6 @@ class Runtime:
     def prepare(self, module: nn.Module, optimiser: torch.optim.Optimizer) -> Any:
         """Wrap a player and its optimiser for this run's devices and processes."""
         return self._accelerator.prepare(module, optimiser)
-
-    def backward(self, loss: Tensor) -> None:
-        """Backward pass."""
-        self._accelerator.backward(loss)
 
     def unsynchronised_if(
         self, player: nn.Module, more: bool
@@ -155,11 +160,11 @@ class Runtime:
         return outcome[0]  # type: ignore[no-any-return]  # broadcast objects are untyped
 
     @contextlib.contextmanager
-    def with_others(self, where: str) -> Iterator[None]:
+    def with_others(self, where: Callable[[], str]) -> Iterator[None]:
         """Where other processes can make themselves felt: says clearly if one of them is gone.
 
         Args:
-            where: how to go on, for the message.
+            where: gives how to go on, for the message.
 
         Raises:
             TrainingError: if another training process ended.
@@ -169,7 +174,7 @@ class Runtime:
             yield
         except RuntimeError as error:
             if told := ended_loader(error):
-                raise DataError(f"{told}. {where}") from None
+                raise DataError(f"{told}. {where()}") from None
             lost = isinstance(error, torch.distributed.DistError) or any(
                 name in str(error) for name in ("gloo", "NCCL", "Connection closed by peer")
             )
@@ -177,7 +182,7 @@ class Runtime:
                 raise
             raise TrainingError(
                 f"another process of this run is gone ({_first_line(error)}), so this one stops "
-                f"too. {where}"
+                f"too. {where()}"
             ) from None
 
     def release(self) -> None:

@@ -39,7 +39,7 @@ class StageSkipped(Event):
 
 @frozen(kw_only=True)
 class StepDone(Event):
-    """One optimiser step.
+    """Optimiser steps are done; the numbers are of the last one, but for the rates.
 
     Attributes:
         total: the weighted loss.
@@ -47,10 +47,10 @@ class StepDone(Event):
         weights: their weights in this step (adaptive ones too).
         learning_rate: of this step.
         gradient_norms: by role.
-        critic: how the critic does, where it learned in this step: ``loss``, ``accuracy``, mean
-            logits ``real`` and ``made``, ``gradient_norm``, ``learning_rate``.
-        images_per_second: of this step.
-        data_seconds: time spent waiting for data.
+        others: by name, how players besides the model do that learned in this step: their terms and
+            facts, ``gradient_norm``, ``learning_rate``.
+        images_per_second: since the event before.
+        data_seconds: spent waiting for data, per step.
         remaining_seconds: estimate for the stage.
         memory: bytes; the most that was allocated on a CUDA device, else what is resident now.
     """
@@ -63,7 +63,7 @@ class StepDone(Event):
     weights: Mapping[str, float]
     learning_rate: float
     gradient_norms: Mapping[str, float]
-    critic: Mapping[str, float]
+    others: Mapping[str, Mapping[str, float]]
     images_per_second: float
     data_seconds: float
     remaining_seconds: float
@@ -72,7 +72,7 @@ class StepDone(Event):
 
 @frozen(kw_only=True)
 class Evaluated(Event):
-    """Held-out metrics of the EMA weights on the stage's own path."""
+    """Held-out metrics of the averaged weights on the stage's own path."""
 
     stage: str
     step: int

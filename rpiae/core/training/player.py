@@ -1,198 +1,237 @@
-"""A player: what is trained, its optimiser, and a module whose forward computes its losses."""
+"""A player: whoever learns in a stage, with all that its learning takes.
+
+Model and critic are two of them. A player clears, measures and clips the gradients of what it trains,
+and nobody else's.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from attrs import frozen
-from jaxtyping import Float
+from attrs import define, field, frozen
 from torch import Tensor, nn
 
-from rpiae.core.config.recipe import OptimiserConfig, StageConfig, StageLength
-from rpiae.core.model.contracts import Critic, Features, Replica, StepContext
-from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.config.recipe import OptimiserConfig, StageLength
 from rpiae.core.runtime.draws import StepRandomness
-from rpiae.core.training.adaptive import Junction
-from rpiae.core.training.objective import Objective, Outcome
+from rpiae.core.runtime.processes import Runtime
+from rpiae.core.training.balance import Balance, Pass
+from rpiae.core.training.ema import Ema
 from rpiae.core.training.schedules import learning_rate
 
 
-class ModelPlayer(nn.Module):
-    """The model as a player of one stage.
+class MicroBatch(NamedTuple):
+    """Samples of a step that go through a player together.
 
-    Only parts with something to train are its submodules; frozen ones are held aside, so that a
-    distributed wrapper sees just what is trained.
-
-    Args:
-        model: the tokenizer, its modes and requires_grad set for the stage.
-        stage: path, posterior and noise.
-        objective: the stage's terms.
-        replica: the frozen pivot.
-        critic: the stage's critic, where it has one.
+    Attributes:
+        inputs: (b, …), on the run's device.
+        draws: of these samples.
+        share: of them in the step's samples, times the number of processes.
     """
 
-    def __init__(
-        self,
-        model: RPiAE,
-        *,
-        stage: StageConfig,
-        objective: Objective,
-        replica: Replica,
-        critic: Critic | None = None,
-    ) -> None:
-        super().__init__()
-        self.trained = nn.ModuleDict(
-            {
-                role: part
-                for role, part in model.roles.items()
-                if any(p.requires_grad for p in part.parameters())
-            }
-        )
-        self._held = (model, critic)
-        self._stage = stage
-        self._objective = objective
-        self._replica = replica
-
-    def forward(
-        self,
-        images: Float[Tensor, "b 3 h w"],
-        draws: StepRandomness,
-        step: int,
-        share: float = 1.0,
-        whole: bool = True,
-    ) -> Outcome:
-        """Losses of a batch, or of one part of it; see ``Objective.__call__``."""
-        junction = self._objective.junction(step) if whole else None
-        context = stage_forward(
-            self._held[0], images, stage=self._stage, draws=draws, replica=self._replica,
-            junction=junction[1] if junction else None, critic=self._held[1],
-        )  # fmt: skip
-        return self._objective(context, step, share=share, whole=whole, junction=junction)
+    inputs: Tensor
+    draws: StepRandomness
+    share: float
 
 
-def stage_forward(
-    model: RPiAE,
-    images: Float[Tensor, "b 3 h w"],
-    *,
-    stage: StageConfig,
-    draws: StepRandomness,
-    replica: Replica,
-    junction: Junction | None = None,
-    critic: Critic | None = None,
-) -> StepContext:
-    """One pass along a stage's path; only the frozen prefix runs without gradients.
-
-    The decoder's path (and the bridge, where it is in it) sees the noisy features; terms that
-    compare features see the clean ones, from the other side of the junction where there is one.
-    """
-    live = torch.is_grad_enabled() and _trains(model.encoder)
-    with torch.set_grad_enabled(live):
-        features = model.features(images)
-    path = features
-    if junction is not None:
-        onward, compared = junction.split(features.tokens)
-        path, features = Features(onward, features.grid), Features(compared, features.grid)
-    noisy = with_noise(path, tau=stage.noise, draws=draws)
-    if not stage.use_bridge:
-        return StepContext(
-            images=images, features=features, posterior=None, latent=None, decoded_features=None,
-            reconstruction=_decoded(model, noisy, images), replica=replica, draws=draws,
-            critic=critic,
-        )  # fmt: skip
-    live = live or (torch.is_grad_enabled() and _trains(model.bridge))
-    with torch.set_grad_enabled(live):
-        posterior = model.posterior(noisy)
-        latent = posterior.mode()
-        if stage.posterior == "sample":
-            latent = posterior.sample(draws.normal_like(latent, "posterior"))
-        expanded = model.expand(latent)
-    return StepContext(
-        images=images, features=features, posterior=posterior, latent=latent,
-        decoded_features=expanded, reconstruction=_decoded(model, expanded, images),
-        replica=replica, draws=draws, expand=model.expand, critic=critic,
-    )  # fmt: skip
-
-
-def with_noise(features: Features, *, tau: float, draws: StepRandomness) -> Features:
-    """z + σ·ε with ε ~ N(0, I) and one σ ~ U(0, τ) per sample; unchanged for τ = 0."""
-    if tau == 0:
-        return features
-    sigma = tau * draws.uniform("noise-level", features.tokens.device)
-    noise = draws.normal_like(features.tokens, "noise")
-    return Features(features.tokens + sigma.view(-1, 1, 1) * noise, features.grid)
+#: Name of the player that a task's own module is.
+MODEL = "model"
 
 
 @frozen(kw_only=True)
-class Optimisation:
-    """AdamW of a player, its gradients, and its learning rate as a function of the step.
-
-    A player clears, measures and clips the gradients of what it trains, and nobody else's.
+class Learned:
+    """What came of a player's step; tensors, so that nobody has to wait for the device.
 
     Attributes:
-        parameters: what the player trains, by role-prefixed name.
-        optimiser: over them.
-        config: its settings.
-        length: the stage's lengths.
+        player: whose.
+        terms: raw values of its loss terms, of this process's samples.
+        weights: their weights.
+        facts: what else its passes told, weighted like the terms.
+        gradient_norms: by role.
+        learning_rate: of the step.
+        shown: what its passes showed, per micro-batch.
     """
 
+    player: str
+    terms: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]
+    facts: Mapping[str, Tensor]
+    gradient_norms: Mapping[str, Tensor]
+    learning_rate: float
+    shown: Sequence[Any]
+
+
+#: Gives what a player's module is called with for each micro-batch, when it is its turn: the
+#: micro-batches, and what those who learned before it in this step showed.
+Inputs = Callable[
+    [Sequence[MicroBatch], Mapping[str, Learned]], Sequence[Callable[[], tuple[Any, ...]]]
+]
+
+
+def of_the_batch(
+    batches: Sequence[MicroBatch], _: Mapping[str, Learned]
+) -> Sequence[Callable[[], tuple[Any, ...]]]:
+    """The micro-batches themselves."""
+    return [lambda batch=batch: (batch,) for batch in batches]  # type: ignore[misc]  # bound as a default
+
+
+@define(kw_only=True)
+class Player:
+    """A module that learns.
+
+    Attributes:
+        name: what it is called in logs and checkpoints.
+        module: its forward pass takes (step, *inputs) and gives a ``Pass``; what a distributed wrapper
+            sees. Its parameters that require gradients are those that are trained.
+        parameters: what it trains, by role-prefixed name.
+        config: optimiser and schedule.
+        length: the stage's lengths with that schedule.
+        start: first step of the stage in which it learns; its schedule counts from there.
+        balance: weighs its terms.
+        ema: average of its parameters, where one is kept.
+        modes: sets train and eval modes before it learns.
+        inputs: what its module is called with.
+    """
+
+    name: str
+    module: nn.Module
     parameters: Mapping[str, nn.Parameter]
-    optimiser: torch.optim.AdamW
     config: OptimiserConfig
     length: StageLength
+    start: int = 0
+    balance: Balance = field(factory=Balance)
+    ema: Ema | None = None
+    modes: Callable[[], object]
+    inputs: Inputs = of_the_batch
+    optimiser: torch.optim.AdamW = field(init=False)
+    _wrapped: Any = field(init=False)
+    _stepping: Any = field(init=False)
 
-    @classmethod
-    def of(
-        cls,
-        parameters: Iterable[tuple[str, nn.Parameter]],
-        config: OptimiserConfig,
-        length: StageLength,
-    ) -> Optimisation:
-        """AdamW over the parameters that a player trains."""
-        named = dict(parameters)
-        optimiser = torch.optim.AdamW(
-            list(named.values()),
-            lr=config.learning_rate,
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
+    def __attrs_post_init__(self) -> None:
+        self.optimiser = torch.optim.AdamW(
+            list(self.parameters.values()),
+            lr=self.config.learning_rate,
+            betas=self.config.betas,
+            eps=self.config.eps,
+            weight_decay=self.config.weight_decay,
             fused=True,
         )
-        return cls(parameters=named, optimiser=optimiser, config=config, length=length)
+        self._wrapped, self._stepping = self.module, self.optimiser
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Go on with the moments of a saved state, and with the settings that there are now."""
-        own = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": saved["state"], "param_groups": own})
+    def prepare(self, runtime: Runtime) -> None:
+        """Wrap the module for the run's processes."""
+        self.wake()  # a distributed wrapper listens to what is trained as it wraps
+        self._wrapped, self._stepping = runtime.prepare(self.module, self.optimiser)
+
+    def wake(self) -> None:
+        """Have the parameters listen to gradients, in the modes of learning."""
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        self.modes()
+
+    def rest(self) -> None:
+        """Have gradients pass through to the inputs, and to nothing else, in eval mode."""
+        self.module.eval()
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(False)
+
+    def learn(
+        self,
+        step: int,
+        batches: Sequence[MicroBatch],
+        runtime: Runtime,
+        *,
+        earlier: Mapping[str, Learned] | None = None,
+        check: Callable[[Learned], None] = lambda _: None,
+    ) -> Learned:
+        """One optimiser step.
+
+        Args:
+            step: of the stage.
+            batches: this process's samples.
+            runtime: where.
+            earlier: what others learned in this step.
+            check: called with what was learned, before the parameters change.
+        """
+        self.wake()
+        rate = self.learning_rate(step - self.start)
+        for group in self._stepping.param_groups:
+            group["lr"] = rate
+        self.clear()
+        learned = self._gradients(step, batches, runtime, earlier or {}, rate)
+        check(learned)
+        self._clip(learned.gradient_norms)
+        self._stepping.step()
+        if self.ema is not None:
+            self.ema.update()
+        return learned
+
+    def _gradients(
+        self, step: int, batches: Sequence[MicroBatch], runtime: Runtime,
+        earlier: Mapping[str, Learned], rate: float,
+    ) -> Learned:  # fmt: skip
+        """Gradients of all the step's samples."""
+        waiting = self.inputs(batches, earlier)
+        weigh = self._weigh_first(step, batches, waiting, runtime)
+        terms: dict[str, Tensor] = {}
+        facts: dict[str, Tensor] = {}
+        weights: Mapping[str, Tensor] = {}
+        shown = []
+        for number, (batch, inputs) in enumerate(zip(batches, waiting, strict=True), start=1):
+            with runtime.unsynchronised_if(self._wrapped, number < len(batches)):
+                with runtime.autocast():
+                    passed: Pass = self._wrapped(step, *inputs())
+                due = weigh and self.balance.due(passed.values, step)
+                weights = self.balance.backward(passed, share=batch.share, weigh=due)
+            _add(terms, {v.label: v.value.detach() for v in passed.values}, batch.share)
+            _add(facts, passed.facts, batch.share)
+            shown.append(passed.shown)
+        return Learned(
+            player=self.name, terms=terms, weights=weights, facts=facts, gradient_norms=self.norms(),
+            learning_rate=rate, shown=shown,
+        )  # fmt: skip
+
+    def _weigh_first(
+        self, step: int, batches: Sequence[MicroBatch],
+        waiting: Sequence[Callable[[], tuple[Any, ...]]], runtime: Runtime,
+    ) -> bool:  # fmt: skip
+        """Take the ratios of an accumulated batch; whether they are left to its backward pass."""
+        if len(batches) == 1:
+            return True
+        for number, (batch, inputs) in enumerate(zip(batches, waiting, strict=True), start=1):
+            with runtime.autocast():
+                passed: Pass = self.module(step, *inputs())
+            if not self.balance.due(passed.values, step):
+                return False
+            self.balance.measure(passed, share=batch.share)
+            if number == len(batches):
+                self.balance.settle(passed.values)
+        return False
 
     def clear(self) -> None:
         """Forget the gradients, and free their memory."""
         for parameter in self.parameters.values():
             parameter.grad = None
 
-    def norms(self) -> dict[str, float]:
+    def norms(self) -> dict[str, Tensor]:
         """Norm of the gradients per role; roles without any are left out."""
-        found: dict[str, list[Tensor]] = {}
+        gradients: dict[str, list[Tensor]] = {}
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
-                found.setdefault(name.partition(".")[0], []).append(parameter.grad)
-        return {role: float(nn.utils.get_total_norm(each)) for role, each in found.items()}
+                gradients.setdefault(name.partition(".")[0], []).append(parameter.grad)
+        return {role: nn.utils.get_total_norm(each) for role, each in gradients.items()}
 
-    def clip(self, norms: Mapping[str, float]) -> None:
-        """Scale the gradients down to the norm that is wanted, if any.
-
-        Args:
-            norms: what ``norms`` gave.
-        """
+    def _clip(self, norms: Mapping[str, Tensor]) -> None:
+        """Scale the gradients down to the norm that is wanted, if any."""
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         if self.config.clip and gradients:
-            total = math.hypot(*norms.values())
-            torch._foreach_mul_(gradients, min(1.0, self.config.clip / (total + 1e-6)))
+            total = torch.linalg.vector_norm(torch.stack([norms[role] for role in norms]))
+            factor = (self.config.clip / (total + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(gradients, factor)
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of a step."""
+        """Learning rate of one of the player's own steps."""
         return learning_rate(
             step,
             base=self.config.learning_rate,
@@ -203,11 +242,18 @@ class Optimisation:
             warmup_from_zero=self.config.warmup_from_zero,
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Optimiser and ratios, for a checkpoint; what is trained is saved by whoever has it."""
+        return {"optimiser": self.optimiser.state_dict(), "balance": self.balance.state_dict()}
 
-def _decoded(model: RPiAE, features: Features, images: Tensor) -> Tensor:
-    return model.decode_features(features, size=(images.shape[-2], images.shape[-1]))
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on with the moments of a saved state, and with the settings that there are now."""
+        own = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": saved["optimiser"]["state"], "param_groups": own})
+        self.balance.load_state_dict(saved["balance"])
 
 
-def _trains(module: object) -> bool:
-    assert isinstance(module, nn.Module)
-    return any(parameter.requires_grad for parameter in module.parameters())
+def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], share: float) -> None:
+    for label, value in values.items():
+        scaled = share * value
+        sums[label] = sums[label] + scaled if label in sums else scaled

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from rpiae.core.config.recipe import RecipeConfig, stage_length
 from rpiae.core.errors import CheckpointError
 from rpiae.core.model.state import check_state, check_values_are_there
-from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.training import events
 from rpiae.core.training.checkpoint import SavedState, place
 from rpiae.core.training.freeze import apply_stage, trained_parameters
+from rpiae.core.training.task import Task
 
 #: What AdamW keeps for a parameter; all but the step count are of the parameter's shape and dtype.
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -34,15 +34,17 @@ _ALWAYS = {
     "ema": dict,
     "history": dict,
 }
-_WITHIN = {"optimiser": dict, "seconds": float, "skipped": int, "best": float}
+_WITHIN = {
+    "optimiser": dict, "balance": dict, "players": dict, "seconds": float, "skipped": int, "best": float,
+}  # fmt: skip
 
 
-def check_saved(saved: SavedState, *, model: RPiAE, recipe: RecipeConfig) -> None:
+def check_saved(saved: SavedState, *, task: Task, recipe: RecipeConfig) -> None:
     """Whether a run can go on from a state.
 
     Args:
         saved: the state.
-        model: the run's model; which of its parameters are trained is set as the stage has it.
+        task: the run's task; which of its parameters are trained is set as the stage has it.
         recipe: the run's recipe.
 
     Raises:
@@ -59,25 +61,28 @@ def check_saved(saved: SavedState, *, model: RPiAE, recipe: RecipeConfig) -> Non
         raise CheckpointError(
             f"{source} is of stage {stage + 1}, and the recipe has {len(recipe.stages)}"
         )
-    check_state(model, _tensors(state["model"], f"{source}: model"), source=source, exact=True)
-    skipped = [apply_stage(model.roles, each.train).skipped for each in recipe.stages[:stage]]
+    check_state(
+        task.module, _tensors(state["model"], f"{source}: model"), source=source, exact=True
+    )
+    skipped = [apply_stage(task.roles, each.train).skipped for each in recipe.stages[:stage]]
     ended = [each.name for each, none in zip(recipe.stages, skipped, strict=False) if not none]
     _check_history(state["history"], ended, source)
     if not step:
-        _check_average(state["ema"], dict(model.named_parameters()), source)
+        _check_average(state["ema"], dict(task.module.named_parameters()), source)
         return
     config = recipe.stages[stage]
     if step > (length := stage_length(config, recipe, state["num_images"]).steps):
         raise CheckpointError(f"{source} is of step {step} of {length} of stage {config.name}")
     _check_types(state, _WITHIN, source)
-    apply_stage(model.roles, config.train)
-    trained = dict(trained_parameters(model.roles))
+    apply_stage(task.roles, config.train)
+    trained = dict(trained_parameters(task.roles))
     _check_average(state["ema"], trained, source)
     if state["ema"].keys() != {"values", "step"} or state["ema"]["step"] != step:
         raise CheckpointError(f"{source}: its moving average is not of step {step}")
     if missing := trained.keys() - state["ema"]["values"].keys():
         raise CheckpointError(f"{source}: there is no moving average of {min(missing)}")
     check_optimiser(state["optimiser"], list(trained.values()), steps=step, source=source)
+    check_ratios(state["balance"], source=source)
 
 
 def check_stage_end(state: Mapping[str, Any], *, source: str) -> None:
@@ -92,27 +97,50 @@ def check_stage_end(state: Mapping[str, Any], *, source: str) -> None:
     _tensors(state["model"], f"{source}: model")
 
 
-def check_critic(
-    saved: Any, critic: nn.Module, parameters: Sequence[nn.Parameter], *, steps: int, source: str
+def check_player(
+    saved: Any,
+    module: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    *,
+    name: str,
+    steps: int,
+    source: str,
 ) -> None:
-    """Whether a stage's critic can go on from a state.
+    """Refuse a state that a player besides the model cannot go on from.
 
     Args:
         saved: what the checkpoint has of it.
-        critic: the stage's own.
+        module: the stage's own.
         parameters: those that it trains.
+        name: the player's.
         steps: that it can have made.
         source: the checkpoint, for messages.
 
     Raises:
-        CheckpointError: if not.
+        CheckpointError: if it is of another one, or missing.
     """
     if not isinstance(saved, dict):
-        raise CheckpointError(f"{source} holds no critic, and its stage has one")
-    _check_types(saved, {"critic": dict, "optimiser": dict}, source)
-    weights = _tensors(saved["critic"], f"{source}: critic")
-    check_state(critic, weights, source=f"{source}: critic", exact=True)
-    check_optimiser(saved["optimiser"], parameters, steps=steps, source=f"{source}: critic")
+        raise CheckpointError(
+            f"{source} holds no {name}, and its stage has one: it is damaged, or from an earlier "
+            "version. Remove it, and the run goes on from the one before"
+        )
+    source = f"{source}: {name}"
+    _check_types(saved, {"weights": dict, "optimiser": dict, "balance": dict}, source)
+    check_state(module, _tensors(saved["weights"], source), source=source, exact=True)
+    check_optimiser(saved["optimiser"], parameters, steps=steps, source=source)
+    check_ratios(saved["balance"], source=source)
+
+
+def check_ratios(saved: Mapping[Any, Any], *, source: str) -> None:
+    """Refuse adaptive weights that are no finite numbers.
+
+    Raises:
+        CheckpointError: if there are any.
+    """
+    for label, ratio in _tensors(saved, f"{source}: balance").items():
+        _check_like(ratio, torch.zeros(()), f"{source}: the adaptive weight of {label}")
+        if not 0 <= float(ratio) < math.inf:
+            raise CheckpointError(f"{source}: the adaptive weight of {label} is {float(ratio)}")
 
 
 def check_optimiser(

@@ -1,18 +1,18 @@
-"""The staged trainer: runs any recipe over any model, and knows no part and no stage by name."""
+"""The staged trainer: runs any recipe of any task, and knows no role, part, stage, metric or task by
+name."""
 
 from __future__ import annotations
 
 import functools
 import math
 import time
-from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import asdict, define, evolve, field, frozen
-from torch import Tensor, nn
+from attrs import asdict, define, field, frozen
+from torch import Tensor
 
 from rpiae.core.config.recipe import (
     RecipeConfig,
@@ -23,15 +23,12 @@ from rpiae.core.config.recipe import (
 )
 from rpiae.core.errors import CheckpointError, ConfigError, DataError, TrainingError, UsageError
 from rpiae.core.model.blocks import recomputing
-from rpiae.core.model.contracts import Batch, Dataset, Replica
-from rpiae.core.model.folders import save_tokenizer
-from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.model.contracts import Batch, Dataset
 from rpiae.core.runtime.draws import StepRandomness
 from rpiae.core.runtime.files import plain_name
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.runtime.signals import StopSignal
 from rpiae.core.training import events
-from rpiae.core.training.adaptive import SeparateGradients, adaptive_layers
 from rpiae.core.training.checkpoint import (
     SavedState,
     checkpoint_path,
@@ -40,17 +37,13 @@ from rpiae.core.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from rpiae.core.training.critic import CriticTraining, ShownImages
 from rpiae.core.training.ema import Ema
-from rpiae.core.training.fitting import fit_bridge
-from rpiae.core.training.freeze import FreezeReport, apply_stage, set_modes, trained_parameters
-from rpiae.core.training.objective import Objective
-from rpiae.core.training.player import ModelPlayer, Optimisation, stage_forward
+from rpiae.core.training.freeze import FreezeReport, apply_stage
+from rpiae.core.training.player import Learned, MicroBatch, Player
+from rpiae.core.training.readings import Readings
 from rpiae.core.training.restoring import check_saved
+from rpiae.core.training.task import Opening, Task
 from rpiae.core.training.watch import Watch
-
-#: Held-out metrics of the model as it stands, on a stage's path; larger ``psnr`` is better.
-Evaluate = Callable[[RPiAE, StageConfig], Mapping[str, float]]
 
 
 @frozen(kw_only=True)
@@ -58,28 +51,24 @@ class TrainerInputs:
     """Everything a training run is a function of.
 
     Attributes:
-        model: starts as the run's initialisation; trained in place.
+        task: what is trained, in place; its weights start as the run's initialisation.
         recipe: what to do.
-        data: images.
+        data: samples.
         runtime: device, precision, processes.
-        replica: the frozen pivot.
-        evaluate: held-out metrics.
         folder: the run's folder.
         seed: of every random draw.
     """
 
-    model: RPiAE
+    task: Task
     recipe: RecipeConfig
     data: Dataset
     runtime: Runtime
-    replica: Replica
-    evaluate: Evaluate
     folder: Path
     seed: int
 
 
 def train(inputs: TrainerInputs, *, resume: bool = False) -> Iterator[events.Event]:
-    """Run all stages; yields events. The model ends with the last stage's EMA weights.
+    """Run all stages; yields events. The task ends with the last stage's averaged weights.
 
     Args:
         inputs: the run.
@@ -90,10 +79,11 @@ def train(inputs: TrainerInputs, *, resume: bool = False) -> Iterator[events.Eve
         ConfigError: if a stage's patterns match nothing.
         TrainingError: if a loss is not finite, or another process is gone; the last good checkpoint
             stays.
-        DataError: if no image can be read any more; the state is saved before.
+        DataError: if no sample can be read any more; the state is saved before.
         CheckpointError: if a checkpoint cannot be read or written.
     """
-    inputs.model.to(inputs.runtime.device)
+    task, runtime = inputs.task, inputs.runtime
+    task.module.to(runtime.device)
     saved = _load(inputs) if resume else None
     first = saved.state["stage"] if saved else 0
     history: dict[str, dict[str, Any]] = saved.state["history"] if saved else {}
@@ -101,7 +91,7 @@ def train(inputs: TrainerInputs, *, resume: bool = False) -> Iterator[events.Eve
         yield events.Notice(text=text)
     with StopSignal() as stop:
         for index, stage in enumerate(inputs.recipe.stages):
-            report = _apply(inputs.model, stage, index)
+            report = _apply(task, stage, index)
             if report.skipped:
                 trains = ", ".join(stage.train)
                 reason = f"{trains} has no parameters" if stage.train else "it trains nothing"
@@ -109,55 +99,46 @@ def train(inputs: TrainerInputs, *, resume: bool = False) -> Iterator[events.Eve
             elif index < first:
                 yield events.StageEnded(**history[stage.name])
             else:
-                if stage.use_bridge:
-                    yield from fit_bridge(inputs.model, inputs.data, inputs.runtime, inputs.seed)
+                yield from task.before(stage, runtime, inputs.seed)
                 state = saved if index == first else None
                 if not (yield from _Stage.open(inputs, index, report, history, state).run(stop)):
                     return
-        yield from fit_bridge(inputs.model, inputs.data, inputs.runtime, inputs.seed)
-        if inputs.runtime.any(bool(stop.received)):
+        yield from task.before(None, runtime, inputs.seed)
+        if runtime.any(bool(stop.received)):
             yield events.Interrupted(path=inputs.folder, signal=stop.received or "a peer")
 
 
 def _load(inputs: TrainerInputs) -> SavedState | None:
-    """The newest state that the run can go on from; its weights are the model's then."""
-    found = load_checkpoint(
+    """The newest state that the run can go on from; its weights are the task's then."""
+    task, recipe = inputs.task, inputs.recipe
+    latest = load_checkpoint(
         inputs.folder / "checkpoints",
-        check=functools.partial(check_saved, model=inputs.model, recipe=inputs.recipe),
+        check=functools.partial(check_saved, task=task, recipe=recipe),
     )
-    if found is None:
+    if latest is None:
         return None
-    path, state, _ = found
+    path, state, _ = latest
     if state["num_images"] != inputs.data.num_images:
         raise CheckpointError(
             f"{path} was trained on {state['num_images']} images and the data now have "
             f"{inputs.data.num_images}, so its epochs cannot go on: bring back the data, or start "
             f"another run from its weights with --init"
         )
-    inputs.model.load_state_dict(state["model"])
-    if state["step"] == 0 and _wants_averages(inputs.model, inputs.recipe.stages[state["stage"] :]):
-        names = dict(inputs.model.named_parameters())
+    task.module.load_state_dict(state["model"])
+    if state["step"] == 0 and _wants_averages(task, recipe.stages[state["stage"] :]):
+        names = dict(task.module.named_parameters())
         with torch.no_grad():
             for name, average in state["ema"]["values"].items():
                 names[name].copy_(average)
-    return found
+    return latest
 
 
-def _apply(model: RPiAE, stage: StageConfig, index: int) -> FreezeReport:
+def _apply(task: Task, stage: StageConfig, index: int) -> FreezeReport:
     try:
-        return apply_stage(model.roles, stage.train)
+        return apply_stage(task.roles, stage.train)
     except ConfigError as error:
         problems = [f"recipe.stages[{index}].{problem}" for problem in error.problems]
         raise ConfigError("the recipe", problems) from None
-
-
-@frozen(kw_only=True)
-class _Part:
-    """Images of a batch that go through the model together."""
-
-    images: Tensor
-    draws: StepRandomness
-    share: float
 
 
 @define(kw_only=True)
@@ -170,13 +151,11 @@ class _Stage:
     length: StageLength
     batch_size: int
     report: FreezeReport
-    player: nn.Module
-    optimiser: Any
-    optimisation: Optimisation
+    players: Sequence[Player]
     ema: Ema
-    critic: CriticTraining | None
     watch: Watch
     history: dict[str, dict[str, Any]]
+    readings: Readings
     step: int = 0
     seconds: float = 0.0
     skipped: int = 0
@@ -194,50 +173,34 @@ class _Stage:
         saved: SavedState | None,
     ) -> _Stage:
         saved = saved if saved is not None and saved.state["step"] > 0 else None
-        model, config, runtime = inputs.model, inputs.recipe.stages[index], inputs.runtime
-        length = stage_length(config, inputs.recipe, inputs.data.num_images)
-        size = batch_size(config, inputs.recipe)
+        task, runtime, recipe = inputs.task, inputs.runtime, inputs.recipe
+        config = recipe.stages[index]
+        length = stage_length(config, recipe, inputs.data.num_images)
+        size = batch_size(config, recipe)
         if size < runtime.num_processes:
             raise UsageError(
                 f"stage {config.name} has {size} images per step, fewer than the "
                 f"{runtime.num_processes} processes: raise recipe.batch_size or start fewer"
             )
-        objective = Objective(
-            config.terms,
-            length=length,
-            layers=adaptive_layers(model.encoder, model.decoder),
-            reduce=runtime.reduce,
-            device=runtime.device,
-        )
-        critic = None
-        if objective.adversary is not None:
-            loss, term = objective.adversary
-            optimiser = loss.optimiser or config.optimiser
-            critic = CriticTraining.open(
-                loss, term, stage=config.name, seed=inputs.seed, optimiser=optimiser,
-                length=stage_length(
-                    evolve(config, optimiser=optimiser), inputs.recipe, inputs.data.num_images
-                ),
-                device=runtime.device, saved=saved,
-            )  # fmt: skip
-        player = ModelPlayer(
-            model, stage=config, objective=objective, replica=inputs.replica,
-            critic=critic.freeze() if critic else None,
+        opening = Opening(
+            stage=config, recipe=recipe, num_samples=inputs.data.num_images, report=report,
+            seed=inputs.seed, runtime=runtime, saved=saved,
         )  # fmt: skip
-        optimisation = Optimisation.of(trained_parameters(model.roles), config.optimiser, length)
-        ema = Ema(trained_parameters(model.roles), decay=config.ema, warmup=config.ema_warmup)
+        objective = task.objective(opening)
+        players = task.players(opening, objective)
+        ema = players[0].ema
+        assert ema is not None
         stage = cls(
             inputs=inputs, index=index, config=config, length=length, batch_size=size,
-            report=report, history=history,
-            player=player, optimiser=optimisation.optimiser, optimisation=optimisation, ema=ema,
-            critic=critic,
+            report=report, history=history, players=players, ema=ema,
+            readings=Readings(runtime, config.name, length.steps, size),
             watch=Watch(steps=length.steps, alarms=objective.alarms),
         )  # fmt: skip
         if saved is not None:
             stage._restore(saved.state)
-        stage.player, stage.optimiser = runtime.prepare(player, optimisation.optimiser)
-        if critic is not None:
-            critic.prepare(runtime)
+        for player in reversed(players):
+            player.prepare(runtime)
+            player.rest()
         return stage
 
     def run(self, stop: StopSignal) -> Generator[events.Event, None, bool]:
@@ -254,20 +217,24 @@ class _Stage:
             batch_size=self.batch_size, report=self.report,
         )  # fmt: skip
         stopped = False
+        every = recipe.read_every or runtime.read_every
         for batch, waited in self._batches(stop):
             if batch.skipped:
                 yield self._skipped(batch)
             for text in batch.notices:
                 yield events.Notice(text=f"stage {self.config.name}: {text}")
             with runtime.with_others(self._way_on):
-                done = self._step(batch, waited)
+                self._step(batch, waited)
+            if not self._is_read(every):
+                continue
+            with runtime.with_others(self._way_on):
+                done = self._read()
+                stopped = runtime.any(bool(stop.received))
             yield done
             for text in self.watch.step(done.terms):
                 yield events.Notice(text=f"stage {self.config.name}, step {self.step}: {text}")
             if self.step < self.length.steps and _due(self.step, recipe.evaluate_every):
                 yield from self._evaluated()
-            with runtime.with_others(self._way_on):
-                stopped = runtime.any(bool(stop.received))
             if stopped:
                 break
             if self.step < self.length.steps and _due(self.step, recipe.checkpoint_every):
@@ -282,118 +249,73 @@ class _Stage:
         yield events.Interrupted(path=self.inputs.folder, signal=stop.received or "a peer")
         return False
 
-    def _step(self, batch: Batch, waited: float) -> events.StepDone:
-        """One optimiser step."""
-        started = time.perf_counter()
-        set_modes(self.inputs.model.roles, self.report)
-        rate = self.optimisation.learning_rate(self.step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimisation.clear()
-        if self.critic is not None:
-            self.critic.freeze()
-        parts = list(self._parts(batch))
-        terms, weights, made = self._backward(parts)
-        self._check_finite(terms, weights)
-        norms = self.optimisation.norms()
-        self._check_finite({f"gradient norm of {role}": n for role, n in norms.items()}, {})
-        self.optimisation.clip(norms)
-        self.optimiser.step()
-        self.ema.update()
-        critic = self._critic_step(parts, made)
-        self.step += 1
-        self.inputs.runtime.synchronise()
-        elapsed = time.perf_counter() - started + waited
-        self.seconds += elapsed
-        return events.StepDone(
-            stage=self.config.name, step=self.step, steps=self.length.steps,
-            total=sum(weights[name] * value for name, value in terms.items()),
-            terms=terms, weights=weights, learning_rate=rate, gradient_norms=norms, critic=critic,
-            images_per_second=self.batch_size / elapsed, data_seconds=waited,
-            remaining_seconds=self.seconds / self.step * (self.length.steps - self.step),
-            memory=self.inputs.runtime.memory(),
-        )  # fmt: skip
+    def _is_read(self, every: int) -> bool:
+        """Whether this step's numbers are looked at: every so many steps, and before anything is
+        evaluated or saved."""
+        recipe = self.inputs.recipe
+        return (
+            self.step == self.length.steps
+            or _due(self.step, every)
+            or _due(self.step, recipe.evaluate_every)
+            or _due(self.step, recipe.checkpoint_every)
+        )
 
-    def _parts(self, batch: Batch) -> Iterator[_Part]:
+    def _step(self, batch: Batch, waited: float) -> None:
+        """One optimiser step of every player that learns by now."""
+        started = time.perf_counter()
+        micro_batches = list(self._micro_batches(batch))
+        learned: dict[str, Learned] = {}
+        for player in self.players:
+            if self.step < player.start:
+                continue
+            for other in self.players:
+                if other is not player:
+                    other.rest()
+            with recomputing(self.inputs.recipe.recompute):
+                learned[player.name] = player.learn(
+                    self.step,
+                    micro_batches,
+                    self.inputs.runtime,
+                    earlier=learned,
+                    check=self._check,
+                )
+        self.step += 1
+        self.readings.add(learned, seconds=time.perf_counter() - started, waited=waited)
+
+    def _check(self, learned: Learned) -> None:
+        """Where looking costs nothing, before the parameters change.
+
+        Raises:
+            TrainingError: if anything is not finite.
+        """
+        if self.inputs.runtime.read_every == 1:
+            self._check_finite(self.readings.problems_of(learned))
+
+    def _read(self) -> events.StepDone:
+        done, problems = self.readings.read(self.step)
+        self._check_finite(problems)
+        self.seconds += done.seconds
+        remaining = self.seconds / self.step * (self.length.steps - self.step)
+        return done.event(remaining_seconds=remaining)
+
+    def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
         """The batch as it is accumulated."""
         runtime = self.inputs.runtime
         for images, samples in _split(batch, self.inputs.recipe.accumulate):
-            yield _Part(
-                images=images.to(runtime.device),
+            yield MicroBatch(
+                inputs=images.to(runtime.device),
                 draws=StepRandomness(self.inputs.seed, self.config.name, self.step, samples),
                 share=len(samples) * runtime.num_processes / self.batch_size,
             )
 
-    def _backward(
-        self, parts: Sequence[_Part]
-    ) -> tuple[dict[str, float], dict[str, float], list[Tensor | None]]:
-        """Gradients of the whole batch; its terms over all processes, their weights, and what was
-        reconstructed."""
-        runtime = self.inputs.runtime
-        apart = SeparateGradients(
-            list(self.optimisation.parameters.values()), reduce=runtime.reduce
-        )
-        terms: dict[str, float] = defaultdict(float)
-        weights: dict[str, Tensor] = {}
-        made: list[Tensor | None] = []
-        for number, part in enumerate(parts, start=1):
-            with runtime.unsynchronised_if(self.player, number < len(parts)):
-                with runtime.autocast(), recomputing(self.inputs.recipe.recompute):
-                    outcome = self.player(
-                        part.images, part.draws, self.step, share=part.share,
-                        whole=self.inputs.recipe.accumulate == 1,
-                    )  # fmt: skip
-                apart.add(outcome.pending)
-                if outcome.total.requires_grad:
-                    runtime.backward(outcome.total)
-            for label, value in outcome.terms.items():
-                terms[label] += part.share * value.item()
-            weights = outcome.weights
-            made.append(outcome.reconstruction)
-        weights |= apart.settle()
-        found = {label: value.item() for label, value in weights.items()}
-        return runtime.means(terms), found, made
-
-    def _critic_step(
-        self, parts: Sequence[_Part], made: Sequence[Tensor | None]
-    ) -> dict[str, float]:
-        """Have the critic learn, where it has begun to; how it does."""
-        if self.critic is None or self.step < self.critic.start:
-            return {}
-        shared = self.critic.config.critic_input == "shared"
-
-        def shown(part: _Part, own: Tensor | None) -> ShownImages:
-            made = own if shared and own is not None else self._clean(part)
-            return ShownImages(part.images, made, part.draws, part.share)
-
-        waiting = [functools.partial(shown, p, m) for p, m in zip(parts, made, strict=True)]
-        scores = self.critic.learn(self.step, waiting, self.inputs.runtime)
-        self._check_finite({f"critic's {name}": value for name, value in scores.items()}, {})
-        return scores
-
-    def _clean(self, part: _Part) -> Tensor:
-        """Reconstructions by the model as it stands, without noise, in eval mode."""
-        model = self.inputs.model
-        model.eval()
-        with torch.no_grad(), self.inputs.runtime.autocast():
-            context = stage_forward(
-                model, part.images, stage=evolve(self.config, noise=0.0, posterior="mode"),
-                draws=part.draws, replica=self.inputs.replica,
-            )  # fmt: skip
-        assert context.reconstruction is not None
-        return context.reconstruction
-
-    def _check_finite(self, terms: Mapping[str, float], weights: Mapping[str, float]) -> None:
-        bad = [f"{n} = {v}" for n, v in terms.items() if not math.isfinite(v)]
-        bad += [f"weight of {n} = {v}" for n, v in weights.items() if not math.isfinite(v)]
-        if bad:
+    def _check_finite(self, problems: Sequence[str]) -> None:
+        if problems:
             raise TrainingError(
                 f"stage {self.config.name}, step {self.step}: not finite "
-                f"({', '.join(bad)}). {self._way_on} --precision fp32, or begin another run with a lower "
-                "learning rate or gradient clipping (optimiser.clip)"
+                f"({', '.join(problems)}). {self._way_on()} --precision fp32, or begin another run "
+                "with a lower learning rate or gradient clipping (optimiser.clip)"
             )
 
-    @property
     def _way_on(self) -> str:
         checkpoints = self.inputs.folder / "checkpoints"
         if not list_checkpoints(checkpoints):
@@ -424,7 +346,7 @@ class _Stage:
                 return
             if runtime.is_main and self.step > 0:
                 self._write()
-            raise DataError(f"{error}. {self._way_on}") from None
+            raise DataError(f"{error}. {self._way_on()}") from None
 
     def _skipped(self, batch: Batch) -> events.ImagesSkipped:
         self.skipped += len(batch.skipped)
@@ -436,28 +358,36 @@ class _Stage:
         if self.evaluated_at == self.step:
             return
         with self.inputs.runtime.with_others(self._way_on):
-            self.metrics, problem = self.inputs.runtime.on_main(self._evaluate)
-        best = self.metrics["psnr"] > self.best
-        self.best = max(self.best, self.metrics["psnr"])
+            best, problem = self._evaluate()
         self.evaluated_at = self.step
         yield events.Evaluated(
             stage=self.config.name, step=self.step, metrics=self.metrics, best=best
         )
-        for text in (*self.watch.evaluation(self.metrics), *([problem] if problem else [])):
+        remarks = self.watch.remarks(self.inputs.task.remarks(self.metrics))
+        for text in (*remarks, *([problem] if problem else [])):
             yield events.Notice(text=f"stage {self.config.name}, step {self.step}: {text}")
 
-    def _evaluate(self) -> tuple[dict[str, float], str]:
-        """Held-out metrics of the EMA weights, and what kept the best ones from being saved."""
-        model = self.inputs.model
-        model.eval()
+    def _evaluate(self) -> tuple[bool, str]:
+        """Measure the averaged weights and keep the best ones: whether these are, and what kept them
+        from being saved."""
+        task, runtime = self.inputs.task, self.inputs.runtime
+        task.module.eval()
         with self.ema.swapped_in(), torch.no_grad():
-            metrics = dict(self.inputs.evaluate(model, self.config))
-            if metrics["psnr"] > self.best:
-                try:
-                    save_tokenizer(model, best_folder(self.inputs.folder, self.config.name))
-                except CheckpointError as error:
-                    return metrics, f"the best weights so far are not saved: {error}"
-        return metrics, ""
+            self.metrics = task.evaluate(self.config, runtime)
+            score = self._score()
+            if score is None or score <= self.best:
+                return False, ""
+            self.best = score
+            folder = best_folder(self.inputs.folder, self.config.name)
+            return True, runtime.on_main(lambda: _try_to_save(task, folder))
+
+    def _score(self) -> float | None:
+        """How good the weights are, more is better; None where they were not measured for it."""
+        criterion = self.inputs.task.criterion(self.config)
+        value = self.metrics.get(criterion.removeprefix("-"))
+        if value is None or math.isnan(value):
+            return None
+        return -value if criterion.startswith("-") else value
 
     def _saved(self) -> events.Event:
         """A checkpoint on the way: one that cannot be written does not end the run."""
@@ -468,33 +398,32 @@ class _Stage:
         return events.CheckpointSaved(path=path, stage=self.config.name, step=self.step)
 
     def _ended(self) -> events.StageEnded:
-        """The stage's end is saved; the model goes on with what the next stage takes over."""
-        model = self.inputs.model
+        """The stage's end is saved; the task goes on with what the next stage takes over."""
+        task = self.inputs.task
         self._clear()
         ended = events.StageEnded(
             stage=self.config.name, index=self.index, steps=self.step, seconds=self.seconds,
             images_per_second=self.step * self.batch_size / self.seconds if self.seconds else 0.0,
             trained=self.report.trained, metrics=self.metrics,
             digests={
-                "weights": digest(model.state_dict()),
+                "weights": digest(task.module.state_dict()),
                 "ema": digest(self.ema.state_dict()),
-                "optimiser": digest(self.optimisation.optimiser.state_dict()),
-                **({"critic": digest(self.critic.state_dict())} if self.critic else {}),
+                "optimiser": digest(self.players[0].optimiser.state_dict()),
+                **{player.name: digest(_whole(player)) for player in self.players[1:]},
             },
         )  # fmt: skip
         self.history[self.config.name] = asdict(ended)
         self.inputs.runtime.release()
         self._write(ended=True)
-        if _wants_averages(model, self.inputs.recipe.stages[self.index + 1 :]):
+        if _wants_averages(task, self.inputs.recipe.stages[self.index + 1 :]):
             self.ema.swap()
-        model.requires_grad_(False)
+        task.module.requires_grad_(False)
         return ended
 
     def _clear(self) -> None:
         """Leave no gradients to whoever comes next."""
-        self.optimisation.clear()
-        if self.critic is not None:
-            self.critic.clear()
+        for player in self.players:
+            player.clear()
 
     def _write(self, *, ended: bool = False) -> Path:
         """Save the state; at a stage's end its weights and their moving average alone."""
@@ -505,15 +434,15 @@ class _Stage:
         state: dict[str, Any] = {
             "stage": index,
             "step": step,
-            "model": self.inputs.model.state_dict(),
+            "model": self.inputs.task.module.state_dict(),
             "ema": self.ema.state_dict(),
             "num_images": self.inputs.data.num_images,
             "history": self.history,
         }
         if not ended:
             state |= {
-                "optimiser": self.optimisation.optimiser.state_dict(),
-                "critic": self.critic.state_dict() if self.critic else None,
+                **self.players[0].state_dict(),
+                "players": {player.name: _whole(player) for player in self.players[1:]},
                 "seconds": self.seconds,
                 "skipped": self.skipped,
                 "best": self.best,
@@ -522,12 +451,13 @@ class _Stage:
         return path
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a state; players besides the first were opened with theirs."""
         self.step = saved["step"]
         self.seconds = saved["seconds"]
         self.skipped = saved["skipped"]
         self.best = saved["best"]
         self.ema.load_state_dict(saved["ema"])
-        self.optimisation.load_state_dict(saved["optimiser"])
+        self.players[0].load_state_dict(saved)
 
 
 def best_folder(run: Path, stage: str) -> Path:
@@ -535,17 +465,31 @@ def best_folder(run: Path, stage: str) -> Path:
     return run / "best" / plain_name(stage)
 
 
-def _wants_averages(model: RPiAE, later: Sequence[StageConfig]) -> bool:
+def _wants_averages(task: Task, later: Sequence[StageConfig]) -> bool:
     """Whether what comes after a stage takes over its moving average: a stage that says so, or, where
-    none is left that trains something, the finished tokenizer."""
-    following = next((stage for stage in later if _trains(model, stage)), None)
+    none is left that trains something, the finished run."""
+    following = next((stage for stage in later if _trains(task, stage)), None)
     return following is None or following.start_from == "ema"
 
 
-def _trains(model: RPiAE, stage: StageConfig) -> bool:
+def _trains(task: Task, stage: StageConfig) -> bool:
     """Whether any role of the stage has parameters."""
     trained = {pattern.partition(".")[0] for pattern in stage.train}
-    return any(next(model.roles[role].parameters(), None) is not None for role in trained)
+    return any(next(task.roles[role].parameters(), None) is not None for role in trained)
+
+
+def _whole(player: Player) -> dict[str, Any]:
+    """The state of a player that the task's own does not hold."""
+    return {"weights": player.module.state_dict(), **player.state_dict()}
+
+
+def _try_to_save(task: Task, folder: Path) -> str:
+    """Save what is trained; what kept it from being saved."""
+    try:
+        task.save(folder)
+    except CheckpointError as error:
+        return f"the best weights so far are not saved: {error}"
+    return ""
 
 
 def _due(step: int, every: int) -> bool:

@@ -54,15 +54,12 @@ class Watch:
         self._sums.clear()
         self._count = 0
 
-    def evaluation(self, metrics: Mapping[str, float]) -> Iterator[str]:
-        """Take in held-out metrics; what there is to say."""
-        dead = int(metrics.get("dead_channels", 0))
-        if dead and "dead_channels" not in self._said:
-            self._said.add("dead_channels")
-            yield (
-                f"{dead} latent channels carry nothing on the held-out images: lower the weight of "
-                "the KL term, or take a bridge with fewer channels"
-            )
+    def remarks(self, texts: Mapping[str, str]) -> Iterator[str]:
+        """Of remarks by what they are about, those that were not made before."""
+        for about, text in texts.items():
+            if about not in self._said:
+                self._said.add(about)
+                yield text
 
 
 def _shows(alarm: Alarm, means: list[float]) -> bool:
