@@ -346,12 +346,13 @@ def profile_step(toy: bool) -> dict[str, Any]:
     from rpiae.core.training import events
     from rpiae.core.training.trainer import TrainerInputs, train
     from rpiae.tasks.tokenizer.replica import PivotReplica
+    from rpiae.tasks.tokenizer.task import TokenizerTask
     from rpiae.testing import SyntheticImages
 
     batch = 2 if toy else 32
     overrides = (
         f"recipe.batch_size={batch}", "recipe.max_steps=4", "recipe.evaluate_every=0",
-        "recipe.checkpoint_every=0",
+        "recipe.checkpoint_every=0", "recipe.read_every=1",
     )  # fmt: skip
     tree: dict[str, Any] = {"encoder": "dinov2-b", "bridge": "vb64", "recipe": "rpiae"}
     if toy:
@@ -366,12 +367,13 @@ def profile_step(toy: bool) -> dict[str, Any]:
     side = resolved.tokenizer.encoder_facts.image_size
     activities = [ProfilerActivity.CPU, *([] if toy else [ProfilerActivity.CUDA])]
     with tempfile.TemporaryDirectory() as folder:
+        data = SyntheticImages(side, count=batch)
+        replica = PivotReplica(
+            pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
+        )
         running = train(TrainerInputs(
-            model=model, recipe=resolved.config.recipe, data=SyntheticImages(side, count=batch),
-            runtime=runtime, evaluate=lambda *_: {"psnr": 0.0}, folder=Path(folder), seed=0,
-            replica=PivotReplica(
-                pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
-            ),
+            task=TokenizerTask(model, replica=replica, data=data, evaluate=lambda *_: {}),
+            recipe=resolved.config.recipe, data=data, runtime=runtime, folder=Path(folder), seed=0,
         ))  # fmt: skip
         steps = (event for event in running if isinstance(event, events.StepDone))
         for _ in range(2):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import itertools
 import re
 import subprocess
 import sys
@@ -152,6 +153,16 @@ def test_imports_go_one_way() -> None:
         and (objection := _objection(module, imported)) is not None
     ]
     assert not problems, "\n".join(problems)
+
+
+def test_the_drawing_is_of_this_house() -> None:
+    text = (ROOT.parent / "CONTRIBUTING.md").read_text("utf-8")
+    drawn = re.search(r"```mermaid\n(.*?)```", text, flags=re.DOTALL)
+    assert drawn is not None
+    rooms = [tuple(label.split(" · ")) for label in re.findall(r'\["(.*?)"\]', drawn.group(1))]
+    assert rooms == [*reversed(GROUPS)]
+    boxes = re.findall(r"(\w+)(?:\[.*?\])? --> (\w+)", drawn.group(1))
+    assert all(one[1] == two[0] for one, two in itertools.pairwise(boxes))
 
 
 def _circles(imports: dict[str, set[str]]) -> list[str]:

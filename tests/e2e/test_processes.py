@@ -142,7 +142,7 @@ def test_the_critic_learns_alike_in_two_processes(tmp_path: Path, images: Path) 
 
 def critics(out: Path) -> list[dict[str, float]]:
     rows = map(json.loads, (out / "events.jsonl").read_text().splitlines())
-    return [row["critic"] for row in rows if row["event"] == "StepDone"]
+    return [row["others"].get("critic") for row in rows if row["event"] == "StepDone"]
 
 
 def test_more_processes_than_images_in_a_step(tmp_path: Path, images: Path) -> None:

@@ -6,20 +6,22 @@ elements, for which a relative 1e-6 is a few rounding steps; schedules are float
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from rpiae.core.training.adaptive import adaptive_ratio
+from attrs import evolve
 from torch import Tensor, nn
 
 from rpiae.bridges.posterior import LOGVAR_RANGE, DiagonalGaussian
-from rpiae.core.config.recipe import OptimiserConfig, StageLength, TermConfig
+from rpiae.core.config.recipe import AdaptiveConfig, OptimiserConfig, StageLength, TermConfig
 from rpiae.core.model.contracts import BlockFeatures, Features, StepContext
 from rpiae.core.model.geometry import map_grid, map_to_tokens, to_8_bits
+from rpiae.core.training.balance import Balance, Layer, Meeting, Meetings, Pass, Value
 from rpiae.core.training.ema import Ema
 from rpiae.core.training.objective import Objective
-from rpiae.core.training.player import Optimisation
+from rpiae.core.training.player import Player
 from rpiae.core.training.schedules import learning_rate
 from rpiae.losses.adversarial import AdversarialLoss
 from rpiae.losses.configs import FeatureLossConfig, KlLossConfig, L1LossConfig, PivotLossConfig
@@ -127,11 +129,13 @@ def test_stage_two_total(losses: Golden) -> None:
         length=LENGTH,
         layers={},
     )
-    outcome = objective(context, step=0)
-    _close(outcome.terms["feature"], losses.expected["stage2/feat_mse"])
-    _close(outcome.terms["kl"], losses.expected["stage2/kl_mean"])
-    _close(outcome.terms["l1"], losses.expected["stage2/rec_l1"])
-    _close(outcome.total, losses.expected["stage2/total"])
+    values = {value.label: value for value in objective(context, step=0)}
+    _close(values["feature"].value, losses.expected["stage2/feat_mse"])
+    _close(values["kl"].value, losses.expected["stage2/kl_mean"])
+    _close(values["l1"].value, losses.expected["stage2/rec_l1"])
+    weights = Balance().backward(Pass(values=tuple(values.values())), share=1.0, weigh=True)
+    total = torch.stack([weights[label] * value.value for label, value in values.items()]).sum()
+    _close(total, losses.expected["stage2/total"])
 
 
 @pytest.mark.parametrize(
@@ -169,7 +173,10 @@ def test_moving_average_after_its_warm_up(losses: Golden) -> None:
 
 def test_two_optimiser_steps(losses: Golden) -> None:
     parameter = nn.Parameter(losses.inputs["adamw/param"].clone())
-    optimiser = Optimisation.of([("weight", parameter)], OptimiserConfig(), LENGTH).optimiser
+    optimiser = Player(
+        name="one", module=nn.ParameterDict({"weight": parameter}), parameters={"weight": parameter},
+        config=OptimiserConfig(), length=LENGTH, modes=lambda: None,
+    ).optimiser  # fmt: skip
     for step in range(2):
         parameter.grad = losses.inputs[f"adamw/grad{step}"].clone()
         optimiser.step()
@@ -193,57 +200,74 @@ class TinyAutoencoder(nn.Module):
         assert isinstance(weight, nn.Parameter)
         return weight
 
-    def losses(self, x: Tensor, target: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        z = self.enc2(self.enc1(x).tanh())
-        y = self.dec2(self.dec1(z).tanh())
-        return (y - target).abs().mean(), (z - anchor).square().mean(), -self.disc(y).mean()
+    def losses(
+        self, x: Tensor, target: Tensor, anchor: Tensor
+    ) -> tuple[Meetings, Tensor, Tensor, Tensor]:
+        """Reconstruction, pivot and critic terms, and where their ways meet."""
+        first = Meeting.at(self.enc2(self.enc1(x).tanh()))
+        last = Meeting.at(self.dec2(self.dec1(first.cut).tanh()))
+        z, y = first.cut, last.cut
+        terms = (y - target).abs().mean(), (z - anchor).square().mean(), -self.disc(y).mean()
+        return Meetings(first, last), *terms
 
 
 @pytest.fixture
-def adaptive(losses: Golden) -> tuple[TinyAutoencoder, Tensor, Tensor, Tensor]:
+def adaptive(losses: Golden) -> Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]:
     network = TinyAutoencoder()
     network.load_state_dict(
         {name.removeprefix("adaptive_net."): value for name, value in losses.state.items()}
     )
-    inputs = (losses.inputs[f"adaptive/{name}"] for name in ("x", "target", "teacher"))
-    return network, *network.losses(*inputs)
+    layers = {
+        "encoder": Layer(meeting="first", weight=network.enc2.weight),
+        "encoder-last": Layer(meeting="first", weight=network.enc2.bias),
+        "decoder": Layer(meeting="last", weight=network.last_weight),
+    }
+    inputs = [losses.inputs[f"adaptive/{name}"] for name in ("x", "target", "teacher")]
+
+    def weighed(**settings: AdaptiveConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The terms, and their weights."""
+        meetings, rec, piv, gan = network.losses(*inputs)
+        values = (
+            Value(label="rec", value=rec, reference=True, entry="last"),
+            Value(label="piv", value=piv, weight=0.75, adaptive=settings.get("piv"), entry="first"),
+            Value(label="gan", value=gan, weight=0.75, adaptive=settings.get("gan"), entry="last"),
+        )
+        passed = Pass(values=values, meetings=meetings)
+        weights = Balance(layers).backward(passed, share=1.0, weigh=True)
+        return {v.label: v.value.detach() for v in values}, weights
+
+    return weighed
 
 
-def test_adaptive_pivot_weight(
-    losses: Golden, adaptive: tuple[TinyAutoencoder, Tensor, Tensor, Tensor]
-) -> None:
-    network, rec, piv, _ = adaptive
-    _close(rec.detach(), losses.expected["adaptive/recon_loss"])
-    _close(piv.detach(), losses.expected["adaptive/piv_loss"])
-    at_weight = adaptive_ratio(rec, piv, network.enc2.weight, eps=1e-4, maximum=1e5)
-    _close(0.75 * at_weight, losses.expected["adaptive/piv_weight"])
-    at_bias = adaptive_ratio(rec, piv, network.enc2.bias, eps=1e-4, maximum=1e5)
-    _close(0.75 * at_bias, losses.expected["adaptive/piv_weight_bias_layer"])
-    clamped = adaptive_ratio(rec, piv, network.enc2.weight, eps=1e-4, maximum=0.01)
-    _close(0.75 * clamped, losses.expected["adaptive/piv_weight_clamped"])
-    assert not at_weight.requires_grad
+AT_WEIGHT = AdaptiveConfig(layer="encoder", eps=1e-4, maximum=1e5)
+CRITIC = AdaptiveConfig(layer="decoder", eps=1e-6, maximum=1e4)
 
 
-def test_adaptive_weight_of_a_disconnected_layer_is_zero(
-    losses: Golden, adaptive: tuple[TinyAutoencoder, Tensor, Tensor, Tensor]
-) -> None:
-    network, rec, piv, _ = adaptive
-    ratio = adaptive_ratio(rec, piv, network.last_weight, eps=1e-4, maximum=1e5)
-    assert torch.equal(0.75 * ratio, losses.expected["adaptive/piv_weight_disconnected"])
+def test_adaptive_pivot_weight(losses: Golden, adaptive: Any) -> None:
+    values, weights = adaptive(piv=AT_WEIGHT)
+    _close(values["rec"], losses.expected["adaptive/recon_loss"])
+    _close(values["piv"], losses.expected["adaptive/piv_loss"])
+    _close(weights["piv"], losses.expected["adaptive/piv_weight"])
+    _, at_bias = adaptive(piv=evolve(AT_WEIGHT, layer="encoder-last"))
+    _close(at_bias["piv"], losses.expected["adaptive/piv_weight_bias_layer"])
+    _, clamped = adaptive(piv=evolve(AT_WEIGHT, maximum=0.01))
+    _close(clamped["piv"], losses.expected["adaptive/piv_weight_clamped"])
+    assert not weights["piv"].requires_grad
 
 
-def test_adaptive_critic_weight_and_total(
-    losses: Golden, adaptive: tuple[TinyAutoencoder, Tensor, Tensor, Tensor]
-) -> None:
-    network, rec, piv, gan = adaptive
-    _close(gan.detach(), losses.expected["adaptive/gan_loss"])
-    critic = adaptive_ratio(rec, gan, network.last_weight, eps=1e-6, maximum=1e4)
-    _close(critic, losses.expected["adaptive/gan_weight"])
-    clamped = adaptive_ratio(rec, gan, network.last_weight, eps=1e-6, maximum=0.05)
-    _close(clamped, losses.expected["adaptive/gan_weight_clamped"])
-    pivot = 0.75 * adaptive_ratio(rec, piv, network.enc2.weight, eps=1e-4, maximum=1e5)
-    total = rec + pivot * piv + 0.75 * critic * gan
-    _close(total.detach(), losses.expected["adaptive/total"])
+def test_adaptive_weight_of_a_disconnected_layer_is_zero(losses: Golden, adaptive: Any) -> None:
+    _, weights = adaptive(piv=evolve(AT_WEIGHT, layer="decoder"))
+    assert torch.equal(weights["piv"], losses.expected["adaptive/piv_weight_disconnected"])
+
+
+def test_adaptive_critic_weight_and_total(losses: Golden, adaptive: Any) -> None:
+    values, weights = adaptive(piv=AT_WEIGHT, gan=CRITIC)
+    _close(values["gan"], losses.expected["adaptive/gan_loss"])
+    _close(weights["gan"] / 0.75, losses.expected["adaptive/gan_weight"])
+    _, clamped = adaptive(gan=evolve(CRITIC, maximum=0.05))
+    _close(clamped["gan"] / 0.75, losses.expected["adaptive/gan_weight_clamped"])
+    total = torch.stack([weights[label] * value for label, value in values.items()]).sum()
+    _close(total, losses.expected["adaptive/total"])
 
 
 def test_both_sides_of_the_game(losses: Golden) -> None:

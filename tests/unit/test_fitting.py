@@ -10,7 +10,6 @@ import pytest
 import torch
 from attrs import evolve
 from jaxtyping import Float
-from rpiae.core.training.fitting import fit_bridge
 from torch import Tensor
 
 from rpiae import runs
@@ -19,6 +18,7 @@ from rpiae.core.errors import ConfigError, TrainingError, UsageError
 from rpiae.core.model.contracts import Features, Fit
 from rpiae.core.training import events
 from rpiae.core.training.trainer import TrainerInputs, train
+from rpiae.tasks.tokenizer.fitting import fit_bridge
 from rpiae.testing import SyntheticImages
 from tests.toys import DECODERS, ENCODERS, toy_run
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from attrs import evolve
 from PIL import Image
-from rpiae.core.training.adaptive import adaptive_layers
 
 from rpiae import runs
 from rpiae.core.errors import ConfigError
@@ -19,6 +18,7 @@ from rpiae.core.training.ema import Ema
 from rpiae.core.training.trainer import train
 from rpiae.decoders.configs import VitDecoderConfig
 from rpiae.decoders.vit import VitDecoder
+from rpiae.tasks.tokenizer.path import layers as layers_of
 from tests.toys import ENCODERS, toy_run
 
 #: Recipes that train on images as the paper does.
@@ -138,13 +138,15 @@ def test_the_decay_of_averages_is_fixed_where_a_stage_says_so() -> None:
 
 
 def test_the_last_parameter_of_dinov2_is_its_second_layer_scale(tmp_path: Path) -> None:
-    model = toy_run(tmp_path, "timm", "vb4", "vit", "quick").model
-    layers = adaptive_layers(model.encoder, model.decoder)
+    model = toy_run(tmp_path, "timm", "vb4", "vit", "quick").task.model
+    layers = layers_of(model)
     (name,) = (
-        n for n, p in model.roles["encoder"].named_parameters() if p is layers["encoder-last"]
+        n
+        for n, p in model.roles["encoder"].named_parameters()
+        if p is layers["encoder-last"].weight
     )
     assert name.endswith("blocks.2.ls2.gamma")
-    assert layers["encoder"] is model.encoder.last_weight
+    assert layers["encoder"].weight is model.encoder.last_weight
 
 
 @pytest.mark.parametrize(

@@ -85,12 +85,15 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "no optimiser": ("optimiser", lambda s: s.pop("optimiser")),
     "an optimiser that is none": ("optimiser", lambda s: s.update(optimiser=None)),
     "critic's moments": (
-        "exp_avg", lambda s: s["critic"]["optimiser"]["state"][0].update(exp_avg=torch.zeros(1))
+        "exp_avg", lambda s: s["players"]["critic"]["optimiser"]["state"][0].update(exp_avg=torch.zeros(1))
     ),
     "critic's weights": (
-        "critic", lambda s: s["critic"]["critic"].update(more=torch.zeros(1))
+        "critic", lambda s: s["players"]["critic"]["weights"].update(more=torch.zeros(1))
     ),
-    "no critic": ("critic", lambda s: s.update(critic=None)),
+    "no critic": ("holds no critic", lambda s: s["players"].clear()),
+    "players of another kind": ("players", lambda s: s.update(players=None)),
+    "a weight that is none": ("weight of x", lambda s: s["balance"].update(x=torch.tensor(-1.0))),
+    "a weight of another shape": ("weight of x", lambda s: s["balance"].update(x=torch.ones(2))),
     "weights of another shape": (
         "architecture",
         lambda s: s["model"].update({next(iter(s["model"])): torch.zeros(1)}),
@@ -142,10 +145,13 @@ Table = dict[Any, Any]
 HELD: dict[str, Callable[[dict[str, Any]], tuple[Table, Any]]] = {
     "exp_avg": lambda s: (with_matrix(s["optimiser"]["state"]), "exp_avg"),
     "exp_avg_sq": lambda s: (with_matrix(s["optimiser"]["state"]), "exp_avg_sq"),
-    "critic's exp_avg": lambda s: (with_matrix(s["critic"]["optimiser"]["state"]), "exp_avg"),
+    "critic's exp_avg": lambda s: (
+        with_matrix(s["players"]["critic"]["optimiser"]["state"]),
+        "exp_avg",
+    ),
     "average": lambda s: (s["ema"]["values"], matrix(s["ema"]["values"])),
     "model": lambda s: (s["model"], matrix(s["model"])),
-    "critic": lambda s: (s["critic"]["critic"], matrix(s["critic"]["critic"])),
+    "critic": lambda s: (s["players"]["critic"]["weights"], matrix(s["players"]["critic"]["weights"])),
 }
 UNUSABLE: dict[str, Callable[[Tensor], Tensor]] = {
     "one value expanded": lambda t: torch.zeros(1).expand(t.shape),

@@ -96,7 +96,7 @@ class Runtime:
     def read_every(self) -> int:
         """Steps between readings of what they report, where nobody says: each one on a CPU, where
         that costs nothing; fewer where the device would have to be waited for."""
-        return 1 if self.device.type == "cpu" and self.num_processes == 1 else READ_EVERY
+        return 1 if self.device.type == "cpu" else READ_EVERY
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
