@@ -35,7 +35,8 @@ from rpiae.core.runtime.memory import check_memory
 from rpiae.core.runtime.processes import LAUNCHER_VARIABLES, Runtime
 from rpiae.core.training import events
 from rpiae.core.training.checkpoint import checkpoint_path, digest, list_checkpoints, progress
-from rpiae.core.training.trainer import TrainerInputs, train
+from rpiae.core.training.stage import TrainerInputs
+from rpiae.core.training.trainer import train
 from rpiae.data.fingerprint import data_fingerprint
 from rpiae.evaluation.final import evaluate_run
 from rpiae.evaluation.reconstruction import EXACT, stage_metrics

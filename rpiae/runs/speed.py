@@ -27,8 +27,9 @@ from rpiae.core.training.balance import Balance
 from rpiae.core.training.freeze import apply_stage, set_modes
 from rpiae.core.training.objective import Objective
 from rpiae.core.training.player import MicroBatch
+from rpiae.core.training.stage import TrainerInputs
 from rpiae.core.training.task import Trainee
-from rpiae.core.training.trainer import TrainerInputs, train
+from rpiae.core.training.trainer import train
 from rpiae.data.synthetic import SyntheticImages
 from rpiae.tasks.tokenizer.replica import PivotReplica
 from rpiae.tasks.tokenizer.task import TokenizerTask, adversary_of

@@ -18,7 +18,8 @@ from torch import Tensor
 from rpiae.core.errors import CheckpointError
 from rpiae.core.training import events
 from rpiae.core.training.checkpoint import list_checkpoints, read_state, write_state
-from rpiae.core.training.trainer import TrainerInputs, train
+from rpiae.core.training.stage import TrainerInputs
+from rpiae.core.training.trainer import train
 from tests.toys import toy_run
 
 SHORT = ("recipe.max_steps=4", "recipe.batch_size=2", "recipe.checkpoint_every=1")
@@ -151,7 +152,10 @@ HELD: dict[str, Callable[[dict[str, Any]], tuple[Table, Any]]] = {
     ),
     "average": lambda s: (s["ema"]["values"], matrix(s["ema"]["values"])),
     "model": lambda s: (s["model"], matrix(s["model"])),
-    "critic": lambda s: (s["players"]["critic"]["weights"], matrix(s["players"]["critic"]["weights"])),
+    "critic": lambda s: (
+        s["players"]["critic"]["weights"],
+        matrix(s["players"]["critic"]["weights"]),
+    ),
 }
 UNUSABLE: dict[str, Callable[[Tensor], Tensor]] = {
     "one value expanded": lambda t: torch.zeros(1).expand(t.shape),

@@ -24,8 +24,9 @@ from rpiae.core.model.contracts import Batch, local_samples
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training import events
 from rpiae.core.training.player import MicroBatch
+from rpiae.core.training.stage import TrainerInputs, best_folder
 from rpiae.core.training.task import Passed, Task
-from rpiae.core.training.trainer import TrainerInputs, best_folder, train
+from rpiae.core.training.trainer import train
 
 
 class Line(Task):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from attrs import frozen
 from torch import nn
 
+from rpiae.core.config.recipe import StageConfig
 from rpiae.core.errors import ConfigError, did_you_mean
 
 
@@ -88,6 +89,19 @@ def trained_parameters(roles: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn
         for name, parameter in _parameters(module):
             if parameter.requires_grad:
                 yield f"{role}.{name}", parameter
+
+
+def wants_averages(roles: Mapping[str, nn.Module], later: Sequence[StageConfig]) -> bool:
+    """Whether what comes after a stage takes over its moving average: a stage that says so, or, where
+    none is left that trains something, the finished run."""
+    following = next((stage for stage in later if _trains(roles, stage)), None)
+    return following is None or following.start_from == "ema"
+
+
+def _trains(roles: Mapping[str, nn.Module], stage: StageConfig) -> bool:
+    """Whether any role of the stage has parameters."""
+    trained = {pattern.partition(".")[0] for pattern in stage.train}
+    return any(next(roles[role].parameters(), None) is not None for role in trained)
 
 
 def _parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -1,0 +1,411 @@
+"""One stage at work: its steps, what is told of them, what is kept."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import asdict, define, field, frozen
+from torch import Tensor
+
+from rpiae.core.config.recipe import (
+    RecipeConfig,
+    StageConfig,
+    StageLength,
+    batch_size,
+    stage_length,
+)
+from rpiae.core.errors import CheckpointError, DataError, TrainingError, UsageError
+from rpiae.core.model.blocks import recomputing
+from rpiae.core.model.contracts import Batch, Dataset
+from rpiae.core.runtime.draws import StepRandomness
+from rpiae.core.runtime.files import plain_name
+from rpiae.core.runtime.processes import Runtime
+from rpiae.core.runtime.signals import StopSignal
+from rpiae.core.training import events
+from rpiae.core.training.checkpoint import (
+    SavedState,
+    checkpoint_path,
+    digest,
+    list_checkpoints,
+    save_checkpoint,
+)
+from rpiae.core.training.ema import Ema
+from rpiae.core.training.freeze import FreezeReport, wants_averages
+from rpiae.core.training.player import Learned, MicroBatch, Player
+from rpiae.core.training.readings import Readings
+from rpiae.core.training.task import Opening, Task
+from rpiae.core.training.watch import Watch
+
+
+@frozen(kw_only=True)
+class TrainerInputs:
+    """Everything a training run is a function of.
+
+    Attributes:
+        task: what is trained, in place; its weights start as the run's initialisation.
+        recipe: what to do.
+        data: samples.
+        runtime: device, precision, processes.
+        folder: the run's folder.
+        seed: of every random draw.
+    """
+
+    task: Task
+    recipe: RecipeConfig
+    data: Dataset
+    runtime: Runtime
+    folder: Path
+    seed: int
+
+
+@define(kw_only=True)
+class StageAtWork:
+    """One stage at work."""
+
+    inputs: TrainerInputs
+    index: int
+    config: StageConfig
+    length: StageLength
+    batch_size: int
+    report: FreezeReport
+    players: Sequence[Player]
+    ema: Ema
+    watch: Watch
+    history: dict[str, dict[str, Any]]
+    readings: Readings
+    step: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    best: float = -math.inf
+    metrics: Mapping[str, float] = field(factory=dict)
+    evaluated_at: int = -1
+
+    @classmethod
+    def open(
+        cls,
+        inputs: TrainerInputs,
+        index: int,
+        report: FreezeReport,
+        history: dict[str, dict[str, Any]],
+        saved: SavedState | None,
+    ) -> StageAtWork:
+        saved = saved if saved is not None and saved.state["step"] > 0 else None
+        task, runtime, recipe = inputs.task, inputs.runtime, inputs.recipe
+        config = recipe.stages[index]
+        length = stage_length(config, recipe, inputs.data.num_images)
+        size = batch_size(config, recipe)
+        if size < runtime.num_processes:
+            raise UsageError(
+                f"stage {config.name} has {size} images per step, fewer than the "
+                f"{runtime.num_processes} processes: raise recipe.batch_size or start fewer"
+            )
+        opening = Opening(
+            stage=config, recipe=recipe, num_samples=inputs.data.num_images, report=report,
+            seed=inputs.seed, runtime=runtime, saved=saved,
+        )  # fmt: skip
+        objective = task.objective(opening)
+        players = task.players(opening, objective)
+        ema = players[0].ema
+        assert ema is not None
+        stage = cls(
+            inputs=inputs, index=index, config=config, length=length, batch_size=size,
+            report=report, history=history, players=players, ema=ema,
+            readings=Readings(runtime, config.name, length.steps, size),
+            watch=Watch(steps=length.steps, alarms=objective.alarms),
+        )  # fmt: skip
+        if saved is not None:
+            stage._restore(saved.state)
+        for player in reversed(players):
+            player.prepare(runtime)
+            player.rest()
+        return stage
+
+    def run(self, stop: StopSignal) -> Generator[events.Event, None, bool]:
+        """The run loop; whether the stage came to its end."""
+        try:
+            return (yield from self._steps(stop))
+        finally:
+            self._clear()
+
+    def _steps(self, stop: StopSignal) -> Generator[events.Event, None, bool]:
+        recipe, runtime = self.inputs.recipe, self.inputs.runtime
+        yield events.StageStarted(
+            stage=self.config.name, index=self.index, steps=self.length.steps, step=self.step,
+            batch_size=self.batch_size, report=self.report,
+        )  # fmt: skip
+        stopped = False
+        every = recipe.read_every or runtime.read_every
+        for batch, waited in self._batches(stop):
+            if batch.skipped:
+                yield self._skipped(batch)
+            for text in batch.notices:
+                yield events.Notice(text=f"stage {self.config.name}: {text}")
+            with runtime.with_others(self._way_on):
+                self._step(batch, waited)
+            if not self._is_read(every):
+                continue
+            with runtime.with_others(self._way_on):
+                done = self._read()
+                stopped = runtime.any(bool(stop.received))
+            yield done
+            for text in self.watch.step(done.terms):
+                yield events.Notice(text=f"stage {self.config.name}, step {self.step}: {text}")
+            if self.step < self.length.steps and _due(self.step, recipe.evaluate_every):
+                yield from self._evaluated()
+            if stopped:
+                break
+            if self.step < self.length.steps and _due(self.step, recipe.checkpoint_every):
+                yield self._saved()
+        if self.step == self.length.steps and not stopped:
+            yield from self._evaluated()
+            yield self._ended()
+            return True
+        if self.step > 0:
+            path = self._write()
+            yield events.CheckpointSaved(path=path, stage=self.config.name, step=self.step)
+        yield events.Interrupted(path=self.inputs.folder, signal=stop.received or "a peer")
+        return False
+
+    def _is_read(self, every: int) -> bool:
+        """Whether this step's numbers are looked at: every so many steps, and before anything is
+        evaluated or saved."""
+        recipe = self.inputs.recipe
+        return (
+            self.step == self.length.steps
+            or _due(self.step, every)
+            or _due(self.step, recipe.evaluate_every)
+            or _due(self.step, recipe.checkpoint_every)
+        )
+
+    def _step(self, batch: Batch, waited: float) -> None:
+        """One optimiser step of every player that learns by now."""
+        started = time.perf_counter()
+        micro_batches = list(self._micro_batches(batch))
+        learned: dict[str, Learned] = {}
+        for player in self.players:
+            if self.step < player.start:
+                continue
+            for other in self.players:
+                if other is not player:
+                    other.rest()
+            with recomputing(self.inputs.recipe.recompute):
+                learned[player.name] = player.learn(
+                    self.step,
+                    micro_batches,
+                    self.inputs.runtime,
+                    earlier=learned,
+                    check=self._check,
+                )
+        self.step += 1
+        self.readings.add(learned, seconds=time.perf_counter() - started, waited=waited)
+
+    def _check(self, learned: Learned) -> None:
+        """Where looking costs nothing, before the parameters change.
+
+        Raises:
+            TrainingError: if anything is not finite.
+        """
+        if self.inputs.runtime.read_every == 1:
+            self._check_finite(self.readings.problems_of(learned))
+
+    def _read(self) -> events.StepDone:
+        done, problems = self.readings.read(self.step)
+        self._check_finite(problems)
+        self.seconds += done.seconds
+        remaining = self.seconds / self.step * (self.length.steps - self.step)
+        return done.event(remaining_seconds=remaining)
+
+    def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
+        """The batch as it is accumulated."""
+        runtime = self.inputs.runtime
+        for images, samples in _split(batch, self.inputs.recipe.accumulate):
+            yield MicroBatch(
+                inputs=images.to(runtime.device),
+                draws=StepRandomness(self.inputs.seed, self.config.name, self.step, samples),
+                share=len(samples) * runtime.num_processes / self.batch_size,
+            )
+
+    def _check_finite(self, problems: Sequence[str]) -> None:
+        if problems:
+            raise TrainingError(
+                f"stage {self.config.name}, step {self.step}: not finite "
+                f"({', '.join(problems)}). {self._way_on()} --precision fp32, or begin another run "
+                "with a lower learning rate or gradient clipping (optimiser.clip)"
+            )
+
+    def _way_on(self) -> str:
+        checkpoints = self.inputs.folder / "checkpoints"
+        if not list_checkpoints(checkpoints):
+            return f"No checkpoint was due yet: --resume {self.inputs.folder} begins anew"
+        return (
+            f"The last good checkpoint in {checkpoints} is kept; go on from it with "
+            f"--resume {self.inputs.folder}"
+        )
+
+    def _batches(self, stop: StopSignal) -> Iterator[tuple[Batch, float]]:
+        """The stage's batches from here on, and the seconds each was waited for.
+
+        They end early where the processes that load them were told to end along with this one.
+        """
+        runtime = self.inputs.runtime
+        batches = self.inputs.data.batches(
+            seed=self.inputs.seed, stage=self.config.name, batch_size=self.batch_size,
+            start=self.step, steps=self.length.steps,
+            rank=runtime.rank, num_processes=runtime.num_processes,
+        )  # fmt: skip
+        waiting = time.perf_counter()
+        try:
+            for batch in batches:
+                yield batch, time.perf_counter() - waiting
+                waiting = time.perf_counter()
+        except DataError as error:
+            if stop.received:
+                return
+            if runtime.is_main and self.step > 0:
+                self._write()
+            raise DataError(f"{error}. {self._way_on()}") from None
+
+    def _skipped(self, batch: Batch) -> events.ImagesSkipped:
+        self.skipped += len(batch.skipped)
+        return events.ImagesSkipped(
+            stage=self.config.name, images=batch.skipped, total=self.skipped
+        )
+
+    def _evaluated(self) -> Iterator[events.Event]:
+        if self.evaluated_at == self.step:
+            return
+        with self.inputs.runtime.with_others(self._way_on):
+            best, problem = self._evaluate()
+        self.evaluated_at = self.step
+        yield events.Evaluated(
+            stage=self.config.name, step=self.step, metrics=self.metrics, best=best
+        )
+        remarks = self.watch.remarks(self.inputs.task.remarks(self.metrics))
+        for text in (*remarks, *([problem] if problem else [])):
+            yield events.Notice(text=f"stage {self.config.name}, step {self.step}: {text}")
+
+    def _evaluate(self) -> tuple[bool, str]:
+        """Measure the averaged weights and keep the best ones: whether these are, and what kept them
+        from being saved."""
+        task, runtime = self.inputs.task, self.inputs.runtime
+        task.module.eval()
+        with self.ema.swapped_in(), torch.no_grad():
+            self.metrics = task.evaluate(self.config, runtime)
+            score = self._score()
+            if score is None or score <= self.best:
+                return False, ""
+            self.best = score
+            folder = best_folder(self.inputs.folder, self.config.name)
+            return True, runtime.on_main(lambda: _try_to_save(task, folder))
+
+    def _score(self) -> float | None:
+        """How good the weights are, more is better; None where they were not measured for it."""
+        criterion = self.inputs.task.criterion(self.config)
+        value = self.metrics.get(criterion.removeprefix("-"))
+        if value is None or math.isnan(value):
+            return None
+        return -value if criterion.startswith("-") else value
+
+    def _saved(self) -> events.Event:
+        """A checkpoint on the way: one that cannot be written does not end the run."""
+        try:
+            path = self._write()
+        except CheckpointError as error:
+            return events.Notice(text=f"{error}. The run goes on and tries again when one is due")
+        return events.CheckpointSaved(path=path, stage=self.config.name, step=self.step)
+
+    def _ended(self) -> events.StageEnded:
+        """The stage's end is saved; the task goes on with what the next stage takes over."""
+        task = self.inputs.task
+        self._clear()
+        ended = events.StageEnded(
+            stage=self.config.name, index=self.index, steps=self.step, seconds=self.seconds,
+            images_per_second=self.step * self.batch_size / self.seconds if self.seconds else 0.0,
+            trained=self.report.trained, metrics=self.metrics,
+            digests={
+                "weights": digest(task.module.state_dict()),
+                "ema": digest(self.ema.state_dict()),
+                "optimiser": digest(self.players[0].optimiser.state_dict()),
+                **{player.name: digest(_whole(player)) for player in self.players[1:]},
+            },
+        )  # fmt: skip
+        self.history[self.config.name] = asdict(ended)
+        self.inputs.runtime.release()
+        self._write(ended=True)
+        if wants_averages(task.roles, self.inputs.recipe.stages[self.index + 1 :]):
+            self.ema.swap()
+        task.module.requires_grad_(False)
+        return ended
+
+    def _clear(self) -> None:
+        """Leave no gradients to whoever comes next."""
+        for player in self.players:
+            player.clear()
+
+    def _write(self, *, ended: bool = False) -> Path:
+        """Save the state; at a stage's end its weights and their moving average alone."""
+        index, step = (self.index + 1, 0) if ended else (self.index, self.step)
+        path = checkpoint_path(self.inputs.folder / "checkpoints", index, step)
+        if not self.inputs.runtime.is_main:
+            return path
+        state: dict[str, Any] = {
+            "stage": index,
+            "step": step,
+            "model": self.inputs.task.module.state_dict(),
+            "ema": self.ema.state_dict(),
+            "num_images": self.inputs.data.num_images,
+            "history": self.history,
+        }
+        if not ended:
+            state |= {
+                **self.players[0].state_dict(),
+                "players": {player.name: _whole(player) for player in self.players[1:]},
+                "seconds": self.seconds,
+                "skipped": self.skipped,
+                "best": self.best,
+            }
+        save_checkpoint(path, state, keep=self.inputs.recipe.keep_checkpoints)
+        return path
+
+    def _restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a state; players besides the first were opened with theirs."""
+        self.step = saved["step"]
+        self.seconds = saved["seconds"]
+        self.skipped = saved["skipped"]
+        self.best = saved["best"]
+        self.ema.load_state_dict(saved["ema"])
+        self.players[0].load_state_dict(saved)
+
+
+def best_folder(run: Path, stage: str) -> Path:
+    """Where the best evaluated weights of a stage are, in a run's folder."""
+    return run / "best" / plain_name(stage)
+
+
+def _whole(player: Player) -> dict[str, Any]:
+    """The state of a player that the task's own does not hold."""
+    return {"weights": player.module.state_dict(), **player.state_dict()}
+
+
+def _try_to_save(task: Task, folder: Path) -> str:
+    """Save what is trained; what kept it from being saved."""
+    try:
+        task.save(folder)
+    except CheckpointError as error:
+        return f"the best weights so far are not saved: {error}"
+    return ""
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _split(batch: Batch, parts: int) -> list[tuple[Tensor, tuple[int, ...]]]:
+    size = math.ceil(len(batch.samples) / parts)
+    starts = range(0, len(batch.samples), size)
+    return [(batch.images[i : i + size], batch.samples[i : i + size]) for i in starts]
