@@ -46,7 +46,7 @@ def gradients(inputs: TrainerInputs, stage: StageConfig) -> tuple[dict[str, Tens
     draws = StepRandomness(0, stage.name, 0, batch.samples)
     passed = Trainee(task, stage, objective)(0, MicroBatch(batch.images, draws, 1.0))
     weights = Balance(task.layers()).backward(passed, share=1.0, weigh=True)
-    total = sum(weights[v.label] * v.value for v in passed.values)
+    total = sum(weights[v.label] * v.value.detach() for v in passed.values)
     return {n: p.grad for n, p in trained_parameters(model.roles)}, float(total)
 
 

@@ -17,7 +17,7 @@ Source: λ_piv and the GAN weight of arXiv 2603.19206; VQGAN (arXiv 2012.09841).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -189,12 +189,16 @@ class Balance:
         for value in sorted(weighed, key=self._waits):
             self._settle(value)
 
-    def due(self, values: Sequence[Value], step: int) -> bool:
-        """Whether ratios are taken in a step: in every one, or every ``refresh_every`` of them."""
+    def due(self, weighed: Mapping[str, AdaptiveConfig], step: int) -> bool:
+        """Whether ratios are taken in a step: in every one, or every ``refresh_every`` of them.
+
+        Args:
+            weighed: the terms that have an adaptive weight in this step, by label.
+            step: of the stage.
+        """
         return any(
-            v.label not in self._ratios or step % v.adaptive.refresh_every == 0
-            for v in values
-            if v.adaptive is not None
+            label not in self._ratios or step % adaptive.refresh_every == 0
+            for label, adaptive in weighed.items()
         )
 
     def state_dict(self) -> dict[str, Tensor]:

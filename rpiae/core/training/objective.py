@@ -72,21 +72,33 @@ class Objective:
             context: what the terms look at.
             step: optimiser step of the stage.
         """
-        started = [t for t in self.terms if step >= self._length.start(t[1])]
-        referred = any(config.reference for _, config, _ in started)
+        weighed = self.weighed(step)
         return tuple(
             Value(
                 label=label,
                 value=term(context).float(),
                 weight=self._scheduled(config, step),
                 reference=config.reference,
-                adaptive=config.adaptive
-                if config.adaptive and referred and step >= self._warmup(config.adaptive)
-                else None,
+                adaptive=weighed.get(label),
                 entry=self._entries[label],
             )
-            for label, config, term in started
+            for label, config, term in self._started(step)
         )
+
+    def weighed(self, step: int) -> dict[str, AdaptiveConfig]:
+        """The terms that have an adaptive weight in a step, by label: those past its warm-up, where
+        there is a reference."""
+        started = self._started(step)
+        if not any(config.reference for _, config, _ in started):
+            return {}
+        return {
+            label: config.adaptive
+            for label, config, _ in started
+            if config.adaptive and step >= self._warmup(config.adaptive)
+        }
+
+    def _started(self, step: int) -> list[tuple[str, TermConfig, Any]]:
+        return [t for t in self.terms if step >= self._length.start(t[1])]
 
     def _label(self, config: TermConfig) -> str:
         taken = [label for label, _, _ in self.terms]

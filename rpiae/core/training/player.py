@@ -13,7 +13,7 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor, nn
 
-from rpiae.core.config.recipe import OptimiserConfig, StageLength
+from rpiae.core.config.recipe import AdaptiveConfig, OptimiserConfig, StageLength
 from rpiae.core.runtime.draws import StepRandomness
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training.balance import Balance, Pass
@@ -92,6 +92,7 @@ class Player:
         ema: average of its parameters, where one is kept.
         modes: sets train and eval modes before it learns.
         inputs: what its module is called with.
+        weighed: its terms that have an adaptive weight in a step, by label.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Player:
     ema: Ema | None = None
     modes: Callable[[], object]
     inputs: Inputs = of_the_batch
+    weighed: Callable[[int], Mapping[str, AdaptiveConfig]] = lambda _: {}
     optimiser: torch.optim.AdamW = field(init=False)
     _wrapped: Any = field(init=False)
     _stepping: Any = field(init=False)
@@ -173,7 +175,10 @@ class Player:
     ) -> Learned:  # fmt: skip
         """Gradients of all the step's samples."""
         waiting = self.inputs(batches, earlier)
-        weigh = self._weigh_first(step, batches, waiting, runtime)
+        weigh = self.balance.due(self.weighed(step), step)
+        if weigh and len(batches) > 1:
+            self._weigh_first(step, batches, waiting, runtime)
+            weigh = False
         terms: dict[str, Tensor] = {}
         facts: dict[str, Tensor] = {}
         weights: Mapping[str, Tensor] = {}
@@ -182,8 +187,7 @@ class Player:
             with runtime.unsynchronised_if(self._wrapped, number < len(batches)):
                 with runtime.autocast():
                     passed: Pass = self._wrapped(step, *inputs())
-                due = weigh and self.balance.due(passed.values, step)
-                weights = self.balance.backward(passed, share=batch.share, weigh=due)
+                weights = self.balance.backward(passed, share=batch.share, weigh=weigh)
             _add(terms, {v.label: v.value.detach() for v in passed.values}, batch.share)
             _add(facts, passed.facts, batch.share)
             shown.append(passed.shown)
@@ -195,19 +199,13 @@ class Player:
     def _weigh_first(
         self, step: int, batches: Sequence[MicroBatch],
         waiting: Sequence[Callable[[], tuple[Any, ...]]], runtime: Runtime,
-    ) -> bool:  # fmt: skip
-        """Take the ratios of an accumulated batch; whether they are left to its backward pass."""
-        if len(batches) == 1:
-            return True
-        for number, (batch, inputs) in enumerate(zip(batches, waiting, strict=True), start=1):
+    ) -> None:  # fmt: skip
+        """Take the ratios of an accumulated batch, by a pass that leaves no gradients."""
+        for batch, inputs in zip(batches, waiting, strict=True):
             with runtime.autocast():
                 passed: Pass = self.module(step, *inputs())
-            if not self.balance.due(passed.values, step):
-                return False
             self.balance.measure(passed, share=batch.share)
-            if number == len(batches):
-                self.balance.settle(passed.values)
-        return False
+        self.balance.settle(passed.values)
 
     def clear(self) -> None:
         """Forget the gradients, and free their memory."""

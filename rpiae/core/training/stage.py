@@ -151,12 +151,13 @@ class StageAtWork:
                 continue
             with runtime.with_others(self._way_on):
                 done = self._read()
-                stopped = runtime.any(bool(stop.received))
             yield done
             for text in self.watch.step(done.terms):
                 yield events.Notice(text=f"stage {self.config.name}, step {self.step}: {text}")
             if self.step < self.length.steps and _due(self.step, recipe.evaluate_every):
                 yield from self._evaluated()
+            with runtime.with_others(self._way_on):
+                stopped = runtime.any(bool(stop.received))
             if stopped:
                 break
             if self.step < self.length.steps and _due(self.step, recipe.checkpoint_every):

@@ -132,6 +132,7 @@ class Task:
             balance=Balance(self.layers(), reduce=opening.runtime.reduce),
             ema=Ema(trained.items(), decay=stage.ema, warmup=stage.ema_warmup),
             modes=lambda: set_modes(self.roles, opening.report),
+            weighed=objective.weighed,
         )
 
     def before(
