@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rpiae.cli import main
-from tests.e2e.test_cli import TOY, rpiae, rpiae_alone
+from tests.commands import rpiae, rpiae_alone
+from tests.e2e.test_cli import TOY
 from tests.unit.test_evaluation import write_classes
 
 METRICS = "psnr,ssim,rfd:tiny,ifd:tiny,probe,rotation,drift,latents"
