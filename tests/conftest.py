@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,9 +23,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """One thread for each process: toys gain nothing from more, and several workers lose by them."""
-    threads = os.environ.setdefault("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(int(threads))
+    """Have every way to start the tests, and every process that they start, begin alike.
+
+    Toys gain nothing from more threads than one, and several workers lose by them. The size of a
+    terminal (readline leaves one in the environment of workers) decides how output is broken into
+    lines. A shell has what it starts in the background ignore Ctrl-C.
+    """
+    torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -178,8 +178,13 @@ def test_what_a_run_starts_from_is_in_its_address(
 
 
 def test_on_the_command_line(
-    images: Path, tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
+    images: Path,
+    tmp_path: Path,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
     config = tmp_path / "run.toml"
     tree = started(images, tmp_path / "out", source)
     del tree["init"]
