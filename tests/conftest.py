@@ -1,4 +1,4 @@
-"""Options, markers and fixtures shared by all tests."""
+"""Options, markers, hypothesis profiles and fixtures shared by all tests."""
 
 from __future__ import annotations
 
@@ -10,9 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 #: Reference files that lie beside a checkout of the project; not part of it.
 SHARED = Path(__file__).parents[2] / "shared"
+
+# The first example pays for importing torch, which is no fault of the strategy.
+_SLOW_START = [HealthCheck.too_slow]
+
+# ``dev`` is quick, ``ci`` looks further; HYPOTHESIS_PROFILE chooses.
+settings.register_profile(
+    "dev", max_examples=20, stateful_step_count=20, deadline=None, suppress_health_check=_SLOW_START
+)
+settings.register_profile(
+    "ci", max_examples=200, stateful_step_count=50, deadline=None, suppress_health_check=_SLOW_START
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
