@@ -17,11 +17,11 @@ from pathlib import Path
 from attrs import evolve
 
 from rpiae import runs
-from rpiae.core import events
-from rpiae.core.build import build_tokenizer
-from rpiae.core.objective import Objective, PivotReplica
-from rpiae.core.runtime import Precision, Runtime
-from rpiae.core.trainer import TrainerInputs, train
+from rpiae.core.model.build import build_tokenizer
+from rpiae.core.runtime.processes import Precision, Runtime
+from rpiae.core.training import events
+from rpiae.core.training.objective import Objective, PivotReplica
+from rpiae.core.training.trainer import TrainerInputs, train
 from rpiae.testing import SyntheticImages
 
 ADAPTIVE = "recipe.stages[0].terms[1].adaptive={layer='encoder'}"

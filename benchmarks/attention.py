@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from rpiae.core.attention import attention
+from rpiae.core.model.attention import attention
 
 BATCH, HEADS, HEAD_DIM, REPEATS = 16, 6, 64, 5
 

@@ -22,7 +22,7 @@ def measure(which: str, model: str) -> dict[str, float]:
     import open_clip
     import psutil
 
-    from rpiae.core.resolve import part_config
+    from rpiae.core.model.resolve import part_config
     from rpiae.encoders.open_clip import OpenClipEncoder
 
     process = psutil.Process()

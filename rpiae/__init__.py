@@ -2,7 +2,7 @@
 
     model = rpiae.build(encoder="tiny", bridge="vb16", decoder="vit-t")
     for event in rpiae.run({"encoder": "tiny", "out": "runs/a"}): ...
-    model = rpiae.load("runs/a")
+    model = rpiae.load("runs/a")  # and rpiae.save(model, "there")
     latent = model.encode(images).mode()
 
 Names are loaded when they are first used, so that ``import rpiae`` is light.
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import os
+    from pathlib import Path
 
     import torch
 
     from rpiae.bridges import BRIDGES
-    from rpiae.core.build import build
-    from rpiae.core.config import (
+    from rpiae.core.config.parts import (
         BridgeConfig,
         DatasetConfig,
         DecoderConfig,
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
         EncoderDescription,
         LossConfig,
     )
+    from rpiae.core.config.recipe import RecipeConfig, RunConfig
     from rpiae.core.errors import RpiaeError
-    from rpiae.core.recipe import RecipeConfig, RunConfig
-    from rpiae.core.registry import Entry, Manifest, Preset
-    from rpiae.core.tokenizer import RPiAE
+    from rpiae.core.model.build import build
+    from rpiae.core.model.tokenizer import RPiAE
+    from rpiae.core.registry.registry import Entry, Manifest, Preset
     from rpiae.data import DATASETS
     from rpiae.decoders import DECODERS
     from rpiae.encoders import ENCODERS
@@ -42,27 +43,27 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "BRIDGES": "rpiae.bridges",
-    "BridgeConfig": "rpiae.core.config",
+    "BridgeConfig": "rpiae.core.config.parts",
     "CRITICS": "rpiae.losses",
     "DATASETS": "rpiae.data",
     "DECODERS": "rpiae.decoders",
-    "DatasetConfig": "rpiae.core.config",
-    "DecoderConfig": "rpiae.core.config",
+    "DatasetConfig": "rpiae.core.config.parts",
+    "DecoderConfig": "rpiae.core.config.parts",
     "ENCODERS": "rpiae.encoders",
-    "EncoderConfig": "rpiae.core.config",
-    "EncoderDescription": "rpiae.core.config",
-    "Entry": "rpiae.core.registry",
+    "EncoderConfig": "rpiae.core.config.parts",
+    "EncoderDescription": "rpiae.core.config.parts",
+    "Entry": "rpiae.core.registry.registry",
     "LOSSES": "rpiae.losses",
-    "LossConfig": "rpiae.core.config",
+    "LossConfig": "rpiae.core.config.parts",
     "METRICS": "rpiae.evaluation",
-    "Manifest": "rpiae.core.registry",
-    "Preset": "rpiae.core.registry",
+    "Manifest": "rpiae.core.registry.registry",
+    "Preset": "rpiae.core.registry.registry",
     "RECIPES": "rpiae.recipes",
-    "RPiAE": "rpiae.core.tokenizer",
-    "RecipeConfig": "rpiae.core.recipe",
+    "RPiAE": "rpiae.core.model.tokenizer",
+    "RecipeConfig": "rpiae.core.config.recipe",
     "RpiaeError": "rpiae.core.errors",
-    "RunConfig": "rpiae.core.recipe",
-    "build": "rpiae.core.build",
+    "RunConfig": "rpiae.core.config.recipe",
+    "build": "rpiae.core.model.build",
     "resume": "rpiae.runs",
     "run": "rpiae.runs",
 }
@@ -93,6 +94,7 @@ __all__ = [
     "load",
     "resume",
     "run",
+    "save",
 ]
 
 __version__ = "0.1.0"
@@ -104,7 +106,8 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> RPiAE:
-    """Load a saved tokenizer from its folder or its run's; see ``RPiAE.from_pretrained``.
+    """Load a saved tokenizer from its folder or its run's, in eval mode; offline, running no code
+    from it.
 
     Args:
         folder: of the tokenizer or the run.
@@ -115,12 +118,26 @@ def load(
         CheckpointError: if there is no tokenizer, or it is damaged.
         UsageError: if there is no such device.
     """
-    from rpiae.core.devices import choose_device
-    from rpiae.core.tokenizer import RPiAE
+    from rpiae.core.model.folders import load_tokenizer
+    from rpiae.core.runtime.devices import choose_device
 
     if device is not None and (isinstance(device, str) or device.type == "cuda"):
         device = choose_device(str(device))
-    return RPiAE.from_pretrained(folder).to(device=device, dtype=dtype)
+    return load_tokenizer(folder).to(device=device, dtype=dtype)
+
+
+def save(model: RPiAE, folder: str | os.PathLike[str]) -> Path:
+    """Write a tokenizer's ``config.json`` and ``model.safetensors`` into a folder; the folder.
+
+    A process that is killed meanwhile leaves the old tokenizer or the new one.
+
+    Raises:
+        UsageError: if the tokenizer was put together without configs.
+        CheckpointError: if the folder cannot be written.
+    """
+    from rpiae.core.model.folders import save_tokenizer
+
+    return save_tokenizer(model, folder)
 
 
 def __getattr__(name: str) -> Any:

@@ -341,11 +341,11 @@ def profile_step(toy: bool) -> dict[str, Any]:
     from torch.profiler import ProfilerActivity
 
     from rpiae import runs
-    from rpiae.core import events
-    from rpiae.core.build import build_tokenizer
-    from rpiae.core.objective import PivotReplica
-    from rpiae.core.runtime import Runtime
-    from rpiae.core.trainer import TrainerInputs, train
+    from rpiae.core.model.build import build_tokenizer
+    from rpiae.core.runtime.processes import Runtime
+    from rpiae.core.training import events
+    from rpiae.core.training.objective import PivotReplica
+    from rpiae.core.training.trainer import TrainerInputs, train
     from rpiae.testing import SyntheticImages
 
     batch = 2 if toy else 32

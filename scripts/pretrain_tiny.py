@@ -33,9 +33,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from rpiae.core.attention import attention_backend
-from rpiae.core.resolve import part_config
-from rpiae.core.shapes import patchify
+from rpiae.core.model.attention import attention_backend
+from rpiae.core.model.geometry import patchify
+from rpiae.core.model.resolve import part_config
 from rpiae.encoders.vit import VitEncoder
 
 MEAN = (0.4914, 0.4822, 0.4465)

@@ -15,12 +15,14 @@ import numpy as np
 from PIL import Image
 
 from rpiae import runs
-from rpiae.core import events
+from rpiae.core.training import events
 from tests.toys import DECODERS, ENCODERS
 
 #: Forks of a process that has imported torch and computed nothing: cheap, and safe to fork.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.short_run", "rpiae.core.trainer", "rpiae.recording"])
+FORKS.set_forkserver_preload(
+    ["tests.short_run", "rpiae.core.training.trainer", "rpiae.runs.recording"]
+)
 
 
 def write_images(folder: Path, *, count: int = 14, size: int = 40) -> Path:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rpiae import runs
-from rpiae.core.build import build_tokenizer
-from rpiae.core.objective import PivotReplica
-from rpiae.core.recipe import StageConfig
-from rpiae.core.registry import registry
-from rpiae.core.runtime import Runtime
-from rpiae.core.tokenizer import RPiAE
-from rpiae.core.trainer import TrainerInputs
+from rpiae.core.config.recipe import StageConfig
+from rpiae.core.model.build import build_tokenizer
+from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.registry.registry import registry
+from rpiae.core.runtime.processes import Runtime
+from rpiae.core.training.objective import PivotReplica
+from rpiae.core.training.trainer import TrainerInputs
 from rpiae.testing import SyntheticImages
 
 ENCODERS: dict[str, dict[str, Any]] = {

@@ -1,6 +1,6 @@
 """Bridges: the registry and its built-in table."""
 
-from rpiae.core.registry import Entry, Registry, installed_plugins
+from rpiae.core.registry.registry import Entry, Registry, installed_plugins
 
 ENTRIES = (
     Entry(

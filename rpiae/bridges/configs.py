@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 
 from attrs import evolve, frozen
 
-from rpiae.core.config import BridgeConfig, BridgeDescription, wired, within
+from rpiae.core.config.fields import wired, within
+from rpiae.core.config.parts import BridgeConfig, BridgeDescription
 
 
 @frozen(kw_only=True)

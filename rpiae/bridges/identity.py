@@ -6,8 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rpiae.bridges.posterior import Delta
-from rpiae.core.contracts import Features
-from rpiae.core.shapes import map_grid, map_to_tokens, tokens_to_map
+from rpiae.core.model.contracts import Features
+from rpiae.core.model.geometry import map_grid, map_to_tokens, tokens_to_map
 
 
 class IdentityBridge(nn.Module):

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rpiae.bridges.posterior import Delta
-from rpiae.core.contracts import Features, Fit
 from rpiae.core.errors import TrainingError, UsageError
-from rpiae.core.shapes import at_least_fp32, map_grid, map_to_tokens, tokens_to_map
+from rpiae.core.model.contracts import Features, Fit
+from rpiae.core.model.geometry import at_least_fp32, map_grid, map_to_tokens, tokens_to_map
 
 
 class LinearBridge(nn.Module):

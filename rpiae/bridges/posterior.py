@@ -5,8 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from rpiae.core.contracts import standard_normal_like
-from rpiae.core.shapes import at_least_fp32
+from rpiae.core.model.contracts import standard_normal_like
+from rpiae.core.model.geometry import at_least_fp32
 
 LOGVAR_RANGE = (-30.0, 20.0)
 

@@ -6,9 +6,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rpiae.bridges.posterior import DiagonalGaussian
-from rpiae.core.blocks import Block, Mlp, SelfAttention, through
-from rpiae.core.contracts import Features
-from rpiae.core.shapes import at_least_fp32, map_grid, map_to_tokens, tokens_to_map
+from rpiae.core.model.blocks import Block, Mlp, SelfAttention, through
+from rpiae.core.model.contracts import Features
+from rpiae.core.model.geometry import at_least_fp32, map_grid, map_to_tokens, tokens_to_map
 
 
 class VariationalBridge(nn.Module):

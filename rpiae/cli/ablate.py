@@ -17,7 +17,7 @@ from rich.table import Table
 from rpiae.cli.build import run_tree, without
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import duration, stderr, stdout
-from rpiae.core.config import Tree, parse_override
+from rpiae.core.config.tree import Tree, parse_override
 from rpiae.core.errors import UsageError
 
 if TYPE_CHECKING:

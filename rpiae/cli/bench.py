@@ -15,10 +15,10 @@ from rpiae.cli.screen import count, stderr, stdout
 def execute(arguments: argparse.Namespace) -> int:
     """Measure a combination in both precisions, and print each figure as it comes."""
     from rpiae import runs
-    from rpiae.core.devices import choose_device
-    from rpiae.core.memory import check_memory
-    from rpiae.core.runtime import MatrixSpeed, Precision
-    from rpiae.speed import measure
+    from rpiae.core.runtime.devices import choose_device
+    from rpiae.core.runtime.memory import check_memory
+    from rpiae.core.runtime.processes import MatrixSpeed, Precision
+    from rpiae.runs.speed import measure
 
     resolved = runs.resolve(
         run_tree(arguments), overrides=tuple(arguments.overrides), without=without(arguments),

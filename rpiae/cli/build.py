@@ -14,14 +14,14 @@ from rich.table import Table
 
 from rpiae.cli.launch import INTERRUPTED, launch, launched, speaks
 from rpiae.cli.screen import count, duration, progress_bar, stderr, stdout
-from rpiae.core import events
-from rpiae.core.config import Tree, read_toml
+from rpiae.core.config.tree import Tree, read_toml
 from rpiae.core.errors import UsageError
-from rpiae.core.fetching import fetch_all
-from rpiae.core.files import plain_name
-from rpiae.core.memory import amount
-from rpiae.core.names import printable
-from rpiae.core.plan import Plan
+from rpiae.core.model.fetching import fetch_all
+from rpiae.core.runtime.files import plain_name
+from rpiae.core.runtime.memory import amount
+from rpiae.core.runtime.names import printable
+from rpiae.core.training import events
+from rpiae.runs.planning import Plan
 
 #: Fields of a run that are options of their own.
 NAMED = ("encoder", "bridge", "decoder", "recipe", "data", "out", "init", "seed", "device", "precision")  # fmt: skip

@@ -37,7 +37,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.action == "new":
         return _new(arguments.file)
     from rpiae import runs
-    from rpiae.core.config import read_toml
+    from rpiae.core.config.tree import read_toml
 
     resolved = runs.resolve(read_toml(Path(arguments.file)), source=arguments.file)
     runs.plan(resolved)

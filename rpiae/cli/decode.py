@@ -10,12 +10,12 @@ from pathlib import Path
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import duration, stderr, stdout
 from rpiae.core.errors import CheckpointError, UsageError
+from rpiae.core.model.folders import load_tokenizer
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Decode a folder or a file of latents into PNG files."""
-    from rpiae.core.runtime import Runtime
-    from rpiae.core.tokenizer import RPiAE
+    from rpiae.core.runtime.processes import Runtime
     from rpiae.latents import LatentDataset
     from rpiae.latents.decoding import decode_latents, read_tensor
     from rpiae.latents.encoding import TOKENS_PER_BATCH, tokenizer_digest
@@ -27,7 +27,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if run is None:
         raise UsageError(f"{given} does not say what made it: name a tokenizer with --run")
     try:
-        model = RPiAE.from_pretrained(run)
+        model = load_tokenizer(run)
     except CheckpointError as error:
         if arguments.run is None:
             raise CheckpointError(

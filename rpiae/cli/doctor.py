@@ -14,7 +14,7 @@ from typing import Any
 
 import rpiae
 from rpiae.cli.screen import stdout
-from rpiae.core.registry import installed_plugins
+from rpiae.core.registry.registry import installed_plugins
 
 HUB = "huggingface.co"
 
@@ -23,9 +23,9 @@ def execute(arguments: argparse.Namespace) -> int:
     """Print what this machine has and what rpiae would use."""
     import torch
 
-    from rpiae.core.attention import choose_backend
-    from rpiae.core.devices import choose_device
-    from rpiae.core.runtime import choose_precision, matrix_speed
+    from rpiae.core.model.attention import choose_backend
+    from rpiae.core.runtime.devices import choose_device
+    from rpiae.core.runtime.processes import choose_precision, matrix_speed
 
     device = choose_device("auto")
     speed = matrix_speed(device)

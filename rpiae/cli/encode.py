@@ -14,9 +14,10 @@ from rich.table import Table
 from rpiae.cli.launch import launch, launched, speaks
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import duration, stderr, stdout
+from rpiae.core.model.folders import load_tokenizer
 
 if TYPE_CHECKING:
-    from rpiae.core.tokenizer import RPiAE
+    from rpiae.core.model.tokenizer import RPiAE
     from rpiae.data.listed import EveryImage
     from rpiae.latents.layout import Plan
 
@@ -54,13 +55,13 @@ def dataset(arguments: argparse.Namespace, model: RPiAE) -> tuple[EveryImage, di
 
 
 def _encode(arguments: argparse.Namespace) -> int:
-    from rpiae.core.devices import choose_device
-    from rpiae.core.runtime import Runtime
-    from rpiae.core.tokenizer import RPiAE, tokenizer_folder
+    from rpiae.core.model.folders import tokenizer_folder
+    from rpiae.core.runtime.devices import choose_device
+    from rpiae.core.runtime.processes import Runtime
     from rpiae.latents import writing
     from rpiae.latents.layout import Settings
 
-    model = RPiAE.from_pretrained(arguments.run)
+    model = load_tokenizer(arguments.run)
     images, data = dataset(arguments, model)
     settings = Settings(
         posterior=arguments.posterior, flip=arguments.flip, dtype=arguments.dtype,

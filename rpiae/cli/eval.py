@@ -16,11 +16,11 @@ from rpiae.cli.launch import launch, launched, speaks
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import duration, stderr, stdout
 from rpiae.core.errors import RpiaeError, UsageError
-from rpiae.core.names import printable
+from rpiae.core.runtime.names import printable
 
 if TYPE_CHECKING:
-    from rpiae.core.config import Tree
-    from rpiae.core.runtime import Runtime
+    from rpiae.core.config.tree import Tree
+    from rpiae.core.runtime.processes import Runtime
     from rpiae.evaluation.configs import EvaluationConfig
     from rpiae.evaluation.evaluating import Evaluation
     from rpiae.evaluation.images import Progress
@@ -34,10 +34,10 @@ MENTIONED = 10
 
 def execute(arguments: argparse.Namespace) -> int:
     """Measure tokenizers and print their numbers."""
-    from rpiae.core.devices import choose_device
-    from rpiae.core.fetching import needed
-    from rpiae.core.runtime import Runtime
-    from rpiae.core.tokenizer import tokenizer_folder
+    from rpiae.core.model.fetching import needed
+    from rpiae.core.model.folders import tokenizer_folder
+    from rpiae.core.runtime.devices import choose_device
+    from rpiae.core.runtime.processes import Runtime
     from rpiae.evaluation.evaluating import evaluate_saved, metric_configs
 
     config = _config(arguments)
@@ -127,7 +127,7 @@ def show(bar: Bar, event: Progress) -> None:
 
 def _advise(bar: Bar, event: Progress, runtime: Runtime) -> bool:
     """Say once how an evaluation that takes long would be faster; whether all is said."""
-    from rpiae.core.runtime import choose_precision
+    from rpiae.core.runtime.processes import choose_precision
 
     if not event.seconds or event.done == event.total:
         return False
@@ -171,7 +171,7 @@ def named_datasets(
     Raises:
         UsageError: if a text is about none of them.
     """
-    from rpiae.core.config import parse_override
+    from rpiae.core.config.tree import parse_override
     from rpiae.data.listed import with_overrides
 
     texts: dict[str, list[str]] = {address: [] for address in given}

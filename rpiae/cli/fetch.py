@@ -9,11 +9,11 @@ from pathlib import Path
 
 from rpiae.cli.build import NAMED, run_tree, without
 from rpiae.cli.screen import stdout
-from rpiae.core.config import CriticConfig, EncoderConfig, LossConfig, MetricConfig
+from rpiae.core.config.parts import CriticConfig, EncoderConfig, LossConfig, MetricConfig
 from rpiae.core.errors import UsageError
-from rpiae.core.fetching import Loading, fetch_all
-from rpiae.core.registry import normalised, registry
-from rpiae.core.resolve import part_config
+from rpiae.core.model.fetching import Loading, fetch_all
+from rpiae.core.model.resolve import part_config
+from rpiae.core.registry.registry import normalised, registry
 
 
 def execute(arguments: argparse.Namespace) -> int:

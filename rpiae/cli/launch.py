@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from rpiae.cli.screen import stderr
-from rpiae.core.signals import STOP_SIGNALS
+from rpiae.core.runtime.signals import STOP_SIGNALS
 
 #: Exit code of a command that was told to end.
 INTERRUPTED = 130

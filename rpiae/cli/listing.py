@@ -11,10 +11,17 @@ import attrs
 from rich.table import Table
 
 from rpiae.cli.screen import stderr, stdout
-from rpiae.core.config import PartConfig
+from rpiae.core.config.parts import PartConfig
 from rpiae.core.errors import UnknownNameError, UsageError, nearest
-from rpiae.core.names import shown
-from rpiae.core.registry import FAMILIES, Entry, Plugin, Preset, installed_plugins, registry
+from rpiae.core.registry.registry import (
+    FAMILIES,
+    Entry,
+    Plugin,
+    Preset,
+    installed_plugins,
+    registry,
+)
+from rpiae.core.runtime.names import shown
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -165,7 +172,7 @@ def _plugin_row(plugin: Plugin, *, check: bool) -> dict[str, Any]:
         recipes = [*row["presets"].get("recipes", ()), *(r.name for r in manifest.recipes)]
         row["presets"]["recipes"] = recipes
     if check:
-        from rpiae.core.inspection import manifest_problems
+        from rpiae.core.model.inspection import manifest_problems
 
         found = manifest_problems(manifest, distribution=plugin.distribution) if manifest else []
         row["problems"] = found

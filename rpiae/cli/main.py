@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import rpiae
 from rpiae.cli.launch import speaks
 from rpiae.core.errors import RpiaeError, RunError, UsageError
-from rpiae.core.importing import import_modules
-from rpiae.core.names import printable, shown
-from rpiae.core.output import steady_output
-from rpiae.core.plugins import endless_entry_points
+from rpiae.core.registry.discovery import endless_entry_points
+from rpiae.core.registry.importing import import_modules
+from rpiae.core.runtime.names import printable, shown
+from rpiae.core.runtime.output import steady_output
 
 EPILOG = """exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (state saved)
 

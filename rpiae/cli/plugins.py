@@ -14,7 +14,7 @@ from string import Template
 
 from rpiae.cli.screen import stdout
 from rpiae.core.errors import RunError, UnknownNameError, UsageError, unknown
-from rpiae.core.registry import OWN, normalised, registry
+from rpiae.core.registry.registry import OWN, normalised, registry
 
 #: Families that there is a template for, with how a run is told to use a part of theirs.
 FAMILIES: Mapping[str, str] = {

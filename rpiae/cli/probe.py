@@ -10,12 +10,12 @@ from rich.table import Table
 from rpiae.cli.eval import images_of, named_datasets, show
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import stderr, stdout
-from rpiae.core.names import printable
+from rpiae.core.runtime.names import printable
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Probe an encoder and print what it knows."""
-    from rpiae.core.runtime import Runtime
+    from rpiae.core.runtime.processes import Runtime
     from rpiae.evaluation.encoders import probe_encoder
     from rpiae.evaluation.records import printable_tree
 

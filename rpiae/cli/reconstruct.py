@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rpiae.cli.screen import stderr, stdout
 from rpiae.core.errors import RunError, UsageError
+from rpiae.core.model.folders import load_tokenizer
 
 #: Tokens above which one pass is refused: attention grows with their square.
 MOST_TOKENS = 4096
@@ -16,9 +17,8 @@ def execute(arguments: argparse.Namespace) -> int:
     """Reconstruct one photograph and write it beside the original."""
     import torch
 
-    from rpiae.core.devices import choose_device
-    from rpiae.core.shapes import to_8_bits
-    from rpiae.core.tokenizer import RPiAE
+    from rpiae.core.model.geometry import to_8_bits
+    from rpiae.core.runtime.devices import choose_device
     from rpiae.data.images import decode
     from rpiae.evaluation.pictures import side_by_side
     from rpiae.evaluation.reconstruction import psnr_of
@@ -31,7 +31,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if out.exists() and photo.exists() and out.samefile(photo):
         raise UsageError(f"--out {out} is the photograph itself: name another file")
     device = choose_device(arguments.device)
-    model = RPiAE.from_pretrained(arguments.run).to(device)
+    model = load_tokenizer(arguments.run).to(device)
     pixels = torch.from_numpy(decode(photo).copy())
     image = pixels.permute(2, 0, 1)[None].float() / 255
     height, width = image.shape[-2:]

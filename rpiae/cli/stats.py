@@ -12,20 +12,21 @@ from rpiae.cli.encode import dataset, statistics_table
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import duration, stderr, stdout
 from rpiae.core.errors import UsageError
+from rpiae.core.model.folders import load_tokenizer, save_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rpiae.core.tokenizer import RPiAE
+    from rpiae.core.model.tokenizer import RPiAE
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Measure latent_norm, print it, and store it with the tokenizer."""
-    from rpiae.core.tokenizer import RPiAE, tokenizer_folder
+    from rpiae.core.model.folders import tokenizer_folder
     from rpiae.latents.layout import INDEX_FILE
     from rpiae.latents.statistics import latent_norm
 
-    model = RPiAE.from_pretrained(arguments.run)
+    model = load_tokenizer(arguments.run)
     folder = tokenizer_folder(arguments.run)
     made = Path(arguments.data)
     from_latents = (made / INDEX_FILE).is_file()
@@ -37,7 +38,7 @@ def execute(arguments: argparse.Namespace) -> int:
     model.register_buffer("latent_mean", stored_mean)
     model.register_buffer("latent_std", stored_std)
     if not arguments.dry_run:
-        model.save_pretrained(folder)
+        save_tokenizer(model, folder)
     if arguments.json:
         report = {
             "tokenizer": str(folder), "data": arguments.data, "count": count,
@@ -55,7 +56,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _measured(arguments: argparse.Namespace, model: RPiAE) -> tuple[Tensor, Tensor, int]:
-    from rpiae.core.runtime import Runtime
+    from rpiae.core.runtime.processes import Runtime
     from rpiae.latents.encoding import Measured, measure_latents
 
     images, _ = dataset(arguments, model)

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 from attrs import evolve, field, frozen
 from attrs import fields as fields_of
 
-from rpiae.core.config import DatasetConfig, at_least, names_file, wired, within, without_effect
+from rpiae.core.config.fields import at_least, names_file, wired, within, without_effect
+from rpiae.core.config.identity import files_below
+from rpiae.core.config.parts import DatasetConfig
 from rpiae.core.errors import ConfigError, DataError, FetchError, UsageError
-from rpiae.core.identity import files_below
 
 #: Why the number of loading processes is in no address.
 LOADING = "every sample's draws are its own, whoever loads it"

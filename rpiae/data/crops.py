@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from rpiae.core.errors import DataError, UsageError
-from rpiae.core.names import printable
+from rpiae.core.runtime.names import printable
 from rpiae.data.images import (
     Picture,
     Shape,

@@ -10,8 +10,8 @@ from typing import Unpack
 import numpy as np
 import torch
 
-from rpiae.core.contracts import HeldOut
 from rpiae.core.errors import DataError
+from rpiae.core.model.contracts import HeldOut
 from rpiae.data.crops import Fitting, ImageReader
 from rpiae.data.image_dataset import BucketOptions, ImageDataset, ImageOptions, SplitDataset
 from rpiae.data.images import TooSmallError, centre_crop, to_tensor

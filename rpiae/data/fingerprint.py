@@ -6,10 +6,10 @@ import functools
 import hashlib
 import json
 
-from rpiae.core.config import DatasetConfig
+from rpiae.core.config.identity import identity
+from rpiae.core.config.parts import DatasetConfig
 from rpiae.core.errors import DataError
-from rpiae.core.identity import identity
-from rpiae.core.names import printable
+from rpiae.core.runtime.names import printable
 
 
 @functools.cache
@@ -22,7 +22,7 @@ def data_fingerprint(data: DatasetConfig, *, times: bool = True) -> str:
 
     Args:
         data: the dataset.
-        times: see ``rpiae.core.identity.identity``.
+        times: see ``rpiae.core.config.identity.identity``.
 
     Raises:
         DataError: if a file is not there or cannot be read.

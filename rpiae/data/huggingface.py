@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 
 from rpiae.core.errors import DataError, FetchError, UsageError
-from rpiae.core.names import printable, shown
+from rpiae.core.runtime.names import printable, shown
 from rpiae.data.image_dataset import ImageOptions, SplitDataset
 from rpiae.data.labels import Labels, check_classes, read_labels
 from rpiae.data.parquet import holds_images, holds_labels

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rpiae.core.contracts import Batch, HeldOut, local_samples
 from rpiae.core.errors import DataError, UsageError
-from rpiae.core.names import printable
-from rpiae.core.randomness import generator, uniform
+from rpiae.core.model.contracts import Batch, HeldOut, local_samples
+from rpiae.core.runtime.draws import generator, uniform
+from rpiae.core.runtime.names import printable
 from rpiae.data.buckets import Headers, bucket_shapes, nearest_bucket
 from rpiae.data.crops import (
     CropBatch,

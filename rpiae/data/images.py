@@ -20,8 +20,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from rpiae.core.errors import DataError
-from rpiae.core.files import open_regular
-from rpiae.core.names import printable
+from rpiae.core.runtime.files import open_regular
+from rpiae.core.runtime.names import printable
 
 #: Pixels of one image: (h, w, 3), RGB.
 Pixels = NDArray[np.uint8]

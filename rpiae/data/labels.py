@@ -11,7 +11,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from rpiae.core.errors import DataError, UsageError
-from rpiae.core.names import printable
+from rpiae.core.runtime.names import printable
 
 #: Texts of one column that can be classes; more of them are captions.
 MOST_CLASSES = 100_000

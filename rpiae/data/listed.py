@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from rpiae.core.config import Tree, apply_override, parse_override, unparse
-from rpiae.core.contracts import Dataset
+from rpiae.core.config.tree import Tree, apply_override, parse_override, unparse
 from rpiae.core.errors import ConfigError, DataError, UsageError
-from rpiae.core.resolve import ResolvedTokenizer, part_config, wire
+from rpiae.core.model.contracts import Dataset
+from rpiae.core.model.resolve import ResolvedTokenizer, part_config, wire
 from rpiae.data.crops import AdmFitting, ImageReader
 from rpiae.data.images import centre_crop
 

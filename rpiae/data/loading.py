@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from rpiae.core.errors import DataError
-from rpiae.core.runtime import ended_loader
-from rpiae.core.signals import SAME, STOP_SIGNALS
+from rpiae.core.runtime.processes import ended_loader
+from rpiae.core.runtime.signals import SAME, STOP_SIGNALS
 
 T = TypeVar("T")
 

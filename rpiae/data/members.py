@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 
 from attrs import define, field
 
-from rpiae.core.names import printable
+from rpiae.core.runtime.names import printable
 from rpiae.data.sources import EXTENSIONS
 
 #: Bytes of a header that holds a long name or extended attributes.

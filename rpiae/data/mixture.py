@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from rpiae.core.contracts import HeldOut
 from rpiae.core.errors import UsageError
+from rpiae.core.model.contracts import HeldOut
 from rpiae.data.crops import Pool
 from rpiae.data.image_dataset import CropDataset, ImageDataset
 from rpiae.data.loading import chosen_workers

@@ -15,8 +15,8 @@ from webdataset.gopen import gopen, gopen_schemes
 from webdataset.shardlists import envsubst
 
 from rpiae.core.errors import DataError, FetchError, UsageError
-from rpiae.core.files import open_regular
-from rpiae.core.names import printable, shown
+from rpiae.core.runtime.files import open_regular
+from rpiae.core.runtime.names import printable, shown
 from rpiae.data.paths import as_path
 from rpiae.data.sources import walked
 from rpiae.data.splits import chosen, layout_of_files, listed

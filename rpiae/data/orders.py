@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rpiae.core.randomness import key
+from rpiae.core.runtime.draws import key
 
 #: Samples of a mixture whose sources are drawn at once.
 DRAWN = 4096

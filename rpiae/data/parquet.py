@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rpiae.core.errors import DataError, UsageError
-from rpiae.core.names import printable
+from rpiae.core.runtime.names import printable
 from rpiae.data.labels import Labels, check_classes, read_labels, unique_names
 from rpiae.data.paths import check_regular, existing
 from rpiae.data.sources import WithLabels, walked

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from rpiae.core.errors import DataError, UsageError
-from rpiae.core.files import open_regular
-from rpiae.core.names import printable, shown
+from rpiae.core.runtime.files import open_regular
+from rpiae.core.runtime.names import printable, shown
 
 
 def as_path(text: str) -> Path:

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from rpiae.core.errors import DataError, UsageError
-from rpiae.core.names import printable
+from rpiae.core.runtime.names import printable
 from rpiae.data.labels import Labels, check_classes, unique_names
 from rpiae.data.paths import existing
 from rpiae.data.splits import chosen, is_plain, layout_of_images

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from attrs import frozen
 
 from rpiae.core.errors import DataError, UsageError
-from rpiae.core.names import printable
+from rpiae.core.runtime.names import printable
 
 WORDS = {
     "train": "train", "training": "train",

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from rpiae.core.contracts import Batch, HeldOut, local_samples
 from rpiae.core.errors import DataError, UsageError
-from rpiae.core.randomness import uniform
+from rpiae.core.model.contracts import Batch, HeldOut, local_samples
+from rpiae.core.runtime.draws import uniform
 from rpiae.data.crops import Crop, CropBatch, Fitting, collated, cut, none_usable
 from rpiae.data.image_dataset import (
     BucketOptions,

@@ -15,8 +15,8 @@ from attrs import frozen
 from torch.utils.data import Dataset as TorchDataset
 
 from rpiae.core.errors import DataError, UsageError
-from rpiae.core.files import open_regular
-from rpiae.core.names import printable
+from rpiae.core.runtime.files import open_regular
+from rpiae.core.runtime.names import printable
 from rpiae.data.image_dataset import ImageOptions, SplitDataset
 from rpiae.data.labels import Labels, check_classes, read_labels, unique_names
 from rpiae.data.loading import default_workers, loaded, loader

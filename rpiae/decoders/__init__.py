@@ -1,6 +1,6 @@
 """Decoders: the registry and its built-in table."""
 
-from rpiae.core.registry import Entry, Registry, installed_plugins, read_presets
+from rpiae.core.registry.registry import Entry, Registry, installed_plugins, read_presets
 
 ENTRIES = (
     Entry(

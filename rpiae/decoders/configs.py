@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from attrs import evolve, frozen
 
-from rpiae.core.config import DecoderConfig, refused, wired, within
+from rpiae.core.config.fields import refused, wired, within
+from rpiae.core.config.parts import DecoderConfig
 
 
 @frozen(kw_only=True)

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rpiae.core.blocks import ConvBlock, Upsample, group_norm, through
-from rpiae.core.contracts import Features
-from rpiae.core.shapes import at_least_fp32, tokens_to_map
+from rpiae.core.model.blocks import ConvBlock, Upsample, group_norm, through
+from rpiae.core.model.contracts import Features
+from rpiae.core.model.geometry import at_least_fp32, tokens_to_map
 
 #: Channels below which an octave does not go.
 LEAST_WIDTH = 32

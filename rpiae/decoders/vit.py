@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rpiae.core.blocks import Block, resample_positions, sincos_positions, through
-from rpiae.core.contracts import Features
-from rpiae.core.shapes import Grid, at_least_fp32, unpatchify
+from rpiae.core.model.blocks import Block, resample_positions, sincos_positions, through
+from rpiae.core.model.contracts import Features
+from rpiae.core.model.geometry import Grid, at_least_fp32, unpatchify
 
 EPS = 1e-12
 

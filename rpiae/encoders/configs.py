@@ -10,15 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from attrs import field, frozen
 
-from rpiae.core.config import (
-    EncoderConfig,
-    EncoderDescription,
-    names_file,
-    settings_only,
-    within,
-)
+from rpiae.core.config.fields import names_file, settings_only, within
+from rpiae.core.config.parts import EncoderConfig, EncoderDescription
 from rpiae.core.errors import UsageError
-from rpiae.core.names import shown
+from rpiae.core.runtime.names import shown
 
 if TYPE_CHECKING:
     from torch import nn

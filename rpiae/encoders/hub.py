@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rpiae.core.download import fetch_hub, fetch_url
 from rpiae.core.errors import CheckpointError, FetchError
-from rpiae.core.weights import expanded, require_file
+from rpiae.core.runtime.download import fetch_hub, fetch_url
+from rpiae.core.runtime.weights import expanded, require_file
 
 #: File names tried on the hub, in this order.
 FILES = (

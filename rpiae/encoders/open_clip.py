@@ -15,13 +15,13 @@ from open_clip.model import CLIPVisionCfg, _build_vision_tower
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from rpiae.core.attention import attention
-from rpiae.core.blocks import aggregate, resample_positions, through
-from rpiae.core.contracts import BlockFeatures, Features, block_index
 from rpiae.core.errors import FetchError, UsageError, did_you_mean, nearest
-from rpiae.core.names import printable, shown
-from rpiae.core.shapes import Grid, map_grid, map_to_tokens
-from rpiae.core.weights import load_state, read_weights
+from rpiae.core.model.attention import attention
+from rpiae.core.model.blocks import aggregate, resample_positions, through
+from rpiae.core.model.contracts import BlockFeatures, Features, block_index
+from rpiae.core.model.geometry import Grid, map_grid, map_to_tokens
+from rpiae.core.runtime.names import printable, shown
+from rpiae.core.runtime.weights import load_state, read_weights
 from rpiae.encoders import timm as timm_part
 
 Triple = tuple[float, float, float]

@@ -20,14 +20,14 @@ from timm.models.eva import Eva, EvaAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from rpiae.core.adapters import from_transformers
-from rpiae.core.attention import attention
-from rpiae.core.blocks import aggregate, resample_positions, through
-from rpiae.core.contracts import BlockFeatures, Encoder, Features, block_index
 from rpiae.core.errors import CheckpointError, FetchError, UsageError, did_you_mean
-from rpiae.core.names import printable, shown
-from rpiae.core.shapes import Grid, map_grid, map_to_tokens
-from rpiae.core.weights import check_plain, load_state, read_weights
+from rpiae.core.model.adapters import from_transformers
+from rpiae.core.model.attention import attention
+from rpiae.core.model.blocks import aggregate, resample_positions, through
+from rpiae.core.model.contracts import BlockFeatures, Encoder, Features, block_index
+from rpiae.core.model.geometry import Grid, map_grid, map_to_tokens
+from rpiae.core.runtime.names import printable, shown
+from rpiae.core.runtime.weights import check_plain, load_state, read_weights
 
 Triple = tuple[float, float, float]
 

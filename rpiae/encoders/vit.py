@@ -10,11 +10,11 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rpiae.core.blocks import Block, aggregate, resample_positions, sincos_positions, through
-from rpiae.core.contracts import BlockFeatures, Features, block_index
-from rpiae.core.names import printable
-from rpiae.core.shapes import Grid, map_grid, map_to_tokens
-from rpiae.core.weights import load_state, read_weights
+from rpiae.core.model.blocks import Block, aggregate, resample_positions, sincos_positions, through
+from rpiae.core.model.contracts import BlockFeatures, Features, block_index
+from rpiae.core.model.geometry import Grid, map_grid, map_to_tokens
+from rpiae.core.runtime.names import printable
+from rpiae.core.runtime.weights import load_state, read_weights
 
 #: What a file must have, under whatever prefix.
 SIGNATURES = (("pos_embed", "transformer.0.norm1.weight"),)

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rpiae.core.checkpoint import digest
 from rpiae.core.errors import CheckpointError, UsageError
-from rpiae.core.weights import check_finite, expanded, read_safetensors, require_file
+from rpiae.core.runtime.weights import check_finite, expanded, read_safetensors, require_file
+from rpiae.core.training.checkpoint import digest
 
 FORMAT = "rpiae-small-cnn-1"
 

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from attrs import frozen
 
-from rpiae.core.config import MetricConfig, at_least, names_file
+from rpiae.core.config.fields import at_least, names_file
+from rpiae.core.config.parts import MetricConfig
 
 
 @frozen(kw_only=True)

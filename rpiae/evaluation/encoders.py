@@ -11,14 +11,16 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 
-from rpiae.core.build import build_tokenizer
-from rpiae.core.config import EncoderConfig, Tree
-from rpiae.core.contracts import Replica
+from rpiae.core.config.parts import EncoderConfig
+from rpiae.core.config.tree import Tree
 from rpiae.core.errors import CheckpointError, UsageError
-from rpiae.core.objective import PivotReplica
-from rpiae.core.resolve import ResolvedTokenizer, part_config, resolve_tokenizer
-from rpiae.core.runtime import Runtime
-from rpiae.core.tokenizer import RPiAE, tokenizer_folder
+from rpiae.core.model.build import build_tokenizer
+from rpiae.core.model.contracts import Replica
+from rpiae.core.model.folders import load_tokenizer, tokenizer_folder
+from rpiae.core.model.resolve import ResolvedTokenizer, part_config, resolve_tokenizer
+from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.runtime.processes import Runtime
+from rpiae.core.training.objective import PivotReplica
 from rpiae.data.listed import CropRule
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.examination import Rows, pooled
@@ -183,7 +185,7 @@ def _opened(encoder: str, runtime: Runtime) -> tuple[RPiAE | Replica, ResolvedTo
         if Path(encoder).exists():
             raise
     else:
-        model = RPiAE.from_pretrained(encoder).to(runtime.device)
+        model = load_tokenizer(encoder).to(runtime.device)
         assert model.config is not None
         facts = model.config.encoder_facts
         return model, model.config, model.trained_size or facts.image_size

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from attrs import evolve, frozen
 
-from rpiae.core.config import MetricConfig, Tree, unparse
-from rpiae.core.contracts import HeldOut
+from rpiae.core.config.parts import MetricConfig
+from rpiae.core.config.tree import Tree, unparse
 from rpiae.core.errors import CheckpointError, DataError, FetchError, RunError, UsageError
-from rpiae.core.registry import OWN
-from rpiae.core.resolve import ResolvedTokenizer, part_config
-from rpiae.core.runtime import Runtime
+from rpiae.core.model.contracts import HeldOut
+from rpiae.core.model.resolve import ResolvedTokenizer, part_config
+from rpiae.core.registry.registry import OWN
+from rpiae.core.runtime.processes import Runtime
 from rpiae.data.orders import sampled
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.distances import ReconstructionDistance

@@ -14,10 +14,10 @@ from attrs import field, frozen
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rpiae.core.contracts import Features, GaussianPosterior, Posterior, Replica
 from rpiae.core.errors import RunError, UsageError
-from rpiae.core.shapes import Rounding, to_8_bits
-from rpiae.core.tokenizer import RPiAE
+from rpiae.core.model.contracts import Features, GaussianPosterior, Posterior, Replica
+from rpiae.core.model.geometry import Rounding, to_8_bits
+from rpiae.core.model.tokenizer import RPiAE
 from rpiae.evaluation.spaces import FeatureSpace
 
 

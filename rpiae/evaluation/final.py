@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rpiae.core.contracts import HeldOut
 from rpiae.core.errors import RunError
-from rpiae.core.files import plain_name
-from rpiae.core.objective import PivotReplica
-from rpiae.core.pivot import read_pivot
-from rpiae.core.tokenizer import RPiAE
+from rpiae.core.model.contracts import HeldOut
+from rpiae.core.model.folders import load_tokenizer
+from rpiae.core.runtime.files import plain_name
+from rpiae.core.training.objective import PivotReplica
 from rpiae.evaluation.pictures import side_by_side
 from rpiae.evaluation.reconstruction import (
     drift,
@@ -21,6 +20,7 @@ from rpiae.evaluation.reconstruction import (
     score,
 )
 from rpiae.evaluation.trained_run import read_run
+from rpiae.tasks.tokenizer.pivot import read_pivot
 
 #: Training crops that the linear code is fitted on, in pixels; some 65,000 patches of 4×4.
 FITTING_PIXELS = 1 << 20
@@ -43,7 +43,7 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
     assert run.data is not None
     data = run.data.build()
     held_out: HeldOut = data.held_out()
-    model = RPiAE.from_pretrained(folder)
+    model = load_tokenizer(folder)
     assert model.config is not None
     made = reconstruct_held_out(model, held_out)
     if not made.isfinite().all():

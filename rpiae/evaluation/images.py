@@ -12,10 +12,10 @@ from attrs import frozen
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rpiae.core.config import Tree
+from rpiae.core.config.tree import Tree
 from rpiae.core.errors import DataError, UsageError
-from rpiae.core.resolve import ResolvedTokenizer
-from rpiae.core.runtime import Runtime
+from rpiae.core.model.resolve import ResolvedTokenizer
+from rpiae.core.runtime.processes import Runtime
 from rpiae.data.listed import EveryImage, every_image
 from rpiae.data.orders import sampled
 from rpiae.evaluation.configs import EvaluationConfig

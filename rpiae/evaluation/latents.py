@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rpiae.core.contracts import QuantisedPosterior
+from rpiae.core.model.contracts import QuantisedPosterior
 from rpiae.evaluation.examination import Accumulator, Examination, Measured, Once
 from rpiae.evaluation.latent_statistics import LatentStatistics, compression
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TypeVar
 
 from rpiae.core.errors import UsageError
-from rpiae.core.runtime import Runtime
+from rpiae.core.runtime.processes import Runtime
 from rpiae.evaluation.examination import Examination, Measured, Metric, TrainedMetric
 from rpiae.evaluation.images import merge
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from rpiae.core.contracts import Features
+from rpiae.core.model.contracts import Features
 from rpiae.data.images import to_image
 from rpiae.evaluation.resemblance import similarity_map
 

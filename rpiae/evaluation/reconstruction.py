@@ -12,10 +12,10 @@ from attrs import frozen
 from jaxtyping import Float
 from torch import Tensor
 
-from rpiae.core.contracts import HeldOut, Replica
-from rpiae.core.recipe import StageConfig
-from rpiae.core.shapes import patchify, to_8_bits, unpatchify
-from rpiae.core.tokenizer import RPiAE
+from rpiae.core.config.recipe import StageConfig
+from rpiae.core.model.contracts import HeldOut, Replica
+from rpiae.core.model.geometry import patchify, to_8_bits, unpatchify
+from rpiae.core.model.tokenizer import RPiAE
 
 #: PSNR in dB that an image without any error counts as; 8-bit images that differ reach at most 99.
 EXACT = 100.0

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rpiae.core.errors import RunError
-from rpiae.core.files import open_regular, write_text
-from rpiae.core.names import printable
+from rpiae.core.runtime.files import open_regular, write_text
+from rpiae.core.runtime.names import printable
 from rpiae.evaluation.protocol import number_protocol, protocol_differences
 
 #: Of ``evaluation.json``; raised where equal configs mean other numbers than before.

@@ -11,8 +11,8 @@ from attrs import frozen
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from rpiae.core.checkpoint import digest
 from rpiae.core.errors import CheckpointError, UsageError
+from rpiae.core.training.checkpoint import digest
 from rpiae.evaluation.frechet import FeatureMoments
 from rpiae.evaluation.protocol import different, shortened
 

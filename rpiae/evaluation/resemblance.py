@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rpiae.core.errors import UsageError
-from rpiae.core.shapes import Grid
+from rpiae.core.model.geometry import Grid
 from rpiae.evaluation.frechet import FeatureMoments
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rpiae.core.randomness import key
+from rpiae.core.runtime.draws import key
 from rpiae.evaluation.examination import (
     Accumulator,
     Examination,

@@ -15,10 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rpiae.core.checkpoint import digest
-from rpiae.core.config import EncoderConfig, unparse
-from rpiae.core.download import cached_name, fetch_url
-from rpiae.core.entries import normalised
+from rpiae.core.config.parts import EncoderConfig
+from rpiae.core.config.tree import unparse
 from rpiae.core.errors import (
     CheckpointError,
     FetchError,
@@ -27,12 +25,15 @@ from rpiae.core.errors import (
     UsageError,
     did_you_mean,
 )
-from rpiae.core.files import file_digest
-from rpiae.core.objective import PivotReplica
-from rpiae.core.registry import registry
-from rpiae.core.resolve import part_config
-from rpiae.core.shapes import to_8_bits
-from rpiae.core.weights import check_finite, expanded, read_weights, require_file
+from rpiae.core.model.geometry import to_8_bits
+from rpiae.core.model.resolve import part_config
+from rpiae.core.registry.entries import normalised
+from rpiae.core.registry.registry import registry
+from rpiae.core.runtime.download import cached_name, fetch_url
+from rpiae.core.runtime.files import file_digest
+from rpiae.core.runtime.weights import check_finite, expanded, read_weights, require_file
+from rpiae.core.training.checkpoint import digest
+from rpiae.core.training.objective import PivotReplica
 from rpiae.evaluation.cnn import SmallCnn, cnn_file, read_cnn
 
 #: The FID Inception-v3 as torch-fidelity publishes it; the hexadecimal digits begin its SHA-256.
@@ -134,8 +135,8 @@ def _parsed(text: str) -> tuple[str, EncoderConfig | str]:
 class EncoderSpace:
     """Mean over the patch tokens of a pretrained encoder.
 
-    Images are padded and resized as [`PivotReplica`][rpiae.core.objective.PivotReplica] does, with the
-    encoder's own output patch; ``weights_sha256`` is [`digest`][rpiae.core.checkpoint.digest] of the
+    Images are padded and resized as [`PivotReplica`][rpiae.core.training.objective.PivotReplica] does, with the
+    encoder's own output patch; ``weights_sha256`` is [`digest`][rpiae.core.training.checkpoint.digest] of the
     encoder's state.
 
     Args:
@@ -245,7 +246,7 @@ class InceptionSpace:
 class CnnSpace:
     """Mean over positions of the last features of a small convolutional classifier.
 
-    ``weights_sha256`` is [`digest`][rpiae.core.checkpoint.digest] of its state.
+    ``weights_sha256`` is [`digest`][rpiae.core.training.checkpoint.digest] of its state.
 
     Args:
         path: a file that ``scripts/train_small_cnn.py`` wrote.

@@ -9,21 +9,23 @@ from pathlib import Path
 import torch
 from attrs import frozen
 
-from rpiae.core.config import DatasetConfig, unparse
-from rpiae.core.contracts import Replica
+from rpiae.core.config.identity import identity
+from rpiae.core.config.parts import DatasetConfig
+from rpiae.core.config.tree import unparse
 from rpiae.core.errors import CheckpointError
-from rpiae.core.files import file_digest
-from rpiae.core.identity import identity
-from rpiae.core.objective import PivotReplica
-from rpiae.core.pivot import FILE as PIVOT_FILE
-from rpiae.core.pivot import find_pivot, read_pivot
-from rpiae.core.resolve import part_config
-from rpiae.core.tokenizer import RPiAE, tokenizer_folder
+from rpiae.core.model.contracts import Replica
+from rpiae.core.model.folders import load_tokenizer, tokenizer_folder
+from rpiae.core.model.resolve import part_config
+from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.runtime.files import file_digest
+from rpiae.core.training.objective import PivotReplica
 from rpiae.data.fingerprint import data_fingerprint
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.protocol import EVALUATION_FILE
 from rpiae.evaluation.records import FORMAT, read_evaluations
 from rpiae.evaluation.trained_run import TrainedRun, read_run
+from rpiae.tasks.tokenizer.pivot import FILE as PIVOT_FILE
+from rpiae.tasks.tokenizer.pivot import find_pivot, read_pivot
 
 
 @frozen(kw_only=True)
@@ -51,7 +53,7 @@ def open_subject(folder: Path, device: torch.device) -> Subject:
     Raises:
         CheckpointError: if there is none, or it is damaged.
     """
-    model = RPiAE.from_pretrained(folder).to(device)
+    model = load_tokenizer(folder).to(device)
     pivot = find_pivot(folder)
     if pivot is None or not (pivot.parent / "config.toml").is_file():
         return Subject(model=model, folder=folder, without_pivot="there is no run around it")

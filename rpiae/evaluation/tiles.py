@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rpiae.core.shapes import pad_to
-from rpiae.core.tokenizer import RPiAE
+from rpiae.core.model.geometry import pad_to
+from rpiae.core.model.tokenizer import RPiAE
 
 #: Tiles per forward pass.
 BATCH = 32

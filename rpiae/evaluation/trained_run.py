@@ -9,9 +9,10 @@ from pathlib import Path
 
 from attrs import frozen
 
-from rpiae.core.config import DatasetConfig, EncoderConfig, Tree, read_toml
+from rpiae.core.config.parts import DatasetConfig, EncoderConfig
+from rpiae.core.config.tree import Tree, read_toml
 from rpiae.core.errors import CheckpointError
-from rpiae.core.resolve import part_config
+from rpiae.core.model.resolve import part_config
 
 
 @frozen(kw_only=True)

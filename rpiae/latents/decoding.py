@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rpiae.core.errors import CheckpointError, RunError, UsageError
-from rpiae.core.runtime import Runtime
-from rpiae.core.tokenizer import RPiAE
+from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.runtime.processes import Runtime
 from rpiae.data.images import to_image
 from rpiae.data.sources import EXTENSIONS
 from rpiae.latents.reading import LatentDataset

@@ -10,13 +10,13 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from rpiae.core.checkpoint import digest
-from rpiae.core.config import unparse
-from rpiae.core.contracts import GaussianPosterior, Posterior
+from rpiae.core.config.tree import unparse
 from rpiae.core.errors import DataError, RunError, UsageError
-from rpiae.core.randomness import generator
-from rpiae.core.runtime import Runtime
-from rpiae.core.tokenizer import RPiAE
+from rpiae.core.model.contracts import GaussianPosterior, Posterior
+from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.runtime.draws import generator
+from rpiae.core.runtime.processes import Runtime
+from rpiae.core.training.checkpoint import digest
 from rpiae.data.listed import EveryImage
 from rpiae.data.orders import sampled
 from rpiae.latents.layout import PosteriorUse, Settings

@@ -13,10 +13,11 @@ from attrs import asdict, fields, frozen
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rpiae.core.config import at_least, make_converter, parse, within
+from rpiae.core.config.convert import make_converter, parse
+from rpiae.core.config.fields import at_least, within
 from rpiae.core.errors import CheckpointError, ConfigError
-from rpiae.core.files import open_regular
-from rpiae.core.names import shown
+from rpiae.core.runtime.files import open_regular
+from rpiae.core.runtime.names import shown
 
 #: What is written. Format 1, without digests, is still read.
 FORMAT = 2

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from rpiae.core.errors import CheckpointError, UsageError
-from rpiae.core.names import shown
+from rpiae.core.runtime.names import shown
 from rpiae.latents.layout import UNCHECKED_FORMAT, check_shard, check_tensor, read_index
 from rpiae.latents.statistics import latent_norm
 

@@ -18,11 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rpiae.core.config import Tree
+from rpiae.core.config.tree import Tree
 from rpiae.core.errors import CheckpointError, DataError, RunError, UsageError
-from rpiae.core.names import printable
-from rpiae.core.runtime import Runtime
-from rpiae.core.tokenizer import RPiAE
+from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.runtime.names import printable
+from rpiae.core.runtime.processes import Runtime
 from rpiae.data.listed import CentreCrop, EveryImage
 from rpiae.latents.encoding import (
     batch_size_for,

@@ -1,6 +1,6 @@
 """Losses and critics: the registries and their built-in tables."""
 
-from rpiae.core.registry import Entry, Registry, installed_plugins, read_presets
+from rpiae.core.registry.registry import Entry, Registry, installed_plugins, read_presets
 
 ENTRIES = (
     Entry(

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from rpiae.core.contracts import StepContext
-from rpiae.core.randomness import StepRandomness
-from rpiae.core.shapes import at_least_fp32
+from rpiae.core.model.contracts import StepContext
+from rpiae.core.model.geometry import at_least_fp32
+from rpiae.core.runtime.draws import StepRandomness
 
 #: Largest shift of the translation, over the side of the image.
 SHIFT = 1 / 8

@@ -7,17 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from attrs import frozen
 
-from rpiae.core.config import (
-    CriticConfig,
-    EncoderConfig,
-    LossConfig,
-    at_least,
-    names_file,
-    refused,
-    within,
-)
-from rpiae.core.recipe import AdversarialConfig
-from rpiae.core.watch import Alarm
+from rpiae.core.config.fields import at_least, names_file, refused, within
+from rpiae.core.config.parts import Alarm, CriticConfig, EncoderConfig, LossConfig
+from rpiae.core.config.recipe import AdversarialConfig
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from rpiae.core.contracts import Encoder
-from rpiae.core.shapes import at_least_fp32, encoder_view, geometry
+from rpiae.core.model.contracts import Encoder
+from rpiae.core.model.geometry import at_least_fp32, encoder_view, geometry
 
 NORM_EPS = 1e-6
 SLOPE = 0.2

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rpiae.core.contracts import StepContext
-from rpiae.core.download import cached_name, fetch_url
 from rpiae.core.errors import CheckpointError, FetchError, UsageError
-from rpiae.core.shapes import at_least_fp32
-from rpiae.core.weights import expanded, load_state, read_weights, require_file
+from rpiae.core.model.contracts import StepContext
+from rpiae.core.model.geometry import at_least_fp32
+from rpiae.core.runtime.download import cached_name, fetch_url
+from rpiae.core.runtime.weights import expanded, load_state, read_weights, require_file
 
 #: Channels of VGG-16's convolutions, block by block; features are taken at the end of each block.
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from rpiae.core.contracts import StepContext
 from rpiae.core.errors import UsageError
-from rpiae.core.shapes import at_least_fp32, map_to_tokens
+from rpiae.core.model.contracts import StepContext
+from rpiae.core.model.geometry import at_least_fp32, map_to_tokens
 
 
 class PivotLoss:

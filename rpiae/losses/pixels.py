@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from rpiae.core.contracts import StepContext
-from rpiae.core.shapes import at_least_fp32
+from rpiae.core.model.contracts import StepContext
+from rpiae.core.model.geometry import at_least_fp32
 
 
 class L1Loss:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import tomllib
 
-from rpiae.core.registry import Preset, Registry, installed_plugins
+from rpiae.core.registry.registry import Preset, Registry, installed_plugins
 
 
 def built_in() -> list[Preset]:

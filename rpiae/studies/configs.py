@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
-from rpiae.core.config import Tree, at_least, folder_name, make_converter, parse, read_toml
+from rpiae.core.config.convert import make_converter, parse
+from rpiae.core.config.fields import at_least, folder_name
+from rpiae.core.config.tree import Tree, read_toml
 from rpiae.evaluation.configs import EvaluationConfig
 
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from attrs import frozen
 
-from rpiae.core.names import printable
+from rpiae.core.runtime.names import printable
 from rpiae.studies.results import MINUS
 
 WIDTH, HEIGHT = 760, 420

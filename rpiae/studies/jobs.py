@@ -16,17 +16,18 @@ from attrs import frozen
 from filelock import FileLock, Timeout
 
 from rpiae import runs
-from rpiae.core import events
-from rpiae.core.changes import differences
-from rpiae.core.config import make_converter, parse, unparse
+from rpiae.core.config.convert import make_converter, parse
+from rpiae.core.config.tree import unparse
 from rpiae.core.errors import CheckpointError, DataError, RpiaeError, RunError, UsageError
-from rpiae.core.files import read_json, write_text
-from rpiae.core.importing import import_modules, imported
-from rpiae.core.runtime import Runtime
+from rpiae.core.registry.importing import import_modules, imported
+from rpiae.core.runtime.files import read_json, write_text
+from rpiae.core.runtime.processes import Runtime
+from rpiae.core.training import events
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.evaluating import evaluate_saved
 from rpiae.evaluation.subjects import is_evaluated
-from rpiae.stages import StageStore, run_address
+from rpiae.runs.changes import differences
+from rpiae.runs.stages import StageStore, run_address
 from rpiae.studies.planning import PlannedRun
 
 STAGES_FOLDER = "stages"

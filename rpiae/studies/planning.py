@@ -12,13 +12,14 @@ import tomli_w
 from attrs import evolve, frozen
 
 from rpiae import runs
-from rpiae.core.config import EncoderConfig, LossConfig, MetricConfig, Tree, parse_override
+from rpiae.core.config.parts import EncoderConfig, LossConfig, MetricConfig
+from rpiae.core.config.tree import Tree, parse_override
 from rpiae.core.errors import ConfigError, UsageError, did_you_mean
-from rpiae.core.fetching import Loading
-from rpiae.core.plan import make_plan
-from rpiae.core.resolve import ResolvedRun, part_config
+from rpiae.core.model.fetching import Loading
+from rpiae.core.model.resolve import ResolvedRun, part_config
 from rpiae.data.fingerprint import data_fingerprint
-from rpiae.stages import run_address, stage_address
+from rpiae.runs.planning import make_plan
+from rpiae.runs.stages import run_address, stage_address
 from rpiae.studies.configs import RowConfig, StudyConfig
 
 RUNS_FOLDER = "runs"

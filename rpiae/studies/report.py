@@ -18,7 +18,7 @@ from attrs import field, frozen
 from PIL import Image, UnidentifiedImageError
 
 from rpiae.core.errors import RunError, UsageError
-from rpiae.core.files import write_text
+from rpiae.core.runtime.files import write_text
 from rpiae.studies.figures import Axis, Line, Point, curves_figure, frontier_figure
 from rpiae.studies.results import (
     ARROWS,

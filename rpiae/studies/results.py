@@ -15,8 +15,8 @@ from typing import Any, TypeVar, cast
 from attrs import field, frozen
 
 from rpiae.core.errors import CheckpointError, UsageError
-from rpiae.core.files import open_regular
-from rpiae.core.names import shown
+from rpiae.core.runtime.files import open_regular
+from rpiae.core.runtime.names import shown
 from rpiae.evaluation.protocol import EVALUATION_FILE, number_protocol, protocol_differences
 from rpiae.evaluation.records import measured_as, printable_tree
 

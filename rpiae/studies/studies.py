@@ -14,13 +14,13 @@ from typing import Any
 from attrs import define, field, frozen
 from filelock import FileLock, Timeout
 
-from rpiae.core.config import unparse
+from rpiae.core.config.tree import unparse
 from rpiae.core.errors import UsageError
-from rpiae.core.fetching import fetch_all
-from rpiae.core.files import write_text
-from rpiae.core.signals import StopSignal
+from rpiae.core.model.fetching import fetch_all
+from rpiae.core.runtime.files import write_text
+from rpiae.core.runtime.signals import StopSignal
 from rpiae.evaluation.evaluating import check_evaluation
-from rpiae.stages import StageStore
+from rpiae.runs.stages import StageStore
 from rpiae.studies.configs import StudyConfig
 from rpiae.studies.executors import Executor, Running
 from rpiae.studies.jobs import (

@@ -14,6 +14,7 @@
 The checks raise AssertionError with what is wrong.
 """
 
+from rpiae.data.synthetic import SyntheticImages
 from rpiae.testing.builds import check_builds
 from rpiae.testing.contracts import (
     check_bridge,
@@ -23,7 +24,6 @@ from rpiae.testing.contracts import (
     check_loss,
 )
 from rpiae.testing.datasets import check_dataset
-from rpiae.testing.images import SyntheticImages
 from rpiae.testing.metrics import check_metric
 from rpiae.testing.plugins import check_manifest, check_plugin
 

@@ -1,4 +1,4 @@
-"""Checks of a part against ``rpiae.core.contracts``."""
+"""Checks of a part against ``rpiae.core.model.contracts``."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from rpiae.core.config import (
+from rpiae.core.config.parts import (
     BridgeConfig,
     CriticConfig,
     DecoderConfig,
     EncoderConfig,
     LossConfig,
 )
-from rpiae.core.contracts import (
+from rpiae.core.model.contracts import (
     NEEDS,
     BlockFeatures,
     Bridge,
@@ -27,8 +27,8 @@ from rpiae.core.contracts import (
     QuantisedPosterior,
     StepContext,
 )
-from rpiae.core.objective import PivotReplica
-from rpiae.core.randomness import StepRandomness
+from rpiae.core.runtime.draws import StepRandomness
+from rpiae.core.training.objective import PivotReplica
 from rpiae.encoders.configs import VitEncoderConfig
 
 

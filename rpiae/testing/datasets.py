@@ -1,12 +1,12 @@
-"""Checks of a dataset against ``rpiae.core.contracts.Dataset``."""
+"""Checks of a dataset against ``rpiae.core.model.contracts.Dataset``."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from rpiae.core.config import DatasetConfig
-from rpiae.core.contracts import Batch, Dataset
+from rpiae.core.config.parts import DatasetConfig
+from rpiae.core.model.contracts import Batch, Dataset
 
 
 def check_dataset(config: DatasetConfig) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rpiae.core.build import build
-from rpiae.core.config import MetricConfig
-from rpiae.core.objective import PivotReplica
-from rpiae.core.tokenizer import RPiAE
+from rpiae.core.config.parts import MetricConfig
+from rpiae.core.model.build import build
+from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.training.objective import PivotReplica
 from rpiae.evaluation.examination import Examination, Measured, Metric, TrainedMetric
 
 #: What a metric may say that it needs.

@@ -9,11 +9,11 @@ import sys
 
 from attrs import fields_dict
 
-from rpiae.core.entries import FAMILIES, Entry, Manifest, Preset
 from rpiae.core.errors import RpiaeError
-from rpiae.core.inspection import manifest_problems
-from rpiae.core.plugins import GROUP, Plugin, installed_plugins
-from rpiae.core.registry import Registry, registry
+from rpiae.core.model.inspection import manifest_problems
+from rpiae.core.registry.discovery import GROUP, Plugin, installed_plugins
+from rpiae.core.registry.entries import FAMILIES, Entry, Manifest, Preset
+from rpiae.core.registry.registry import Registry, registry
 
 #: Characters of a summary that listings have room for.
 LONGEST_SUMMARY = 120

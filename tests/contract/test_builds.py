@@ -11,10 +11,11 @@ from attrs import frozen
 from torch import nn
 
 from rpiae.bridges.identity import Delta, IdentityBridge
-from rpiae.core.config import BridgeConfig, BridgeDescription, wired
-from rpiae.core.contracts import Features
+from rpiae.core.config.fields import wired
+from rpiae.core.config.parts import BridgeConfig, BridgeDescription
 from rpiae.core.errors import ConfigError
-from rpiae.core.registry import registry
+from rpiae.core.model.contracts import Features
+from rpiae.core.registry.registry import registry
 from rpiae.testing import check_builds
 from tests.toys import BRIDGES, DECODERS
 

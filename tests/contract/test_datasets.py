@@ -12,9 +12,9 @@ from attrs import evolve, frozen
 from PIL import Image
 from torch import Tensor
 
-from rpiae.core.config import DatasetConfig
-from rpiae.core.contracts import Batch, HeldOut
-from rpiae.core.resolve import part_config
+from rpiae.core.config.parts import DatasetConfig
+from rpiae.core.model.contracts import Batch, HeldOut
+from rpiae.core.model.resolve import part_config
 from rpiae.testing import SyntheticImages, check_dataset
 
 
@@ -22,7 +22,7 @@ from rpiae.testing import SyntheticImages, check_dataset
 class SyntheticConfig(DatasetConfig):
     """Of one of the datasets below."""
 
-    module: ClassVar[str] = "rpiae.testing.images:SyntheticImages"
+    module: ClassVar[str] = "rpiae.data.synthetic:SyntheticImages"
     size: int = 8
 
     def arguments(self) -> dict[str, Any]:

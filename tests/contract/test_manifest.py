@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from rpiae.core.registry import FAMILIES, Entry, Manifest, Preset, registry
+from rpiae.core.registry.registry import FAMILIES, Entry, Manifest, Preset, registry
 from rpiae.testing import check_manifest, check_plugin
 
 ENTRY = Entry(name="mine", target="rpiae.encoders.configs:VitEncoderConfig", summary="a ViT")
@@ -75,7 +75,7 @@ def test_a_manifest_in_order() -> None:
         (encoders(evolve(ENTRY, argument="modle")), "names the field 'modle'"),
         (encoders(evolve(ENTRY, pattern="mine{widht}")), "names the field 'widht'"),
         (
-            encoders(evolve(ENTRY, target="rpiae.core.config:EncoderConfig")),
+            encoders(evolve(ENTRY, target="rpiae.core.config.parts:EncoderConfig")),
             "EncoderConfig.module is '', not of the form package.module:Class",
         ),
         (encoders(ENTRY, evolve(PRESET, part="other")), "no encoder named 'other'"),
@@ -117,7 +117,7 @@ def test_a_module_that_is_not_there_is_named(
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "absent_configs.py").write_text(
-        "from attrs import frozen\nfrom rpiae.core.config import EncoderConfig\n"
+        "from attrs import frozen\nfrom rpiae.plugin import EncoderConfig\n"
         "@frozen(kw_only=True)\nclass AbsentConfig(EncoderConfig):\n    module = 'absent.part:Part'\n"
     )
     target = "absent_configs:AbsentConfig"

@@ -14,8 +14,9 @@ import pytest
 import torch
 from attrs import evolve
 
-from rpiae.core import events
-from rpiae.core.trainer import train
+from rpiae.core.model.folders import save_tokenizer
+from rpiae.core.training import events
+from rpiae.core.training.trainer import train
 from rpiae.testing import SyntheticImages
 from tests.toys import BRIDGES, DECODERS, ENCODERS, RECIPES, toy_recipe, toy_run
 
@@ -107,7 +108,7 @@ def test_matrix_trains_saves_and_loads_in_a_fresh_process(
         steps = [e for e in seen if isinstance(e, events.StepDone)]
         assert steps, combination
         assert all(e.gradient_norms for e in steps), combination
-        folder = inputs.model.eval().save_pretrained(tmp_path / f"tokenizer{i}")
+        folder = save_tokenizer(inputs.model.eval(), tmp_path / f"tokenizer{i}")
         images = torch.rand(1, 3, 40, 28, generator=torch.Generator().manual_seed(i))
         save_file({"images": images}, folder / "images.safetensors")
         with torch.no_grad():

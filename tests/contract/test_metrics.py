@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import pytest
 from attrs import frozen
 
-from rpiae.core.config import MetricConfig
-from rpiae.core.registry import registry
-from rpiae.core.resolve import part_config
+from rpiae.core.config.parts import MetricConfig
+from rpiae.core.model.resolve import part_config
+from rpiae.core.registry.registry import registry
 from rpiae.evaluation.examination import Examination, Mean, Measured
 from rpiae.testing import check_metric
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from rpiae.core.config import (
+from rpiae.core.config.parts import (
     BridgeConfig,
     CriticConfig,
     DecoderConfig,
@@ -18,8 +18,8 @@ from rpiae.core.config import (
     EncoderDescription,
     LossConfig,
 )
-from rpiae.core.registry import registry
-from rpiae.core.resolve import part_config, wire
+from rpiae.core.model.resolve import part_config, wire
+from rpiae.core.registry.registry import registry
 from rpiae.testing import check_bridge, check_critic, check_decoder, check_encoder, check_loss
 from tests.toys import BRIDGES, CRITICS, DECODERS, ENCODERS, LOSSES
 

@@ -11,7 +11,7 @@ import pytest_socket
 
 from rpiae import runs
 from rpiae.cli.main import main
-from rpiae.core.registry import registry
+from rpiae.core.registry.registry import registry
 
 PRESETS = [preset.name for preset in registry("encoders").presets()]
 PARTNERS = list(itertools.product(("vb64", "identity", "conv"), ("vit-b", "conv")))

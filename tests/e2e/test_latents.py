@@ -18,9 +18,9 @@ from PIL import Image
 
 from rpiae import runs
 from rpiae.cli import main
-from rpiae.core import events
-from rpiae.core.build import build
-from rpiae.core.tokenizer import RPiAE
+from rpiae.core.model.build import build
+from rpiae.core.model.folders import load_tokenizer, save_tokenizer
+from rpiae.core.training import events
 from rpiae.latents import LatentDataset
 from tests.short_run import short_run
 from tests.toys import DECODERS, ENCODERS
@@ -32,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     model = build(encoder=ENCODERS["vit"], bridge="vb4", decoder=DECODERS["vit"])
     model.trained_size = 32
-    model.save_pretrained(tmp_path / "run" / "tokenizer")
+    save_tokenizer(model, tmp_path / "run" / "tokenizer")
     write_photographs(tmp_path / "photos", 7)
     (tmp_path / "photos" / "a" / "2.png").write_bytes(b"no image")
     return tmp_path
@@ -81,14 +81,14 @@ def test_from_photographs_to_latents_and_back(
     done("decode", "latents", "--out", "two", "--limit", "2", capsys=capsys)
     assert len(list(Path("two").rglob("*.png"))) == 2
 
-    build(encoder=ENCODERS["vit"], bridge="vb4", decoder=DECODERS["vit"], seed=9).save_pretrained(
-        "o"
+    save_tokenizer(
+        build(encoder=ENCODERS["vit"], bridge="vb4", decoder=DECODERS["vit"], seed=9), "o"
     )
     _, err = done("decode", "latents", "--run", "o", "--out", "other", capsys=capsys)
     assert "note: latents was made by another tokenizer" in err
     _, err = done("stats", "o", "latents", capsys=capsys, code=2)
     assert "was made by another tokenizer" in err
-    build(encoder=ENCODERS["vit"], bridge="vb8", decoder=DECODERS["vit"]).save_pretrained("wide")
+    save_tokenizer(build(encoder=ENCODERS["vit"], bridge="vb8", decoder=DECODERS["vit"]), "wide")
     _, err = done("decode", "latents", "--run", "wide", "--out", "x", capsys=capsys, code=2)
     assert "these latents have 4 channels, this tokenizer's have 8" in err
 
@@ -109,7 +109,7 @@ def test_stats_are_stored_and_used(here: Path, capsys: pytest.CaptureFixture[str
     assert not report["stored"]
     assert report["count"] == 6 * 64
     assert "skipped: photos/a/2.png" in err
-    assert RPiAE.from_pretrained("run").latent_mean is None
+    assert load_tokenizer("run").latent_mean is None
 
     latents = torch.randn(2, 4, 8, 8)
     np.save("unit.npy", latents.numpy())
@@ -119,7 +119,7 @@ def test_stats_are_stored_and_used(here: Path, capsys: pytest.CaptureFixture[str
 
     out, _ = done(*stats, capsys=capsys)
     assert "stored in run/tokenizer as latent_norm" in out
-    model = RPiAE.from_pretrained("run")
+    model = load_tokenizer("run")
     assert model.latent_mean is not None
     assert model.latent_mean.tolist() == pytest.approx(report["mean"])
     done(*generated, "--out", "pictures", capsys=capsys)

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import pytest
 
 from rpiae import runs
-from rpiae.core.config import read_toml
+from rpiae.core.config.tree import read_toml
 from rpiae.core.errors import CheckpointError, UnknownNameError
-from rpiae.core.tokenizer import RPiAE
+from rpiae.core.model.folders import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "write-a-plugin.md"
@@ -91,7 +91,7 @@ def test_the_page_word_for_word(tmp_path: Path, environment: dict[str, str]) -> 
     with pytest.raises(UnknownNameError, match="requires rpiae-squeeze: pip install rpiae-squeeze"):
         runs.resumed_config(made)
     with pytest.raises(CheckpointError, match="pip install rpiae-squeeze"):
-        RPiAE.from_pretrained(made)
+        load_tokenizer(made)
 
 
 def run(commands: str, folder: Path, environment: dict[str, str]) -> tuple[Path, str]:

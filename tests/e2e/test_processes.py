@@ -15,8 +15,9 @@ import psutil
 import pytest
 
 from rpiae import runs
-from rpiae.core import events
-from rpiae.core.checkpoint import progress
+from rpiae.core.config.tree import dump_toml
+from rpiae.core.training import events
+from rpiae.core.training.checkpoint import progress
 from tests.short_run import ADAPTIVE, short_run, write_images
 
 STAGES = ("tune", "compress")
@@ -87,7 +88,7 @@ def test_two_processes_one_killed_and_one_process_goes_on(
     out = tmp_path / "two"
     begun = runs.resolve(tree(images, out), overrides=(ADAPTIVE, *LENGTHS))
     config = tmp_path / "run.toml"
-    config.write_text(runs.dump_toml(begun.config))
+    config.write_text(dump_toml(begun.config))
     process = launched("--config", str(config))
     log = out / "events.jsonl"
     deadline = time.monotonic() + 120
@@ -135,7 +136,7 @@ def test_the_critic_learns_alike_in_two_processes(tmp_path: Path, images: Path) 
     made["recipe"] = {"name": "gan", "stages": [stage], "evaluate_every": 0}
     stop_at(runs.run(runs.resolve(made)), ("polish", 5))
     config = tmp_path / "run.toml"
-    config.write_text(runs.dump_toml(runs.resolve(made | {"out": str(tmp_path / "two")}).config))
+    config.write_text(dump_toml(runs.resolve(made | {"out": str(tmp_path / "two")}).config))
     process = launched("--config", str(config))
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
@@ -154,7 +155,7 @@ def test_more_processes_than_images_in_a_step(tmp_path: Path, images: Path) -> N
     made = tree(images, tmp_path / "run")
     made["recipe"]["batch_size"] = 1
     config = tmp_path / "run.toml"
-    config.write_text(runs.dump_toml(runs.resolve(made).config))
+    config.write_text(dump_toml(runs.resolve(made).config))
     process = launched("--config", str(config))
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2, errors
@@ -183,7 +184,7 @@ def endless(images: Path, out: Path) -> Path:
     made["recipe"]["max_steps"] = 100_000
     config = out.with_suffix(".toml")
     config.write_text(
-        runs.dump_toml(runs.resolve(made, overrides=("recipe.stages[0].steps=100000",)).config)
+        dump_toml(runs.resolve(made, overrides=("recipe.stages[0].steps=100000",)).config)
     )
     return config
 

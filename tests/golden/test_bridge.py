@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from rpiae.bridges.variational import VariationalBridge
-from rpiae.core.adapters import bridge_from_reference, bridge_to_reference
-from rpiae.core.contracts import Features
 from rpiae.core.errors import CheckpointError
-from rpiae.core.shapes import map_grid, map_to_tokens, tokens_to_map
+from rpiae.core.model.adapters import bridge_from_reference, bridge_to_reference
+from rpiae.core.model.contracts import Features
+from rpiae.core.model.geometry import map_grid, map_to_tokens, tokens_to_map
 
 if TYPE_CHECKING:
     from tests.golden.conftest import Golden, Load

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from rpiae.core.adapters import decoder_from_reference, decoder_to_reference
-from rpiae.core.blocks import sincos_positions
-from rpiae.core.contracts import Features
 from rpiae.core.errors import CheckpointError
-from rpiae.core.shapes import patchify
+from rpiae.core.model.adapters import decoder_from_reference, decoder_to_reference
+from rpiae.core.model.blocks import sincos_positions
+from rpiae.core.model.contracts import Features
+from rpiae.core.model.geometry import patchify
 from rpiae.decoders.vit import VitDecoder
 
 if TYPE_CHECKING:

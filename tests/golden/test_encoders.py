@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from rpiae.core.adapters import encoder_from_reference, encoder_to_reference
 from rpiae.core.errors import CheckpointError
+from rpiae.core.model.adapters import encoder_from_reference, encoder_to_reference
 from rpiae.encoders.timm import TimmEncoder
 
 if TYPE_CHECKING:

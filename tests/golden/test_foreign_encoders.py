@@ -12,16 +12,16 @@ from attrs import frozen
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rpiae.core.adapters import (
+from rpiae.core.config.parts import EncoderConfig
+from rpiae.core.errors import CheckpointError
+from rpiae.core.model.adapters import (
     from_transformers,
     siglip_encoder_from_transformers,
     siglip_encoder_to_transformers,
     vit_encoder_from_transformers,
     vit_encoder_to_transformers,
 )
-from rpiae.core.config import EncoderConfig
-from rpiae.core.errors import CheckpointError
-from rpiae.core.resolve import part_config
+from rpiae.core.model.resolve import part_config
 from rpiae.encoders.timm import TimmEncoder
 from tests.golden.conftest import Load
 

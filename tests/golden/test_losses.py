@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from rpiae.bridges.posterior import LOGVAR_RANGE, DiagonalGaussian
-from rpiae.core.adaptive import adaptive_ratio
-from rpiae.core.contracts import BlockFeatures, Features, StepContext
-from rpiae.core.ema import Ema
-from rpiae.core.objective import Objective
-from rpiae.core.players import Optimisation
-from rpiae.core.recipe import OptimiserConfig, StageLength, TermConfig
-from rpiae.core.schedules import learning_rate
-from rpiae.core.shapes import map_grid, map_to_tokens, to_8_bits
+from rpiae.core.config.recipe import OptimiserConfig, StageLength, TermConfig
+from rpiae.core.model.contracts import BlockFeatures, Features, StepContext
+from rpiae.core.model.geometry import map_grid, map_to_tokens, to_8_bits
+from rpiae.core.training.adaptive import adaptive_ratio
+from rpiae.core.training.ema import Ema
+from rpiae.core.training.objective import Objective
+from rpiae.core.training.player import Optimisation
+from rpiae.core.training.schedules import learning_rate
 from rpiae.losses.adversarial import AdversarialLoss
 from rpiae.losses.configs import FeatureLossConfig, KlLossConfig, L1LossConfig, PivotLossConfig
 

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from rpiae.bridges.configs import IdentityBridgeConfig, VariationalBridgeConfig
 from rpiae.bridges.posterior import DiagonalGaussian
-from rpiae.core.adapters import tokenizer_from_reference, tokenizer_to_reference
-from rpiae.core.build import build_tokenizer
-from rpiae.core.contracts import Features
 from rpiae.core.errors import CheckpointError
-from rpiae.core.objective import PivotReplica
-from rpiae.core.resolve import resolve_tokenizer
-from rpiae.core.shapes import tokens_to_map
-from rpiae.core.tokenizer import RPiAE
+from rpiae.core.model.adapters import tokenizer_from_reference, tokenizer_to_reference
+from rpiae.core.model.build import build_tokenizer
+from rpiae.core.model.contracts import Features
+from rpiae.core.model.geometry import tokens_to_map
+from rpiae.core.model.resolve import resolve_tokenizer
+from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.training.objective import PivotReplica
 from rpiae.decoders.configs import VitDecoderConfig
 from rpiae.encoders.configs import TimmEncoderConfig
 

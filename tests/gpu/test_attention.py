@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rpiae.core.attention import attention, choose_backend
+from rpiae.core.model.attention import attention, choose_backend
 
 pytestmark = pytest.mark.gpu
 

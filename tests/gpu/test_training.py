@@ -9,10 +9,10 @@ import pytest
 import torch
 from attrs import evolve
 
-from rpiae.core import events
-from rpiae.core.objective import PivotReplica
-from rpiae.core.runtime import Precision, Runtime
-from rpiae.core.trainer import TrainerInputs, train
+from rpiae.core.runtime.processes import Precision, Runtime
+from rpiae.core.training import events
+from rpiae.core.training.objective import PivotReplica
+from rpiae.core.training.trainer import TrainerInputs, train
 from tests.toys import toy_run
 
 pytestmark = pytest.mark.gpu

@@ -10,8 +10,9 @@ import torch
 
 from rpiae import runs
 from rpiae.cli import main
-from rpiae.core.build import build_tokenizer
-from rpiae.core.tokenizer import RPiAE
+from rpiae.core.model.build import build_tokenizer
+from rpiae.core.model.folders import save_tokenizer
+from rpiae.core.model.tokenizer import RPiAE
 from rpiae.latents import LatentDataset
 from tests.short_run import write_images
 from tests.toys import BRIDGES, DECODERS, ENCODERS
@@ -53,7 +54,7 @@ def test_the_card_encodes_and_decodes_as_the_processor(
 def test_the_verbs_run_on_the_card(
     tmp_path: Path, card: torch.device, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    saved = _tokenizer("vit", "vb4", "vit").save_pretrained(tmp_path / "tokenizer")
+    saved = save_tokenizer(_tokenizer("vit", "vb4", "vit"), tmp_path / "tokenizer")
     images = write_images(tmp_path / "images")
     common = ["--device", str(card)]
     data = f"folder:{images}"

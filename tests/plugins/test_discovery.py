@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from rpiae.core.errors import PluginError, RegistrationError
-from rpiae.core.registry import Entry, Plugin, Registry, installed_plugins
+from rpiae.core.registry.registry import Entry, Plugin, Registry, installed_plugins
 from rpiae.encoders import ENTRIES
 from rpiae.recipes import built_in
 
 GOOD = """
-from rpiae.core.registry import Entry, Manifest, Preset
+from rpiae.core.registry.registry import Entry, Manifest, Preset
 MANIFEST = Manifest(
     api=1,
     entries={"encoders": (Entry(name="mine", target="rpiae.encoders.configs:VitEncoderConfig",
@@ -28,7 +28,7 @@ REPLACING = GOOD.replace('"mine"', '"timm"')
 OTHER_API = GOOD.replace("api=1", "api=2")
 BROKEN = "raise RuntimeError('no luck')"
 BRIDGE = "rpiae.bridges.configs:IdentityBridgeConfig"
-EMPTY = "from rpiae.core.registry import Entry, Manifest, Preset\nMANIFEST = Manifest(api=1{})"
+EMPTY = "from rpiae.plugin import Entry, Manifest, Preset\nMANIFEST = Manifest(api=1{})"
 ENTRY = 'Entry(name="mine", target="rpiae.encoders.configs:VitEncoderConfig", summary="")'
 
 
@@ -370,7 +370,7 @@ def test_asking_for_what_a_broken_plugin_would_bring_says_so(site: Path) -> None
 
 def test_a_plugin_that_imports_torch_is_told_of(site: Path) -> None:
     install(site, "rpiae-heavy", "import torch\n" + GOOD)
-    code = "from rpiae.core.plugins import installed_plugins as p; print(p()[0].notices)"
+    code = "from rpiae.core.registry.discovery import installed_plugins as p; print(p()[0].notices)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(site), *filter(None, sys.path)])},
@@ -430,7 +430,7 @@ def test_malformed_entry_points_of_a_plugin_are_told_of(
 def test_registering_in_process_also_as_a_decorator() -> None:
     from attrs import frozen
 
-    from rpiae.core.config import BridgeConfig, EncoderConfig
+    from rpiae.core.config.parts import BridgeConfig, EncoderConfig
 
     known = Registry("encoders", ENTRIES)
 

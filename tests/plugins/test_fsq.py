@@ -45,9 +45,9 @@ def test_the_plugins_own_tests(tmp_path: Path) -> None:
 def test_without_the_plugin_a_saved_tokenizer_says_what_to_install(tmp_path: Path) -> None:
     make = (
         "import rpiae\n"
-        "rpiae.build(encoder={'name': 'vit', 'width': 32, 'depth': 1, 'num_heads': 2}, "
+        "rpiae.save(rpiae.build(encoder={'name': 'vit', 'width': 32, 'depth': 1, 'num_heads': 2}, "
         "bridge='fsq-1k', decoder={'name': 'vit', 'width': 32, 'depth': 1, 'num_heads': 2, "
-        "'mlp_hidden': 32}, pretrained=False).save_pretrained('tokenizer')\n"
+        "'mlp_hidden': 32}, pretrained=False), 'tokenizer')\n"
     )
     load = "import rpiae\nrpiae.load('tokenizer')\n"
     with_plugin = {"PYTHONPATH": installed(tmp_path / "site")}

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rpiae.cli import listing
-from rpiae.core import plugins
-from rpiae.core.entries import FAMILIES, Entry, Manifest, Preset
 from rpiae.core.errors import PluginError, UnknownNameError
-from rpiae.core.plugins import Plugin
-from rpiae.core.registry import Registry
+from rpiae.core.registry import discovery as plugins
+from rpiae.core.registry.discovery import Plugin
+from rpiae.core.registry.entries import FAMILIES, Entry, Manifest, Preset
+from rpiae.core.registry.registry import Registry
 from rpiae.encoders import ENTRIES
 
 

@@ -23,7 +23,8 @@ from PIL import Image
 
 from rpiae import build
 from rpiae.cli import main
-from rpiae.core.names import printable
+from rpiae.core.model.folders import save_tokenizer
+from rpiae.core.runtime.names import printable
 from rpiae.latents.layout import INDEX_FILE
 
 #: Seconds that one input may take: far above what the slowest takes on a busy machine.
@@ -287,12 +288,15 @@ class Inputs:
             Image.fromarray(noise).save(images / f"{i}.png")
         (folder / "run.toml").write_text(TOY)
         tree = tomllib.loads(TOY)
-        build(
-            encoder=tree["encoder"],
-            bridge=tree["bridge"],
-            decoder=tree["decoder"],
-            pretrained=False,
-        ).save_pretrained(folder / "tokenizer")
+        save_tokenizer(
+            build(
+                encoder=tree["encoder"],
+                bridge=tree["bridge"],
+                decoder=tree["decoder"],
+                pretrained=False,
+            ),
+            folder / "tokenizer",
+        )
         self.kinds: list[Callable[[Random], Given]] = [
             self.config, self.config, self.command, self.command, self.tokenizer, self.study,
         ]  # fmt: skip

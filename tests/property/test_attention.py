@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rpiae.core import attention as module
-from rpiae.core.attention import ENVIRONMENT, attention, attention_backend, choose_backend
 from rpiae.core.errors import UsageError
+from rpiae.core.model import attention as module
+from rpiae.core.model.attention import ENVIRONMENT, attention, attention_backend, choose_backend
 
 sizes = st.integers(1, 5)
 seeds = st.integers(0, 2**31)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rpiae.bridges.configs import IdentityBridgeConfig, VariationalBridgeConfig
-from rpiae.core.config import apply_override, dump_toml, parse, unparse
-from rpiae.core.recipe import (
+from rpiae.core.config.convert import parse
+from rpiae.core.config.recipe import (
     AdaptiveConfig,
     OptimiserConfig,
     RecipeConfig,
@@ -19,7 +19,8 @@ from rpiae.core.recipe import (
     StageConfig,
     TermConfig,
 )
-from rpiae.core.resolve import converter
+from rpiae.core.config.tree import apply_override, dump_toml, unparse
+from rpiae.core.model.resolve import converter
 from rpiae.decoders.configs import VitDecoderConfig
 from rpiae.encoders.configs import TimmEncoderConfig, VitEncoderConfig
 from rpiae.losses.configs import (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rpiae.bridges.identity import IdentityBridge
 from rpiae.bridges.variational import VariationalBridge
 from rpiae.core.errors import ConfigError
-from rpiae.core.freeze import FreezeReport, apply_stage, trained_parameters
+from rpiae.core.training.freeze import FreezeReport, apply_stage, trained_parameters
 from rpiae.decoders.vit import VitDecoder
 from rpiae.encoders.vit import VitEncoder
 

@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from rpiae.bridges.linear import LinearBridge
-from rpiae.core.contracts import Features
+from rpiae.core.model.contracts import Features
 
 
 def tokens(count: int, channels: int, *, seed: int, mean: float) -> Tensor:

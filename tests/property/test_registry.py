@@ -10,9 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from rpiae.core.config import BridgeConfig, DecoderConfig
+from rpiae.core.config.parts import BridgeConfig, DecoderConfig
 from rpiae.core.errors import RegistrationError, UnknownNameError
-from rpiae.core.registry import Entry, Preset, Registry, normalised
+from rpiae.core.registry.registry import Entry, Preset, Registry, normalised
 
 
 @frozen(kw_only=True)

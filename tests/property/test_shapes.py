@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rpiae.core.shapes import (
+from rpiae.core.model.geometry import (
     geometry,
     map_grid,
     map_to_tokens,

@@ -10,10 +10,11 @@ from attrs import frozen
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rpiae.core.config import make_converter, parse, wired, within
+from rpiae.core.config.convert import make_converter, parse
+from rpiae.core.config.fields import wired, within
+from rpiae.core.config.recipe import RunConfig
 from rpiae.core.errors import ConfigError
-from rpiae.core.recipe import RunConfig
-from rpiae.core.resolve import converter
+from rpiae.core.model.resolve import converter
 
 texts = st.text(max_size=5)
 numbers_as_text = st.integers().map(str) | st.floats().map(str)

@@ -9,14 +9,14 @@ import torch
 from attrs import evolve
 from torch import Tensor
 
-from rpiae.core import events
-from rpiae.core.adaptive import SeparateGradients
-from rpiae.core.freeze import apply_stage, trained_parameters
-from rpiae.core.objective import Objective
-from rpiae.core.players import ModelPlayer
-from rpiae.core.randomness import StepRandomness
-from rpiae.core.recipe import TermConfig, stage_length
-from rpiae.core.trainer import TrainerInputs, train
+from rpiae.core.config.recipe import TermConfig, stage_length
+from rpiae.core.runtime.draws import StepRandomness
+from rpiae.core.training import events
+from rpiae.core.training.adaptive import SeparateGradients
+from rpiae.core.training.freeze import apply_stage, trained_parameters
+from rpiae.core.training.objective import Objective
+from rpiae.core.training.player import ModelPlayer
+from rpiae.core.training.trainer import TrainerInputs, train
 from rpiae.losses.configs import FeatureLossConfig, MseLossConfig
 from tests.toys import toy_run
 

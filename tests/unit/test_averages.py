@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rpiae.core import events
-from rpiae.core.trainer import TrainerInputs, train
+from rpiae.core.training import events
+from rpiae.core.training.trainer import TrainerInputs, train
 from tests.toys import toy_run
 
 State = dict[str, Tensor]

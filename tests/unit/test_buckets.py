@@ -14,11 +14,11 @@ from attrs import evolve
 from PIL import Image
 
 from rpiae import runs
-from rpiae.core import events
-from rpiae.core.contracts import Batch, Dataset
 from rpiae.core.errors import DataError, UsageError
-from rpiae.core.resolve import part_config
-from rpiae.core.trainer import train
+from rpiae.core.model.contracts import Batch, Dataset
+from rpiae.core.model.resolve import part_config
+from rpiae.core.training import events
+from rpiae.core.training.trainer import train
 from rpiae.data.buckets import bucket_shapes, nearest_bucket
 from rpiae.data.configs import FolderDatasetConfig
 from rpiae.data.images import decode, shape_of

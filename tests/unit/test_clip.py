@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from rpiae.core import events
-from rpiae.core.trainer import train
+from rpiae.core.training import events
+from rpiae.core.training.trainer import train
 from tests.toys import CRITICS, toy_run
 
 #: AdamW in its linear range: so large an eps that the first step is minus the gradient.

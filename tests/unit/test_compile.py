@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 import rpiae
-from rpiae.core import attention as attention_module
-from rpiae.core.attention import ENVIRONMENT, attention, attention_backend, choose_backend
-from rpiae.core.blocks import recomputing
-from rpiae.core.resolve import part_config
-from rpiae.core.tokenizer import RPiAE
+from rpiae.core.model import attention as attention_module
+from rpiae.core.model.attention import ENVIRONMENT, attention, attention_backend, choose_backend
+from rpiae.core.model.blocks import recomputing
+from rpiae.core.model.resolve import part_config
+from rpiae.core.model.tokenizer import RPiAE
 from tests.toys import BRIDGES, CRITICS, DECODERS, ENCODERS
 
 #: Every built-in part once; tracing takes seconds, so some only with --slow.

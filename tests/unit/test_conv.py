@@ -9,14 +9,14 @@ from torch import nn
 import rpiae
 from rpiae.bridges.configs import ConvBridgeConfig, ConvKlBridgeConfig, LinearBridgeConfig
 from rpiae.bridges.conv import ConvBridge
-from rpiae.core.blocks import ConvBlock, group_norm, recomputing
-from rpiae.core.config import BridgeConfig
-from rpiae.core.contracts import Features
+from rpiae.core.config.parts import BridgeConfig
 from rpiae.core.errors import ConfigError, UsageError
-from rpiae.core.objective import PivotReplica
-from rpiae.core.registry import registry
-from rpiae.core.resolve import part_config
-from rpiae.core.tokenizer import RPiAE
+from rpiae.core.model.blocks import ConvBlock, group_norm, recomputing
+from rpiae.core.model.contracts import Features
+from rpiae.core.model.resolve import part_config
+from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.registry.registry import registry
+from rpiae.core.training.objective import PivotReplica
 from rpiae.decoders.configs import ConvDecoderConfig
 from rpiae.decoders.conv import ConvDecoder
 from rpiae.testing import check_bridge, check_decoder

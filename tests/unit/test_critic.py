@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from rpiae import runs
-from rpiae.core import events
-from rpiae.core.config import CriticConfig
+from rpiae.core.config.parts import CriticConfig
 from rpiae.core.errors import ConfigError, FetchError, UsageError
-from rpiae.core.randomness import StepRandomness
-from rpiae.core.resolve import part_config
-from rpiae.core.shapes import to_8_bits
-from rpiae.core.trainer import TrainerInputs, train
+from rpiae.core.model.geometry import to_8_bits
+from rpiae.core.model.resolve import part_config
+from rpiae.core.runtime.draws import StepRandomness
+from rpiae.core.training import events
+from rpiae.core.training.trainer import TrainerInputs, train
 from rpiae.losses.adversarial import AdversarialLoss, cut_out, jittered, translated
 from rpiae.losses.critics import DinoCritic, PatchCritic
 from tests.toys import CRITICS, ENCODERS, toy_run

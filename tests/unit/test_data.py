@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from rpiae.core.config import make_converter, parse
-from rpiae.core.contracts import Batch, Dataset
+from rpiae.core.config.convert import make_converter, parse
 from rpiae.core.errors import ConfigError, DataError, UsageError
+from rpiae.core.model.contracts import Batch, Dataset
 from rpiae.data import DATASETS
 from rpiae.data.configs import FolderDatasetConfig, ParquetDatasetConfig, SampleDatasetConfig
 from rpiae.data.datasets import FolderDataset, ParquetDataset, SampleDataset

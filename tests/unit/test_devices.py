@@ -10,8 +10,9 @@ import torch
 import rpiae
 from rpiae import runs
 from rpiae.cli.main import main
-from rpiae.core.devices import choose_device
 from rpiae.core.errors import ConfigError, UsageError
+from rpiae.core.model.folders import save_tokenizer
+from rpiae.core.runtime.devices import choose_device
 from tests.toys import DECODERS, toy_run
 
 NAMELESS = (
@@ -24,7 +25,7 @@ NOT_HERE = ("cuda:99", "cuda:128", "cuda:999999999")
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
-    return toy_run(folder, "vit", "vb4", "vit", "quick").model.save_pretrained(folder / "saved")
+    return save_tokenizer(toy_run(folder, "vit", "vb4", "vit", "quick").model, folder / "saved")
 
 
 @pytest.mark.parametrize("device", NAMELESS)

@@ -14,17 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rpiae.core.build import build
-from rpiae.core.checkpoint import (
+from rpiae.core.errors import CheckpointError
+from rpiae.core.model.build import build
+from rpiae.core.model.folders import load_tokenizer, save_tokenizer
+from rpiae.core.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     read_state,
     save_checkpoint,
     write_state,
 )
-from rpiae.core.errors import CheckpointError
-from rpiae.core.pivot import inherit_pivot, read_pivot, write_pivot
-from rpiae.core.tokenizer import RPiAE
+from rpiae.tasks.tokenizer.pivot import inherit_pivot, read_pivot, write_pivot
 from tests.toys import DECODERS, ENCODERS
 
 PLACES = 40
@@ -33,7 +33,7 @@ PLACES = 40
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = build(encoder=ENCODERS["vit"], bridge="vb4", decoder=DECODERS["vit"])
-    return model.save_pretrained(tmp_path_factory.mktemp("saved") / "tokenizer")
+    return save_tokenizer(model, tmp_path_factory.mktemp("saved") / "tokenizer")
 
 
 @pytest.fixture
@@ -66,9 +66,9 @@ def test_every_flipped_byte_of_a_tokenizers_weights_is_found(copy: Path) -> None
     for place, bit in places(path.stat().st_size):
         flipped(path, place, bit)
         with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
-            RPiAE.from_pretrained(copy)
+            load_tokenizer(copy)
         flipped(path, place, bit)
-    RPiAE.from_pretrained(copy)
+    load_tokenizer(copy)
 
 
 def test_every_flipped_byte_of_a_tokenizers_config_is_found(copy: Path) -> None:
@@ -82,7 +82,7 @@ def test_every_flipped_byte_of_a_tokenizers_config_is_found(copy: Path) -> None:
             same = False
         if not same:
             with pytest.raises(CheckpointError, match="tokenizer"):
-                RPiAE.from_pretrained(copy)
+                load_tokenizer(copy)
         flipped(path, place, bit)
 
 
@@ -133,12 +133,12 @@ def test_a_tokenizer_without_digests_loads_and_is_told_of(
     copy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     without_digests(copy)
-    RPiAE.from_pretrained(copy)
+    load_tokenizer(copy)
     assert "has no digests to check it by" in caplog.text
     tree = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(tree | {"weights_sha256": "0"}))
     with pytest.raises(CheckpointError, match="damaged or was edited"):
-        RPiAE.from_pretrained(copy)
+        load_tokenizer(copy)
 
 
 def test_a_checkpoint_that_cannot_be_used_makes_way_for_the_next_one(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 def test_a_damaged_tokenizer_is_refused_by_name(copy: Path, damage: Callable[[Path], None]) -> None:
     damage(copy)
     with pytest.raises(CheckpointError) as caught:
-        RPiAE.from_pretrained(copy)
+        load_tokenizer(copy)
     assert str(copy) in str(caught.value)
     assert caught.value.exit_code == 1
 
@@ -267,7 +267,7 @@ def test_shapes_are_compared_before_anything_is_built(
     DAMAGE["huge width"](copy)
     monkeypatch.setattr(torch.nn.Linear, "__init__", watched)
     with pytest.raises(CheckpointError, match=r"decoder\.\S+ is \(.*\) there and \(.*16384"):
-        RPiAE.from_pretrained(copy)
+        load_tokenizer(copy)
     assert set(devices) == {"meta"}
 
 
@@ -275,9 +275,9 @@ def test_shapes_are_compared_before_anything_is_built(
 def test_the_dtype_that_was_saved_is_the_dtype_that_is_loaded(
     copy: Path, tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    model = RPiAE.from_pretrained(copy)
+    model = load_tokenizer(copy)
     model.roles["decoder"].to(dtype)
-    loaded = RPiAE.from_pretrained(model.save_pretrained(tmp_path / "other"))
+    loaded = load_tokenizer(save_tokenizer(model, tmp_path / "other"))
     for name, tensor in model.state_dict().items():
         found = loaded.state_dict()[name]
         assert found.dtype == tensor.dtype
@@ -285,10 +285,10 @@ def test_the_dtype_that_was_saved_is_the_dtype_that_is_loaded(
 
 
 def test_norms_come_back(copy: Path, tmp_path: Path) -> None:
-    model = RPiAE.from_pretrained(copy)
+    model = load_tokenizer(copy)
     model.register_buffer("latent_mean", torch.arange(4.0))
     model.register_buffer("latent_std", torch.arange(1.0, 5.0))
     model.register_buffer("feature_mean", torch.zeros(32, 2, 2))
     model.register_buffer("feature_var", torch.ones(32, 2, 2))
-    loaded = RPiAE.from_pretrained(model.save_pretrained(tmp_path / "other"))
+    loaded = load_tokenizer(save_tokenizer(model, tmp_path / "other"))
     assert all(torch.equal(t, loaded.state_dict()[n]) for n, t in model.state_dict().items())

@@ -15,9 +15,9 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from rpiae.core.download import fetch_hub, fetch_url, offline_variable
 from rpiae.core.errors import FetchError
-from rpiae.core.resolve import part_config
+from rpiae.core.model.resolve import part_config
+from rpiae.core.runtime.download import fetch_hub, fetch_url, offline_variable
 from rpiae.evaluation.spaces import inception_weights
 
 CONTENT = b"weights" * 1000

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rpiae.core.config import EncoderConfig
+from rpiae.core.config.parts import EncoderConfig
 from rpiae.core.errors import UsageError
-from rpiae.core.resolve import part_config
+from rpiae.core.model.resolve import part_config
 
 TIMM: dict[str, Any] = {
     "embed_dim": 32,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rpiae.core.resolve import part_config
+from rpiae.core.model.resolve import part_config
 from tests.toys import ENCODERS
 
 SIZES = {"embed_dim": 64, "depth": 3, "num_heads": 2, "img_size": 56}

@@ -20,10 +20,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rpiae.core import weights
-from rpiae.core.attention import attention_backend
-from rpiae.core.blocks import recomputing
-from rpiae.core.config import EncoderConfig
+from rpiae.core.config.parts import EncoderConfig
 from rpiae.core.errors import (
     CheckpointError,
     FetchError,
@@ -31,7 +28,10 @@ from rpiae.core.errors import (
     RpiaeError,
     UsageError,
 )
-from rpiae.core.resolve import part_config
+from rpiae.core.model.attention import attention_backend
+from rpiae.core.model.blocks import recomputing
+from rpiae.core.model.resolve import part_config
+from rpiae.core.runtime import weights
 from rpiae.encoders import hub
 from rpiae.encoders.open_clip import ClipTower, OpenClipEncoder, weights_source
 from rpiae.encoders.timm import SwitchedAttention, SwitchedRotaryAttention, TimmEncoder

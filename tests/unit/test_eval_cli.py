@@ -13,6 +13,7 @@ import pytest
 
 import rpiae
 from rpiae.cli import main
+from rpiae.core.model.folders import save_tokenizer
 from tests.toys import DECODERS, ENCODERS
 from tests.unit.test_evaluation import write_classes
 
@@ -26,8 +27,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     for name, grid in (("a", 8), ("b", 4)):
         encoder = ENCODERS["vit"] | {"native_grid": grid}
-        rpiae.build(encoder=encoder, bridge="vb4", decoder=DECODERS["vit"]).save_pretrained(
-            folder / name
+        save_tokenizer(
+            rpiae.build(encoder=encoder, bridge="vb4", decoder=DECODERS["vit"]), folder / name
         )
     for name, seed in (("test", 1), ("train", 2)):
         write_classes(folder / name, seed=seed)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rpiae.cli import main
-from rpiae.core.build import build
+from rpiae.core.model.build import build
+from rpiae.core.model.folders import save_tokenizer
 from rpiae.evaluation.panel import Panel
 from tests.short_run import write_images
 from tests.toys import DECODERS, ENCODERS
@@ -17,7 +18,7 @@ from tests.toys import DECODERS, ENCODERS
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with a tokenizer and images to measure it on."""
     monkeypatch.chdir(tmp_path)
-    build(encoder=ENCODERS["vit"], bridge="vb4", decoder=DECODERS["vit"]).save_pretrained("a")
+    save_tokenizer(build(encoder=ENCODERS["vit"], bridge="vb4", decoder=DECODERS["vit"]), "a")
     write_images(tmp_path / "test", count=3)
     return tmp_path
 

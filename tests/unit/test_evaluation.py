@@ -16,14 +16,15 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 
 import rpiae
 from rpiae import runs
-from rpiae.core.config import MetricConfig, dump_toml
-from rpiae.core.contracts import HeldOut
+from rpiae.core.config.parts import MetricConfig
+from rpiae.core.config.tree import dump_toml
 from rpiae.core.errors import CheckpointError, FetchError, RpiaeError, RunError, UsageError
-from rpiae.core.pivot import write_pivot
-from rpiae.core.resolve import part_config
-from rpiae.core.runtime import Runtime
-from rpiae.core.shapes import Rounding, to_8_bits
-from rpiae.core.tokenizer import RPiAE
+from rpiae.core.model.contracts import HeldOut
+from rpiae.core.model.folders import load_tokenizer, save_tokenizer
+from rpiae.core.model.geometry import Rounding, to_8_bits
+from rpiae.core.model.resolve import part_config
+from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.runtime.processes import Runtime
 from rpiae.data.fingerprint import data_fingerprint
 from rpiae.data.orders import sampled
 from rpiae.evaluation import distances, evaluating, references
@@ -42,6 +43,7 @@ from rpiae.evaluation.reconstruction import psnr_of, score
 from rpiae.evaluation.semantics import turned
 from rpiae.evaluation.subjects import evaluation_address, is_evaluated, open_subject
 from rpiae.losses.configs import LpipsLossConfig
+from rpiae.tasks.tokenizer.pivot import write_pivot
 from tests.toys import DECODERS, ENCODERS
 from tests.unit.test_lpips import random_state
 
@@ -94,7 +96,7 @@ def model() -> RPiAE:
 def run(tmp_path: Path, model: RPiAE, training: Path) -> Path:
     """A finished run's folder, as far as an evaluation looks at it."""
     folder = tmp_path / "run"
-    model.save_pretrained(folder / "tokenizer")
+    save_tokenizer(model, folder / "tokenizer")
     pivot = rpiae.build(encoder=ENCODERS["vit"], bridge="vb4", decoder=DECODERS["vit"], seed=5)
     write_pivot(folder, pivot.roles["encoder"])
     tree = {
@@ -421,10 +423,10 @@ def test_an_evaluation_is_known_by_all_it_depends_on(run: Path, testing: Path) -
             assert picture.width >= 32
     tree = json.loads((run / EVALUATION_FILE).read_text())
     assert tree["metrics"]["psnr"] > 0
-    model = RPiAE.from_pretrained(run)
+    model = load_tokenizer(run)
     with torch.no_grad():
         next(iter(model.decoder.parameters())).add_(1)
-    model.save_pretrained(run / "tokenizer")
+    save_tokenizer(model, run / "tokenizer")
     assert not is_evaluated(run, config)
 
 
@@ -723,16 +725,16 @@ def test_a_tokenizers_own_folder_can_still_be_saved_to(
     model: RPiAE, testing: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "alone"
-    model.save_pretrained(folder)
+    save_tokenizer(model, folder)
     evaluate_saved(
         folder, EvaluationConfig(data=f"folder:{testing}", metrics=("psnr",), num_images=3)
     )
     assert (folder / EVALUATION_FILE).is_file()
-    model.save_pretrained(folder)
+    save_tokenizer(model, folder)
     assert not (folder / EVALUATION_FILE).exists()
     (folder / "notes.txt").touch()
     with pytest.raises(CheckpointError, match="left alone"):
-        model.save_pretrained(folder)
+        save_tokenizer(model, folder)
 
 
 def test_results_of_a_runs_tokenizer_are_the_runs(run: Path, testing: Path) -> None:

@@ -13,10 +13,10 @@ import torch
 from attrs import evolve
 
 from rpiae import runs
-from rpiae.core import events
-from rpiae.core.checkpoint import load_checkpoint, progress
 from rpiae.core.errors import CheckpointError, DataError, TrainingError, UsageError
-from rpiae.core.trainer import train
+from rpiae.core.training import events
+from rpiae.core.training.checkpoint import load_checkpoint, progress
+from rpiae.core.training.trainer import train
 from tests.short_run import FORKS, quietly, short_run, write_images
 from tests.toys import toy_run
 
@@ -116,7 +116,7 @@ def test_half_of_the_images_damaged(tmp_path: Path, images: Path) -> None:
 def test_two_runs_in_one_folder(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "PATIENCE", 0.1)
+    monkeypatch.setattr("rpiae.runs.running.PATIENCE", 0.1)
     tree = short_run(images, tmp_path / "run")
     first = runs.run(tree)
     until(first, "tune", 1)

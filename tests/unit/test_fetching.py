@@ -9,10 +9,10 @@ import pytest
 
 from rpiae import runs
 from rpiae.cli.main import main
-from rpiae.core.config import Tree, dump_toml
+from rpiae.core.config.tree import Tree, dump_toml
 from rpiae.core.errors import FetchError
-from rpiae.core.fetching import fetch_all, needed
-from rpiae.core.resolve import part_config
+from rpiae.core.model.fetching import fetch_all, needed
+from rpiae.core.model.resolve import part_config
 from rpiae.studies.configs import parse_study
 from rpiae.studies.planning import plan_study, study_loading
 from tests.short_run import short_run, write_images
@@ -85,7 +85,7 @@ def test_nothing_is_downloaded_to_say_it(monkeypatch: pytest.MonkeyPatch) -> Non
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("it went to the network")
 
-    monkeypatch.setattr("rpiae.core.download._download", never)
+    monkeypatch.setattr("rpiae.core.runtime.download._download", never)
     monkeypatch.setattr("urllib.request.urlopen", never)
     (found,) = needed([part_config("losses", "lpips")])  # type: ignore[list-item]  # it is a loss
     assert found.path is None

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rpiae.core.files import file_digest, open_regular
-from rpiae.core.names import printable
+from rpiae.core.runtime.files import file_digest, open_regular
+from rpiae.core.runtime.names import printable
 
 
 def test_a_regular_file_is_read(tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from rpiae import runs
 from rpiae.bridges.linear import LinearBridge
-from rpiae.core import events
-from rpiae.core.contracts import Features, Fit
 from rpiae.core.errors import ConfigError, TrainingError, UsageError
-from rpiae.core.fitting import fit_bridge
-from rpiae.core.trainer import TrainerInputs, train
+from rpiae.core.model.contracts import Features, Fit
+from rpiae.core.training import events
+from rpiae.core.training.fitting import fit_bridge
+from rpiae.core.training.trainer import TrainerInputs, train
 from rpiae.testing import SyntheticImages
 from tests.toys import DECODERS, ENCODERS, toy_run
 

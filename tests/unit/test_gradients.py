@@ -9,12 +9,12 @@ import torch
 from attrs import evolve
 from torch import Tensor
 
-from rpiae.core.freeze import apply_stage, trained_parameters
-from rpiae.core.objective import Objective
-from rpiae.core.players import ModelPlayer
-from rpiae.core.randomness import StepRandomness
-from rpiae.core.recipe import StageConfig, TermConfig, stage_length
-from rpiae.core.trainer import TrainerInputs, train
+from rpiae.core.config.recipe import StageConfig, TermConfig, stage_length
+from rpiae.core.runtime.draws import StepRandomness
+from rpiae.core.training.freeze import apply_stage, trained_parameters
+from rpiae.core.training.objective import Objective
+from rpiae.core.training.player import ModelPlayer
+from rpiae.core.training.trainer import TrainerInputs, train
 from rpiae.losses.configs import (
     FeatureLossConfig,
     L1LossConfig,

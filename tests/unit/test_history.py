@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rpiae.history import HISTORY_FILE, Session, begin_session, sessions
+from rpiae.runs.history import HISTORY_FILE, Session, begin_session, sessions
 
 
 def session(stage: int, step: int) -> Session:

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rpiae import runs
-from rpiae.core.config import DatasetConfig, PartConfig, Tree, names_file
-from rpiae.core.errors import DataError
-from rpiae.core.identity import fields_without_effect, identity
-from rpiae.core.recipe import (
+from rpiae.core.config.fields import names_file
+from rpiae.core.config.identity import fields_without_effect, identity
+from rpiae.core.config.parts import DatasetConfig, PartConfig
+from rpiae.core.config.recipe import (
     AdaptiveConfig,
     OptimiserConfig,
     RecipeConfig,
@@ -28,12 +28,14 @@ from rpiae.core.recipe import (
     StageConfig,
     TermConfig,
 )
-from rpiae.core.registry import registry
-from rpiae.core.resolve import part_config
+from rpiae.core.config.tree import Tree
+from rpiae.core.errors import DataError
+from rpiae.core.model.resolve import part_config
+from rpiae.core.registry.registry import registry
 from rpiae.data.configs import MixtureSourceConfig
 from rpiae.data.fingerprint import data_fingerprint
 from rpiae.losses.configs import L1LossConfig
-from rpiae.stages import run_address
+from rpiae.runs.stages import run_address
 from tests.short_run import short_run, write_images
 
 FAMILIES = ("encoders", "bridges", "decoders", "losses", "critics", "datasets", "metrics")
@@ -332,7 +334,7 @@ class TestFolders:
     def test_of_large_data_names_sizes_and_times_count(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("rpiae.core.identity.READ_WHOLE", 10)
+        monkeypatch.setattr("rpiae.core.config.identity.READ_WHOLE", 10)
         folder = write_images(tmp_path / "data", count=3)
         data = dataset("folder", folder)
         before, without = fingerprint(data), data_fingerprint(data, times=False)

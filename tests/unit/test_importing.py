@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rpiae.core.errors import PluginError, UsageError
-from rpiae.core.importing import import_hint, import_modules
+from rpiae.core.registry.importing import import_hint, import_modules
 from tests.commands import rpiae, rpiae_alone
 
 MODULE = '''
@@ -31,7 +31,7 @@ model = rpiae.build(
     encoder={{"name": "mine", "width": 16, "depth": 1, "num_heads": 1}}, bridge="vb4",
     decoder={{"name": "vit", "width": 16, "depth": 1, "num_heads": 1, "mlp_hidden": 16}},
 )
-model.save_pretrained("saved")
+save_tokenizer(model, "saved")
 """
 
 

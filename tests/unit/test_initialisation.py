@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rpiae.bridges.variational import VariationalBridge
-from rpiae.core.blocks import Block, SelfAttention
+from rpiae.core.model.blocks import Block, SelfAttention
 from rpiae.decoders.vit import VitDecoder
 
 WIDTH, HEADS = 128, 2

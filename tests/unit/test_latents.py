@@ -24,10 +24,11 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from rpiae.cli import main
-from rpiae.core.build import build
 from rpiae.core.errors import CheckpointError, DataError, RunError, UsageError
-from rpiae.core.runtime import Runtime
-from rpiae.core.tokenizer import RPiAE
+from rpiae.core.model.build import build
+from rpiae.core.model.folders import load_tokenizer, save_tokenizer
+from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.runtime.processes import Runtime
 from rpiae.data.images import to_tensor
 from rpiae.data.listed import Listed, every_image
 from rpiae.latents import LatentDataset, reading, writing
@@ -89,7 +90,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def saved(folder: Path, bridge: str = "vb4", seed: int = 0) -> Path:
     model = build(encoder=ENCODERS["vit"], bridge=bridge, decoder=DECODERS["vit"], seed=seed)
     model.trained_size = SIZE
-    return model.save_pretrained(folder)
+    return save_tokenizer(model, folder)
 
 
 def encode(
@@ -103,7 +104,7 @@ def encode(
     overrides: tuple[str, ...] = ("data.workers=0",),
     **settings: Any,
 ) -> list[writing.Event]:
-    model = RPiAE.from_pretrained(tokenizer)
+    model = load_tokenizer(tokenizer)
     assert model.config is not None
     images, fields = every_image(data, model.config, image_size=SIZE, overrides=overrides)
     runtime = Runtime(device="cpu", precision="fp32")
@@ -152,7 +153,7 @@ def test_every_image_once_in_order_with_its_label(toy: Path, parquet: Path, tmp_
     assert stacked(tmp_path / "out", "position").tolist() == list(range(COUNT))
     assert stacked(tmp_path / "out", "label").tolist() == [i % 3 for i in range(COUNT)]
 
-    model = RPiAE.from_pretrained(toy)
+    model = load_tokenizer(toy)
     with torch.no_grad():
         expected = model.encode(originals()).mode()
     found = stacked(tmp_path / "out", "latent")
@@ -240,7 +241,7 @@ def test_centre_crops_are_those_of_held_out_images(toy: Path, tmp_path: Path) ->
     (tmp_path / "photos").mkdir()
     for i in range(4):
         (tmp_path / "photos" / f"{i}.png").write_bytes(png(i, height=70 + i, width=90 - i))
-    model = RPiAE.from_pretrained(toy)
+    model = load_tokenizer(toy)
     assert model.config is not None
     images, _ = every_image(
         f"folder:{tmp_path / 'photos'}", model.config, image_size=SIZE,
@@ -292,7 +293,7 @@ def test_processes_divide_the_shards_and_change_no_byte(
 
 def test_mirrored_images(toy: Path, parquet: Path, tmp_path: Path) -> None:
     encode(toy, f"parquet:{parquet}", tmp_path / "out", flip=True)
-    model = RPiAE.from_pretrained(toy)
+    model = load_tokenizer(toy)
     with torch.no_grad():
         expected = model.encode(originals().flip(-1)).mode()
     found = stacked(tmp_path / "out", "latent_flipped")
@@ -447,7 +448,7 @@ def test_damaged_shards_are_written_anew(
 def test_an_interrupted_call_leaves_complete_shards(
     toy: Path, parquet: Path, tmp_path: Path
 ) -> None:
-    model = RPiAE.from_pretrained(toy)
+    model = load_tokenizer(toy)
     assert model.config is not None
     images, fields = every_image(f"parquet:{parquet}", model.config, image_size=SIZE)
     happened = writing.encode_dataset(
@@ -524,12 +525,12 @@ def test_a_moved_tokenizer_and_its_latent_norm_do_not_count(
 ) -> None:
     moved = Path(shutil.copytree(toy, tmp_path / "moved"))
     encode(moved, f"parquet:{parquet}", tmp_path / "out")
-    model = RPiAE.from_pretrained(moved)
+    model = load_tokenizer(moved)
     before = tokenizer_digest(model)
     model.register_buffer("latent_mean", torch.zeros(4))
     model.register_buffer("latent_std", torch.ones(4))
-    model.save_pretrained(moved)
-    assert tokenizer_digest(RPiAE.from_pretrained(moved)) == before
+    save_tokenizer(model, moved)
+    assert tokenizer_digest(load_tokenizer(moved)) == before
     happened = encode(toy, f"parquet:{parquet}", tmp_path / "out")
     assert kinds(happened, writing.Started)[0].kept == 3
 
@@ -583,7 +584,7 @@ def test_a_dataset_without_a_usable_image(toy: Path, tmp_path: Path) -> None:
     assert "data.resize to 32" in str(raised.value)
     with pytest.raises(CheckpointError, match="not complete"):
         LatentDataset(tmp_path / "out")
-    model = RPiAE.from_pretrained(toy)
+    model = load_tokenizer(toy)
     assert model.config is not None
     images, _ = every_image(f"parquet:{path}", model.config, image_size=SIZE)
     with pytest.raises(DataError, match="none of 5 images"):
@@ -591,17 +592,17 @@ def test_a_dataset_without_a_usable_image(toy: Path, tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_of_nothing_but_nan(parquet: Path, tmp_path: Path) -> None:
-    model = RPiAE.from_pretrained(saved(tmp_path / "toy"))
+    model = load_tokenizer(saved(tmp_path / "toy"))
     torch.nn.init.constant_(model.roles["bridge"].encoder.moments.bias, float("nan"))  # type: ignore[union-attr,arg-type]  # vb4
-    broken = model.save_pretrained(tmp_path / "broken")
+    broken = save_tokenizer(model, tmp_path / "broken")
     with pytest.raises(RunError, match=r"images.parquet#0 is not finite"):
         encode(broken, f"parquet:{parquet}", tmp_path / "out")
 
 
 def test_values_too_large_for_fp16(parquet: Path, tmp_path: Path) -> None:
-    model = RPiAE.from_pretrained(saved(tmp_path / "toy"))
+    model = load_tokenizer(saved(tmp_path / "toy"))
     torch.nn.init.constant_(model.roles["bridge"].encoder.moments.bias, 1e5)  # type: ignore[union-attr,arg-type]  # vb4
-    large = model.save_pretrained(tmp_path / "large")
+    large = save_tokenizer(model, tmp_path / "large")
     with pytest.raises(RunError, match="--dtype fp32"):
         encode(large, f"parquet:{parquet}", tmp_path / "out", dtype="fp16")
 
@@ -619,7 +620,7 @@ def test_datasets_that_are_not_listed(toy: Path, monkeypatch: pytest.MonkeyPatch
 
     assert not isinstance(SyntheticImages(SIZE), Listed)
     monkeypatch.setattr(SampleDatasetConfig, "build", lambda self: SyntheticImages(SIZE))
-    model = RPiAE.from_pretrained(toy)
+    model = load_tokenizer(toy)
     assert model.config is not None
     with pytest.raises(UsageError, match="random crops only"):
         every_image("sample", model.config, image_size=SIZE)
@@ -665,7 +666,7 @@ def test_decoding_is_direct_reconstruction(toy: Path, tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(i))
     encode(toy, f"folder:{tmp_path / 'photos'}", tmp_path / "latents", batch_size=2)
-    model = RPiAE.from_pretrained(toy)
+    model = load_tokenizer(toy)
     dataset = LatentDataset(tmp_path / "latents")
     made = decode(model, dataset, tmp_path / "pictures")
     assert made == ["a/0.png", "a/2.png", "a/4.png", "b/1.png", "b/3.png"]
@@ -689,7 +690,7 @@ def test_sizes_that_are_no_multiple_of_the_patch(toy: Path, tmp_path: Path) -> N
         toy, f"folder:{tmp_path / 'photos'}", tmp_path / "latents",
         overrides=("data.image_size=30",),
     )  # fmt: skip
-    made = decode(RPiAE.from_pretrained(toy), LatentDataset(tmp_path / "latents"), tmp_path / "p")
+    made = decode(load_tokenizer(toy), LatentDataset(tmp_path / "latents"), tmp_path / "p")
     assert made == ["0.png", "1.png"]
     with Image.open(tmp_path / "p" / "0.png") as picture:
         assert picture.size == (30, 30)
@@ -731,7 +732,7 @@ def test_generated_latents(toy: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "e.npy", latents.double().numpy())
     for name in ("a.npy", "b.pt", "c.pt", "d.safetensors", "e.npy"):
         torch.testing.assert_close(read_tensor(tmp_path / name).float(), latents)
-    model = RPiAE.from_pretrained(toy)
+    model = load_tokenizer(toy)
     made = decode(model, latents, tmp_path / "out", limit=4)
     assert made == [f"{i:05}.png" for i in range(4)]
 
@@ -749,7 +750,7 @@ def test_normalisation_by_a_folder(toy: Path, parquet: Path, tmp_path: Path) -> 
     encode(toy, f"parquet:{parquet}", tmp_path / "latents")
     dataset = LatentDataset(tmp_path / "latents")
     latents = torch.stack([dataset[i][0] for i in range(3)])
-    model = RPiAE.from_pretrained(toy)
+    model = load_tokenizer(toy)
     plain = decode(model, latents, tmp_path / "a")
     decode(model, dataset.normalised(latents), tmp_path / "b", norm=dataset)
     for name in plain:
@@ -775,14 +776,14 @@ def test_latents_that_cannot_be_decoded(
     wanted: str,
 ) -> None:
     with pytest.raises(error, match=wanted):
-        decode(RPiAE.from_pretrained(toy), latents, tmp_path / "out", **options)
+        decode(load_tokenizer(toy), latents, tmp_path / "out", **options)
 
 
 def test_pictures_go_to_an_empty_folder(toy: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "00000.png").write_text("mine")
     with pytest.raises(UsageError, match="not an empty folder"):
-        decode(RPiAE.from_pretrained(toy), torch.zeros(1, 4, 8, 8), tmp_path / "out")
+        decode(load_tokenizer(toy), torch.zeros(1, 4, 8, 8), tmp_path / "out")
     assert (tmp_path / "out" / "00000.png").read_text() == "mine"
 
 
@@ -1052,7 +1053,7 @@ def test_names_that_are_not_utf_8(toy: Path, tmp_path: Path) -> None:
     assert [dataset.name(i) for i in range(3)] == [f"{i}\\xff.png" for i in range(3)]
     again = encode(toy, f"folder:{folder}", tmp_path / "out")
     assert kinds(again, writing.Started)[0].kept == 1
-    made = decode(RPiAE.from_pretrained(toy), dataset, tmp_path / "pictures")
+    made = decode(load_tokenizer(toy), dataset, tmp_path / "pictures")
     assert made == [f"{i}\\xff.png" for i in range(3)]
 
 
@@ -1083,7 +1084,7 @@ def test_an_image_that_fails_is_a_skip_whatever_it_is(toy: Path, tmp_path: Path)
 
 def test_latents_too_large_to_decode_are_refused(toy: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"700×700, 490000 tokens.*more than 65536"):
-        decode(RPiAE.from_pretrained(toy), torch.zeros(1, 4, 700, 700), tmp_path / "out")
+        decode(load_tokenizer(toy), torch.zeros(1, 4, 700, 700), tmp_path / "out")
 
 
 def test_the_named_tokenizer_is_taken_only_if_it_is_the_one(
@@ -1111,7 +1112,7 @@ def test_measured_statistics_are_those_of_the_latents(
     toy: Path, parquet: Path, tmp_path: Path, posterior: Any
 ) -> None:
     encode(toy, f"parquet:{parquet}", tmp_path / "out", posterior=posterior, seed=4)
-    model = RPiAE.from_pretrained(toy)
+    model = load_tokenizer(toy)
     assert model.config is not None
     images, _ = every_image(
         f"parquet:{parquet}", model.config, image_size=SIZE, overrides=("data.workers=0",)
@@ -1135,7 +1136,7 @@ def test_measured_statistics_are_those_of_the_latents(
 
 
 def test_latent_norm_is_explicit(toy: Path) -> None:
-    model = RPiAE.from_pretrained(toy)
+    model = load_tokenizer(toy)
     latent = torch.randn(2, 4, 3, 5)
     for convert in (model.normalise_latent, model.denormalise_latent):
         with pytest.raises(UsageError, match="rpiae stats RUN DATA"):

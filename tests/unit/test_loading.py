@@ -20,7 +20,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from rpiae.core.errors import DataError
-from rpiae.core.signals import SAME
+from rpiae.core.runtime.signals import SAME
 from rpiae.data.crops import CropBatch
 from rpiae.data.datasets import FolderDataset
 from rpiae.data.image_dataset import CropDataset
@@ -93,7 +93,7 @@ def test_a_real_small_shared_memory(folder: Path) -> None:
 
 def test_a_signal_to_the_group_is_left_to_the_first_process(folder: Path) -> None:
     code = (
-        "import os, signal, sys; from rpiae.core.signals import StopSignal\n"
+        "import os, signal, sys; from rpiae.core.runtime.signals import StopSignal\n"
         "from rpiae.data.datasets import FolderDataset\n"
         "data = FolderDataset(path=sys.argv[1], image_size=16, workers=2, held_out=1)\n"
         "with StopSignal() as stop:\n"
@@ -114,7 +114,7 @@ def test_a_signal_while_processes_start_reaches_none_of_them(folder: Path) -> No
     # Sent from inside the start of the second worker, before it could say what it ignores.
     code = (
         "import multiprocessing.process as p, os, signal, sys\n"
-        "from rpiae.core.signals import StopSignal; from rpiae.data.datasets import FolderDataset\n"
+        "from rpiae.core.runtime.signals import StopSignal; from rpiae.data.datasets import FolderDataset\n"
         "first = p.BaseProcess._bootstrap\n"
         "def bootstrap(self, *a, **k):\n"
         "    os.killpg(0, signal.SIGTERM); return first(self, *a, **k)\n"

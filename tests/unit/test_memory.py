@@ -11,10 +11,10 @@ from torch import nn
 
 from rpiae import runs
 from rpiae.cli import main
-from rpiae.core import memory
 from rpiae.core.errors import UsageError
-from rpiae.core.memory import MemoryNeed, available_memory, check_memory, memory_need
-from rpiae.core.tokenizer import RPiAE
+from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.runtime import memory
+from rpiae.core.runtime.memory import MemoryNeed, available_memory, check_memory, memory_need
 from tests.toys import ENCODERS
 
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def test_a_run_that_cannot_fit_is_refused_before_it_is_built(
         raise AssertionError("built")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "build_tokenizer", build)
+    monkeypatch.setattr("rpiae.runs.running.build_tokenizer", build)
     began = time.process_time()
     assert main([verb, "--bridge", "vb4", "--data", "sample", *HUGE]) == 2
     assert "this run needs at least" in capsys.readouterr().err

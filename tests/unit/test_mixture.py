@@ -13,11 +13,11 @@ from PIL import Image
 
 from rpiae import runs
 from rpiae.cli import main
-from rpiae.core import events
-from rpiae.core.config import dump_toml, read_toml
-from rpiae.core.contracts import Batch, Dataset
+from rpiae.core.config.tree import dump_toml, read_toml
 from rpiae.core.errors import ConfigError, UsageError
-from rpiae.core.resolve import part_config
+from rpiae.core.model.contracts import Batch, Dataset
+from rpiae.core.model.resolve import part_config
+from rpiae.core.training import events
 from rpiae.data.image_dataset import held_out_indices
 from tests.toys import DECODERS, ENCODERS
 

@@ -24,9 +24,9 @@ from typing import ClassVar
 from attrs import frozen
 from torch import nn
 from rpiae import runs
-from rpiae.core import events
-from rpiae.core.config import CriticConfig, LossConfig, MetricConfig
-from rpiae.core.registry import registry
+from rpiae.core.training import events
+from rpiae.core.config.parts import CriticConfig, LossConfig, MetricConfig
+from rpiae.core.registry.registry import registry
 from rpiae.data.configs import FolderDatasetConfig
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.evaluating import evaluate_saved

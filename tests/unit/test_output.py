@@ -12,7 +12,7 @@ import pytest
 
 from rpiae.cli import main
 from rpiae.cli.screen import stdout
-from rpiae.core.output import steady_output
+from rpiae.core.runtime.output import steady_output
 
 FULL = Path("/dev/full")
 

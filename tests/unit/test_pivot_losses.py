@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from rpiae import runs
-from rpiae.core.contracts import BlockFeatures, Features, StepContext
 from rpiae.core.errors import ConfigError, UsageError
-from rpiae.core.randomness import StepRandomness
+from rpiae.core.model.contracts import BlockFeatures, Features, StepContext
+from rpiae.core.runtime.draws import StepRandomness
 from rpiae.losses.pivot import PivotCosineLoss, PivotNoisyLoss, PivotRelationalLoss
 from tests.toys import DECODERS, ENCODERS
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rpiae.core.blocks import resample_positions
-from rpiae.core.config import EncoderConfig
-from rpiae.core.registry import registry
-from rpiae.core.resolve import part_config
+from rpiae.core.config.parts import EncoderConfig
+from rpiae.core.model.blocks import resample_positions
+from rpiae.core.model.resolve import part_config
+from rpiae.core.registry.registry import registry
 from rpiae.encoders.open_clip import ClipTower, OpenClipEncoder
 from rpiae.encoders.timm import TimmEncoder
 

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 import rpiae
 from rpiae.bridges.posterior import DiagonalGaussian
-from rpiae.core.attention import BACKENDS, attention
-from rpiae.core.contracts import Features, StepContext
 from rpiae.core.errors import UsageError
-from rpiae.core.objective import PivotReplica
-from rpiae.core.randomness import StepRandomness
-from rpiae.core.registry import registry
-from rpiae.core.resolve import part_config
-from rpiae.core.shapes import pad_to
-from rpiae.core.tokenizer import RPiAE
+from rpiae.core.model.attention import BACKENDS, attention
+from rpiae.core.model.contracts import Features, StepContext
+from rpiae.core.model.folders import save_tokenizer
+from rpiae.core.model.geometry import pad_to
+from rpiae.core.model.resolve import part_config
+from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.registry.registry import registry
+from rpiae.core.runtime.draws import StepRandomness
+from rpiae.core.training.objective import PivotReplica
 from tests.toys import BRIDGES, CRITICS, DECODERS, ENCODERS
 
 #: Every built-in part once.
@@ -106,7 +107,7 @@ def test_norms_of_features_and_latents_in_half_precision() -> None:
 
 def test_saving_and_loading_in_another_dtype(tmp_path: Path) -> None:
     model = tokenizer("vit", "vb4", "vit")
-    model.save_pretrained(tmp_path / "a")
+    save_tokenizer(model, tmp_path / "a")
     loaded = rpiae.load(tmp_path / "a", device="cpu", dtype=torch.bfloat16)
     assert (loaded.dtype, loaded.device) == (torch.bfloat16, torch.device("cpu"))
     assert torch.equal(loaded(images()), model.to(torch.bfloat16)(images()))

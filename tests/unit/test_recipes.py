@@ -11,12 +11,12 @@ from attrs import evolve
 from PIL import Image
 
 from rpiae import runs
-from rpiae.core.adaptive import adaptive_layers
-from rpiae.core.ema import Ema
 from rpiae.core.errors import ConfigError
-from rpiae.core.registry import registry
-from rpiae.core.resolve import ResolvedRun, part_config
-from rpiae.core.trainer import train
+from rpiae.core.model.resolve import ResolvedRun, part_config
+from rpiae.core.registry.registry import registry
+from rpiae.core.training.adaptive import adaptive_layers
+from rpiae.core.training.ema import Ema
+from rpiae.core.training.trainer import train
 from rpiae.decoders.configs import VitDecoderConfig
 from rpiae.decoders.vit import VitDecoder
 from tests.toys import ENCODERS, toy_run
@@ -118,7 +118,7 @@ def test_trained_positions_pass_gradients_at_any_grid() -> None:
         features=8, patch=2, width=16, depth=1, num_heads=1, mlp_hidden=16,
         positions="trained", stored_grid=(4, 4),
     )  # fmt: skip
-    from rpiae.core.contracts import Features
+    from rpiae.core.model.contracts import Features
 
     for rows, columns in ((4, 4), (3, 6)):
         decoder.zero_grad()

@@ -13,9 +13,9 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from rpiae import runs
-from rpiae.core import events
-from rpiae.core.freeze import FreezeReport
-from rpiae.recording import Recorder, TensorBoardSink
+from rpiae.core.training import events
+from rpiae.core.training.freeze import FreezeReport
+from rpiae.runs.recording import Recorder, TensorBoardSink
 from tests.short_run import short_run, write_images
 
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rpiae.core import events
-from rpiae.core.checkpoint import list_checkpoints, read_state, write_state
 from rpiae.core.errors import CheckpointError
-from rpiae.core.trainer import TrainerInputs, train
+from rpiae.core.training import events
+from rpiae.core.training.checkpoint import list_checkpoints, read_state, write_state
+from rpiae.core.training.trainer import TrainerInputs, train
 from tests.toys import toy_run
 
 SHORT = ("recipe.max_steps=4", "recipe.batch_size=2", "recipe.checkpoint_every=1")

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from rpiae import runs
-from rpiae.core.build import build_tokenizer
+from rpiae.core.config.tree import unparse
 from rpiae.core.errors import CheckpointError, ConfigError, UnknownNameError
-from rpiae.core.plan import Plan, make_plan
-from rpiae.core.schedules import learning_rate
+from rpiae.core.model.build import build_tokenizer
+from rpiae.core.model.folders import save_tokenizer
+from rpiae.core.training.schedules import learning_rate
+from rpiae.runs.planning import Plan, make_plan
 from tests.toys import DECODERS, ENCODERS, toy_run
 
 
@@ -23,17 +25,17 @@ def tree(**fields: Any) -> dict[str, Any]:
 
 def test_saving_replaces_a_tokenizer_and_nothing_else(tmp_path: Path) -> None:
     model = toy_run(tmp_path, "vit", "vb4", "vit", "quick").model
-    model.save_pretrained(tmp_path / "a")
-    model.save_pretrained(tmp_path / "a")
+    save_tokenizer(model, tmp_path / "a")
+    save_tokenizer(model, tmp_path / "a")
     (tmp_path / "a" / "thesis.tex").write_text("years")
     with pytest.raises(CheckpointError, match="holds other things than a tokenizer"):
-        model.save_pretrained(tmp_path / "a")
+        save_tokenizer(model, tmp_path / "a")
     assert (tmp_path / "a" / "thesis.tex").read_text() == "years"
 
 
 def test_resolving_leaves_the_callers_tree_alone() -> None:
     given = tree(recipe="rpiae")
-    given["recipe"] = runs.unparse(runs.resolve(given).config.recipe)
+    given["recipe"] = unparse(runs.resolve(given).config.recipe)
     given["recipe"]["stages"][0]["terms"].append({"loss": "mse"})
     before = copy.deepcopy(given)
     first = runs.resolve(given).config
@@ -78,7 +80,7 @@ def test_a_part_that_ships_untrained_is_an_error_of_the_plan(
     with pytest.raises(ConfigError, match=f"no stage of recipe 'mine' trains the {role}"):
         planned(bridge, *stages)
     parts = tree(encoder="tiny", bridge=bridge, recipe="quick")
-    saved = build_tokenizer(runs.resolve(parts).tokenizer, seed=0).save_pretrained(tmp_path / "a")
+    saved = save_tokenizer(build_tokenizer(runs.resolve(parts).tokenizer, seed=0), tmp_path / "a")
     planned(bridge, *stages, init=str(saved))
     others = [each for each in ("encoder", "decoder", "bridge") if each != role]
     with pytest.raises(ConfigError, match=f"trains the {role}"):

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from rpiae.core.build import build
 from rpiae.core.errors import CheckpointError
-from rpiae.core.files import plain_name
-from rpiae.core.tokenizer import RPiAE
+from rpiae.core.model.build import build
+from rpiae.core.model.folders import load_tokenizer, save_tokenizer
+from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.runtime.files import plain_name
 from tests.toys import DECODERS, ENCODERS
 
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree"}
@@ -66,18 +67,18 @@ def test_replacing_a_tokenizer_loses_nothing_at_any_step(tmp_path: Path, how: st
     while code != DONE:
         number += 1
         folder = tmp_path / str(number) / "tokenizer"
-        old.save_pretrained(folder)
-        code = cut_off(lambda folder=folder: new.save_pretrained(folder), folder, number, how)
-        loaded = RPiAE.from_pretrained(folder)
+        save_tokenizer(old, folder)
+        code = cut_off(lambda folder=folder: save_tokenizer(new, folder), folder, number, how)
+        loaded = load_tokenizer(folder)
         kept = "new" if same(loaded, new) else "old"
         assert kept == "new" or same(loaded, old)
         found[kept] += 1
         # What was cut off does not stand in the way of another try, which may be cut off too.
-        cut_off(lambda folder=folder: old.save_pretrained(folder), folder, 4, how)
-        loaded = RPiAE.from_pretrained(folder)
+        cut_off(lambda folder=folder: save_tokenizer(old, folder), folder, 4, how)
+        loaded = load_tokenizer(folder)
         assert same(loaded, old) or same(loaded, new)
-        old.save_pretrained(folder)
-        assert same(RPiAE.from_pretrained(folder), old)
+        save_tokenizer(old, folder)
+        assert same(load_tokenizer(folder), old)
         assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
         assert [p.name for p in folder.parent.iterdir()] == ["tokenizer"]
     assert found["old"] >= 5
@@ -91,27 +92,27 @@ def test_a_first_save_is_there_whole_or_not_at_all(tmp_path: Path, how: str) -> 
     while code != DONE:
         number += 1
         folder = tmp_path / str(number) / "tokenizer"
-        code = cut_off(lambda folder=folder: made.save_pretrained(folder), folder, number, how)
+        code = cut_off(lambda folder=folder: save_tokenizer(made, folder), folder, number, how)
         if (folder / "config.json").exists():
-            assert same(RPiAE.from_pretrained(folder), made)
+            assert same(load_tokenizer(folder), made)
         else:
             assert code != DONE
             with pytest.raises(CheckpointError, match=r"no finished tokenizer yet|does not exist"):
-                RPiAE.from_pretrained(folder)
-        made.save_pretrained(folder)
-        assert same(RPiAE.from_pretrained(folder), made)
+                load_tokenizer(folder)
+        save_tokenizer(made, folder)
+        assert same(load_tokenizer(folder), made)
 
 
 def test_results_about_the_old_tokenizer_and_what_killed_runs_left_are_removed(
     tmp_path: Path,
 ) -> None:
-    folder = model("vb4").save_pretrained(tmp_path / "tok")
+    folder = save_tokenizer(model("vb4"), tmp_path / "tok")
     (folder / "evaluation.json").write_text("{}")
     (folder / "pictures").mkdir()
     for name in (".tok-abcd1234", ".tok-abcd1234-replaced", ".tok-notes", ".tok-mine_wxyz"):
         (tmp_path / name).mkdir()
     (tmp_path / ".tok-mine_wxyz" / "thesis.tex").write_text("years")
-    model("vb4").save_pretrained(folder)
+    save_tokenizer(model("vb4"), folder)
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert sorted(p.name for p in tmp_path.iterdir()) == [".tok-mine_wxyz", ".tok-notes", "tok"]
 

@@ -14,12 +14,13 @@ from attrs import evolve
 from rich.console import Console
 
 from rpiae.cli import build
-from rpiae.core import events, signals
-from rpiae.core.checkpoint import progress
-from rpiae.core.contracts import Batch
 from rpiae.core.errors import DataError
-from rpiae.core.signals import STOP_SIGNALS, StopSignal
-from rpiae.core.trainer import train
+from rpiae.core.model.contracts import Batch
+from rpiae.core.runtime import signals
+from rpiae.core.runtime.signals import STOP_SIGNALS, StopSignal
+from rpiae.core.training import events
+from rpiae.core.training.checkpoint import progress
+from rpiae.core.training.trainer import train
 from rpiae.testing import SyntheticImages
 from tests.toys import toy_run
 

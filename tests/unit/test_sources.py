@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from rpiae.cli import main
-from rpiae.core.config import DatasetConfig
+from rpiae.core.config.parts import DatasetConfig
 from rpiae.core.errors import ConfigError, DataError, RpiaeError, UnknownNameError, UsageError
-from rpiae.core.resolve import part_config
+from rpiae.core.model.resolve import part_config
 from rpiae.data import DATASETS
 from rpiae.data.configs import MOST_HELD_OUT, MOST_PIXELS, MOST_PROCESSES
 from rpiae.data.images import decode

@@ -26,7 +26,7 @@ from rpiae.core.errors import (
     UnknownNameError,
     UsageError,
 )
-from rpiae.core.resolve import part_config
+from rpiae.core.model.resolve import part_config
 from rpiae.evaluation import spaces
 from rpiae.evaluation.cnn import SmallCnn, read_cnn, save_cnn
 from rpiae.evaluation.spaces import (

@@ -12,17 +12,18 @@ import torch
 from attrs import evolve
 
 from rpiae import runs
-from rpiae.core import events
-from rpiae.core.build import build_tokenizer
-from rpiae.core.config import DatasetConfig, Tree
+from rpiae.core.config.parts import DatasetConfig
+from rpiae.core.config.recipe import RunConfig
+from rpiae.core.config.tree import Tree
 from rpiae.core.errors import UsageError
-from rpiae.core.recipe import RunConfig
-from rpiae.core.resolve import part_config
-from rpiae.core.tokenizer import RPiAE
+from rpiae.core.model.build import build_tokenizer
+from rpiae.core.model.folders import load_tokenizer, save_tokenizer
+from rpiae.core.model.resolve import part_config
+from rpiae.core.training import events
 from rpiae.data.fingerprint import data_fingerprint
-from rpiae.history import HISTORY_FILE, Session, begin_session, trained_with
-from rpiae.recording import EVENTS_FILE
-from rpiae.stages import StageStore, machine, run_address, stage_address
+from rpiae.runs.history import HISTORY_FILE, Session, begin_session, trained_with
+from rpiae.runs.recording import EVENTS_FILE
+from rpiae.runs.stages import StageStore, machine, run_address, stage_address
 from tests.short_run import short_run, write_images
 
 
@@ -265,11 +266,11 @@ def test_a_finished_run_that_is_told_again_keeps_its_latent_norm(
 ) -> None:
     digests(tree(images, tmp_path / "run"), None, monkeypatch)
     folder = tmp_path / "run" / "tokenizer"
-    model = RPiAE.from_pretrained(folder)
+    model = load_tokenizer(folder)
     model.latent_mean, model.latent_std = torch.full((4,), 0.5), torch.full((4,), 2.0)
-    model.save_pretrained(folder)
+    save_tokenizer(model, folder)
     list(runs.resume(tmp_path / "run"))
-    again = RPiAE.from_pretrained(folder)
+    again = load_tokenizer(folder)
     assert again.latent_mean is not None
     assert again.latent_std is not None
     assert again.latent_mean.tolist() == [0.5] * 4

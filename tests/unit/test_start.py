@@ -10,12 +10,13 @@ import torch
 
 import rpiae
 from rpiae import runs
-from rpiae.core import events
-from rpiae.core.config import Tree, dump_toml
+from rpiae.core.config.tree import Tree, dump_toml
 from rpiae.core.errors import CheckpointError, ConfigError, UsageError
-from rpiae.core.pivot import write_pivot
-from rpiae.core.tokenizer import RPiAE
-from rpiae.stages import run_address
+from rpiae.core.model.folders import load_tokenizer, save_tokenizer
+from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.training import events
+from rpiae.runs.stages import run_address
+from rpiae.tasks.tokenizer.pivot import write_pivot
 from tests.short_run import short_run, write_images
 
 ENCODER: Tree = {"name": "vit", "width": 24, "depth": 1, "num_heads": 2, "patch": 4}
@@ -32,7 +33,7 @@ def source(tmp_path: Path) -> Path:
     """A run that has ended: its tokenizer, and another pivot than its encoder."""
     folder = tmp_path / "source"
     model = rpiae.build(encoder=ENCODER, bridge="vb6", decoder=DECODER, seed=1)
-    model.save_pretrained(folder / "tokenizer")
+    save_tokenizer(model, folder / "tokenizer")
     other = rpiae.build(encoder=ENCODER, bridge="vb6", decoder=DECODER, seed=2)
     write_pivot(folder, other.roles["encoder"])
     return folder
@@ -54,7 +55,7 @@ def begun(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> RPiAE:
         models.append(model)
         return iter(())
 
-    monkeypatch.setattr(runs, "_trained", stop)
+    monkeypatch.setattr("rpiae.runs.running._trained", stop)
     list(runs.run(tree))
     return models[0]
 
@@ -82,7 +83,7 @@ def test_its_pivot_is_not_fetched(
     absent = {**ENCODER, "pretrained": True, "weights": str(tmp_path / "absent.safetensors")}
     tree = started(images, tmp_path / "out", source, encoder=absent)
     model = begun(tree, monkeypatch)
-    saved = RPiAE.from_pretrained(source)
+    saved = load_tokenizer(source)
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), saved.parameters(), strict=True)
     )
@@ -101,7 +102,7 @@ def test_parts_of_it(
     tree = started(images, tmp_path / "out", source, init_parts=parts, **own)
     plan = runs.plan(runs.resolve(tree))
     assert plan.start.startswith(f"{', '.join(parts)} from {source}")
-    model, saved = begun(tree, monkeypatch), RPiAE.from_pretrained(source)
+    model, saved = begun(tree, monkeypatch), load_tokenizer(source)
     for role, part in model.roles.items():
         pairs = zip(part.parameters(), saved.roles[role].parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs) == (role in parts), role
@@ -170,10 +171,10 @@ def test_what_a_run_starts_from_is_in_its_address(
     assert address(init_parts=["decoder", "bridge", "encoder"]) == before
     assert address(init_parts=["encoder"]) != before
     assert address(init="") != before
-    model = RPiAE.from_pretrained(source)
+    model = load_tokenizer(source)
     with torch.no_grad():
         next(model.roles["decoder"].parameters()).add_(1)
-    model.save_pretrained(source / "tokenizer")
+    save_tokenizer(model, source / "tokenizer")
     assert address() != before
 
 

@@ -17,10 +17,10 @@ from PIL import Image
 
 from rpiae import runs
 from rpiae.cli import main
-from rpiae.core import events
-from rpiae.core.contracts import Batch, Dataset
 from rpiae.core.errors import DataError, FetchError, MissingExtraError, UsageError
-from rpiae.core.resolve import part_config
+from rpiae.core.model.contracts import Batch, Dataset
+from rpiae.core.model.resolve import part_config
+from rpiae.core.training import events
 from rpiae.data import DATASETS
 from rpiae.data.streams import StreamDataset
 from tests.toys import DECODERS, ENCODERS

@@ -18,12 +18,12 @@ from attrs import evolve
 
 from rpiae import runs
 from rpiae.cli.main import main
-from rpiae.core import events
-from rpiae.core.config import Tree, dump_toml, unparse
+from rpiae.core.config.recipe import RunConfig
+from rpiae.core.config.tree import Tree, dump_toml, unparse
 from rpiae.core.errors import ConfigError, RpiaeError, UsageError
-from rpiae.core.recipe import RunConfig
+from rpiae.core.training import events
 from rpiae.evaluation.configs import EvaluationConfig
-from rpiae.stages import StageStore
+from rpiae.runs.stages import StageStore
 from rpiae.studies import studies
 from rpiae.studies.configs import StudyConfig, parse_study, read_study
 from rpiae.studies.executors import LocalExecutor, SubmititExecutor

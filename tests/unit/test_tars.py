@@ -20,9 +20,9 @@ from PIL import Image
 
 from rpiae import runs
 from rpiae.cli import main
-from rpiae.core.config import dump_toml
+from rpiae.core.config.tree import dump_toml
 from rpiae.core.errors import DataError, FetchError, RpiaeError, UsageError
-from rpiae.core.resolve import part_config
+from rpiae.core.model.resolve import part_config
 from rpiae.data.listed import EveryImage
 
 pytest.importorskip("webdataset")

@@ -11,11 +11,11 @@ import pytest
 import torch
 from attrs import evolve, frozen
 
-from rpiae.core import events
-from rpiae.core.checkpoint import list_checkpoints, load_checkpoint
-from rpiae.core.contracts import StepContext
 from rpiae.core.errors import CheckpointError, ConfigError, TrainingError
-from rpiae.core.trainer import TrainerInputs, best_folder, train
+from rpiae.core.model.contracts import StepContext
+from rpiae.core.training import events
+from rpiae.core.training.checkpoint import list_checkpoints, load_checkpoint
+from rpiae.core.training.trainer import TrainerInputs, best_folder, train
 from rpiae.losses.pixels import L1Loss
 from tests.toys import toy_run
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from rpiae.core import events
-from rpiae.core.contracts import Features
-from rpiae.core.trainer import train
-from rpiae.core.watch import Alarm, Watch
+from rpiae.core.config.parts import Alarm
+from rpiae.core.model.contracts import Features
+from rpiae.core.training import events
+from rpiae.core.training.trainer import train
+from rpiae.core.training.watch import Watch
 from rpiae.evaluation.reconstruction import dead_channels
 from tests.toys import toy_run
 

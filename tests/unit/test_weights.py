@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from timm.models import vision_transformer
 from torch import Tensor, nn
 
-from rpiae.core.config import EncoderConfig
+from rpiae.core.config.parts import EncoderConfig
 from rpiae.core.errors import CheckpointError
-from rpiae.core.resolve import part_config
-from rpiae.core.weights import load_state, read_weights
+from rpiae.core.model.resolve import part_config
+from rpiae.core.runtime.weights import load_state, read_weights
 from rpiae.losses.lpips import LpipsLoss
 from tests.toys import ENCODERS
 
@@ -584,7 +584,7 @@ def test_a_config_chooses_among_student_and_teacher(tmp_path: Path) -> None:
 
 
 def test_transformers_layouts_are_checked_too(tmp_path: Path) -> None:
-    from rpiae.core.adapters import encoder_to_reference
+    from rpiae.core.model.adapters import encoder_to_reference
 
     _, state = _encoder("timm")
     foreign = encoder_to_reference(under("network.", state))

@@ -1,0 +1,235 @@
+"""Transformer and convolutional building blocks shared by encoders, bridges and decoders.
+
+Parameter names of the transformer follow timm (``attn.qkv``, ``attn.proj``, ``mlp.fc1``, ``mlp.fc2``, ``norm1``,
+``norm2``), so that weights of the common layouts map onto them without renaming.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rpiae.core.errors import UsageError
+from rpiae.core.model.attention import attention
+from rpiae.core.model.geometry import at_least_fp32
+
+_recompute: contextvars.ContextVar[bool] = contextvars.ContextVar("recompute", default=False)
+
+
+@contextlib.contextmanager
+def recomputing(enabled: bool) -> Iterator[None]:
+    """Have blocks inside the ``with`` block forget their activations and compute them again for the
+    backward pass: about a third more time for far less memory, and the same gradients."""
+    token = _recompute.set(enabled)
+    try:
+        yield
+    finally:
+        _recompute.reset(token)
+
+
+def through(block: nn.Module, values: Tensor, **arguments: Any) -> Tensor:
+    """Tokens or a map through one block, with what else it takes; see ``recomputing``."""
+    if _recompute.get() and torch.is_grad_enabled():
+        return checkpoint(block, values, use_reentrant=False, **arguments)  # type: ignore[no-any-return]  # torch types it loosely
+    return block(values, **arguments)  # type: ignore[no-any-return]  # nn.Module calls are Any
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one fused query-key-value projection.
+
+    Args:
+        width: channels of the tokens.
+        num_heads: number of heads; must divide ``width``.
+
+    Shapes:
+        (b, n, width) → (b, n, width)
+    """
+
+    def __init__(self, *, width: int, num_heads: int) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width {width} is not divisible by num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
+        b, n, w = tokens.shape
+        qkv = self.qkv(tokens).view(b, n, 3, self.num_heads, w // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(attention(q, k, v).transpose(1, 2).reshape(b, n, w))  # type: ignore[no-any-return]  # nn.Module calls are Any
+
+
+class Mlp(nn.Module):
+    """Linear, GELU (erf), Linear.
+
+    Shapes:
+        (b, n, width) → (b, n, width)
+    """
+
+    def __init__(self, *, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
+        return self.fc2(F.gelu(self.fc1(tokens)))  # type: ignore[no-any-return]  # nn.Module calls are Any
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Args:
+        width: channels of the tokens.
+        num_heads: attention heads.
+        mlp_hidden: width of the MLP's hidden layer.
+        eps: LayerNorm epsilon.
+    """
+
+    def __init__(self, *, width: int, num_heads: int, mlp_hidden: int, eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = SelfAttention(width=width, num_heads=num_heads)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = Mlp(width=width, hidden=mlp_hidden)
+
+    def forward(self, tokens: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
+        tokens = tokens + self.attn(self.norm1(tokens))
+        return tokens + self.mlp(self.norm2(tokens))  # type: ignore[no-any-return]  # nn.Module calls are Any
+
+
+class ConvBlock(nn.Module):
+    """Residual block: x + conv(silu(norm(conv(silu(norm(x)))))), with 3×3 convolutions.
+
+    Args:
+        width: channels of the map.
+
+    Shapes:
+        (b, width, h, w) → (b, width, h, w)
+
+    Source: the residual block of latent diffusion's autoencoder (arXiv 2112.10752).
+    """
+
+    def __init__(self, *, width: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.norm2 = group_norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        residual = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(residual)))  # type: ignore[no-any-return]  # nn.Module calls are Any
+
+
+class Upsample(nn.Module):
+    """Twice as many rows and columns: nearest neighbours, then a 3×3 convolution.
+
+    Args:
+        width: channels of the map.
+        out_width: channels that come out; ``width`` where it is not given.
+
+    Shapes:
+        (b, width, h, w) → (b, out_width, 2h, 2w)
+    """
+
+    def __init__(self, *, width: int, out_width: int | None = None) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, out_width or width, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))  # type: ignore[no-any-return]  # nn.Module calls are Any
+
+
+def group_norm(width: int) -> nn.GroupNorm:
+    """GroupNorm of up to 32 groups of at least four channels; fewer where they do not divide."""
+    return nn.GroupNorm(math.gcd(32, width // 4, width), width, eps=1e-6)
+
+
+def sincos_positions(height: int, width: int, channels: int) -> Float[Tensor, "n channels"]:
+    """Fixed 2-D sin-cos position embedding of an h × w grid, row-major.
+
+    The first half of the channels encodes the column, the second the row; each half holds the
+    sines of all frequencies, then the cosines, with frequencies 10000^(−i/(channels/4)).
+
+    Computed in fp64 and given in torch's default dtype.
+
+    Raises:
+        UsageError: if ``channels`` is not a multiple of 4, or the grid is empty.
+
+    Source: MAE (arXiv 2111.06377), as used by the decoder of arXiv 2603.19206.
+    """
+    if channels % 4 or min(height, width) < 1:
+        raise UsageError(
+            "sin-cos positions need a width that is a multiple of 4 and a grid of at least 1×1, not "
+            f"{channels} and {height}×{width}"
+        )
+    frequency = 10000.0 ** -(torch.arange(channels // 4, dtype=torch.float64) / (channels / 4))
+    rows, columns = torch.meshgrid(
+        torch.arange(height, dtype=torch.float64),
+        torch.arange(width, dtype=torch.float64),
+        indexing="ij",
+    )
+    halves = []
+    for axis in (columns, rows):
+        angle = axis.reshape(-1, 1) * frequency
+        halves += [angle.sin(), angle.cos()]
+    return torch.cat(halves, dim=1).to(torch.get_default_dtype())
+
+
+def resample_positions(
+    positions: Float[Tensor, "1 h w d"],
+    size: tuple[int, int],
+    *,
+    antialias: bool,
+    mode: Literal["bicubic", "bilinear"] = "bicubic",
+    offset: float = 0.0,
+) -> Float[Tensor, "1 height width d"]:
+    """Positions resampled to ``size`` (rows, columns), in fp32; unchanged at the stored size.
+
+    Antialiasing, mode and offset are the source's own rule, which docs/encoders.md names.
+
+    Args:
+        positions: the embedding as it was trained.
+        size: rows and columns wanted.
+        antialias: whether the kernel widens where the grid shrinks.
+        mode: the kernel.
+        offset: what DINO and DINOv2 without registers add to both sides wanted, in tokens, before
+            they divide by the stored ones: it shifts where each position is read.
+    """
+    if tuple(positions.shape[1:3]) == tuple(size):
+        return positions
+    stored = positions.shape[1:3]
+    scale = [(side + offset) / old for side, old in zip(size, stored, strict=True)]
+    resampled = F.interpolate(
+        at_least_fp32(positions.permute(0, 3, 1, 2)), mode=mode, antialias=antialias,
+        **({"scale_factor": scale} if offset else {"size": size}),
+    )  # fmt: skip
+    return resampled.permute(0, 2, 3, 1).to(positions.dtype)
+
+
+def aggregate(
+    tokens: Sequence[Float[Tensor, "b n w"]], *, eps: float, add_final_mean: bool = False
+) -> Float[Tensor, "b n w"]:
+    """The mean of several blocks' tokens, each through an affine-free LayerNorm, in fp32.
+
+    Args:
+        tokens: outputs of blocks, in the blocks' order.
+        eps: epsilon of the LayerNorm.
+        add_final_mean: whether the spatial mean of the last block's normed tokens is added to every
+            token; tokens are then not of unit variance.
+
+    Source: layer aggregation of RAEv2 (its DINOv3 and SigLIP2 variants add the mean).
+    """
+    normed = [F.layer_norm(at_least_fp32(t), t.shape[-1:], eps=eps) for t in tokens]
+    mean = normed[0] if len(normed) == 1 else torch.stack(normed).mean(0)
+    return mean + normed[-1].mean(dim=1, keepdim=True) if add_final_mean else mean

@@ -1,0 +1,354 @@
+"""What the parts of a tokenizer must offer, as types only.
+
+A part is any ``torch.nn.Module`` that fits its Protocol; nothing has to be inherited.
+``rpiae.testing`` checks a part against these contracts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from rpiae.core.errors import UsageError
+from rpiae.core.model.geometry import Grid
+from rpiae.core.runtime.draws import StepRandomness
+
+
+class Features(NamedTuple):
+    """Token features with the grid they lie on.
+
+    Attributes:
+        tokens: (b, n, d), row-major over the grid.
+        grid: (t, h, w) with t·h·w = n.
+    """
+
+    tokens: Float[Tensor, "b n d"]
+    grid: Grid
+
+
+class BlockFeatures(NamedTuple):
+    """Outputs of some encoder blocks, before any final norm.
+
+    Attributes:
+        tokens: one (b, n, d) tensor of patch tokens per index asked for.
+        grid: (t, h, w).
+    """
+
+    tokens: list[Tensor]
+    grid: Grid
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A vision transformer that turns normalised images into patch tokens.
+
+    Attributes:
+        width: channels d of the tokens.
+        patch: input pixels per token and side.
+        mean, std: per-channel statistics that its input is normalised with.
+        num_blocks: transformer blocks that are used.
+        last_weight: MLP output weight of the last used block; adaptive weights refer to it.
+
+    Every trainable parameter must receive a gradient from the tokens.
+    """
+
+    width: int
+    patch: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    num_blocks: int
+
+    @property
+    def last_weight(self) -> nn.Parameter: ...
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Features:
+        """Tokens of normalised images whose sides are multiples of ``patch``."""
+
+    def blocks(self, images: Float[Tensor, "b 3 h w"], indices: Sequence[int]) -> BlockFeatures:
+        """Patch tokens after the blocks with these indices (negative ones count from the end)."""
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Features: ...
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """A distribution over latents (b, C, h, w)."""
+
+    def mode(self) -> Float[Tensor, "b c h w"]: ...
+
+    def sample(self, noise: Float[Tensor, "b c h w"] | None = None) -> Float[Tensor, "b c h w"]:
+        """A sample; ``noise`` is standard normal of the latent's shape (drawn where not given)."""
+
+
+@runtime_checkable
+class GaussianPosterior(Posterior, Protocol):
+    """A diagonal Gaussian over latents.
+
+    Attributes:
+        mean, logvar: (b, C, h, w).
+    """
+
+    mean: Float[Tensor, "b c h w"]
+    logvar: Float[Tensor, "b c h w"]
+
+    def kl(self) -> Float[Tensor, ""]: ...
+
+
+@runtime_checkable
+class QuantisedPosterior(Posterior, Protocol):
+    """A point out of a finite set of codes per latent position.
+
+    Attributes:
+        indices: (b, h, w), which code it is.
+        codebook_size: how many there are.
+    """
+
+    indices: Int[Tensor, "b h w"]
+    codebook_size: int
+
+
+@runtime_checkable
+class Bridge(Protocol):
+    """Compresses encoder features into a latent and expands them again.
+
+    Attributes:
+        features: channels of the features on both sides.
+        latent_channels: channels C of the latent.
+        gaussian: whether ``encode`` gives a ``GaussianPosterior``.
+        downsampling: tokens s per latent position and side. The tokenizer pads images, so that
+            ``encode`` sees grids of multiples of s; ``decode`` gives back s·h × s·w tokens.
+    """
+
+    features: int
+    latent_channels: int
+    gaussian: bool
+    downsampling: int
+
+    def encode(self, features: Features) -> Posterior: ...
+
+    def decode(self, latent: Float[Tensor, "b c h w"]) -> Features: ...
+
+
+class Fit(NamedTuple):
+    """What came of an analytic fit.
+
+    Attributes:
+        tokens: how many tokens it saw.
+        kept: share of their variance that comes back out of the fitted part.
+    """
+
+    tokens: int
+    kept: float
+
+
+@runtime_checkable
+class Fittable(Protocol):
+    """A bridge with an analytic fit, run once: before the first stage that has it in its path.
+
+    Attributes:
+        fitted: whether it was; a buffer, so that a saved or resumed model is not fitted again.
+    """
+
+    fitted: Tensor
+
+    def fit(self, batches: Iterable[Features]) -> Fit:
+        """Fit to clean features, which come in batches; a pure function of them."""
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """Turns features into normalised pixels.
+
+    Attributes:
+        features: channels of the features it reads.
+        patch: output pixels per token and side (q).
+        last_weight: weight of the layer that makes the pixels; adaptive weights refer to it.
+    """
+
+    features: int
+    patch: int
+
+    @property
+    def last_weight(self) -> nn.Parameter: ...
+
+    def forward(self, features: Features) -> Float[Tensor, "b 3 h w"]:
+        """Pixels in the encoder's normalised space, h·q × w·q."""
+
+    def __call__(self, features: Features) -> Float[Tensor, "b 3 h w"]: ...
+
+
+class Replica(Protocol):
+    """The frozen copy of the pivot, as loss terms see it."""
+
+    def features(self, images: Float[Tensor, "b 3 h w"]) -> Features:
+        """Tokens of the replica for images in [0, 1]."""
+
+    def blocks(self, images: Float[Tensor, "b 3 h w"], indices: Sequence[int]) -> BlockFeatures:
+        """Intermediate tokens of the replica for images in [0, 1]; gradients pass to the images."""
+
+    @property
+    def num_blocks(self) -> int: ...
+
+
+@runtime_checkable
+class Critic(Protocol):
+    """Tells images from reconstructions."""
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k"]:
+        """Any number of logits per image in [0, 1], high for images; gradients pass to them."""
+
+
+class StepContext(NamedTuple):
+    """All that a forward pass of the model produced; what a loss term may look at.
+
+    A field is None where the stage has no such thing; a term declares what it ``needs``.
+
+    Attributes:
+        images: x, (b, 3, h, w) in [0, 1].
+        features: clean encoder features z.
+        posterior: the bridge's posterior, where the bridge is in the path.
+        decoded_features: ẑ, the bridge decoder's output in the space of ``features``.
+        reconstruction: x̂, (b, 3, h, w), not clamped.
+        replica: the frozen pivot.
+        latent: what was decoded.
+        draws: the step's random draws, for terms that need some.
+        expand: the bridge's way back, from a latent to features.
+        critic: the stage's critic, frozen.
+    """
+
+    images: Tensor
+    features: Features
+    posterior: Posterior | None
+    latent: Tensor | None
+    decoded_features: Features | None
+    reconstruction: Tensor | None
+    replica: Replica
+    draws: StepRandomness
+    expand: Callable[[Tensor], Features] | None = None
+    critic: Critic | None = None
+
+
+#: What a loss term's config can declare to need from a step.
+NEEDS = ("pixels", "features", "latent", "decoded_features", "gaussian", "replica", "critic")
+
+
+class Term(Protocol):
+    """A loss term: a scalar from a step's context.
+
+    What it needs of the context stands in its config's ``needs``.
+    """
+
+    def __call__(self, context: StepContext) -> Float[Tensor, ""]: ...
+
+
+@runtime_checkable
+class AdversarialTerm(Term, Protocol):
+    """A term that plays against a critic, and knows what the critic's own loss is."""
+
+    def augmented(
+        self, images: Float[Tensor, "b 3 h w"], draws: StepRandomness, purpose: str
+    ) -> Float[Tensor, "b 3 h w"]:
+        """Images as the critic is shown them; differentiable."""
+
+    def critic_loss(
+        self, real: Float[Tensor, "b k"], made: Float[Tensor, "b k"]
+    ) -> Float[Tensor, ""]:
+        """The critic's loss, from its logits of images and of reconstructions."""
+
+
+class Batch(NamedTuple):
+    """Training images of one optimiser step, those of one process.
+
+    Attributes:
+        images: (b, 3, h, w) in [0, 1], on CPU; all processes have the same h and w at a step.
+        samples: global sample index of each image within the stage; names its random draws.
+        skipped: images that could not be used and were replaced, in words; new ones only.
+        notices: what else is worth saying, such as a shard that was left out; new ones only.
+    """
+
+    images: Float[Tensor, "b 3 h w"]
+    samples: tuple[int, ...]
+    skipped: tuple[str, ...]
+    notices: tuple[str, ...] = ()
+
+
+class HeldOut(NamedTuple):
+    """Images that are never trained on.
+
+    Attributes:
+        images: (n, 3, s, s) in [0, 1].
+        groups: per image, the photograph it is a tile of; crops of one photograph lie row-major.
+        columns: photograph → tiles per row (1 where the photograph is one crop).
+    """
+
+    images: Float[Tensor, "n 3 s s"]
+    groups: tuple[str, ...]
+    columns: dict[str, int]
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """Images to train on and images held out.
+
+    Attributes:
+        num_images: images to train on (an epoch).
+        image_size: side s of square crops; other shapes have about their area.
+    """
+
+    num_images: int
+    image_size: int
+
+    def batches(
+        self,
+        *,
+        seed: int,
+        stage: str,
+        batch_size: int,
+        start: int,
+        steps: int,
+        rank: int = 0,
+        num_processes: int = 1,
+    ) -> Iterator[Batch]:
+        """Batches of the steps ``start`` to ``steps`` − 1 of a stage.
+
+        Which images they hold, and how they are cropped, depends on (seed, stage, step) alone. Of
+        the ``batch_size`` samples of step s, which are s·b, s·b + 1, …, process ``rank`` gets
+        ``local_samples``.
+        """
+
+    def held_out(self) -> HeldOut: ...
+
+    def crops(self, count: int, *, seed: int) -> Float[Tensor, "n 3 s s"]:
+        """Random training crops, for fitting."""
+
+
+def block_index(index: int, num_blocks: int) -> int:
+    """Position of a block; negative indices count from the end.
+
+    Raises:
+        UsageError: if there is no such block.
+    """
+    if not -num_blocks <= index < num_blocks:
+        raise UsageError(f"there is no block {index}: the encoder has blocks 0 to {num_blocks - 1}")
+    return index % num_blocks
+
+
+def local_samples(step: int, batch_size: int, *, rank: int, num_processes: int) -> range:
+    """Global sample indices that one process has of a step: consecutive ones, as many as others.
+
+    Where the batch is no multiple of the number of processes, the first ones have one more.
+    """
+    small, more = divmod(batch_size, num_processes)
+    first = step * batch_size + rank * small + min(rank, more)
+    return range(first, first + small + (rank < more))
+
+
+def standard_normal_like(reference: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal noise of a tensor's shape, dtype and device."""
+    return torch.randn(
+        reference.shape, dtype=reference.dtype, device=reference.device, generator=generator
+    )

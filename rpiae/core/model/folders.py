@@ -1,0 +1,290 @@
+"""A tokenizer's folder: ``config.json`` and ``model.safetensors``, from a model and back to one."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rpiae.core.config.recipe import ROLES
+from rpiae.core.config.tree import unparse
+from rpiae.core.errors import CheckpointError, RunError, UnknownNameError, UsageError
+from rpiae.core.model.build import build_tokenizer, resolved_parts
+from rpiae.core.model.resolve import ResolvedTokenizer, part_config
+from rpiae.core.model.saved import (
+    FORMAT,
+    SavedTokenizer,
+    TensorFacts,
+    open_tokenizer,
+    write_tokenizer,
+)
+from rpiae.core.model.state import check_architecture, load_state
+from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.registry.entries import THIS_PROCESS
+from rpiae.core.registry.importing import import_hint
+from rpiae.core.registry.registry import registry
+
+
+def save_tokenizer(model: RPiAE, folder: str | os.PathLike[str]) -> Path:
+    """Write ``config.json`` and ``model.safetensors``, which know each other by digest.
+
+    A process that is killed meanwhile leaves the old tokenizer or the new one.
+
+    Raises:
+        UsageError: if the tokenizer was put together without configs.
+        CheckpointError: if the folder cannot be written.
+    """
+    if model.config is None:
+        raise UsageError(
+            "this tokenizer was put together by hand and has no config to save: make it with "
+            "rpiae.build, or pass config"
+        )
+    target = Path(folder)
+    state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    write_tokenizer(target, _config_of(model), state)
+    return target
+
+
+def load_tokenizer(folder: str | os.PathLike[str]) -> RPiAE:
+    """Load a saved tokenizer, on CPU and in eval mode; offline, running no code from it.
+
+    Args:
+        folder: a tokenizer's folder, or a run's (its ``tokenizer/`` is taken).
+
+    Raises:
+        CheckpointError: if it is missing, damaged, of another format, or needs a plugin that is not
+            installed.
+    """
+    return load_saved(open_tokenizer(tokenizer_folder(folder))).eval()
+
+
+def tokenizer_folder(folder: str | os.PathLike[str]) -> Path:
+    """The folder that holds ``config.json``: ``folder`` itself or its ``tokenizer/``.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    path = Path(folder)
+    for candidate in (path, path / "tokenizer"):
+        if os.path.lexists(candidate / "config.json"):
+            return candidate
+    if os.path.isfile(path):
+        raise CheckpointError(f"{path} is a file: name the folder of a run or tokenizer")
+    what = "has no finished tokenizer yet" if os.path.isdir(path) else "does not exist"
+    raise CheckpointError(
+        f"{path} {what}: expected config.json and model.safetensors there or in {path / 'tokenizer'}"
+    )
+
+
+def load_saved(saved: SavedTokenizer) -> RPiAE:
+    """A saved tokenizer as a model on CPU, in the dtypes of its file.
+
+    What the file's header says is compared with the model's shapes before any memory is taken.
+
+    Raises:
+        CheckpointError: if a part's plugin is missing, its config does not fit, or the file holds
+            other tensors than such a model has.
+    """
+    source = str(saved.folder)
+    resolved, trained_size = _saved_parts(saved.config, source)
+    with _fitting(source):
+        shapes = build_tokenizer(resolved, device="meta", trained_size=trained_size)
+    _check_header(shapes, resolved, saved.tensors, source)
+    with _fitting(source):
+        model = build_tokenizer(resolved, trained_size=trained_size)
+    for role, dtype in _dtypes(shapes, saved.tensors, source).items():
+        model.roles[role].to(dtype)
+    state = saved.read()
+    _check_norms(state, source)
+    for name in _NORMS:
+        if name in state:
+            model.register_buffer(name, state[name])
+    load_state(model, state, source=source, exact=True)
+    return model
+
+
+def _config_of(model: RPiAE) -> dict[str, Any]:
+    assert model.config is not None
+    parts = {
+        "encoder": model.config.encoder,
+        "bridge": model.config.bridge,
+        "decoder": model.config.decoder,
+    }
+    brought = {registry(part.family).entry(part.name).distribution for part in parts.values()}
+    versions = {}
+    for name in sorted(brought | {"rpiae"}):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "format": FORMAT,
+        **{role: unparse(part) for role, part in parts.items()},
+        "sources": {
+            role: registry(part.family).entry(part.name).distribution
+            for role, part in parts.items()
+        },
+        # For messages; nothing is imported because a file says so.
+        "modules": {
+            role: entry.target.partition(":")[0]
+            for role, part in parts.items()
+            if not (entry := registry(part.family).entry(part.name)).importable
+        },
+        "versions": versions,
+        "trained_size": model.trained_size,
+    }
+
+
+#: What a part may raise when it is built from values that make no sense to it.
+_UNFIT = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
+
+
+#: Dtypes that weights may have, by their names in safetensors files.
+_FLOATS = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+}  # fmt: skip
+
+
+#: Optional buffers of a tokenizer, and what they are measured over.
+_NORMS = {
+    "feature_mean": "feature_norm", "feature_var": "feature_norm",
+    "latent_mean": "latent_norm", "latent_std": "latent_norm",
+}  # fmt: skip
+
+
+#: Side of training crops in pixels, at most.
+_LARGEST_SIZE = 1 << 16
+
+
+def _saved_parts(saved: Mapping[str, Any], source: str) -> tuple[ResolvedTokenizer, int]:
+    """The parts of a saved config, and the side of its training crops."""
+    sources, versions, modules = (
+        _texts(saved, name, source) for name in ("sources", "versions", "modules")
+    )
+    parts = {}
+    for role in ROLES:
+        given = saved.get(role)
+        if not isinstance(given, dict):
+            problem = f"its {role} is no table" if role in saved else f"it has no {role}"
+            raise CheckpointError(f"{source}: config.json: {problem}")
+        try:
+            with _fitting(source):
+                parts[role] = part_config(f"{role}s", given)
+        except UnknownNameError as error:
+            distribution = sources.get(role, "another distribution")
+            if distribution == THIS_PROCESS:
+                raise CheckpointError(
+                    f"{source} was saved with {role} {given.get('name')!r}, which is not known here: "
+                    f"{import_hint([modules.get(role, '')])}"
+                ) from None
+            raise CheckpointError(
+                f"{source} was saved with {role} {given.get('name')!r} of {distribution} "
+                f"{versions.get(distribution, '')}, which is not installed here: "
+                f"pip install {distribution} ({error})"
+            ) from None
+    size = saved.get("trained_size", 0)
+    if type(size) is not int or not 0 <= size <= _LARGEST_SIZE:
+        raise CheckpointError(
+            f"{source}: config.json: trained_size is {size!r:.40}, not a number of pixels from 0 to "
+            f"{_LARGEST_SIZE}"
+        )
+    with _fitting(source):
+        return resolved_parts(*(parts[role] for role in ROLES)), size
+
+
+def _texts(saved: Mapping[str, Any], name: str, source: str) -> dict[str, str]:
+    given = saved.get(name, {})
+    if not isinstance(given, dict) or not all(isinstance(text, str) for text in given.values()):
+        raise CheckpointError(f"{source}: config.json: its {name} are no table of texts")
+    return given
+
+
+@contextlib.contextmanager
+def _fitting(source: str) -> Iterator[None]:
+    """Where values of a file are given to parts: what these raise is about the file."""
+    try:
+        yield
+    except (UnknownNameError, RunError):
+        raise
+    except UsageError as error:
+        raise CheckpointError(f"{source} does not fit this version of its parts: {error}") from None
+    except _UNFIT as error:
+        raise CheckpointError(
+            f"{source}: config.json describes no model that can be built: "
+            f"{type(error).__name__}: {str(error)[:200]}"
+        ) from error
+
+
+def _check_header(
+    model: RPiAE, resolved: ResolvedTokenizer, tensors: Mapping[str, TensorFacts], source: str
+) -> None:
+    """Whether a file's tensors are those of a model without memory."""
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: facts.shape for name, facts in tensors.items() if name not in _NORMS}
+    check_architecture(
+        source,
+        missing=sorted(own.keys() - found.keys()),
+        extra=sorted(found.keys() - own.keys()),
+        wrong={
+            n: (found[n], own[n]) for n in sorted(own.keys() & found.keys()) if found[n] != own[n]
+        },
+    )
+    for name in sorted(_NORMS.keys() & tensors.keys()):
+        twin = next(n for n, norm in _NORMS.items() if norm == _NORMS[name] and n != name)
+        dtype, shape = tensors[name]
+        if _NORMS[name] == "latent_norm":
+            wanted, fits = f"({resolved.bridge_facts.latent_channels},)", len(shape) == 1
+            fits = fits and shape[0] == resolved.bridge_facts.latent_channels
+        else:
+            width = resolved.encoder_facts.width
+            wanted, fits = f"({width}, h, w)", len(shape) == 3 and shape[0] == width
+        if not fits or dtype not in _FLOATS or 0 in shape:
+            raise CheckpointError(f"{source}: {name} is {dtype} {shape}, not of floats {wanted}")
+        if twin not in tensors or tensors[twin].shape != shape:
+            raise CheckpointError(
+                f"{source}: {name} is {shape} and there is no {twin} of that shape"
+            )
+
+
+def _dtypes(
+    model: RPiAE, tensors: Mapping[str, TensorFacts], source: str
+) -> dict[str, torch.dtype]:
+    """Roles that were saved in another floating dtype than they are built in, with that dtype."""
+    found = {}
+    for role, part in model.roles.items():
+        floats = {
+            f"{role}.{n}": t.dtype for n, t in part.state_dict().items() if t.is_floating_point()
+        }
+        given = {name: tensors[name].dtype for name in floats}
+        if all(_FLOATS.get(dtype) == floats[name] for name, dtype in given.items()):
+            continue
+        first = next(iter(given.values()))
+        for name, dtype in given.items():
+            if dtype not in _FLOATS:
+                raise CheckpointError(f"{source}: {name} is {dtype}, which is no dtype of weights")
+            if dtype != first:
+                raise CheckpointError(
+                    f"{source}: {name} is {dtype} and others of the {role} are {first}: a part has "
+                    "one dtype"
+                )
+        found[role] = _FLOATS[first]
+    return found
+
+
+def _check_norms(state: Mapping[str, Tensor], source: str) -> None:
+    """Whether features and latents can be normalised."""
+    for name in sorted(_NORMS.keys() & state.keys()):
+        tensor = state[name]
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{source}: {name} holds numbers that are not finite")
+        if (name == "latent_std" and tensor.min() <= 0) or (
+            name == "feature_var" and tensor.min() < 0
+        ):
+            raise CheckpointError(f"{source}: {name} is not positive ({tensor.min().item():g})")

@@ -1,0 +1,236 @@
+"""Saved tokenizers on disk: two files that fit each other at any moment, and are what was written.
+
+``config.json`` holds the sha256 of ``model.safetensors`` and its own. A folder is replaced in place:
+both files are written whole under other names, the weights are renamed, then the config. A process
+that is killed between the two leaves new weights beside a new config under its other name, and a
+reader, which knows by the digest which config the weights are of, takes that one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from attrs import frozen
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rpiae.core.errors import CheckpointError
+from rpiae.core.runtime.files import file_digest, open_regular, part_of, replace_durably, sync
+
+FORMAT = 1
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+#: What was measured of a tokenizer; it goes when the tokenizer is replaced.
+_RESULTS = ("evaluation.json", "pictures")
+
+#: What a tokenizer's folder may hold and still be replaced: its files, and results about it.
+REPLACEABLE = frozenset({CONFIG_FILE, WEIGHTS_FILE, *_RESULTS}) | {
+    f"{name}.part" for name in (CONFIG_FILE, WEIGHTS_FILE)
+}
+
+#: Entries of ``config.json`` that hold digests.
+_OWN, _WEIGHTS = "sha256", "weights_sha256"
+
+#: Bytes of a ``config.json`` at most.
+_LIMIT = 1 << 24
+
+logger = logging.getLogger(__name__)
+
+
+class TensorFacts(NamedTuple):
+    """What a file's header says of a tensor; ``dtype`` as in safetensors, such as ``F32``."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@frozen(kw_only=True)
+class SavedTokenizer:
+    """A saved tokenizer, its tensors not read yet.
+
+    Attributes:
+        folder: where it is.
+        config: its ``config.json``.
+        tensors: what its weights file holds, by name.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorFacts]
+
+    def read(self) -> dict[str, Tensor]:
+        """All tensors.
+
+        Raises:
+            CheckpointError: if they cannot be read.
+        """
+        path = self.folder / WEIGHTS_FILE
+        try:
+            with safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in self.tensors}
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def write_tokenizer(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Write a tokenizer's files, or replace them.
+
+    Args:
+        folder: where to; made if it is not there.
+        config: what ``config.json`` holds.
+        state: the tensors.
+
+    Raises:
+        CheckpointError: if the folder holds other things, or cannot be written; what was there
+            before stays.
+    """
+    config_file, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+    try:
+        if folder.exists() and not _replaceable(folder):
+            raise CheckpointError(
+                f"{folder} holds other things than a tokenizer and is left alone: name a new folder"
+            )
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        _finish(folder)
+        try:
+            save_file(dict(state), part_of(weights), metadata={"format": "pt"})
+            part_of(weights).chmod(0o644)  # safetensors lets its owner alone read it
+            tree = {**config, _WEIGHTS: file_digest(part_of(weights))}
+            tree[_OWN] = _own_digest(tree)
+            part_of(config_file).write_text(json.dumps(tree, indent=2) + "\n", "utf-8")
+            sync(part_of(config_file))  # before the weights: from then on it is needed
+            replace_durably(part_of(weights), weights)
+            replace_durably(part_of(config_file), config_file)
+        finally:
+            if part_of(weights).exists():
+                part_of(config_file).unlink(missing_ok=True)
+                part_of(weights).unlink()
+                if made:
+                    folder.rmdir()
+        _clear(folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"cannot write {folder}: {reason}") from None
+
+
+def open_tokenizer(folder: Path) -> SavedTokenizer:
+    """A saved tokenizer, its digests checked and its tensors not read yet.
+
+    Files of earlier versions have no digests, which is logged.
+
+    Raises:
+        CheckpointError: if it is damaged, or of another format.
+    """
+    weights = folder / WEIGHTS_FILE
+    config = _config_of(weights, _read_config(folder / CONFIG_FILE))
+    given = config.get("format")
+    if given != FORMAT:
+        raise CheckpointError(
+            f"{folder} has tokenizer format {given!r}, this rpiae reads format {FORMAT}"
+        )
+    if _WEIGHTS not in config:
+        logger.warning(
+            "%s is of an earlier version and has no digests to check it by: save it again", folder
+        )
+    try:
+        with safe_open(weights, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+            tensors = {
+                name: TensorFacts(each.get_dtype(), tuple(each.get_shape()))
+                for name, each in slices.items()
+            }
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{weights} cannot be read: {error}") from None
+    return SavedTokenizer(folder=folder, config=config, tensors=tensors)
+
+
+def _config_of(weights: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The config that weights are of: the given one, or one that is about to take its place."""
+    try:
+        digest = file_digest(weights)
+    except OSError as error:
+        raise CheckpointError(f"{weights} cannot be read: {error.strerror}") from None
+    if config.get(_WEIGHTS, digest) == digest:
+        return config
+    path = weights.with_name(CONFIG_FILE)
+    for candidate in (part_of(path), path):  # the second: somebody replaces them just now
+        with contextlib.suppress(CheckpointError):
+            other = _read_config(candidate)
+            if other.get(_WEIGHTS) == digest:
+                return other
+    raise CheckpointError(
+        f"{weights} is damaged: its sha256 is not the one that {CONFIG_FILE} has of it"
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """A ``config.json`` that is what was written."""
+    try:
+        with open_regular(path) as file:
+            content = file.read(_LIMIT + 1)
+        if len(content) > _LIMIT:
+            raise CheckpointError(f"{path} is larger than any {CONFIG_FILE}")
+        tree = json.loads(content)
+        digest = _own_digest(tree) if isinstance(tree, dict) else ""
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path} holds no table")
+    if (_OWN in tree) != (_WEIGHTS in tree) or tree.get(_OWN, digest) != digest:
+        raise CheckpointError(
+            f"{path} is damaged or was edited: its sha256 is not that of its content. Save the "
+            f"tokenizer again, or take {_OWN} and {_WEIGHTS} out of it to load it unchecked"
+        )
+    return tree
+
+
+def _own_digest(tree: Mapping[str, Any]) -> str:
+    """sha256 of a config without the entry that holds it."""
+    rest = {name: value for name, value in tree.items() if name != _OWN}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _replaceable(folder: Path) -> bool:
+    """Whether a folder is empty, or holds a saved tokenizer and nothing but what was measured of it."""
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= REPLACEABLE
+
+
+def _finish(folder: Path) -> None:
+    """End a replacement that was cut off between its two files."""
+    config_file, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+    part = part_of(config_file)
+    if part.exists() and weights.exists():
+        with contextlib.suppress(CheckpointError):
+            if _read_config(part).get(_WEIGHTS) == file_digest(weights):
+                replace_durably(part, config_file)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what was measured of the tokenizer that was replaced, and what earlier versions left
+    beside it when they were killed."""
+    for name in _RESULTS:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+    left = re.compile(rf"\.{re.escape(folder.name)}-[a-z0-9_]{{8}}(-replaced)?")
+    for path in folder.parent.iterdir():
+        if not left.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+            continue
+        if set(os.listdir(path)) <= REPLACEABLE:
+            shutil.rmtree(path, ignore_errors=True)

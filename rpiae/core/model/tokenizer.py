@@ -1,0 +1,259 @@
+"""RPiAE: encoder, bridge and decoder composed into a tokenizer."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rpiae.core.errors import UsageError
+from rpiae.core.model.contracts import Bridge, Decoder, Encoder, Features, Posterior
+from rpiae.core.model.geometry import Geometry, encoder_view, geometry
+
+if TYPE_CHECKING:
+    from rpiae.core.model.resolve import ResolvedTokenizer
+
+_log = logging.getLogger(__name__)
+
+NORM_EPS = 1e-5
+
+#: How far images may lie outside [0, 1] without a word: what resampling overshoots by.
+TOLERANCE = 0.05
+
+
+class RPiAE(nn.Module):
+    """A representation-pivoted autoencoder: images in [0, 1] to latents and back.
+
+    Holds nothing but its parts and their two normalisers; no stage, no loss, no replica. Whatever
+    passes into a part is cast to that part's dtype, so ``.to(torch.bfloat16)`` and the like work,
+    for single parts too; images come out in the decoder's dtype, posteriors in fp32 at least.
+
+    Args:
+        encoder, bridge, decoder: parts that fit ``rpiae.core.model.contracts``.
+        feature_norm: (mean, var) of the features, (D, 1, 1) or (D, h, w), applied before the
+            bridge and inverted before the decoder.
+        latent_norm: (mean, std) of the latents, (C,); stored for the diffusion model, never
+            applied here.
+        config: what the parts were built from; needed to save.
+        trained_size: side of the training crops in pixels; 0 if unknown.
+
+    Source: arXiv 2603.19206.
+    """
+
+    mean: Tensor
+    std: Tensor
+    feature_mean: Tensor | None
+    feature_var: Tensor | None
+    latent_mean: Tensor | None
+    latent_std: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder,
+        bridge: Bridge,
+        decoder: Decoder,
+        feature_norm: tuple[Tensor, Tensor] | None = None,
+        latent_norm: tuple[Tensor, Tensor] | None = None,
+        config: ResolvedTokenizer | None = None,
+        trained_size: int = 0,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.bridge = bridge
+        self.decoder = decoder
+        self.config = config
+        self.trained_size = trained_size
+        self._watches_range = True
+        self.register_buffer("mean", torch.tensor(encoder.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(encoder.std).view(3, 1, 1), persistent=False)
+        feature_mean, feature_var = feature_norm or (None, None)
+        latent_mean, latent_std = latent_norm or (None, None)
+        self.register_buffer("feature_mean", feature_mean)
+        self.register_buffer("feature_var", feature_var)
+        self.register_buffer("latent_mean", latent_mean)
+        self.register_buffer("latent_std", latent_std)
+
+    @property
+    def roles(self) -> dict[str, nn.Module]:
+        """Role name → part."""
+        return {"encoder": self.encoder, "bridge": self.bridge, "decoder": self.decoder}  # type: ignore[dict-item]  # parts are modules
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parameters; the encoder's, where the parts have several."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.parameters()).device
+
+    def geometry(self, height: int, width: int) -> Geometry:
+        """How an image of this size is padded, resized and tokenised."""
+        return geometry(
+            (height, width), patch=self.encoder.patch, output_patch=self.decoder.patch,
+            downsampling=self.bridge.downsampling,
+        )  # fmt: skip
+
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Posterior:
+        """Posterior over latents (b, C, h, w) of images in [0, 1], of any size.
+
+        Values outside [0, 1] are told once per model, as a warning of ``logging``.
+
+        Raises:
+            UsageError: if the images are not float (b, 3, h, w).
+        """
+        return self.posterior(self.features(images))
+
+    def decode(
+        self, latent: Float[Tensor, "b c h w"], *, size: tuple[int, int] | None = None
+    ) -> Float[Tensor, "b 3 height width"]:
+        """Images of latents, not clamped; cropped to ``size`` (H, W) where it is given.
+
+        Raises:
+            UsageError: if it is no latent of this tokenizer.
+        """
+        channels = self.bridge.latent_channels
+        if not isinstance(latent, Tensor) or latent.ndim != 4 or latent.shape[1] != channels:
+            given = tuple(latent.shape) if isinstance(latent, Tensor) else type(latent).__name__
+            raise UsageError(
+                f"latents must be tensors (batch, {channels}, h, w), not {given}; a posterior gives "
+                "them with mode() or sample()"
+            )
+        if not latent.shape[-2:].numel():
+            raise UsageError(f"the latent is empty: its shape is {tuple(latent.shape)}")
+        return self.decode_features(self.expand(latent), size=size)
+
+    def reconstruct(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Images through the posterior's mode and back, clamped to [0, 1], in their own size."""
+        latent = self.encode(images).mode()
+        return self.decode(latent, size=(images.shape[-2], images.shape[-1])).clamp(0, 1)
+
+    forward = reconstruct
+
+    def features(self, images: Float[Tensor, "b 3 h w"]) -> Features:
+        """Clean encoder features z of images in [0, 1]: pad, resize, normalise, encode."""
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise UsageError(
+                "images must be float tensors (batch, 3, height, width) in [0, 1], not "
+                f"{images.dtype} {tuple(images.shape)}"
+            )
+        self._check_range(images)
+        plan = self.geometry(images.shape[-2], images.shape[-1])
+        normalised = (encoder_view(images, plan) - self.mean) / self.std
+        return self.encoder(_fitting(normalised, self.encoder))
+
+    def normalise_latent(self, latent: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
+        """Latents with mean 0 and std 1 per channel over the data that latent_norm is of.
+
+        Raises:
+            UsageError: if there is no latent_norm, or it is no latent of this tokenizer.
+        """
+        mean, std = self._latent_norm(latent)
+        return (latent - mean) / std
+
+    def denormalise_latent(self, latent: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
+        """Inverse of ``normalise_latent``: what a diffusion model generated, for ``decode``.
+
+        Raises:
+            UsageError: if there is no latent_norm, or it is no latent of this tokenizer.
+        """
+        mean, std = self._latent_norm(latent)
+        return latent * std + mean
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latent of an image of this size.
+
+        Raises:
+            UsageError: if the tokenizer was put together without configs.
+        """
+        if self.config is None:
+            raise UsageError("this tokenizer was put together by hand: encode an image instead")
+        facts = self.config.bridge_facts
+        _, rows, columns = self.geometry(height, width).grid
+        return facts.latent_channels, rows // facts.downsampling, columns // facts.downsampling
+
+    def posterior(self, features: Features) -> Posterior:
+        """The bridge's posterior of features, normalised first where there is a feature_norm."""
+        tokens, grid = self.normalised(features)
+        return self.bridge.encode(Features(_fitting(tokens, self.bridge), grid))
+
+    def normalised(self, features: Features) -> Features:
+        """Features as the bridge sees them: through the feature_norm, where there is one."""
+        if self.feature_mean is None:
+            return features
+        mean, std = self._feature_norm(features)
+        return Features((features.tokens - mean) / std, features.grid)
+
+    def expand(self, latent: Float[Tensor, "b c h w"]) -> Features:
+        """Features ẑ of a latent, in the space of ``features``."""
+        features = self.bridge.decode(_fitting(latent, self.bridge))
+        if self.feature_mean is not None:
+            mean, std = self._feature_norm(features)
+            features = Features(features.tokens * std + mean, features.grid)
+        return features
+
+    def decode_features(
+        self, features: Features, *, size: tuple[int, int] | None = None
+    ) -> Float[Tensor, "b 3 h w"]:
+        """Images of features, not clamped; cropped to ``size`` (H, W) where it is given."""
+        tokens = _fitting(features.tokens, self.decoder)
+        pixels = self.decoder(Features(tokens, features.grid))
+        images = _fitting(pixels * self.std + self.mean, self.decoder)
+        return images if size is None else images[..., : size[0], : size[1]]
+
+    def _check_range(self, images: Tensor) -> None:
+        """Warn of the first images outside [0, 1] by more than rounding and resampling explain.
+
+        Looking at values makes an accelerator's queue wait, so there only the first batch is looked
+        at; traced code is not looked at.
+        """
+        if torch.compiler.is_compiling() or not self._watches_range:
+            return
+        if images.is_meta or not images.numel():
+            return
+        least, largest = (value.item() for value in images.detach().aminmax())
+        inside = least >= -TOLERANCE and largest <= 1 + TOLERANCE
+        self._watches_range = inside and images.device.type == "cpu"
+        if not inside:
+            _log.warning(
+                "images go from %.3g to %.3g, and this tokenizer takes them in [0, 1]: divide 8-bit "
+                "images by 255, and bring [-1, 1] back with (images + 1) / 2", least, largest,
+            )  # fmt: skip
+
+    def _feature_norm(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Mean and std as tokens (1 or n, D)."""
+        assert self.feature_mean is not None
+        assert self.feature_var is not None
+        if self.feature_mean.shape[-2:] not in ((1, 1), features.grid[1:]):
+            raise UsageError(
+                f"feature_norm was made for a grid of {tuple(self.feature_mean.shape[-2:])}, not "
+                f"{features.grid[1:]}: use images of the size it was made for"
+            )
+        mean = self.feature_mean.flatten(1).T
+        std = (self.feature_var.flatten(1).T + NORM_EPS).sqrt()
+        return mean, std
+
+    def _latent_norm(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std of the latent's channels (C, 1, 1)."""
+        if self.latent_mean is None or self.latent_std is None:
+            raise UsageError(
+                "this tokenizer has no latent_norm: rpiae stats RUN DATA measures and stores it"
+            )
+        channels = len(self.latent_mean)
+        if latent.ndim < 3 or latent.shape[-3] != channels:
+            raise UsageError(
+                f"latents must be tensors (…, {channels}, h, w), not {tuple(latent.shape)}"
+            )
+        return self.latent_mean.view(-1, 1, 1), self.latent_std.view(-1, 1, 1)
+
+
+def _fitting(values: Tensor, part: object) -> Tensor:
+    """Values in the dtype of a part's weights; as they are where it has none."""
+    assert isinstance(part, nn.Module)
+    weight = next(part.parameters(), None)
+    return values if weight is None else values.to(weight.dtype)

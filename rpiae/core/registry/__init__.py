@@ -1,0 +1,1 @@
+"""Names to parts: entries, registries, plugins."""

@@ -1,0 +1,1 @@
+"""What surrounds a computation: files, names, devices, processes, draws, downloads, signals."""

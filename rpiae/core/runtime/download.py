@@ -1,0 +1,235 @@
+"""Downloads of weights: from the Hugging Face hub and over https, into caches that are checked.
+
+A file is taken from a cache only where its content is known to be right: by the SHA-256 that its
+address holds, or that was written down when it was downloaded. Addresses do not share files, however
+the files are called. ``HF_HUB_OFFLINE`` and ``TRANSFORMERS_OFFLINE`` hold for every download; a
+cache that cannot be written serves what it has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import hashlib
+import http.client
+import logging
+import os
+import re
+import urllib.request
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+
+from rpiae.core.errors import CheckpointError, FetchError
+from rpiae.core.runtime.files import file_digest, open_regular, write_text
+from rpiae.core.runtime.weights import read_index
+
+_log = logging.getLogger(__name__)
+
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_TRUE = ("1", "ON", "YES", "TRUE")
+_DIGEST_IN_NAME = re.compile(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.")
+_DIGEST_IN_PATH = re.compile(r"/([0-9a-f]{64})/")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CHUNK = 1 << 20
+_TIMEOUT = 60.0
+
+_cached_only = contextvars.ContextVar("cached_only", default=False)
+
+
+@contextlib.contextmanager
+def cached_only() -> Iterator[None]:
+    """Downloads are refused inside."""
+    token = _cached_only.set(True)
+    try:
+        yield
+    finally:
+        _cached_only.reset(token)
+
+
+def downloads_are_refused() -> bool:
+    """Whether only caches are looked at for now."""
+    return _cached_only.get()
+
+
+def offline_variable() -> str:
+    """The environment variable that forbids downloads, or nothing; as huggingface_hub reads them."""
+    if downloads_are_refused():
+        return "--cached-only"
+    name = next((name for name in _OFFLINE if os.environ.get(name)), "")
+    return name if os.environ.get(name, "").upper() in _TRUE else ""
+
+
+def fetch_url(url: str) -> Path:
+    """Path of a file in torch's cache of checkpoints (TORCH_HOME), downloaded where necessary.
+
+    torch's own copy serves where the address holds the digest of the file (in its name, or as a
+    folder) and the copy has it. Ours lie in a folder per address, each with its digest beside it.
+
+    Raises:
+        FetchError: with the reason, if it is neither cached nor reachable, or arrives damaged.
+    """
+    parts, shared = urlsplit(url), cached_name(url)
+    folder = hashlib.sha256(url.encode()).hexdigest()[:16]
+    own = shared.parent / "rpiae" / folder / shared.name
+    found = _DIGEST_IN_NAME.search(shared.name) or _DIGEST_IN_PATH.search(parts.path)
+    digest = found.group(1) if found else ""
+    damaged = ""
+    for path, wanted in ((own, _noted(own) or digest), (shared, digest)):
+        if wanted and path.is_file():
+            if _has_digest(path, wanted):
+                return path
+            damaged = f"; {path} is there, but damaged or another file: its SHA-256 is not {wanted}"
+    if parts.scheme != "https":
+        raise FetchError(f"only https addresses are fetched{damaged}")
+    variable = offline_variable()
+    if variable:
+        raise FetchError(f"it is not in the cache, and {variable} is set{damaged}")
+    try:
+        _download(url, own, digest)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FetchError(f"{reason}{damaged}") from None
+    return own
+
+
+def cached_name(url: str) -> Path:
+    """Where torch's own downloads of an address lie."""
+    return Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
+
+
+def fetch_hub(hub_id: str, revision: str, files: Sequence[str]) -> Path:
+    """Path of a file of a hub repository in the local cache (HF_HOME), downloaded where necessary.
+
+    Honours HF_HOME and HF_TOKEN. Of a file in shards, all shards are there with the index.
+
+    Args:
+        hub_id: owner and name of the repository.
+        revision: branch, tag or commit.
+        files: names to try, in this order.
+
+    Raises:
+        FetchError: with the reason, if none is cached or reachable, or the cached one is damaged.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    variable = offline_variable()
+    reason = f"it is not in the cache, and {variable} is set" if variable else ""
+    local = bool(variable)
+    for name in files:
+        try:
+            path = hf_hub_download(hub_id, name, revision=revision, local_files_only=local)
+        except LocalEntryNotFoundError as error:
+            local = True
+            cause = _cause(error)
+            reason = reason or f"it is not in the cache and the hub cannot be reached ({cause})"
+        except EntryNotFoundError:
+            reason = f"the repository has none of {', '.join(files)}"
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            cached = try_to_load_from_cache(hub_id, name, revision=revision)
+            if not isinstance(cached, str):
+                break
+            _log.warning("%s of %s is taken from the cache: %s", name, hub_id, reason)
+            return _checked(Path(cached))
+        else:
+            found = _checked(Path(path))
+            for shard in _shards(found):
+                fetch_hub(hub_id, found.parent.name, [shard])
+            return found
+    raise FetchError(reason)
+
+
+def _shards(path: Path) -> list[str]:
+    """The files that an index names; none where the file is no index."""
+    if not path.name.endswith(".index.json"):
+        return []
+    try:
+        return sorted(set(read_index(path, path.stat().st_size).values()))
+    except CheckpointError as error:
+        raise FetchError(f"{path.name}: {error}") from None
+
+
+def _checked(path: Path) -> Path:
+    """A file of the hub's cache, whose blobs are called by their SHA-256."""
+    blob = path.resolve()
+    if _SHA256.fullmatch(blob.name) and not _has_digest(blob, blob.name):
+        raise FetchError(f"the copy in the cache is damaged. Delete {blob} and fetch it again")
+    return path
+
+
+def _noted(path: Path) -> str:
+    """The digest that was written down beside a download, as sha256sum writes it."""
+    try:
+        with open_regular(path.with_name(f"{path.name}.sha256")) as file:
+            text = file.read(64).decode("ascii", "replace")
+    except OSError:
+        return ""
+    return text if _SHA256.fullmatch(text) else ""
+
+
+def _has_digest(path: Path, wanted: str) -> bool:
+    try:
+        facts = path.stat()
+        return _digest(path, facts.st_size, facts.st_mtime_ns).startswith(wanted)
+    except OSError:
+        return False
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path: Path, size: int, changed: int) -> str:
+    return file_digest(path)
+
+
+def _download(url: str, target: Path, digest: str) -> None:
+    """Download to another name, check length and digest, write the digest down, and rename."""
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # public, and not in __all__
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "rpiae"})
+        found, received = hashlib.sha256(), 0
+        with (
+            part.open("xb") as file,
+            urllib.request.urlopen(request, timeout=_TIMEOUT) as response,
+            tqdm(  # type: ignore[no-untyped-call]  # it has no types
+                total=_length(response), unit="B", unit_scale=True, desc=target.name
+            ) as bar,
+        ):
+            if urlsplit(response.url).scheme != "https":
+                raise OSError(f"it redirects to {response.url}, which is not https")
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                found.update(chunk)
+                received += len(chunk)
+                bar.update(len(chunk))
+        total = _length(response)
+        if total is not None and received != total:
+            raise OSError(f"the connection ended after {received:,} of {total:,} bytes")
+        if not found.hexdigest().startswith(digest):
+            raise OSError(
+                f"what arrived is damaged: its SHA-256 is {found.hexdigest()}, expected {digest}"
+            )
+        write_text(
+            target.with_name(f"{target.name}.sha256"), f"{found.hexdigest()}  {target.name}\n"
+        )
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _length(response: http.client.HTTPResponse) -> int | None:
+    text = response.headers.get("Content-Length") or ""
+    return int(text) if text.isdecimal() else None
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return type(error).__name__

@@ -1,0 +1,33 @@
+"""A run from config to summary."""
+
+from rpiae.runs.running import (
+    CONFIG_FILE,
+    DEFAULTS,
+    LOCK_FILE,
+    PATIENCE,
+    SUMMARY_FILE,
+    check_startable,
+    loading,
+    plan,
+    resolve,
+    resume,
+    resumed_config,
+    run,
+    with_folder,
+)
+
+__all__ = [
+    "CONFIG_FILE",
+    "DEFAULTS",
+    "LOCK_FILE",
+    "PATIENCE",
+    "SUMMARY_FILE",
+    "check_startable",
+    "loading",
+    "plan",
+    "resolve",
+    "resume",
+    "resumed_config",
+    "run",
+    "with_folder",
+]

@@ -1,0 +1,347 @@
+"""The plan of a run: counts and shapes from the meta device, before anything heavy happens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence, Set
+
+from attrs import frozen
+
+from rpiae.core.config.recipe import (
+    ROLES,
+    AdversarialConfig,
+    StageConfig,
+    StageLength,
+    TermConfig,
+    batch_size,
+    stage_length,
+)
+from rpiae.core.errors import ConfigError, UsageError
+from rpiae.core.model.build import build_tokenizer
+from rpiae.core.model.resolve import ResolvedRun
+from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.registry.registry import registry
+from rpiae.core.runtime.devices import check_device_name
+from rpiae.core.runtime.memory import MemoryNeed, memory_need
+from rpiae.core.training.adaptive import adaptive_layers
+from rpiae.core.training.freeze import FreezeReport, apply_stage, trained_parameters
+
+#: What terms look at that comes out of the bridge, where it is in the path.
+BEHIND_BRIDGE = frozenset({"pixels", "latent", "decoded_features", "gaussian"})
+
+#: Tag of parts that are complete without training: they have no parameters, or are fitted.
+NO_TRAINING = "no-training"
+
+
+@frozen(kw_only=True)
+class PartPlan:
+    """A part of the model: what it is, why, and how many parameters it has (by child module)."""
+
+    role: str
+    label: str
+    origin: str
+    parameters: int
+    children: Mapping[str, int]
+
+
+@frozen(kw_only=True)
+class StagePlan:
+    """A stage: what it trains, on which path, with which terms, for how long.
+
+    Attributes:
+        steps: optimiser steps; None where the data, and so the length, are not known.
+        skipped: the stage has nothing to train.
+        missing: losses that this version does not have.
+    """
+
+    name: str
+    report: FreezeReport
+    path: str
+    noise: float
+    terms: tuple[str, ...]
+    length: str
+    steps: int | None
+    batch_size: int
+    skipped: bool
+
+
+@frozen(kw_only=True)
+class Plan:
+    """Everything ``rpiae build`` says before it starts.
+
+    Attributes:
+        latent: (C, h, w) for a training crop.
+        compression: image values per latent value.
+        image_size: side of the training crops.
+        start: what each part starts from, where a run starts from another one.
+        loads: the weights that are loaded, and whether they are here.
+        num_images: images to train on; None where the data are not known.
+        memory: what training takes at the least.
+    """
+
+    parts: tuple[PartPlan, ...]
+    stages: tuple[StagePlan, ...]
+    parameters: int
+    latent: tuple[int, int, int]
+    compression: float
+    image_size: int
+    recipe: str
+    recipe_origin: str
+    data: str
+    data_origin: str
+    num_images: int | None
+    device: str
+    precision: str
+    out: str
+    licences: tuple[str, ...]
+    missing_losses: tuple[str, ...]
+    notices: tuple[str, ...]
+    memory: MemoryNeed
+    start: str = ""
+    loads: tuple[str, ...] = ()
+
+
+def make_plan(
+    resolved: ResolvedRun, *, num_images: int | None = None, notices: Sequence[str] = ()
+) -> Plan:
+    """Plan a run.
+
+    Args:
+        resolved: the run.
+        num_images: length of the training data, where it is known.
+        notices: what is to be said of the data.
+
+    Raises:
+        ConfigError: if a stage's patterns match no parameter, a part that ships begins at random and
+            no stage trains it, or the device's name is none.
+    """
+    config, tokenizer = resolved.config, resolved.tokenizer
+    model = build_tokenizer(tokenizer, device="meta")
+    configs = {"encoder": config.encoder, "bridge": config.bridge, "decoder": config.decoder}
+    parts = tuple(
+        PartPlan(
+            role=role,
+            label=configs[role].label,
+            origin=resolved.origins.get(role, "given"),
+            parameters=sum(p.numel() for p in module.parameters()),
+            children={
+                name: count
+                for name, child in module.named_children()
+                if (count := sum(p.numel() for p in child.parameters()))
+            },
+        )
+        for role, module in model.roles.items()
+    )
+    stages = []
+    problems = _device_problems(config.device)
+    trained: set[str] = set()
+    for index, stage in enumerate(config.recipe.stages):
+        try:
+            report = apply_stage(model.roles, stage.train)
+        except ConfigError as error:
+            problems += [f"recipe.stages[{index}].{problem}" for problem in error.problems]
+            continue
+        problems += _frozen_layers(model, stage, index)
+        length = stage_length(stage, config.recipe, num_images or 1)
+        known = num_images is not None or stage.steps is not None
+        within_reach = _within_reach(stage, length, in_epochs=num_images is not None)
+        found = [name for name, _ in trained_parameters(model.roles)]
+        trained |= {name for name in found if name.partition(".")[0] in within_reach}
+        cap = config.recipe.max_steps
+        at_most = f", at most {cap} steps" if cap else ""
+        epochs = f"{stage.epochs:g} epochs" if stage.epochs is not None else ""
+        capped = " (capped)" if length.scale < 1 and known else ""
+        path = "encoder → decoder"
+        if stage.use_bridge:
+            path = f"encoder → bridge ({stage.posterior}) → decoder"
+        stages.append(
+            StagePlan(
+                name=stage.name,
+                report=report,
+                path=path,
+                noise=stage.noise,
+                terms=tuple(_in_words(term) for term in stage.terms),
+                length=f"{length.steps} steps{capped}" if known else epochs + at_most,
+                steps=length.steps if known else None,
+                batch_size=batch_size(stage, config.recipe),
+                skipped=report.skipped,
+            )
+        )
+    left, said = _untrained(model, trained, resolved)
+    if problems or left:
+        raise ConfigError("the recipe", [*problems, *left])
+    size = getattr(config.data, "image_size", None) or tokenizer.encoder_facts.image_size
+    latent = model.latent_shape(size, size)
+    return Plan(
+        parts=parts,
+        stages=tuple(stages),
+        parameters=sum(part.parameters for part in parts),
+        latent=latent,
+        compression=3 * size * size / (latent[0] * latent[1] * latent[2]),
+        image_size=size,
+        recipe=config.recipe.name,
+        recipe_origin=resolved.origins.get("recipe", "given"),
+        data=config.data.label if config.data else "",
+        data_origin=resolved.origins.get("data", ""),
+        num_images=num_images,
+        device=config.device,
+        precision=config.precision,
+        out=config.out,
+        licences=tuple(f"{p.name}: {p.licence}" for p in resolved.presets if p.licence),
+        missing_losses=resolved.missing_losses,
+        notices=(
+            *resolved.notices,
+            *notices,
+            *_fitted(resolved, stages),
+            *said,
+        ),
+        start=_start(resolved) if config.init else "",
+        memory=memory_need(model.roles, {stage.name: stage.report.trained for stage in stages}),
+    )
+
+
+def _device_problems(device: str) -> list[str]:
+    """What is wrong with a device's name; whether it is there, the run finds out."""
+    try:
+        check_device_name(device)
+    except UsageError as error:
+        return [str(error)]
+    return []
+
+
+def _in_words(term: TermConfig) -> str:
+    adaptive = "adaptive " if term.adaptive else ""
+    against = ""
+    if isinstance(term.loss, AdversarialConfig):
+        against = f" against {term.loss.critic.label}"
+    start = ""
+    if term.start_steps or term.start_epochs:
+        unit = f"step {term.start_steps}" if term.start_steps else f"epoch {term.start_epochs:g}"
+        start = f" from {unit}"
+    return f"{adaptive}{term.weight:g}·{term.loss.label}{against}{start}"
+
+
+def _frozen_layers(model: RPiAE, stage: StageConfig, index: int) -> list[str]:
+    """Adaptive weights that refer to a layer the stage does not train."""
+    layers = adaptive_layers(model.encoder, model.decoder)
+    return [
+        f"recipe.stages[{index}].terms[{position}]: the adaptive weight of {term.loss.label!r} refers "
+        f"to the {term.adaptive.role}'s last layer, which this stage does not train: remove "
+        f"`adaptive`, or train the {term.adaptive.role}"
+        for position, term in enumerate(stage.terms)
+        if term.adaptive and not layers[term.adaptive.layer].requires_grad
+    ]
+
+
+def _begun(resolved: ResolvedRun) -> set[str]:
+    """Roles that do not begin at random: loaded, or fitted before they are used."""
+    config = resolved.config
+    begun: set[str] = set(config.init_parts) if config.init else set()
+    begun |= {"encoder"} if config.encoder.pretrained else set()
+    return begun | ({"bridge"} if resolved.tokenizer.bridge_facts.fitted else set())
+
+
+def _start(resolved: ResolvedRun) -> str:
+    """Which part starts from where, in words."""
+    config = resolved.config
+    own = {
+        "encoder": "as its pivot" if config.encoder.pretrained else "at random",
+        "bridge": "fitted" if resolved.tokenizer.bridge_facts.fitted else "at random",
+        "decoder": "at random",
+    }
+    taken = ", ".join(role for role in ROLES if role in config.init_parts)
+    others = [f"{role} {own[role]}" for role in ROLES if role not in config.init_parts]
+    return "; ".join([f"{taken} from {config.init}", *others])
+
+
+def _fitted(resolved: ResolvedRun, planned: Sequence[StagePlan]) -> list[str]:
+    """When the bridge is fitted, where it is one of that kind."""
+    config = resolved.config
+    taken = config.init and "bridge" in config.init_parts
+    if taken or not resolved.tokenizer.bridge_facts.fitted:
+        return []
+    stages = zip(config.recipe.stages, planned, strict=True)
+    before = [stage.name for stage, plan in stages if stage.use_bridge and not plan.skipped]
+    when = f"before stage {before[0]}" if before else "after the last stage"
+    return [f"bridge {config.bridge.label!r} is fitted to features of training crops {when}"]
+
+
+def _within_reach(stage: StageConfig, length: StageLength, *, in_epochs: bool) -> set[str]:
+    """Roles on a stage's path that its terms move.
+
+    Args:
+        stage: the stage.
+        length: its lengths.
+        in_epochs: whether lengths in epochs are known; else terms that begin then count.
+    """
+    if not stage.optimiser.learning_rate:
+        return set()
+    terms = [
+        term
+        for term in stage.terms
+        if term.weight
+        and (length.start(term) < length.steps or not (in_epochs or _in_steps(term, stage)))
+    ]
+    needs = {need for term in terms for need in term.loss.needs}
+    found = {"encoder"} if needs & {*BEHIND_BRIDGE, "features"} else set()
+    if stage.use_bridge and needs & BEHIND_BRIDGE:
+        found.add("bridge")
+    return found | ({"decoder"} if "pixels" in needs else set())
+
+
+def _in_steps(term: TermConfig, stage: StageConfig) -> bool:
+    """Whether both the stage's length and the term's start are told without epochs."""
+    return stage.steps is not None and not term.start_epochs
+
+
+def _untrained(
+    model: RPiAE, trained: Set[str], resolved: ResolvedRun
+) -> tuple[list[str], list[str]]:
+    """Parts that begin at random and that no stage trains, and those trained in part, in words."""
+    config = resolved.config
+    problems, notices = [], []
+    for role, part in model.roles.items():
+        if role in _begun(resolved):
+            continue
+        sizes = {f"{role}.{name}": p.numel() for name, p in part.named_parameters()}
+        left = sum(size for name, size in sizes.items() if name not in trained)
+        label = getattr(config, role).label
+        if left and left == sum(sizes.values()):
+            problems.append(
+                f"recipe.stages: no stage of recipe {config.recipe.name!r} trains the {role} "
+                f"{label!r}, which begins at random and would be saved so: {', or '.join(_ways_out(role))}"
+            )
+        elif left:
+            notices.append(
+                f"{left:,} of the {sum(sizes.values()):,} parameters of the {role} {label!r} are "
+                "trained by no stage: they stay as initialised"
+            )
+    return problems, notices
+
+
+def _ways_out(role: str) -> list[str]:
+    """What to do about a part that no stage trains."""
+    ways = []
+    if role == "encoder":
+        ways.append("take its pretrained weights with encoder.pretrained = true")
+    complete = [
+        e.pattern or e.name for e in registry(f"{role}s").entries() if NO_TRAINING in e.tags
+    ]
+    if complete:
+        names = ", ".join(re.sub(r"\{\w+\}", "N", name) for name in complete)
+        ways.append(f"take a {role} that needs no training ({names})")
+    recipes = [
+        preset.name
+        for preset in registry("recipes").presets()
+        if any(
+            role in stage.get("train", ()) and (role != "bridge" or stage.get("use_bridge", True))
+            for stage in preset.values.get("stages", ())
+        )
+    ]
+    return [
+        *ways,
+        f"take a recipe that trains it ({', '.join(recipes)})",
+        f"add {role!r} to `train` of a stage that has it in its path, with terms that look behind it, "
+        "weigh more than 0 and begin before the stage ends, and a learning rate above 0",
+        "start from a trained tokenizer with --init",
+    ]

@@ -1,0 +1,221 @@
+"""How fast a tokenizer is, what it costs, and how much of the machine's speed that takes."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import evolve, frozen
+from torch.utils.flop_counter import FlopCounterMode
+
+from rpiae.core.config.recipe import StageConfig, batch_size, stage_length
+from rpiae.core.errors import UsageError
+from rpiae.core.model.attention import attention_backend
+from rpiae.core.model.build import build_tokenizer
+from rpiae.core.model.resolve import ResolvedRun
+from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.runtime.draws import StepRandomness
+from rpiae.core.runtime.processes import MatrixSpeed, Precision, Runtime, matrix_speed
+from rpiae.core.training import events
+from rpiae.core.training.freeze import apply_stage
+from rpiae.core.training.objective import Objective, PivotReplica
+from rpiae.core.training.player import ModelPlayer
+from rpiae.core.training.trainer import TrainerInputs, train
+from rpiae.data.synthetic import SyntheticImages
+
+#: Side of the matrices whose product is taken for the machine's peak.
+PEAK_SIZE = 4096
+
+
+@frozen(kw_only=True)
+class Speed:
+    """One measured operation.
+
+    Attributes:
+        operation: ``encode``, ``encode + decode`` or ``stage NAME`` (a whole optimiser step).
+        precision: of its matrix products.
+        images_per_second: of the median repetition.
+        multiply_adds: per image, backward pass included where there is one.
+        peak_share: multiply-adds per second over those of a large matrix product here, now.
+        memory: peak bytes of the process (of the device on CUDA); None where the system does not
+            tell.
+    """
+
+    operation: str
+    precision: str
+    images_per_second: float
+    multiply_adds: float
+    peak_share: float
+    memory: int | None
+
+
+def measure(
+    resolved: ResolvedRun, *, precisions: tuple[Precision, ...], repeats: int = 5
+) -> Iterator[MatrixSpeed | Speed]:
+    """Measure a run's model on random images of its crop's size.
+
+    Args:
+        resolved: the run; its weights are random, its data are not read.
+        precisions: which to measure.
+        repeats: timed repetitions of each operation, after one that is not; at least 1.
+
+    Raises:
+        UsageError: if there are none.
+
+    Yields:
+        The machine's ``MatrixSpeed`` first, then one ``Speed`` per operation and precision.
+    """
+    if repeats < 1:
+        raise UsageError(f"repeats must be at least 1, got {repeats}")
+    config = resolved.config
+    size = getattr(config.data, "image_size", None) or resolved.tokenizer.encoder_facts.image_size
+    runtimes = [Runtime(device=config.device, precision=p) for p in precisions]
+    device = runtimes[0].device
+    peak = matrix_speed(device, size=PEAK_SIZE)
+    yield peak
+    flat = build_tokenizer(resolved.tokenizer, device="meta")
+    for runtime in runtimes:
+        best = getattr(peak, runtime.precision) * 1e12 / 2
+        model = build_tokenizer(resolved.tokenizer, device=device, seed=config.seed).eval()
+        images = torch.rand(batch_size(config.recipe.stages[0], config.recipe), 3, size, size)
+        operations: list[tuple[str, Callable[[Any], object]]] = [
+            ("encode", lambda m: m.model.encode(m.images).mode()),
+            ("encode + decode", lambda m: m.model.reconstruct(m.images)),
+        ]
+        for name, operation in operations:
+            here = _Subject(model, images.to(device))
+            with torch.no_grad(), runtime.autocast(), _PeakMemory(runtime) as memory:
+                seconds = _timed(lambda: operation(here), repeats, runtime)  # noqa: B023  # called at once
+            with torch.no_grad():
+                cost = _counted(lambda: operation(_Subject(flat, images.to("meta"))))  # noqa: B023  # called at once
+            yield _speed(name, runtime, len(images), seconds, cost, best, memory)
+        for stage in config.recipe.stages:
+            if apply_stage(model.roles, stage.train).skipped:
+                continue
+            number = batch_size(stage, config.recipe)
+            with _PeakMemory(runtime) as memory:
+                seconds = _step_seconds(resolved, model, stage, runtime, size, repeats)
+            cost = _counted(lambda: _meta_step(resolved, flat, stage, size))  # noqa: B023  # called at once
+            name = f"stage {stage.name}"
+            yield _speed(name, runtime, number, seconds, cost, best, memory)
+
+
+@frozen
+class _Subject:
+    model: RPiAE
+    images: torch.Tensor
+
+
+def _speed(
+    operation: str, runtime: Runtime, number: int, seconds: float, cost: float, best: float,
+    memory: _PeakMemory,
+) -> Speed:  # fmt: skip
+    return Speed(
+        operation=operation, precision=runtime.precision, images_per_second=number / seconds,
+        multiply_adds=cost / number, peak_share=cost / seconds / best, memory=memory.bytes,
+    )  # fmt: skip
+
+
+def _timed(function: Callable[[], object], repeats: int, runtime: Runtime) -> float:
+    taken = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        function()
+        runtime.synchronise()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken[1:])
+
+
+def _step_seconds(
+    resolved: ResolvedRun, model: RPiAE, stage: StageConfig, runtime: Runtime, size: int,
+    repeats: int,
+) -> float:  # fmt: skip
+    """Seconds of a step of the real trainer."""
+    recipe = evolve(resolved.config.recipe, stages=(stage,), evaluate_every=0, checkpoint_every=0)
+    number = batch_size(stage, recipe)
+    pivot = build_tokenizer(resolved.tokenizer, seed=resolved.config.seed).roles["encoder"]
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = TrainerInputs(
+            model=model, recipe=recipe, data=SyntheticImages(size, count=number), runtime=runtime,
+            replica=PivotReplica(
+                pivot.to(runtime.device), output_patch=model.decoder.patch,
+                downsampling=model.bridge.downsampling,
+            ),
+            evaluate=lambda *_: {"psnr": 0.0}, folder=Path(folder), seed=0,
+        )  # fmt: skip
+        taken = []
+        for event in train(inputs):
+            if isinstance(event, events.StepDone):
+                taken.append(number / event.images_per_second)
+            if len(taken) > repeats:
+                break
+    runtime.release()
+    return statistics.median(taken[1:] or taken)
+
+
+def _meta_step(resolved: ResolvedRun, model: RPiAE, stage: StageConfig, size: int) -> None:
+    """Forward and backward pass of a stage without memory, for counting.
+
+    What a critic learns with is not counted; the model's way through it is.
+    """
+    recipe = resolved.config.recipe
+    apply_stage(model.roles, stage.train)
+    number = batch_size(stage, recipe)
+    objective = Objective(
+        stage.terms,
+        length=stage_length(stage, recipe, number),
+        layers={"encoder": model.encoder.last_weight, "decoder": model.decoder.last_weight},
+        device="meta",
+    )
+    critic = None
+    if objective.adversary is not None:
+        with torch.device("meta"):
+            critic = objective.adversary[0].critic.build().requires_grad_(False).eval()
+    pivot = build_tokenizer(resolved.tokenizer, device="meta").roles["encoder"]
+    replica = PivotReplica(
+        pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
+    )
+    player = ModelPlayer(model, stage=stage, objective=objective, replica=replica, critic=critic)
+    draws = StepRandomness(0, stage.name, 0, range(number))
+    outcome = player(torch.rand(number, 3, size, size, device="meta"), draws, 0)
+    outcome.total.backward()
+
+
+def _counted(function: Callable[[], object]) -> float:
+    """Multiply-adds of all matrix products and convolutions."""
+    counter = FlopCounterMode(display=False)
+    with attention_backend("math"), counter:
+        function()
+    return counter.get_total_flops() / 2
+
+
+class _PeakMemory(contextlib.AbstractContextManager["_PeakMemory"]):
+    """Peak memory inside a ``with`` block; Linux and CUDA tell it."""
+
+    bytes: int | None = None
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def __enter__(self) -> _PeakMemory:
+        if self._runtime.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._runtime.device)
+        else:
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._runtime.device.type == "cuda":
+            self.bytes = self._runtime.memory()
+            return
+        with contextlib.suppress(OSError, StopIteration):
+            lines = Path("/proc/self/status").read_text().splitlines()
+            peak = next(line for line in lines if line.startswith("VmHWM"))
+            self.bytes = int(peak.split()[1]) * 1024

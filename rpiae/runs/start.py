@@ -1,0 +1,117 @@
+"""What a run takes over from the run or tokenizer that it starts from (``init``)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+from rpiae.core.config.recipe import ROLES, RunConfig
+from rpiae.core.config.tree import Tree, parse_override
+from rpiae.core.errors import CheckpointError
+from rpiae.core.model.build import build_tokenizer
+from rpiae.core.model.folders import tokenizer_folder
+from rpiae.core.model.resolve import ResolvedRun
+from rpiae.core.model.saved import WEIGHTS_FILE, SavedTokenizer, open_tokenizer
+from rpiae.core.model.state import load_state
+from rpiae.core.model.tokenizer import RPiAE
+from rpiae.tasks.tokenizer.pivot import find_pivot
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def initial_parts(tree: Tree, overrides: Sequence[str]) -> dict[str, tuple[Tree, str]]:
+    """Part configs of the tokenizer that a run starts from, as far as nothing else is said of them,
+    and where they are from in words.
+
+    Raises:
+        CheckpointError: if there is no such tokenizer.
+    """
+    given: Tree = {name: tree[name] for name in ("init", "init_parts") if name in tree}
+    for text in overrides:
+        steps, value = parse_override(text)
+        if len(steps) == 1:
+            given[str(steps[0])] = value
+    init, roles = given.get("init"), given.get("init_parts", ROLES)
+    if not isinstance(init, str) or not init or not isinstance(roles, (list, tuple)):
+        return {}
+    wanted = [role for role in ROLES if role in roles and role not in tree]
+    saved = _saved(init).config if wanted else {}
+    return {role: (saved[role], f"of {init}") for role in wanted if role in saved}
+
+
+def check_initial(resolved: ResolvedRun) -> None:
+    """Whether the parts that a run takes over fit it, by the shapes of their tensors alone.
+
+    Raises:
+        CheckpointError: if they do not, or are not there.
+    """
+    config = resolved.config
+    if not config.init:
+        return
+    model = build_tokenizer(resolved.tokenizer, device="meta")
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    theirs = {name: facts.shape for name, facts in _saved(config.init).tensors.items()}
+    problems = [
+        f"{role}: {problem}"
+        for role in config.init_parts
+        if (problem := _unlike(_of_role(own, role), _of_role(theirs, role)))
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{config.init} holds another architecture than this run: {' · '.join(problems)}. Say "
+            "nothing of these parts, and they are taken as they are there; or take over others with "
+            "--parts"
+        )
+
+
+def brings_pivot(config: RunConfig) -> bool:
+    """Whether a run has its encoder's weights and its pivot from the one it starts from."""
+    taken = bool(config.init) and "encoder" in config.init_parts
+    return taken and find_pivot(Path(config.init)) is not None
+
+
+def take_over(model: RPiAE, source: RPiAE, config: RunConfig) -> None:
+    """Give a model the weights of the parts that a run takes over.
+
+    ``latent_norm`` is left, as training changes the latents; ``feature_norm`` goes with the bridge.
+
+    Raises:
+        CheckpointError: if they do not fit.
+    """
+    if "bridge" in config.init_parts:
+        model.feature_mean, model.feature_var = source.feature_mean, source.feature_var
+    for role in config.init_parts:
+        load_state(model.roles[role], source.roles[role].state_dict(), source=config.init)
+
+
+def _of_role(shapes: Shapes, role: str) -> Shapes:
+    return {name: shape for name, shape in shapes.items() if name.startswith(f"{role}.")}
+
+
+def _unlike(here: Shapes, there: Shapes) -> str:
+    """How the tensors of a part differ, or nothing."""
+    wrong = sorted(name for name in here.keys() & there.keys() if here[name] != there[name])
+    apart = sorted(here.keys() ^ there.keys())
+    if not wrong and not apart:
+        return ""
+    if wrong:
+        first = f"{wrong[0]} is {there[wrong[0]]} there and {here[wrong[0]]} here"
+    else:
+        first = f"{apart[0]} is only {'here' if apart[0] in here else 'there'}"
+    return f"{len(wrong)} tensors of another shape, {len(apart)} that only one has ({first})"
+
+
+def _saved(folder: str) -> SavedTokenizer:
+    """A tokenizer that is there, looked at once as long as it stays as it is."""
+    path = tokenizer_folder(folder)
+    try:
+        status = (path / WEIGHTS_FILE).stat()
+    except OSError as error:
+        raise CheckpointError(f"{path / WEIGHTS_FILE} cannot be read: {error.strerror}") from None
+    return _opened(path, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@functools.lru_cache(maxsize=16)
+def _opened(path: Path, *_: int) -> SavedTokenizer:
+    return open_tokenizer(path)
