@@ -20,6 +20,7 @@ FIRST: dict[str, Any] = {
     "optimiser": {"learning_rate": 1e-2},
 }  # fmt: skip
 SECOND = FIRST | {"name": "second", "train": ["decoder"], "steps": 2}
+GOES_ON = SECOND | {"start_from": "ema"}
 COMPRESS = SECOND | {"name": "compress", "train": ["bridge"], "use_bridge": True}
 
 
@@ -85,20 +86,24 @@ def test_a_stage_that_trains_nothing_takes_nothing_over(
     assert equal(encoder, found["second"])
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, State]:
+    """A run of both stages that nothing broke off."""
+    return starts(run_of(tmp_path_factory.mktemp("whole"), FIRST, GOES_ON))
+
+
 @pytest.mark.parametrize("stop_after", [2, 3, 4, 5])
 def test_a_run_that_is_resumed_around_the_boundary_has_the_unbroken_ones_bits(
-    tmp_path: Path, stop_after: int
+    whole: dict[str, State], tmp_path: Path, stop_after: int
 ) -> None:
-    stages = (FIRST, SECOND | {"start_from": "ema"})
-    whole = starts(run_of(tmp_path / "whole", *stages))
-    happened = train(run_of(tmp_path / "broken", *stages))
+    happened = train(run_of(tmp_path, FIRST, GOES_ON))
     steps = 0
     for event in happened:
         steps += isinstance(event, events.StepDone)
         if steps == stop_after and isinstance(event, (events.CheckpointSaved, events.StageEnded)):
             break
     happened.close()  # type: ignore[attr-defined]  # a generator
-    resumed = starts(run_of(tmp_path / "broken", *stages), resume=True)
+    resumed = starts(run_of(tmp_path, FIRST, GOES_ON), resume=True)
     assert resumed.keys() == {
         name for name, last in (("first", 2), ("second", 4), ("end", 5)) if stop_after <= last
     }

@@ -18,15 +18,15 @@ PLAIN = {
     "learning_rate": 1e6, "final_learning_rate": 1e6, "eps": 1e6, "shape": "constant",
     "weight_decay": 0.0,
 }  # fmt: skip
-PIXELS = [{"loss": "mse", "reference": True}]
+PIXELS: list[dict[str, Any]] = [{"loss": "mse", "reference": True}]
 
 
 def one_step(
-    folder: Path, *overrides: str, clip: float, terms: Any = PIXELS, train_: Any = None
+    folder: Path, *overrides: str, clip: float, terms: list[dict[str, Any]] = PIXELS
 ) -> tuple[events.StepDone, events.StageEnded, dict[str, Tensor]]:
     """A stage of one step: what it told, and what it took off the weights."""
     stage = {
-        "name": "only", "train": train_ or ["encoder", "decoder"], "use_bridge": False, "steps": 1,
+        "name": "only", "train": ["encoder", "decoder"], "use_bridge": False, "steps": 1,
         "batch_size": 4, "terms": terms, "optimiser": PLAIN | {"clip": clip}, "ema": 0.0,
         "ema_warmup": False,
     }  # fmt: skip
