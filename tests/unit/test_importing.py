@@ -26,6 +26,7 @@ class MineConfig(VitEncoderConfig):
 
 SAVE = """
 import rpiae
+from rpiae.core.model.folders import save_tokenizer
 {register}
 model = rpiae.build(
     encoder={{"name": "mine", "width": 16, "depth": 1, "num_heads": 1}}, bridge="vb4",
