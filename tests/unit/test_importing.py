@@ -26,13 +26,12 @@ class MineConfig(VitEncoderConfig):
 
 SAVE = """
 import rpiae
-from rpiae.core.model.folders import save_tokenizer
 {register}
 model = rpiae.build(
     encoder={{"name": "mine", "width": 16, "depth": 1, "num_heads": 1}}, bridge="vb4",
     decoder={{"name": "vit", "width": 16, "depth": 1, "num_heads": 1, "mlp_hidden": 16}},
 )
-save_tokenizer(model, "saved")
+rpiae.save(model, "saved")
 """
 
 
