@@ -1,16 +1,31 @@
-"""Options, markers and fixtures shared by all tests."""
+"""Options, markers, hypothesis profiles and fixtures shared by all tests."""
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 #: Reference files that lie beside a checkout of the project; not part of it.
 SHARED = Path(__file__).parents[2] / "shared"
+
+# The first example pays for importing torch, which is no fault of the strategy.
+_SLOW_START = [HealthCheck.too_slow]
+
+# ``dev`` is quick, ``ci`` looks further; HYPOTHESIS_PROFILE chooses.
+settings.register_profile(
+    "dev", max_examples=20, stateful_step_count=20, deadline=None, suppress_health_check=_SLOW_START
+)
+settings.register_profile(
+    "ci", max_examples=200, stateful_step_count=50, deadline=None, suppress_health_check=_SLOW_START
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -18,6 +33,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--device", default="cuda", help="where tests marked gpu run (cpu: to try the tests)"
     )
+
+
+def pytest_configure() -> None:
+    """Have every way to start the tests, and every process that they start, begin alike.
+
+    Toys gain nothing from more threads than one, and several workers lose by them. The size of a
+    terminal (readline leaves one in the environment of workers) decides how output is broken into
+    lines. A shell has what it starts in the background ignore Ctrl-C.
+    """
+    torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -32,6 +61,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name, skip in skips:
             if name in item.keywords:
                 item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    """Leave all that is imported by now out of later garbage collections, of which every stage of a
+    run ends with a full one."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

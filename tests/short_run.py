@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -69,7 +70,11 @@ def train_to_the_end(tree: dict[str, Any], overrides: tuple[str, ...] = (ADAPTIV
 
 
 def quietly(log: Path, function: Any, *arguments: Any) -> None:
-    """Call a function in this process, whose output goes to a file."""
+    """Call a function in this process, whose output goes to a file.
+
+    What was imported before the fork is left out of the garbage collections at the ends of stages.
+    """
+    gc.freeze()
     sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(sink, sys.stderr.fileno())
     function(*arguments)

@@ -10,9 +10,7 @@ import torch
 import torch.nn.functional as F
 from attrs import frozen
 from jaxtyping import Float
-from sklearn.decomposition import PCA
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from rpiae.core.config.recipe import StageConfig
 from rpiae.core.model.contracts import HeldOut, Replica
@@ -49,6 +47,8 @@ class Scores:
 
 def score(reconstructions: Float[Tensor, "n 3 s s"], held_out: HeldOut) -> Scores:
     """PSNR and SSIM per photograph; tiles of one photograph are put together first."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     made = photographs(to_8_bits(reconstructions), held_out)
     wanted = photographs(held_out.images, held_out)
     found = {}
@@ -132,6 +132,8 @@ def linear_code(
     Principal components of the training patches; with ``channels`` of a patch's own size or more,
     the code is lossless.
     """
+    from sklearn.decomposition import PCA
+
     size = images.shape[-1] // patch * patch
     values = patchify(images[..., :size, :size], patch)
     dimensions = values.shape[-1]

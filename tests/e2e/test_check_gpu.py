@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_rehearsal_runs_every_check(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "check_gpu.py", "--toy", "--out", tmp_path / "checked"],
+        [sys.executable, ROOT / "scripts" / "check_gpu.py", "--toy", "--minutes", "30", "--out",
+         tmp_path / "checked"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

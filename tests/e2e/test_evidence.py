@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rpiae.cli import main
-from tests.e2e.test_cli import TOY, rpiae
+from tests.commands import rpiae, rpiae_alone
+from tests.e2e.test_cli import TOY
 from tests.unit.test_evaluation import write_classes
 
 METRICS = "psnr,ssim,rfd:tiny,ifd:tiny,probe,rotation,drift,latents"
@@ -50,9 +51,9 @@ def test_two_processes_give_the_numbers_of_one(folder: Path) -> None:
     options = (*DATA, "--metrics", METRICS, "--json")
     one, two = (
         json.loads(
-            rpiae("eval", "a", *options, *more, cwd=folder, OMP_NUM_THREADS="1")[0]
+            command("eval", "a", *options, *more, cwd=folder, OMP_NUM_THREADS="1")[0]
         )["a"]
-        for more in ((), ("--processes", "2"))
+        for command, more in ((rpiae, ()), (rpiae_alone, ("--processes", "2")))
     )  # fmt: skip
     assert one["metrics"].keys() == two["metrics"].keys()
     for name, value in one["metrics"].items():

@@ -21,12 +21,30 @@ from rpiae.core.training.checkpoint import progress
 from tests.short_run import ADAPTIVE, short_run, write_images
 
 STAGES = ("tune", "compress")
+Curve = dict[tuple[str, int], float]
 LENGTHS = tuple(f"recipe.stages[{i}].steps={n}" for i, n in enumerate((30, 30, 1)))
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    return write_images(tmp_path / "images")
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("processes") / "images")
+
+
+@pytest.fixture(scope="module")
+def alone(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Curve:
+    """The curve of a run in one process."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    whole = runs.run(runs.resolve(tree(images, out), overrides=(ADAPTIVE, *LENGTHS)))
+    stop_at(whole, ("compress", 30))
+    found = curve(out)
+    assert len(found) == 60
+    return found
+
+
+def check_alike(found: Curve, expected: Curve) -> None:
+    assert found.keys() == expected.keys()
+    for place, total in expected.items():
+        assert found[place] == pytest.approx(total, abs=1e-4), place
 
 
 def tree(images: Path, out: Path) -> dict[str, Any]:
@@ -35,7 +53,7 @@ def tree(images: Path, out: Path) -> dict[str, Any]:
     return made
 
 
-def curve(out: Path) -> dict[tuple[str, int], float]:
+def curve(out: Path) -> Curve:
     rows = map(json.loads, (out / "events.jsonl").read_text().splitlines())
     return {
         (row["stage"], row["step"]): row["total"]
@@ -64,12 +82,9 @@ def launched(*arguments: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def test_two_processes_one_killed_and_one_process_goes_on(tmp_path: Path, images: Path) -> None:
-    whole = runs.run(runs.resolve(tree(images, tmp_path / "one"), overrides=(ADAPTIVE, *LENGTHS)))
-    stop_at(whole, ("compress", 30))
-    expected = curve(tmp_path / "one")
-    assert len(expected) == 60
-
+def test_two_processes_one_killed_and_one_process_goes_on(
+    tmp_path: Path, images: Path, alone: Curve
+) -> None:
     out = tmp_path / "two"
     begun = runs.resolve(tree(images, out), overrides=(ADAPTIVE, *LENGTHS))
     config = tmp_path / "run.toml"
@@ -94,13 +109,10 @@ def test_two_processes_one_killed_and_one_process_goes_on(tmp_path: Path, images
     assert "Traceback" not in errors
 
     go_on(out, until=("compress", 30))
-    found = curve(out)
-    assert found.keys() == expected.keys()
-    for place, total in expected.items():
-        assert found[place] == pytest.approx(total, abs=1e-4), place
+    check_alike(curve(out), alone)
 
 
-def test_one_process_begins_and_two_finish(tmp_path: Path, images: Path) -> None:
+def test_one_process_begins_and_two_finish(tmp_path: Path, images: Path, alone: Curve) -> None:
     out = tmp_path / "run"
     begun = runs.resolve(tree(images, out), overrides=(ADAPTIVE, *LENGTHS))
     stop_at(runs.run(begun), ("tune", 17))
@@ -110,13 +122,7 @@ def test_one_process_begins_and_two_finish(tmp_path: Path, images: Path) -> None
     assert "in 2 processes" in errors
     summary = json.loads((out / "summary.json").read_text())
     assert [stage["steps"] for stage in summary["stages"]] == [30, 30, 1]
-
-    whole = runs.run(runs.resolve(tree(images, tmp_path / "one"), overrides=(ADAPTIVE, *LENGTHS)))
-    stop_at(whole, ("compress", 30))
-    found, expected = curve(out), curve(tmp_path / "one")
-    assert found.keys() == expected.keys()
-    for place, total in expected.items():
-        assert found[place] == pytest.approx(total, abs=1e-4), place
+    check_alike(curve(out), alone)
 
 
 def test_the_critic_learns_alike_in_two_processes(tmp_path: Path, images: Path) -> None:

@@ -125,10 +125,10 @@ def test_a_run_crops_what_it_holds_out_by_another_rule(tmp_path: Path) -> None:
 
 def test_a_thin_image_costs_no_memory(tmp_path: Path) -> None:
     """One pixel high, it would be a thousand times as large when resized as a whole."""
-    started = time.perf_counter()
+    started = time.process_time()
     found = listed(tmp_path / "x", picture(1, 300_000), "adm")[0]
     assert found.pixels is not None or found.failure
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_a_short_side_below_the_crop_is_refused(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ _VALUES = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(name=st.sampled_from(sorted(MODELS)), changed=st.dictionaries(_NAMES, _VALUES, max_size=2))
 def test_any_arguments_describe_a_model_or_are_refused(name: str, changed: dict[str, Any]) -> None:
     config = _config(name, model_args={**MODELS[name], **changed})

@@ -76,22 +76,29 @@ def test_stages_train_the_fitted_map_further(tmp_path: Path) -> None:
     }
 
 
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """The weights with which a whole run ended."""
+    inputs = linear_run(tmp_path_factory.mktemp("whole"))
+    list(train(inputs))
+    return state(inputs)
+
+
 @pytest.mark.parametrize("stop_after", [3, 4, 6])
-def test_a_resumed_run_is_fitted_as_the_unbroken_one(tmp_path: Path, stop_after: int) -> None:
-    unbroken = linear_run(tmp_path / "a")
-    list(train(unbroken))
+def test_a_resumed_run_is_fitted_as_the_unbroken_one(
+    ended: dict[str, Tensor], tmp_path: Path, stop_after: int
+) -> None:
     count = 0
-    run = train(linear_run(tmp_path / "b"))
+    run = train(linear_run(tmp_path))
     for event in run:
         count += isinstance(event, events.StepDone)
         if count == stop_after and isinstance(event, (events.CheckpointSaved, events.StageEnded)):
             break
     run.close()
-    resumed = linear_run(tmp_path / "b")
+    resumed = linear_run(tmp_path)
     rest = list(train(resumed, resume=True))
     assert len(fits(rest)) == (stop_after == 3)
-    expected = state(unbroken)
-    assert all(torch.equal(value, expected[name]) for name, value in state(resumed).items())
+    assert all(torch.equal(value, ended[name]) for name, value in state(resumed).items())
 
 
 def test_a_recipe_without_the_bridge_in_any_path_fits_it_at_its_end(tmp_path: Path) -> None:
@@ -105,11 +112,11 @@ def test_a_recipe_without_the_bridge_in_any_path_fits_it_at_its_end(tmp_path: Pa
     assert all(torch.equal(value, state(inputs)[n]) for n, value in state(again).items())
 
 
-def test_a_tokenizer_that_is_gone_on_with_is_not_fitted_again(tmp_path: Path) -> None:
-    first = linear_run(tmp_path / "a")
-    list(train(first))
-    second = linear_run(tmp_path / "b")
-    second.model.load_state_dict(first.model.state_dict())
+def test_a_tokenizer_that_is_gone_on_with_is_not_fitted_again(
+    ended: dict[str, Tensor], tmp_path: Path
+) -> None:
+    second = linear_run(tmp_path)
+    second.model.load_state_dict(ended)
     assert fits(list(train(second))) == []
 
 

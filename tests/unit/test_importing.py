@@ -11,6 +11,7 @@ import pytest
 
 from rpiae.core.errors import PluginError, UsageError
 from rpiae.core.registry.importing import import_hint, import_modules
+from tests.commands import rpiae, rpiae_alone
 
 MODULE = '''
 import attrs
@@ -30,16 +31,12 @@ model = rpiae.build(
     encoder={{"name": "mine", "width": 16, "depth": 1, "num_heads": 1}}, bridge="vb4",
     decoder={{"name": "vit", "width": 16, "depth": 1, "num_heads": 1, "mlp_hidden": 16}},
 )
-save_tokenizer(model, "saved")
+rpiae.save(model, "saved")
 """
 
 
 def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True)
-
-
-def rpiae(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return python(folder, "-m", "rpiae", *arguments)
 
 
 DECODE = ("reconstruct", "saved", "photo.png", "--out", "out.png")
@@ -62,32 +59,28 @@ def test_a_modules_part_is_known_where_it_is_named(folder: Path) -> None:
     assert made.returncode == 0, made.stderr
     saved = json.loads((folder / "saved" / "config.json").read_text())
     assert saved["modules"] == {"encoder": "my_package.encoder"}
-    refused = rpiae(folder, *DECODE)
-    assert refused.returncode == 1
-    assert "--import my_package.encoder" in refused.stderr
-    assert "pip install" not in refused.stderr
-    assert "this process" not in refused.stderr
-    shown = rpiae(folder, *DECODE, "--import", "my_package.encoder")
-    assert shown.returncode == 0, shown.stderr
+    _, refusal = rpiae(*DECODE, cwd=folder, code=1)
+    assert "--import my_package.encoder" in refusal
+    assert "pip install" not in refusal
+    assert "this process" not in refusal
+    rpiae_alone(*DECODE, "--import", "my_package.encoder", cwd=folder)
 
 
 def test_a_scripts_part_has_to_become_a_modules(folder: Path) -> None:
     made = python(folder, "-c", SAVE.format(register=MODULE))
     assert made.returncode == 0, made.stderr
-    refused = rpiae(folder, *DECODE)
-    assert refused.returncode == 1
-    assert "put it into a module" in refused.stderr
-    assert "__main__" not in refused.stderr
-    assert "pip install" not in refused.stderr
+    _, refusal = rpiae(*DECODE, cwd=folder, code=1)
+    assert "put it into a module" in refusal
+    assert "__main__" not in refusal
+    assert "pip install" not in refusal
 
 
 def test_a_run_says_what_to_import_too(folder: Path) -> None:
     (folder / "run.toml").write_text(
         'encoder = "mine"\nimports = ["my_package.encoder"]\ndata = "sample"\n'
     )
-    refused = rpiae(folder, "build", "--config", "run.toml", "--dry-run")
-    assert refused.returncode == 2
-    assert "--import my_package.encoder" in refused.stderr
+    _, refusal = rpiae("build", "--config", "run.toml", "--dry-run", cwd=folder, code=2)
+    assert "--import my_package.encoder" in refusal
 
 
 @pytest.mark.parametrize("name", ["os; import x", "../x", "", "a-b", "a..b", "x" * 3 + "\n"])

@@ -60,10 +60,10 @@ def test_a_run_that_cannot_fit_is_refused_before_it_is_built(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("rpiae.runs.running.build_tokenizer", build)
-    began = time.monotonic()
+    began = time.process_time()
     assert main([verb, "--bridge", "vb4", "--data", "sample", *HUGE]) == 2
     assert "this run needs at least" in capsys.readouterr().err
-    assert time.monotonic() - began < 60
+    assert time.process_time() - began < 60
     assert not (tmp_path / "runs").exists()
 
 

@@ -61,9 +61,9 @@ def test_output_may_be_ascii_alone(environment: dict[str, str]) -> None:
     assert out.isascii()
     assert b"encoder ->" in out
     assert b"out f\\x" in out
-    code, out, err = shell("", "build", "--encoder", "é", **environment)
+    code, out, err = shell("", "show", "é", **environment)
     assert code == 2
-    assert b"no encoder named '\\" in err
+    assert b"nothing is named '\\" in err
 
 
 def test_a_name_of_bytes_is_told_as_bytes(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_what_a_user_says_of_positions_stays() -> None:
 
 
 def test_a_reference_run_trains_its_positions(tmp_path: Path) -> None:
-    inputs = toy_run(tmp_path, "timm", "vb4", "vit", "rpiae-reference")
+    inputs = toy_run(tmp_path, "timm", "vb4", "vit", "rpiae-reference", "recipe.batch_size=2")
     decoder = inputs.task.model.decoder
     assert isinstance(decoder, VitDecoder)
     before = decoder.positions.detach().clone()

@@ -121,7 +121,7 @@ def test_a_partial_start_that_is_killed_at_once_begins_the_same(
     first = {n: t.clone() for n, t in begun(tree, monkeypatch).state_dict().items()}
     models: list[RPiAE] = []
     monkeypatch.setattr(
-        runs, "_trained", lambda _, model, *a, **k: models.append(model) or iter(())
+        "rpiae.runs.running._trained", lambda _, model, *a, **k: models.append(model) or iter(())
     )
     list(runs.resume(tmp_path / "out"))
     assert all(torch.equal(t, first[n]) for n, t in models[0].state_dict().items())
@@ -179,8 +179,13 @@ def test_what_a_run_starts_from_is_in_its_address(
 
 
 def test_on_the_command_line(
-    images: Path, tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
+    images: Path,
+    tmp_path: Path,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
     config = tmp_path / "run.toml"
     tree = started(images, tmp_path / "out", source)
     del tree["init"]
@@ -206,7 +211,8 @@ def test_a_run_from_another_trains(
     images: Path, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        runs, "_evaluated", lambda *_: {"psnr": 1, "psnr_mean_colour": 1, "psnr_pca": 1}
+        "rpiae.runs.running._evaluated",
+        lambda *_: {"psnr": 1, "psnr_mean_colour": 1, "psnr_pca": 1},
     )
     seen = list(runs.run(started(images, tmp_path / "out", source)))
     assert isinstance(seen[-1], events.RunEnded)

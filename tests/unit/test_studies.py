@@ -595,6 +595,7 @@ def test_a_submitted_job_that_is_stopped_saves_its_state(
     (ended,) = (e for e in seen if isinstance(e, studies.JobEnded))
     assert ended.state == "stopped"
     run = ended.run.folder / "checkpoints"
+    deadline = time.monotonic() + 120
     while not list(run.glob("stage0-*.pt")):
         assert time.monotonic() < deadline, "nothing was saved"
         time.sleep(0.2)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from attrs import evolve
+from attrs import evolve, frozen
 
 from rpiae.core.errors import CheckpointError, ConfigError, TrainingError
 from rpiae.core.model.contracts import StepContext
@@ -22,6 +23,30 @@ from tests.toys import toy_run
 SHORT = ("recipe.max_steps=4", "recipe.batch_size=2", "recipe.checkpoint_every=1")
 
 
+def quick(folder: Path, *overrides: str) -> TrainerInputs:
+    return toy_run(folder, "vit", "vb4", "vit", "quick", *SHORT, *overrides)
+
+
+@frozen(kw_only=True)
+class Ended:
+    """A run that went to its end: its folder, what it told and the weights it ended with."""
+
+    folder: Path
+    seen: list[events.Event]
+    state: dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    inputs = quick(tmp_path_factory.mktemp("unbroken"))
+    seen = list(train(inputs))
+    return Ended(folder=inputs.folder, seen=seen, state=state(inputs))
+
+
+def copied(run: Ended, folder: Path) -> Path:
+    return Path(shutil.copytree(run.folder, folder, dirs_exist_ok=True))
+
+
 def state(inputs: TrainerInputs) -> dict[str, torch.Tensor]:
     return {name: t.clone() for name, t in inputs.task.model.state_dict().items()}
 
@@ -32,9 +57,8 @@ def test_identity_bridge_skips_its_stage(tmp_path: Path) -> None:
     assert [e.stage for e in seen if isinstance(e, events.StageEnded)] == ["tune", "polish"]
 
 
-def test_max_steps_shortens_every_stage_and_its_schedule(tmp_path: Path) -> None:
-    inputs = toy_run(tmp_path, "vit", "vb4", "vit", "quick", *SHORT)
-    steps = [e for e in train(inputs) if isinstance(e, events.StepDone)]
+def test_max_steps_shortens_every_stage_and_its_schedule(unbroken: Ended) -> None:
+    steps = [e for e in unbroken.seen if isinstance(e, events.StepDone)]
     assert len(steps) == 12
     for stage in ("tune", "compress", "polish"):
         rates = [e.learning_rate for e in steps if e.stage == stage]
@@ -44,40 +68,34 @@ def test_max_steps_shortens_every_stage_and_its_schedule(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("stop_after", [2, 4, 5, 9])
-def test_resume_ends_with_the_unbroken_runs_weights(tmp_path: Path, stop_after: int) -> None:
-    unbroken = toy_run(tmp_path / "a", "vit", "vb4", "vit", "quick", *SHORT)
-    list(train(unbroken))
-    broken = toy_run(tmp_path / "b", "vit", "vb4", "vit", "quick", *SHORT)
-    run = train(broken)
+def test_resume_ends_with_the_unbroken_runs_weights(
+    unbroken: Ended, tmp_path: Path, stop_after: int
+) -> None:
+    run = train(quick(tmp_path))
     count = 0
     for event in run:
         count += isinstance(event, events.StepDone)
         if count == stop_after and isinstance(event, (events.CheckpointSaved, events.StageEnded)):
             break
     run.close()
-    resumed = toy_run(tmp_path / "b", "vit", "vb4", "vit", "quick", *SHORT)
+    resumed = quick(tmp_path)
     rest = list(train(resumed, resume=True))
     assert sum(isinstance(e, events.StepDone) for e in rest) == 12 - stop_after
-    expected = state(unbroken)
     for name, value in state(resumed).items():
-        assert torch.equal(value, expected[name]), name
+        assert torch.equal(value, unbroken.state[name]), name
 
 
-def test_a_finished_run_resumes_to_itself(tmp_path: Path) -> None:
-    done = toy_run(tmp_path, "vit", "vb4", "vit", "quick", *SHORT)
-    list(train(done))
-    again = toy_run(tmp_path, "vit", "vb4", "vit", "quick", *SHORT)
+def test_a_finished_run_resumes_to_itself(unbroken: Ended, tmp_path: Path) -> None:
+    again = quick(copied(unbroken, tmp_path))
     assert [e for e in train(again, resume=True) if isinstance(e, events.StepDone)] == []
-    assert all(torch.equal(v, state(done)[n]) for n, v in state(again).items())
+    assert all(torch.equal(v, unbroken.state[n]) for n, v in state(again).items())
 
 
-def test_accumulation_gives_the_same_weights(tmp_path: Path) -> None:
-    whole = toy_run(tmp_path / "a", "vit", "vb4", "vit", "quick", *SHORT)
-    parts = toy_run(tmp_path / "b", "vit", "vb4", "vit", "quick", *SHORT, "recipe.accumulate=2")
-    list(train(whole))
+def test_accumulation_gives_the_same_weights(unbroken: Ended, tmp_path: Path) -> None:
+    parts = quick(tmp_path, "recipe.accumulate=2")
     list(train(parts))
     found = state(parts)
-    for name, value in state(whole).items():
+    for name, value in unbroken.state.items():
         one, other = found[name], value
         if name.endswith("qkv.bias"):
             # Softmax does not see the keys' bias: its gradient is rounding alone, which AdamW
@@ -114,7 +132,7 @@ def test_nan_stops_names_the_term_and_keeps_the_last_good_checkpoint(
         return real(self, context) * (float("nan") if len(calls) == 3 else 1.0)
 
     monkeypatch.setattr(L1Loss, "__call__", poisoned)
-    inputs = toy_run(tmp_path, "vit", "vb4", "vit", "quick", *SHORT)
+    inputs = quick(tmp_path)
     with pytest.raises(TrainingError, match=r"stage tune, step 2: .*l1 = nan"):
         list(train(inputs))
     found = load_checkpoint(tmp_path / "checkpoints")
@@ -124,7 +142,7 @@ def test_nan_stops_names_the_term_and_keeps_the_last_good_checkpoint(
 
 
 def test_a_pattern_that_matches_nothing_is_named_with_its_path(tmp_path: Path) -> None:
-    inputs = toy_run(tmp_path, "vit", "vb4", "vit", "quick", *SHORT)
+    inputs = quick(tmp_path)
     stages = list(inputs.recipe.stages)
     stages[1] = evolve(stages[1], train=("bridge.encodr.*",))
     broken = evolve(inputs, recipe=evolve(inputs.recipe, stages=tuple(stages)))
@@ -135,7 +153,7 @@ def test_a_pattern_that_matches_nothing_is_named_with_its_path(tmp_path: Path) -
 def test_only_the_last_checkpoints_are_kept_and_damaged_ones_are_passed_over(
     tmp_path: Path,
 ) -> None:
-    inputs = toy_run(tmp_path, "vit", "vb4", "vit", "quick", *SHORT, "recipe.keep_checkpoints=2")
+    inputs = quick(tmp_path, "recipe.keep_checkpoints=2")
     list(train(inputs))
     folder = tmp_path / "checkpoints"
     older, newest = list_checkpoints(folder)
@@ -148,24 +166,25 @@ def test_only_the_last_checkpoints_are_kept_and_damaged_ones_are_passed_over(
         load_checkpoint(folder)
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
-    list(train(toy_run(tmp_path, "vit", "vb4", "vit", "quick", *SHORT)))
-    other = toy_run(tmp_path, "timm", "vb4", "vit", "quick", *SHORT)
+def test_a_checkpoint_of_another_architecture_is_refused(unbroken: Ended, tmp_path: Path) -> None:
+    other = toy_run(copied(unbroken, tmp_path), "timm", "vb4", "vit", "quick", *SHORT)
     with pytest.raises(CheckpointError, match="another architecture"):
         list(train(other, resume=True))
 
 
-def test_training_is_a_function_of_the_seed(tmp_path: Path) -> None:
-    first = toy_run(tmp_path / "a", "vit", "vb4", "vit", "quick", *SHORT)
-    second = evolve(toy_run(tmp_path / "b", "vit", "vb4", "vit", "quick", *SHORT), seed=1)
-    list(train(first))
-    list(train(second))
-    assert any(not torch.equal(v, state(second)[n]) for n, v in state(first).items())
+def test_training_is_a_function_of_the_seed(unbroken: Ended, tmp_path: Path) -> None:
+    same, other = quick(tmp_path / "same"), evolve(quick(tmp_path / "other"), seed=1)
+    ended = [e.digests for e in unbroken.seen if isinstance(e, events.StageEnded)]
+    assert len(ended) == 3
+    assert [e.digests for e in train(same) if isinstance(e, events.StageEnded)] == ended
+    list(train(other))
+    found = state(other)
+    assert any(not torch.equal(v, found[n]) for n, v in unbroken.state.items())
 
 
 def test_a_stages_name_leads_nowhere(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "run"
-    inputs = toy_run(run, "vit", "vb4", "vit", "quick", *SHORT)
+    inputs = quick(run)
     names = ("../../victim/tokenizer", "/tmp/x", "[/red]")
     stages = tuple(evolve(s, name=n) for s, n in zip(inputs.recipe.stages, names, strict=True))
     list(train(evolve(inputs, recipe=evolve(inputs.recipe, stages=stages))))
@@ -173,6 +192,6 @@ def test_a_stages_name_leads_nowhere(tmp_path: Path) -> None:
     assert [path.name for path in run.parent.iterdir()] == ["run"]
     assert {path.name for path in run.iterdir()} == {"best", "checkpoints"}
     assert set((run / "best").iterdir()) == {best_folder(run, n) for n in names}
-    again = toy_run(run, "vit", "vb4", "vit", "quick", *SHORT)
+    again = quick(run)
     seen = list(train(evolve(again, recipe=evolve(inputs.recipe, stages=stages)), resume=True))
     assert [e.stage for e in seen if isinstance(e, events.StageEnded)] == list(names)
