@@ -71,7 +71,7 @@ def seconds(variant: dict[str, Any], options: argparse.Namespace, folder: Path) 
         pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
     )
     inputs = TrainerInputs(
-        task=TokenizerTask(model, replica=replica, data=data, evaluate=lambda *_: {}),
+        task=TokenizerTask(model, replica=replica, evaluate=lambda *_: {}),
         recipe=resolved.config.recipe, data=data, folder=folder, seed=0,
         runtime=Runtime(device="cpu", precision=options.precision),
     )  # fmt: skip

@@ -373,7 +373,7 @@ def profile_step(toy: bool) -> dict[str, Any]:
             pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
         )
         running = train(TrainerInputs(
-            task=TokenizerTask(model, replica=replica, data=data, evaluate=lambda *_: {}),
+            task=TokenizerTask(model, replica=replica, evaluate=lambda *_: {}),
             recipe=resolved.config.recipe, data=data, runtime=runtime, folder=Path(folder), seed=0,
         ))  # fmt: skip
         steps = (event for event in running if isinstance(event, events.StepDone))

@@ -148,7 +148,7 @@ def toy_run(
         pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
     )
     return TrainerInputs(
-        task=TokenizerTask(model, replica=replica, data=data, evaluate=evaluate),
+        task=TokenizerTask(model, replica=replica, evaluate=evaluate),
         recipe=resolved.config.recipe, data=data, folder=folder, seed=0,
         runtime=Runtime(device="cpu", precision="fp32"),
     )  # fmt: skip

@@ -457,7 +457,7 @@ def _trained(
         )
 
     inputs = TrainerInputs(
-        task=TokenizerTask(model, replica=replica, data=data, evaluate=evaluate),
+        task=TokenizerTask(model, replica=replica, evaluate=evaluate),
         recipe=config.recipe, data=data, runtime=runtime, folder=folder, seed=config.seed,
     )  # fmt: skip
     rows = []

@@ -148,7 +148,7 @@ def _step_seconds(
     with tempfile.TemporaryDirectory() as folder:
         data = SyntheticImages(size, count=number)
         inputs = TrainerInputs(
-            task=_task(model, pivot.to(runtime.device), data), recipe=recipe, data=data,
+            task=_task(model, pivot.to(runtime.device)), recipe=recipe, data=data,
             runtime=runtime, folder=Path(folder), seed=0,
         )  # fmt: skip
         taken = []
@@ -170,7 +170,7 @@ def _meta_step(resolved: ResolvedRun, model: RPiAE, stage: StageConfig, size: in
     report = apply_stage(model.roles, stage.train)
     number = batch_size(stage, recipe)
     pivot = build_tokenizer(resolved.tokenizer, device="meta").roles["encoder"]
-    task = _task(model, pivot, SyntheticImages(size, count=1))
+    task = _task(model, pivot)
     length = stage_length(stage, recipe, number)
     objective = Objective(
         stage.terms, length=length, layers=task.layers(), entry=task.entry, device="meta"
@@ -187,11 +187,11 @@ def _meta_step(resolved: ResolvedRun, model: RPiAE, stage: StageConfig, size: in
     Balance(task.layers()).backward(passed, share=1.0, weigh=True)
 
 
-def _task(model: RPiAE, pivot: torch.nn.Module, data: SyntheticImages) -> TokenizerTask:
+def _task(model: RPiAE, pivot: torch.nn.Module) -> TokenizerTask:
     replica = PivotReplica(
         pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
     )
-    return TokenizerTask(model, replica=replica, data=data, evaluate=lambda *_: {})
+    return TokenizerTask(model, replica=replica, evaluate=lambda *_: {})
 
 
 def _counted(function: Callable[[], object]) -> float:

@@ -117,7 +117,7 @@ def _train(resolved: ResolvedRun, model: RPiAE, folder: Path) -> set[str]:
         pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
     )
     inputs = TrainerInputs(
-        task=TokenizerTask(model, replica=replica, data=data, evaluate=lambda *_: {}),
+        task=TokenizerTask(model, replica=replica, evaluate=lambda *_: {}),
         recipe=resolved.config.recipe, data=data, folder=folder, seed=0,
         runtime=Runtime(device="cpu", precision="fp32"),
     )  # fmt: skip

@@ -202,8 +202,10 @@ def test_accumulated_parts_teach_the_critic_what_a_whole_batch_does(tmp_path: Pa
             tmp_path / "2", CRITICS["patch"], "recipe.max_steps=3", "recipe.accumulate=2", **loss
         )
     )
-    for one, other in zip(whole, parts, strict=True):
-        assert other.others["critic"] == pytest.approx(one.others["critic"], rel=1e-3, abs=1e-5)
+    # Steps of Adam are signs where gradients are near zero, and the critic sees 8-bit images: after the
+    # first step a difference in the last bit of a gradient is one that is seen.
+    for one, other, near in zip(whole, parts, (1e-6, 1e-2, 1e-2), strict=True):
+        assert other.others["critic"] == pytest.approx(one.others["critic"], rel=near, abs=1e-6)
         assert other.weights == pytest.approx(one.weights, rel=1e-2)
 
 

@@ -116,7 +116,7 @@ def test_a_tokenizer_that_is_gone_on_with_is_not_fitted_again(
     ended: dict[str, Tensor], tmp_path: Path
 ) -> None:
     second = linear_run(tmp_path)
-    second.model.load_state_dict(ended)
+    second.task.model.load_state_dict(ended)
     assert fits(list(train(second))) == []
 
 
@@ -187,11 +187,11 @@ def test_a_second_process_takes_the_first_ones_fit_and_reads_no_crops(
             raise AssertionError("read crops")
 
     monkeypatch.setattr(first.runtime, "on_main", call)
-    told = list(fit_bridge(first.model, first.data, first.runtime, seed=0))
+    told = list(fit_bridge(first.task.model, first.data, first.runtime, seed=0))
     monkeypatch.setattr(second.runtime, "on_main", lambda _: outcomes.pop())
-    assert told == list(fit_bridge(second.model, NoCrops(32), second.runtime, seed=0))
+    assert told == list(fit_bridge(second.task.model, NoCrops(32), second.runtime, seed=0))
     assert len(told) == 1
-    assert second.model.bridge.fitted
+    assert second.task.model.bridge.fitted
     for name, value in state(first).items():
         assert torch.equal(value, state(second)[name]), name
 

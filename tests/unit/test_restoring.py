@@ -291,7 +291,7 @@ def test_a_resumed_run_that_clips_ends_with_the_unbroken_runs_bits(
 
 def test_a_player_has_the_gradients_of_what_it_trains_and_nobody_elses(tmp_path: Path) -> None:
     run = inputs(tmp_path)
-    for parameter in run.model.parameters():
+    for parameter in run.task.model.parameters():
         parameter.grad = torch.full_like(parameter, 1e3)  # somebody's from before
     norms: dict[str, list[set[str]]] = {"first": [], "last": []}
     largest = 0.0
@@ -301,7 +301,7 @@ def test_a_player_has_the_gradients_of_what_it_trains_and_nobody_elses(tmp_path:
             largest = max(largest, *event.gradient_norms.values())
         if isinstance(event, events.StageEnded):
             left = {
-                n.partition(".")[0] for n, p in run.model.named_parameters() if p.grad is not None
+                n.partition(".")[0] for n, p in run.task.model.named_parameters() if p.grad is not None
             }
             assert left == {"bridge"}, "the frozen bridge's are whoever put them there's"
     assert norms == {"first": [{"encoder", "decoder"}] * 4, "last": [{"decoder"}] * 4}

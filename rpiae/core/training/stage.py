@@ -120,9 +120,8 @@ class StageAtWork:
         )  # fmt: skip
         if saved is not None:
             stage._restore(saved.state)
-        for player in reversed(players):
+        for player in players:
             player.prepare(runtime)
-            player.rest()
         return stage
 
     def run(self, stop: StopSignal) -> Generator[events.Event, None, bool]:
@@ -191,7 +190,7 @@ class StageAtWork:
         for player in self.players:
             if self.step < player.start:
                 continue
-            for other in self.players:
+            for other in self.players[1:]:
                 if other is not player:
                     other.rest()
             with recomputing(self.inputs.recipe.recompute):

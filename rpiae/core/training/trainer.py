@@ -47,6 +47,7 @@ def train(inputs: TrainerInputs, *, resume: bool = False) -> Iterator[events.Eve
     history: dict[str, dict[str, Any]] = saved.state["history"] if saved else {}
     for text in saved.notices if saved else ():
         yield events.Notice(text=text)
+    surroundings: dict[str, Any] = {"data": inputs.data, "runtime": runtime, "seed": inputs.seed}
     with StopSignal() as stop:
         for index, stage in enumerate(inputs.recipe.stages):
             report = _apply(task, stage, index)
@@ -57,13 +58,13 @@ def train(inputs: TrainerInputs, *, resume: bool = False) -> Iterator[events.Eve
             elif index < first:
                 yield events.StageEnded(**history[stage.name])
             else:
-                yield from task.before(stage, runtime, inputs.seed)
+                yield from task.before(stage, **surroundings)
                 state = saved if index == first else None
                 if not (
                     yield from StageAtWork.open(inputs, index, report, history, state).run(stop)
                 ):
                     return
-        yield from task.before(None, runtime, inputs.seed)
+        yield from task.before(None, **surroundings)
         if runtime.any(bool(stop.received)):
             yield events.Interrupted(path=inputs.folder, signal=stop.received or "a peer")
 

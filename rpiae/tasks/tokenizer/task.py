@@ -32,7 +32,6 @@ class TokenizerTask(Task):
     Args:
         model: starts as the run's initialisation.
         replica: the frozen pivot.
-        data: what a bridge is fitted to.
         evaluate: held-out metrics.
 
     Attributes:
@@ -40,12 +39,9 @@ class TokenizerTask(Task):
         critic: what the terms play against in the stage at work, frozen.
     """
 
-    def __init__(
-        self, model: RPiAE, *, replica: Replica, data: Dataset, evaluate: Evaluate
-    ) -> None:
+    def __init__(self, model: RPiAE, *, replica: Replica, evaluate: Evaluate) -> None:
         self.module = self.model = model
         self.replica = replica
-        self._data = data
         self.measure = evaluate
         self.critic: Critic | None = None
 
@@ -93,11 +89,11 @@ class TokenizerTask(Task):
         return [self.model_player(opening, objective), critic]
 
     def before(
-        self, stage: StageConfig | None, runtime: Runtime, seed: int
+        self, stage: StageConfig | None, *, data: Dataset, runtime: Runtime, seed: int
     ) -> Iterator[events.Notice]:
         """Fit the bridge, before the first stage that has it in its path or after the last."""
         if stage is None or stage.use_bridge:
-            yield from fit_bridge(self.model, self._data, runtime, seed)
+            yield from fit_bridge(self.model, data, runtime, seed)
 
     def evaluate(self, stage: StageConfig, runtime: Runtime) -> Mapping[str, float]:
         """Held-out metrics."""
