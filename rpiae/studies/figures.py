@@ -14,7 +14,7 @@ from itertools import pairwise
 from attrs import frozen
 
 from rpiae.core.names import printable
-from rpiae.studies.results import MINUS
+from rpiae.studies.statistics import MINUS
 
 WIDTH, HEIGHT = 760, 420
 MOST_POINTS = 60

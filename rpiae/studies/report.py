@@ -19,7 +19,15 @@ from PIL import Image, UnidentifiedImageError
 
 from rpiae.core.errors import RunError, UsageError
 from rpiae.core.files import write_text
+from rpiae.studies.comparing import (
+    ProtocolDifference,
+    best_rows,
+    differing_fields,
+    paired,
+    shared_protocol,
+)
 from rpiae.studies.figures import Axis, Line, Point, curves_figure, frontier_figure
+from rpiae.studies.reading import read_results
 from rpiae.studies.results import (
     ARROWS,
     DONE,
@@ -30,17 +38,11 @@ from rpiae.studies.results import (
     STATES,
     WAITING,
     Column,
-    ProtocolDifference,
     RowResults,
     RunResults,
     StudyResults,
-    best_rows,
-    differing_fields,
-    number,
-    paired,
-    read_results,
-    shared_protocol,
 )
+from rpiae.studies.statistics import number
 
 HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
 
@@ -159,7 +161,7 @@ def differences_table(results: StudyResults) -> Table:
         for metric in comparison.metrics or tuple(c.metric for c in results.columns):
             column = results.column(metric)
             difference = paired(first, second, metric)
-            seeds = ("seed " if difference.n == 1 else "seeds ") + " / ".join(
+            seeds = ("seed " if difference.statistics.n == 1 else "seeds ") + " / ".join(
                 map(str, difference.by_seed)
             )
             each = " / ".join(
@@ -174,8 +176,8 @@ def differences_table(results: StudyResults) -> Table:
                         notes=(seeds,) if each else (),
                         warning=difference.refused and f"not compared: {difference.refused}",
                     ),
-                    Cell(text=difference.summary.text(column.digits, signed=True)),
-                    Cell(text=str(difference.n)),
+                    Cell(text=difference.statistics.text(column.digits, signed=True)),
+                    Cell(text=str(difference.statistics.n)),
                     Cell(text=_in_favour(difference.by_seed.values(), column)),
                 )
             )

@@ -18,6 +18,7 @@ from PIL import Image
 
 from rpiae.core.errors import CheckpointError, RpiaeError, RunError, UsageError
 from rpiae.studies import report
+from rpiae.studies.comparing import best_rows, differing_fields, paired
 from rpiae.studies.figures import (
     Axis,
     Line,
@@ -28,18 +29,10 @@ from rpiae.studies.figures import (
     thin,
     ticks,
 )
+from rpiae.studies.reading import read_results
 from rpiae.studies.report import write_report
-from rpiae.studies.results import (
-    Column,
-    RowResults,
-    RunResults,
-    Summary,
-    best_rows,
-    differing_fields,
-    number,
-    paired,
-    read_results,
-)
+from rpiae.studies.results import Column, RowResults, RunResults
+from rpiae.studies.statistics import Statistics, number
 
 HOSTILE = "<script>alert('x')</script>&"
 PROTOCOL = {"images": {"count": 100, "hash": "ab12"}, "dtype": "float32"}
@@ -210,20 +203,20 @@ def full_study(path: Path) -> Folder:
 
 
 def test_texts_of_one_two_and_three_seeds() -> None:
-    assert Summary(values=(31.2,)).text(1) == "31.2"
-    assert Summary(values=(31.2, 31.4)).text(1) == "31.2 / 31.4"
-    assert Summary(values=(31.08, 31.2, 31.32)).text(2) == "31.20 ± 0.12"
-    assert Summary(values=()).text(2) == "–"
-    assert Summary(values=(-0.001, -2.0)).text(1, signed=True) == "0.0 / −2.0"
+    assert Statistics(values=(31.2,)).text(1) == "31.2"
+    assert Statistics(values=(31.2, 31.4)).text(1) == "31.2 / 31.4"
+    assert Statistics(values=(31.08, 31.2, 31.32)).text(2) == "31.20 ± 0.12"
+    assert Statistics(values=()).text(2) == "–"
+    assert Statistics(values=(-0.001, -2.0)).text(1, signed=True) == "0.0 / −2.0"
     assert number(0.5, 1, signed=True) == "+0.5"
 
 
 def test_the_spread_is_the_sample_deviation_and_needs_three() -> None:
-    three = Summary(values=(1.0, 2.0, 4.0))
+    three = Statistics(values=(1.0, 2.0, 4.0))
     assert three.n == 3
     assert three.mean == pytest.approx(7 / 3)
     assert three.spread == pytest.approx(np.std(three.values, ddof=1))
-    assert Summary(values=(1.0, 2.0)).spread is None
+    assert Statistics(values=(1.0, 2.0)).spread is None
 
 
 def row_of(name: str, values: Mapping[int, float], metric: str = "psnr") -> RowResults:
@@ -236,8 +229,9 @@ def test_pairs_are_of_common_seeds() -> None:
     second = row_of("b", {1: 10.5, 2: 10.0, 3: 99.0})
     difference = paired(first, second, "psnr")
     assert dict(difference.by_seed) == {1: 0.5, 2: 2.0}
-    assert (difference.n, difference.mean, difference.spread) == (2, 1.25, None)
-    assert paired(first, second, "ssim").n == 0
+    statistics = difference.statistics
+    assert (statistics.n, statistics.mean, statistics.spread) == (2, 1.25, None)
+    assert paired(first, second, "ssim").statistics.n == 0
 
 
 def test_best_rows_with_ties_as_written_and_lower_is_better() -> None:

@@ -29,7 +29,7 @@ from rpiae.studies.configs import StudyConfig, parse_study, read_study
 from rpiae.studies.executors import LocalExecutor, SubmititExecutor
 from rpiae.studies.jobs import STAGES_FOLDER, STOPPED, WRONG, is_as_planned, perform, write_job
 from rpiae.studies.planning import PlannedRun, file_name, plan_study, shared_stages
-from rpiae.studies.results import read_results
+from rpiae.studies.reading import read_results
 from tests.short_run import short_run, write_images
 
 
