@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -88,6 +88,13 @@ class ProtocolDifference:
 
     field: str
     values: Mapping[str, tuple[str, ...]]
+
+    def held_by(self) -> Iterator[tuple[str, str]]:
+        """Each value with who has it, as text; a clear majority is called the others."""
+        counts = sorted(map(len, self.values.values()), reverse=True)
+        for value, names in self.values.items():
+            most = len(names) == counts[0] > max(3, counts[1])
+            yield value, f"the {len(names)} others" if most else ", ".join(names)
 
 
 def flat(protocol: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -6,7 +6,7 @@ to start are part of the results: they have a state and no metrics.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,15 @@ class RowResults:
     def measured(self) -> tuple[RunResults, ...]:
         """The runs that have metrics."""
         return tuple(run for run in self.runs if run.metrics is not None)
+
+    def first(self, runs: Iterable[RunResults]) -> RunResults | None:
+        """Of some of its runs, the one with the lowest seed."""
+        return min(runs, key=lambda run: run.seed, default=None)
+
+    def label(self, run: RunResults) -> str:
+        """The row's name, with the run's seed where that is not the row's first."""
+        lowest = min(other.seed for other in self.runs)
+        return self.name if run.seed == lowest else f"{self.name} (seed {run.seed})"
 
     def by_seed(self, metric: str) -> dict[int, float]:
         """A metric's value by seed, where it was measured."""
