@@ -30,7 +30,7 @@ LEGEND_LINE = 17
 
 #: What a page's variables are called → the colour that stands for it while matplotlib draws.
 COLOURS = {
-    "ink": "#1c2024", "muted": "#626a73", "rule": "#d9dde2", "paper": "#fefefe", "accent": "#1f5fb0",
+    "ink": "#1c2024", "muted": "#626a73", "rule": "#d9dde2", "paper": "#ffffff", "accent": "#1f5fb0",
     "c0": "#1f6fc4", "c1": "#d1652b", "c2": "#25875a", "c3": "#b2376f", "c4": "#7759bd",
     "c5": "#8a6d1b", "c6": "#148a9c", "c7": "#6b7480",
 }  # fmt: skip
@@ -275,7 +275,7 @@ def _name_points(axes: Any, points: Sequence[Point], best: Sequence[int]) -> Non
         box = min(boxes, key=lambda box: _objections(box, axes, covered, strokes))
         x, y, leads = boxes[box]
         text.xyann = (x, y)
-        covered.append(box)
+        covered.append(box.padded(1))
         if leads:
             axes.annotate(
                 "", at, (x + width / 2, y if y > 0 else y + height), textcoords="offset points",
