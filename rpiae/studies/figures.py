@@ -79,10 +79,10 @@ class Point:
 
 @frozen(kw_only=True)
 class Line:
-    """A labelled line of several parts, which are not joined."""
+    """A labelled line of several segments, which are not joined."""
 
     label: str
-    parts: tuple[tuple[tuple[float, float], ...], ...]
+    segments: tuple[tuple[tuple[float, float], ...], ...]
 
 
 def pareto(
@@ -137,10 +137,8 @@ def frontier_figure(name: str, points: Sequence[Point], x: Axis, y: Axis) -> str
                 *zip(*front, strict=True), color=COLOURS["accent"], linewidth=1.6, gid="front"
             )
         for index, point in enumerate(points):
-            _draw_spread(axes, point, f"spread-{index}")
-            gid = f"{'best' if index in best else 'other'}-{index}"
+            gid = _draw_point(axes, index, point, best=index in best)
             titles[gid] = f"{point.label}: {point.x:.4g}, {point.y:.4g}"
-            _draw_point(axes, point, gid, best=index in best)
         # Labels are placed among what is drawn, which must not move afterwards.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
@@ -160,7 +158,7 @@ def curves_figure(name: str, lines: Sequence[Line], x_label: str, y_label: str) 
     """
     from matplotlib.ticker import EngFormatter
 
-    lines = [line for line in lines if any(line.parts)]
+    lines = [line for line in lines if any(line.segments)]
     labels = [
         textwrap.wrap(_one_line(line.label), LEGEND_LETTERS, max_lines=3, placeholder=" …")
         for line in lines
@@ -211,28 +209,27 @@ def _axes(height: float, x_label: str, y_label: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _draw_spread(axes: Any, point: Point, gid: str) -> None:
-    drawn = axes.errorbar(
-        point.x, point.y, xerr=point.x_spread or None, yerr=point.y_spread or None, fmt="none",
-        ecolor=COLOURS["muted"], elinewidth=1.1,
-    )  # fmt: skip
-    for number, bar in enumerate(drawn.lines[2]):
-        bar.set_gid(f"{gid}-{number}")
-
-
-def _draw_point(axes: Any, point: Point, gid: str, *, best: bool) -> None:
+def _draw_point(axes: Any, index: int, point: Point, *, best: bool) -> str:
+    """Draw a point with its spread; its id."""
+    gid = f"{'best' if best else 'other'}-{index}"
     fill, edge = ("accent", "paper") if best else ("paper", "muted")
-    axes.plot(
-        point.x, point.y, "o", markersize=9, markerfacecolor=COLOURS[fill],
-        markeredgecolor=COLOURS[edge], markeredgewidth=1 if best else 1.5, gid=gid,
+    marker, _, bars = axes.errorbar(
+        point.x, point.y, xerr=point.x_spread or None, yerr=point.y_spread or None,
+        ecolor=COLOURS["muted"], elinewidth=1.1, fmt="o", markersize=9, zorder=3,
+        markerfacecolor=COLOURS[fill], markeredgecolor=COLOURS[edge],
+        markeredgewidth=1 if best else 1.5,
     )  # fmt: skip
+    marker.set_gid(gid)
+    for number, bar in enumerate(bars):
+        bar.set(gid=f"spread-{index}-{number}", zorder=2)
+    return gid
 
 
 def _draw_line(axes: Any, index: int, line: Line, titles: dict[str, str]) -> Any:
-    """Draw a line's parts, a dot where one has a single point; what the legend is to show."""
+    """Draw a line's segments, a dot where one is a single point; what the legend is to show."""
     handles = []
-    for number, part in enumerate(filter(None, line.parts)):
-        points = [part[i] for i in thin(part)]
+    for number, segment in enumerate(filter(None, line.segments)):
+        points = [segment[i] for i in thin(segment)]
         gid = f"{'curve' if len(points) > 1 else 'dot'}-{index}-{number}"
         titles[gid] = line.label
         handles += axes.plot(
@@ -245,14 +242,12 @@ def _draw_line(axes: Any, index: int, line: Line, titles: dict[str, str]) -> Any
 
 def _end(line: Line) -> float:
     """The last value of a line."""
-    return next(part[-1][1] for part in reversed(line.parts) if part)
+    return next(segment[-1][1] for segment in reversed(line.segments) if segment)
 
 
 def _name_points(axes: Any, points: Sequence[Point], best: Sequence[int]) -> None:
-    """Write each point's name where it covers least, the best ones' first.
-
-    A name that ends up some way off is joined to its point by a thin line.
-    """
+    """Write each point's name where it covers least, the best ones' first, joined by a thin line."""
+    from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
     strokes = [line.get_path().transformed(line.get_transform()) for line in axes.get_lines()]
@@ -262,41 +257,33 @@ def _name_points(axes: Any, points: Sequence[Point], best: Sequence[int]) -> Non
     covered = [Bbox.from_bounds(left - 6, low - 6, 12, 12) for left, low in places]
     for index in sorted(range(len(points)), key=lambda i: (i not in best, i)):
         at = (points[index].x, points[index].y)
-        text = axes.annotate(
+        label = axes.annotate(
             _cut(_one_line(points[index].label)), at, (0, 0), textcoords="offset points",
             va="bottom", gid=f"name-{index}", fontweight="bold" if index in best else "normal",
+            arrowprops={"arrowstyle": "-", "color": COLOURS["muted"], "linewidth": 0.6,
+                        "shrinkA": 0, "shrinkB": 5},
         )  # fmt: skip
-        width, height = text.get_window_extent().size
+        width, height = Text.get_window_extent(label).size
         left, low = places[index]
-        boxes = {
-            Bbox.from_bounds(left + x, low + y, width, height): (x, y, leads)
-            for x, y, leads in _around(width, height)
-        }
+        boxes = [
+            Bbox.from_bounds(left + x, low + y, width, height) for x, y in _around(width, height)
+        ]
         box = min(boxes, key=lambda box: _objections(box, axes, covered, strokes))
-        x, y, leads = boxes[box]
-        text.xyann = (x, y)
+        label.xyann = (box.x0 - left, box.y0 - low)
         covered.append(box.padded(1))
-        if leads:
-            axes.annotate(
-                "", at, (x + width / 2, y if y > 0 else y + height), textcoords="offset points",
-                gid=f"leader-{index}",
-                arrowprops={"arrowstyle": "-", "color": COLOURS["muted"], "linewidth": 0.6,
-                            "shrinkA": 0, "shrinkB": 5},
-            )  # fmt: skip
 
 
-def _around(width: float, height: float) -> Iterator[tuple[float, float, bool]]:
-    """Where a label of a size may begin, from its point, the nearest first; whether a line leads
-    there."""
+def _around(width: float, height: float) -> Iterator[tuple[float, float]]:
+    """Where a label of a size may begin, from its point, the nearest first."""
     for x in (8, -8 - width):
-        yield x, -height / 2, False
+        yield x, -height / 2
     for x in (-width / 2, 2, -2 - width):
         for y in (6, -6 - height):
-            yield x, y, False
+            yield x, y
     for distance in (24, 38, 52, 70, 90, 115):
         for x in (8, -8 - width, -width / 2):
-            for y in (distance - height / 2, -distance - height / 2):
-                yield x, y, True
+            for y in (distance, -distance):
+                yield x, y - height / 2
 
 
 def _objections(

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
-from attrs import frozen
+import attrs
+from attrs import evolve, field, frozen
+from cattrs import Converter
+from cattrs.gen import make_dict_structure_fn
 
-from rpiae.core.errors import CheckpointError, UsageError
-from rpiae.core.files import open_regular
+from rpiae.core.config import make_converter, parse
+from rpiae.core.errors import CheckpointError, ConfigError, UsageError
+from rpiae.core.files import open_regular, read_json
 from rpiae.core.names import shown
 from rpiae.evaluation.protocol import EVALUATION_FILE
 from rpiae.evaluation.records import measured_as, printable_tree
+from rpiae.studies.configs import ComparisonConfig, FrontierConfig
 from rpiae.studies.results import (
     DONE,
     FORMAT,
-    HIGHER,
-    LOWER,
-    STATES,
     STUDY_FILE,
     Column,
-    Comparison,
-    Frontier,
     Points,
     RowResults,
     RunResults,
@@ -33,6 +33,88 @@ from rpiae.studies.results import (
 )
 
 T = TypeVar("T")
+
+
+@frozen(kw_only=True)
+class _Run:
+    """A run in ``study.json``."""
+
+    seed: int
+    folder: str
+    state: Literal["done", "running", "waiting", "failed"]
+    command: str = ""
+    error: str = ""
+
+
+@frozen(kw_only=True)
+class _Row:
+    """A row in ``study.json``."""
+
+    name: str
+    summary: str = ""
+    groups: tuple[str, ...] = ()
+    runs: tuple[_Run, ...] = ()
+
+
+@frozen(kw_only=True)
+class _Column:
+    """A column in ``study.json``; without a title or digits, it has the usual ones."""
+
+    metric: str
+    title: str = ""
+    unit: str = ""
+    better: Literal["higher", "lower", ""] = ""
+    digits: int | None = None
+
+
+@frozen(kw_only=True)
+class _Study:
+    """What a report needs of ``study.json``.
+
+    Attributes:
+        evaluation: what the study measures its runs with.
+    """
+
+    name: str
+    summary: str = ""
+    command: str = ""
+    rows: tuple[_Row, ...] = ()
+    columns: tuple[_Column, ...] = ()
+    comparisons: tuple[ComparisonConfig, ...] = ()
+    frontier: FrontierConfig | None = None
+    groups: dict[str, str] = field(factory=dict)
+    evaluation: Any = None
+
+
+@frozen(kw_only=True)
+class _Evaluations:
+    """All that a run's ``evaluation.json`` holds, the newest last."""
+
+    evaluations: tuple[dict[str, Any], ...] = ()
+
+
+@frozen(kw_only=True)
+class _Evaluation:
+    """What a report needs of an evaluation; a metric without a number was not measured."""
+
+    metrics: dict[str, float | None] = field(factory=dict)
+    protocol: dict[str, Any] = field(factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class _Stage:
+    """A stage in a run's ``summary.json``; one that was skipped took no time."""
+
+    seconds: float | None = None
+    images_per_second: float | None = None
+
+
+@frozen(kw_only=True)
+class _Summary:
+    """What a report needs of a run's ``summary.json``."""
+
+    stages: tuple[_Stage, ...] = ()
 
 
 def read_results(folder: Path) -> StudyResults:
@@ -48,197 +130,143 @@ def read_results(folder: Path) -> StudyResults:
             f"{folder} holds no study: it has no {STUDY_FILE}. "
             f"Make one with: rpiae ablate STUDY.toml --out {folder}"
         )
-    study = _read(path)
-    assert study is not None
-    version = study.get("format", int)
-    if version != FORMAT:
-        raise CheckpointError(f"{path} is of format {version}; this rpiae reads format {FORMAT}")
-    rows = tuple(_read_row(row, folder, study.data.get("evaluation")) for row in study.each("rows"))
-    columns = tuple(_read_column(column, rows) for column in study.each("columns"))
+    tree = _tree(path)
+    if tree.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is of format {shown(tree.get('format'))}; this rpiae reads format {FORMAT}"
+        )
+    study = _parse(path, tree, _Study)
+    rows = tuple(
+        RowResults(
+            name=row.name,
+            summary=row.summary,
+            groups=row.groups,
+            runs=tuple(_run_results(run, folder, study.evaluation) for run in row.runs),
+        )
+        for row in study.rows
+    )
+    columns = tuple(_column(column, rows) for column in study.columns)
     if not columns:
         occurring = dict.fromkeys(m for row in rows for r in row.measured for m in r.metrics or ())
         columns = tuple(usual_column(metric, rows) for metric in occurring)
-    frontier = study.inner("frontier")
     return StudyResults(
         folder=folder,
-        name=study.get("name", str),
-        summary=study.get("summary", str, ""),
-        command=study.get("command", str, ""),
+        name=study.name,
+        summary=study.summary,
+        command=study.command,
         rows=rows,
         columns=columns,
-        comparisons=tuple(_read_comparison(entry) for entry in study.each("comparisons")),
-        frontier=None
-        if frontier is None
-        else Frontier(x=frontier.get("x", str), y=frontier.get("y", str)),
-        groups=study.mapping("groups", str),
+        comparisons=study.comparisons,
+        frontier=study.frontier,
+        groups=study.groups,
     )
 
 
-@frozen
-class _Fields:
-    """An object of a JSON file; a field of the wrong kind is a damaged file.
-
-    Attributes:
-        path: the file.
-        at: where in the file, for messages.
-        data: the object.
-    """
-
-    path: Path
-    at: str
-    data: Mapping[str, Any]
-
-    def get(self, name: str, kind: type[T], default: T | None = None) -> T:
-        """A field of a kind; without a default, it has to be there."""
-        value: Any = self.data.get(name)
-        if value is None and default is not None:
-            return default
-        if not _is(value, kind):
-            raise self._damaged(name, value, kind)
-        return cast(T, value)
-
-    def each(self, name: str) -> Iterator[_Fields]:
-        """The objects of a list; none if it is missing."""
-        for index, value in enumerate(self.get(name, list, [])):
-            if not isinstance(value, dict):
-                raise self._damaged(f"{name}[{index}]", value, dict)
-            yield _Fields(self.path, f"{self.at}{name}[{index}].", value)
-
-    def inner(self, name: str) -> _Fields | None:
-        """An object, if it is there and not empty."""
-        value = self.get(name, dict, {})
-        return _Fields(self.path, f"{self.at}{name}.", value) if value else None
-
-    def mapping(self, name: str, kind: type[T]) -> dict[str, T]:
-        """An object whose values are of one kind; null is left out."""
-        inner = self.inner(name)
-        if inner is None:
-            return {}
-        return {key: inner.get(key, kind) for key, value in inner.data.items() if value is not None}
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        """A list of strings; empty if it is missing."""
-        values = self.get(name, list, [])
-        for index, value in enumerate(values):
-            if not isinstance(value, str):
-                raise self._damaged(f"{name}[{index}]", value, str)
-        return tuple(values)
-
-    def _damaged(self, name: str, value: Any, kind: type) -> CheckpointError:
-        expected = {float: "a number", int: "a whole number", str: "a string", list: "a list"}
-        what = "missing" if value is None else f"{value!r:.60}"
-        return CheckpointError(
-            f"{self.path} is damaged: {self.at}{name} is {what}, "
-            f"expected {expected.get(kind, 'an object')}"
-        )
-
-
-def _is(value: Any, kind: type) -> bool:
-    """Whether a JSON value is of a kind; true is no number, and every whole number is one."""
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
-def _read(path: Path) -> _Fields | None:
-    """The object in a JSON file, if there is such a file."""
-    try:
-        with open_regular(path) as file:
-            data = json.loads(file.read().decode("utf-8"))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: it is no JSON ({error})") from None
-    if not isinstance(data, dict):
+def _tree(path: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
+    tree = read_json(path)
+    if not isinstance(tree, dict):
         raise CheckpointError(f"{path} is damaged: it holds no object")
-    return _Fields(path, "", data)
+    return tree
 
 
-def _read_row(row: _Fields, folder: Path, measured_with: Any) -> RowResults:
-    return RowResults(
-        name=row.get("name", str),
-        summary=row.get("summary", str, ""),
-        groups=row.texts("groups"),
-        runs=tuple(_read_run(run, folder, measured_with) for run in row.each("runs")),
+def _parse(path: Path, tree: Mapping[str, Any], cls: type[T]) -> T:
+    """What is needed of a file's object; a field of the wrong kind is a damaged file."""
+    converter = make_converter()
+    converter.register_structure_hook_factory(attrs.has, lambda kind: _needed(kind, converter))
+    try:
+        return parse(tree, cls, source=str(path), converter=converter)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} is damaged: {' · '.join(error.problems)}") from None
+
+
+def _needed(kind: type, converter: Converter) -> Callable[[Any, Any], Any]:
+    """A hook that leaves aside what a class does not name."""
+    from_dict = make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=False)
+
+    def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, dict):
+            raise ValueError(f"expected a table, got {shown(value)}")
+        return from_dict(value, kind)
+
+    return structure
+
+
+def _column(column: _Column, rows: tuple[RowResults, ...]) -> Column:
+    usual = usual_column(column.metric, rows)
+    return evolve(
+        usual,
+        title=column.title or usual.title,
+        unit=column.unit,
+        better=column.better,
+        digits=usual.digits if column.digits is None else max(0, column.digits),
     )
 
 
-def _read_run(run: _Fields, study: Path, measured_with: Any) -> RunResults:
-    folder = study / _inside(run)
-    state = run.get("state", str)
-    if state not in STATES:
-        raise CheckpointError(
-            f"{run.path} is damaged: {run.at}state is {state!r}, expected {', '.join(STATES)}"
-        )
-    # An evaluation of a run that is not done is one of an earlier attempt.
-    evaluation = _read(folder / EVALUATION_FILE) if state == DONE else None
-    if evaluation and measured_with:
-        evaluation = _of_the_study(evaluation, measured_with)
-    summary = _read(folder / "summary.json") if state == DONE else None
-    warnings = evaluation.texts("warnings") if evaluation else ()
-    if (
-        evaluation
-        and measured_with
-        and evaluation.data.get("config", measured_with) != printable_tree(measured_with)
-    ):
-        # Somebody measured the run again, on other images or with other metrics.
-        warnings = ("measured otherwise than the study says since: rpiae ablate measures it again",)
-        evaluation = None
-    protocol = evaluation and evaluation.inner("protocol")
-    seconds, image_passes = _training(summary)
-    return RunResults(
-        seed=run.get("seed", int),
+def _run_results(run: _Run, study: Path, measured_with: Any) -> RunResults:
+    folder = study / _inside(run.folder, study)
+    results = RunResults(
+        seed=run.seed,
         folder=folder,
-        command=run.get("command", str, ""),
-        state=state,
-        error=run.get("error", str, ""),
-        metrics=None if evaluation is None else _metrics(evaluation),
-        protocol=protocol.data if protocol else None,
-        warnings=warnings,
+        command=run.command,
+        state=run.state,
+        error=run.error,
         config=_text(folder / "config.toml"),
         curves=_read_curves(folder / "events.jsonl"),
-        seconds=seconds,
-        image_passes=image_passes,
     )
+    # What lies in the folder of a run that is not done is of an earlier attempt.
+    return _measured(_trained(results), measured_with) if run.state == DONE else results
 
 
-def _inside(run: _Fields) -> str:
+def _inside(name: str, study: Path) -> str:
     """A run's folder below its study's: a study that somebody sends names no other places."""
-    name = run.get("folder", str)
     path = PurePath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise CheckpointError(
-            f"{run.path} is damaged: {run.at}folder is {shown(name)}, expected one below the study's"
+            f"{study / STUDY_FILE} is damaged: a run's folder is {shown(name)}, "
+            "expected one below the study's"
         )
     return name
 
 
-def _of_the_study(evaluation: _Fields, measured_with: Any) -> _Fields:
-    """The evaluation that the study asks for, of all that its file holds; else the newest."""
-    evaluations = [each.data for each in evaluation.each("evaluations")]
-    chosen = measured_as(evaluations, measured_with)
-    return evaluation if chosen is None else _Fields(evaluation.path, "", chosen)
+def _measured(run: RunResults, measured_with: Any) -> RunResults:
+    """The run with the evaluation that the study asks for, of all that its file holds."""
+    path = run.folder / EVALUATION_FILE
+    if not path.exists():
+        return run
+    tree = _tree(path)
+    if measured_with:
+        evaluations = _parse(path, tree, _Evaluations).evaluations
+        tree = dict(measured_as(evaluations, measured_with) or tree)
+        if tree.get("config", measured_with) != printable_tree(measured_with):
+            # Somebody measured the run again, on other images or with other metrics.
+            warning = "measured otherwise than the study says since: rpiae ablate measures it again"
+            return evolve(run, warnings=(warning,))
+    if isinstance(numbers := tree.get("metrics"), dict):
+        # A NaN was not measured.
+        tree = {**tree, "metrics": {name: v for name, v in numbers.items() if v == v}}
+    evaluation = _parse(path, tree, _Evaluation)
+    return evolve(
+        run,
+        metrics={k: v for k, v in evaluation.metrics.items() if v is not None},
+        protocol=evaluation.protocol or None,
+        warnings=evaluation.warnings,
+    )
 
 
-def _metrics(evaluation: _Fields) -> dict[str, float]:
-    """Metrics that were measured: a NaN was not."""
-    measured = evaluation.mapping("metrics", float)
-    return {name: float(value) for name, value in measured.items() if not math.isnan(value)}
-
-
-def _training(summary: _Fields | None) -> tuple[float | None, float | None]:
-    """Seconds and image passes of all stages that trained, where the summary says so."""
-    stages = [] if summary is None else list(summary.each("stages"))
-    trained = [stage for stage in stages if "seconds" in stage.data]
-    if not trained:
-        return None, None
-    seconds = [stage.get("seconds", float) for stage in trained]
-    if not all("images_per_second" in stage.data for stage in trained):
-        return sum(seconds), None
-    rates = [stage.get("images_per_second", float) for stage in trained]
-    return sum(seconds), sum(s * rate for s, rate in zip(seconds, rates, strict=True))
+def _trained(run: RunResults) -> RunResults:
+    """The run with its seconds and image passes, where its summary says them."""
+    path = run.folder / "summary.json"
+    if not path.exists():
+        return run
+    stages = _parse(path, _tree(path), _Summary).stages
+    times = [(s.seconds, s.images_per_second) for s in stages if s.seconds is not None]
+    passes = [seconds * rate for seconds, rate in times if rate is not None]
+    return evolve(
+        run,
+        seconds=sum(seconds for seconds, _ in times) if times else None,
+        image_passes=sum(passes) if times and len(passes) == len(times) else None,
+    )
 
 
 def _text(path: Path) -> str:
@@ -274,31 +302,3 @@ def _read_curves(path: Path) -> dict[str, Points]:
         except (ValueError, KeyError, TypeError):
             continue
     return {stage: tuple(sorted(points.items())) for stage, points in curves.items()}
-
-
-def _read_column(column: _Fields, rows: Sequence[RowResults]) -> Column:
-    metric = column.get("metric", str)
-    better = column.get("better", str, "")
-    if better not in (HIGHER, LOWER, ""):
-        raise CheckpointError(
-            f"{column.path} is damaged: {column.at}better is {better!r}, "
-            "expected 'higher', 'lower' or ''"
-        )
-    usual = usual_column(metric, rows)
-    return Column(
-        metric=metric,
-        title=column.get("title", str, "") or usual.title,
-        unit=column.get("unit", str, ""),
-        better=better,
-        digits=max(0, column.get("digits", int, usual.digits)),
-    )
-
-
-def _read_comparison(comparison: _Fields) -> Comparison:
-    first, second = comparison.get("first", str), comparison.get("second", str)
-    return Comparison(
-        name=comparison.get("name", str, "") or f"{first} against {second}",
-        first=first,
-        second=second,
-        metrics=comparison.texts("metrics"),
-    )

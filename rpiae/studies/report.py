@@ -84,11 +84,11 @@ def write_report(folder: Path, *, out: Path | None = None) -> tuple[Path, Path]:
 
 def html_report(results: StudyResults) -> str:
     """The whole page."""
+    strips, smaller = read_strips(results)
     pictured = {
-        "frontier": _frontier(results),
-        "strips": read_strips(results),
-        "curves": list(_curves(results)),
-    }
+        "frontier": _frontier(results), "curves": list(_curves(results)),
+        "strips": strips, "smaller": smaller,
+    }  # fmt: skip
     return render(HTML_FILE, _facts(results) | pictured)
 
 
@@ -156,11 +156,7 @@ def _curves(results: StudyResults) -> Iterator[tuple[str, Figure]]:
         for row in rows:
             run = row.first(run for run in row.runs if run.state != WAITING and run.curves)
             if run is not None:
-                parts = tuple(
-                    tuple((float(step), value) for step, value in points)
-                    for points in run.curves.values()
-                )
-                lines.append(Line(label=row.label(run), parts=parts))
+                lines.append(Line(label=row.label(run), segments=tuple(run.curves.values())))
         if lines:
             yield (
                 title,

@@ -12,6 +12,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from rpiae.studies.configs import ComparisonConfig, FrontierConfig
 from rpiae.studies.statistics import Statistics
 
 STUDY_FILE = "study.json"
@@ -130,24 +131,6 @@ class Column:
 
 
 @frozen(kw_only=True)
-class Comparison:
-    """Two rows to compare seed by seed, by the given metrics (all columns if none)."""
-
-    name: str
-    first: str
-    second: str
-    metrics: tuple[str, ...] = ()
-
-
-@frozen(kw_only=True)
-class Frontier:
-    """The two metrics of the trade-off."""
-
-    x: str
-    y: str
-
-
-@frozen(kw_only=True)
 class StudyResults:
     """A study: what it asks, and what every run of it measured.
 
@@ -163,8 +146,8 @@ class StudyResults:
     command: str = ""
     rows: tuple[RowResults, ...] = ()
     columns: tuple[Column, ...] = ()
-    comparisons: tuple[Comparison, ...] = ()
-    frontier: Frontier | None = None
+    comparisons: tuple[ComparisonConfig, ...] = ()
+    frontier: FrontierConfig | None = None
     groups: Mapping[str, str] = field(factory=dict)
 
     @property

@@ -13,15 +13,14 @@ from rpiae.studies.comparing import (
     paired,
     shared_protocol,
 )
+from rpiae.studies.configs import ComparisonConfig
 from rpiae.studies.results import (
     DONE,
     FAILED,
     LOWER,
     RUNNING,
-    STATES,
     WAITING,
     Column,
-    Comparison,
     RowResults,
     StudyResults,
 )
@@ -121,11 +120,14 @@ def differing_table(differing: Sequence[ProtocolDifference]) -> Table:
 
 def row_state(row: RowResults) -> str:
     """What is missing of a row: seeds that failed, run, wait, or were not evaluated."""
-    parts = [(state, [r.seed for r in row.runs if r.state == state]) for state in STATES[::-1]]
-    parts = [(state, seeds) for state, seeds in parts if state != DONE]
-    blank = [run.seed for run in row.runs if run.state == DONE and run.metrics is None]
-    parts.append(("not evaluated", blank))
-    said = [f"{what}: seed{'s' * (len(s) > 1)} {', '.join(map(str, s))}" for what, s in parts if s]
+    seeds = {
+        state: [run.seed for run in row.runs if run.state == state]
+        for state in (FAILED, WAITING, RUNNING)
+    }
+    seeds["not evaluated"] = [r.seed for r in row.runs if r.state == DONE and r.metrics is None]
+    said = [
+        f"{k}: seed{'s' * (len(s) > 1)} {', '.join(map(str, s))}" for k, s in seeds.items() if s
+    ]
     return " · ".join(said) if row.runs else "no runs"
 
 
@@ -166,7 +168,7 @@ def _cells(*texts: str) -> tuple[Cell, ...]:
     return tuple(Cell(text=text) for text in texts)
 
 
-def _compared(results: StudyResults, comparison: Comparison) -> Iterator[tuple[Cell, ...]]:
+def _compared(results: StudyResults, comparison: ComparisonConfig) -> Iterator[tuple[Cell, ...]]:
     """A comparison's lines, one for each metric."""
     first, second = results.row(comparison.first), results.row(comparison.second)
     if first is None or second is None:

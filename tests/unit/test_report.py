@@ -37,7 +37,6 @@ from rpiae.studies.reading import read_results
 from rpiae.studies.report import write_report
 from rpiae.studies.results import Column, RowResults, RunResults, StudyResults
 from rpiae.studies.statistics import Statistics, number
-from rpiae.studies.strips import Strips
 from rpiae.studies.tables import Table, warnings_of
 from rpiae.studies.templating import clean, html_text, markdown_text, render
 
@@ -289,7 +288,7 @@ def test_curves_are_thinned_and_keep_their_ends() -> None:
     points = [(float(i), float(i % 7)) for i in range(1000)]
     kept = thin(points)
     assert (len(kept), kept[0], kept[-1]) == (60, 0, 999)
-    figure = curves_figure("f", [Line(label="a", parts=(tuple(points),))], "step", "dB")
+    figure = curves_figure("f", [Line(label="a", segments=(tuple(points),))], "step", "dB")
     (curve,) = named(parsed(figure), "curve")
     (path,) = curve.iter("path")
     assert path.attrib["d"].count("L") == 59
@@ -297,15 +296,15 @@ def test_curves_are_thinned_and_keep_their_ends() -> None:
 
 
 def test_a_line_is_not_drawn_across_stages() -> None:
-    parts = (((0.0, 1.0), (1.0, 2.0)), ((2.0, 1.0), (3.0, 3.0)), ((4.0, 1.0),))
-    figure = parsed(curves_figure("f", [Line(label="a", parts=parts)], "step", "dB"))
+    segments = (((0.0, 1.0), (1.0, 2.0)), ((2.0, 1.0), (3.0, 3.0)), ((4.0, 1.0),))
+    figure = parsed(curves_figure("f", [Line(label="a", segments=segments)], "step", "dB"))
     assert len(named(figure, "curve")) == 2
     (dot,) = named(figure, "dot")
     assert len(list(dot.iter("use"))) == 1
 
 
 def test_lines_are_named_by_where_they_end_and_told_apart() -> None:
-    lines = [Line(label=f"row {i}", parts=(((0.0, 0.0), (9.0, float(i))),)) for i in range(10)]
+    lines = [Line(label=f"row {i}", segments=(((0.0, 0.0), (9.0, float(i))),)) for i in range(10)]
     figure = parsed(curves_figure("f", lines, "step", "dB"))
     texts = [element.text or "" for element in figure.iter("text")]
     assert [text for text in texts if text.startswith("row")] == [f"row {i}" for i in range(10)][
@@ -352,7 +351,9 @@ def test_labels_do_not_cover_each_other() -> None:
 def test_one_point_alone_can_be_drawn() -> None:
     axis = Axis(label="x")
     assert "nan" not in frontier_figure("f", [Point(label="a", x=0.0, y=0.0)], axis, axis)
-    assert "nan" not in curves_figure("f", [Line(label="a", parts=(((0.0, 30.0),),))], "step", "dB")
+    assert "nan" not in curves_figure(
+        "f", [Line(label="a", segments=(((0.0, 30.0),),))], "step", "dB"
+    )
 
 
 @pytest.mark.parametrize(
@@ -363,7 +364,7 @@ def test_any_label_is_text_of_a_figure(label: str) -> None:
     axis = Axis(label=label)
     figures = (
         frontier_figure("f", [Point(label=label, x=1.0, y=2.0)], axis, axis),
-        curves_figure("f", [Line(label=label, parts=(((0.0, 1.0), (1.0, 2.0)),))], label, label),
+        curves_figure("f", [Line(label=label, segments=(((0.0, 1.0), (1.0, 2.0)),))], label, label),
     )
     for figure, tooltip in zip(figures, (f"{label}: 1, 2", label), strict=True):
         figure.encode("utf-8")
@@ -702,13 +703,16 @@ def test_pictures_come_from_the_first_seed_that_has_some(tmp_path: Path) -> None
         ("study.json", '{"format": 1, "name": "a", "rows": [1]}'),
         ("study.json", '{"format": 1, "name": "a", "rows": [{"name": "b", "runs": [{"folder": "c"}]}]}'),
         ("study.json", '{"format": 1, "name": "a", "columns": [{"metric": "psnr", "better": "up"}]}'),
+        ("study.json", '{"format": 1, "name": "a", "frontier": 4, "groups": [], "rows": {}}'),
         ("evaluation.json", '{"metrics": {"psnr": 31.'),
+        ("evaluation.json", '{"metrics": [31.0]}'),
         ("evaluation.json", '{"metrics": {"psnr": "31"}}'),
         ("evaluation.json", '{"metrics": {"psnr": true}}'),
         ("evaluation.json", '{"metrics": {}, "warnings": [1]}'),
         ("evaluation.json", "\x00"),
         ("summary.json", "{'stages': 1}"),
         ("summary.json", '{"stages": [{"seconds": "1"}]}'),
+        ("summary.json", '{"stages": [null]}'),
     ],
 )  # fmt: skip
 def test_damaged_files_give_one_clear_line(tmp_path: Path, name: str, content: str) -> None:
@@ -721,7 +725,8 @@ def test_damaged_files_give_one_clear_line(tmp_path: Path, name: str, content: s
     message = str(raised.value)
     assert str(path) in message
     assert "\n" not in message
-    assert re.search("is damaged|of format 2", message)
+    assert re.search("is damaged|of format 2|is not a JSON file", message)
+    assert "' object" not in message, "that is Python's word for it"
     assert not (tmp_path / "report.html").exists()
 
 
@@ -822,7 +827,7 @@ def strange(tokens: Sequence[Any]) -> set[str]:
 
 def test_a_template_escapes_what_it_prints_and_knows_what_it_names() -> None:
     values: dict[str, Any] = dict.fromkeys(("open_runs", "facts", "tables", "failures", "warnings", "differing", "curves"), ())  # fmt: skip
-    values |= {"strips": Strips(strips=()), "frontier": None, "differences": None}
+    values |= {"strips": (), "smaller": False, "frontier": None, "differences": None}
     values["shared_table"] = Table(head=(), body=())
     values["study"] = StudyResults(folder=Path(), name="<b>*c*", summary=Markup("<i>ours</i>"))
     page, markdown = render("report.html", values), render("report.md", values)
