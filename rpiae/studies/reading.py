@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any, Literal, TypeVar
 
 import attrs
 from attrs import evolve, field, frozen
-from cattrs import Converter
-from cattrs.gen import make_dict_structure_fn
 
 from rpiae.core.config import make_converter, parse
 from rpiae.core.errors import CheckpointError, ConfigError, UsageError
@@ -32,7 +30,7 @@ from rpiae.studies.results import (
     usual_column,
 )
 
-T = TypeVar("T")
+T = TypeVar("T", bound=attrs.AttrsInstance)
 
 
 @frozen(kw_only=True)
@@ -42,6 +40,7 @@ class _Run:
     seed: int
     folder: str
     state: Literal["done", "running", "waiting", "failed"]
+    address: str = ""
     command: str = ""
     error: str = ""
 
@@ -87,15 +86,11 @@ class _Study:
 
 
 @frozen(kw_only=True)
-class _Evaluations:
-    """All that a run's ``evaluation.json`` holds, the newest last."""
-
-    evaluations: tuple[dict[str, Any], ...] = ()
-
-
-@frozen(kw_only=True)
 class _Evaluation:
-    """What a report needs of an evaluation; a metric without a number was not measured."""
+    """What a report needs of a run's ``evaluation.json``, or of one of the evaluations in it.
+
+    A metric without a number was not measured.
+    """
 
     metrics: dict[str, float | None] = field(factory=dict)
     protocol: dict[str, Any] = field(factory=dict)
@@ -108,13 +103,6 @@ class _Stage:
 
     seconds: float | None = None
     images_per_second: float | None = None
-
-
-@frozen(kw_only=True)
-class _Summary:
-    """What a report needs of a run's ``summary.json``."""
-
-    stages: tuple[_Stage, ...] = ()
 
 
 def read_results(folder: Path) -> StudyResults:
@@ -170,26 +158,21 @@ def _tree(path: Path) -> dict[str, Any]:
     return tree
 
 
+def _objects(path: Path, tree: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """The objects in a list of a file; none where there is no such list."""
+    objects = tree.get(name, [])
+    if not isinstance(objects, list) or not all(isinstance(each, dict) for each in objects):
+        raise CheckpointError(f"{path} is damaged: {name} is no list of objects")
+    return objects
+
+
 def _parse(path: Path, tree: Mapping[str, Any], cls: type[T]) -> T:
     """What is needed of a file's object; a field of the wrong kind is a damaged file."""
-    converter = make_converter()
-    converter.register_structure_hook_factory(attrs.has, lambda kind: _needed(kind, converter))
+    needed = {name: tree[name] for name in attrs.fields_dict(cls) if name in tree}
     try:
-        return parse(tree, cls, source=str(path), converter=converter)
+        return parse(needed, cls, source=str(path), converter=make_converter())
     except ConfigError as error:
         raise CheckpointError(f"{path} is damaged: {' · '.join(error.problems)}") from None
-
-
-def _needed(kind: type, converter: Converter) -> Callable[[Any, Any], Any]:
-    """A hook that leaves aside what a class does not name."""
-    from_dict = make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=False)
-
-    def structure(value: Any, _: Any) -> Any:
-        if not isinstance(value, dict):
-            raise ValueError(f"expected a table, got {shown(value)}")
-        return from_dict(value, kind)
-
-    return structure
 
 
 def _column(column: _Column, rows: tuple[RowResults, ...]) -> Column:
@@ -236,15 +219,14 @@ def _measured(run: RunResults, measured_with: Any) -> RunResults:
         return run
     tree = _tree(path)
     if measured_with:
-        evaluations = _parse(path, tree, _Evaluations).evaluations
-        tree = dict(measured_as(evaluations, measured_with) or tree)
+        tree = dict(measured_as(_objects(path, tree, "evaluations"), measured_with) or tree)
         if tree.get("config", measured_with) != printable_tree(measured_with):
             # Somebody measured the run again, on other images or with other metrics.
             warning = "measured otherwise than the study says since: rpiae ablate measures it again"
             return evolve(run, warnings=(warning,))
     if isinstance(numbers := tree.get("metrics"), dict):
         # A NaN was not measured.
-        tree = {**tree, "metrics": {name: v for name, v in numbers.items() if v == v}}
+        tree["metrics"] = {name: value for name, value in numbers.items() if value == value}
     evaluation = _parse(path, tree, _Evaluation)
     return evolve(
         run,
@@ -259,7 +241,7 @@ def _trained(run: RunResults) -> RunResults:
     path = run.folder / "summary.json"
     if not path.exists():
         return run
-    stages = _parse(path, _tree(path), _Summary).stages
+    stages = [_parse(path, stage, _Stage) for stage in _objects(path, _tree(path), "stages")]
     times = [(s.seconds, s.images_per_second) for s in stages if s.seconds is not None]
     passes = [seconds * rate for seconds, rate in times if rate is not None]
     return evolve(

@@ -587,6 +587,10 @@ def test_a_study_reports_what_it_asked_for_among_all_that_was_measured(tmp_path:
     (folder / "evaluation.json").write_text(json.dumps(tree))
     (row,) = read_results(tmp_path).rows
     assert row.by_seed("psnr") == {0: 21.0}
+    tree["evaluations"] = [1]
+    (folder / "evaluation.json").write_text(json.dumps(tree))
+    with pytest.raises(CheckpointError, match="is damaged: evaluations is no list of objects"):
+        read_results(tmp_path)
     tree["evaluations"] = [found[-1]]
     (folder / "evaluation.json").write_text(json.dumps(tree))
     (row,) = read_results(tmp_path).rows
