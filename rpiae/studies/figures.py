@@ -184,7 +184,7 @@ def curves_figure(name: str, lines: Sequence[Line], x_label: str, y_label: str) 
 
 @contextlib.contextmanager
 def _style(name: str) -> Iterator[None]:
-    """matplotlib's settings while a figure is drawn; ids depend on its name and nothing else."""
+    """matplotlib's settings while a figure is drawn; ids depend on that and the figure's name."""
     import matplotlib.style
 
     with (
