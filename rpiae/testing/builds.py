@@ -42,6 +42,7 @@ def check_builds(
     losses: Sequence[str] = (),
     data: str | Tree | None = None,
     recipe: str = "quick",
+    without: Sequence[str] = (),
 ) -> None:
     """Parts build, take optimiser steps in every stage of a recipe, and load again from a folder.
 
@@ -52,12 +53,13 @@ def check_builds(
         losses: registered losses that are added to every stage which offers what they need.
         data: a registered dataset in place of made-up images.
         recipe: whose stages are tried; what its losses load must be there.
+        without: losses that are left out of it.
 
     Raises:
         AssertionError: with what is wrong.
         RpiaeError: if the parts do not resolve.
     """
-    resolved = _resolved(encoder, bridge, decoder, losses, data, recipe)
+    resolved = _resolved(encoder, bridge, decoder, losses, data, recipe, without)
     used = {t.loss.label for stage in resolved.config.recipe.stages for t in stage.terms}
     unused = sorted(set(losses) - used)
     assert not unused, f"no stage of recipe {recipe!r} offers what {', '.join(unused)} needs"
@@ -80,11 +82,12 @@ def _resolved(
     losses: Sequence[str],
     data: str | Tree | None,
     recipe: str,
+    without: Sequence[str],
 ) -> ResolvedRun:
     stages = copy.deepcopy(registry("recipes").select(recipe).tree)
     for stage in stages["stages"]:
         stage["terms"] = [
-            *(term | {"optional": True} for term in stage["terms"]),
+            *(t | {"optional": True} for t in stage["terms"] if _loss(t) not in without),
             *({"loss": loss, "optional": True} for loss in losses),
         ]
     described = ("paper", "licence")
@@ -96,6 +99,11 @@ def _resolved(
         tree["data"] = data
     short = (f"recipe.max_steps={STEPS}", "recipe.batch_size=2", "encoder.pretrained=false")
     return runs.resolve(tree, overrides=short, source="check_builds")
+
+
+def _loss(term: Tree) -> str:
+    loss = term["loss"]
+    return str(loss["name"] if isinstance(loss, dict) else loss)
 
 
 def _train(resolved: ResolvedRun, model: RPiAE, folder: Path) -> set[str]:

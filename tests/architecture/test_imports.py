@@ -51,7 +51,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("studies",),
     ("testing",),
     ("speed",),
-    ("cli", "__main__"),
+    ("plugin", "cli", "__main__"),
 )  # fmt: skip
 PART_FAMILIES = frozenset({"encoders", "bridges", "decoders", "losses", "recipes"})
 STRANGERS = (PART_FAMILIES,)

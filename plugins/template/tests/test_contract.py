@@ -1,6 +1,6 @@
 """The contract kit of rpiae on this plugin."""
 
-from rpiae.testing import check_bridge, check_builds, check_plugin
+from rpiae.plugin import check_bridge, check_builds, check_plugin
 
 from rpiae_template.configs import TemplateBridgeConfig
 

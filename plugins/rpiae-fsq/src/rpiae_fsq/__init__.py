@@ -1,6 +1,6 @@
 """Finite scalar quantisation as a bridge of rpiae; torch-free."""
 
-from rpiae.core.registry import Entry, Manifest, Preset
+from rpiae.plugin import Entry, Manifest, Preset
 
 PAPER = "arXiv 2309.15505"
 

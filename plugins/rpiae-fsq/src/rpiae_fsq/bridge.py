@@ -9,9 +9,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from rpiae.core.contracts import Features
-from rpiae.core.errors import UsageError
-from rpiae.core.shapes import at_least_fp32, map_grid, map_to_tokens, tokens_to_map
+from rpiae.plugin import (
+    Features,
+    UsageError,
+    at_least_fp32,
+    map_grid,
+    map_to_tokens,
+    tokens_to_map,
+)
 
 #: By how much a channel's bound reaches past its outermost level, so that it can be reached.
 MARGIN = 1e-3

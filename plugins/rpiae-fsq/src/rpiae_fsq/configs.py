@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from attrs import frozen
 
-from rpiae.core.config import BridgeConfig, BridgeDescription, wired
+from rpiae.plugin import BridgeConfig, BridgeDescription, wired
 
 
 @frozen(kw_only=True)

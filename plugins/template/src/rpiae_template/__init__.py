@@ -1,6 +1,6 @@
 """The bridge 'template' for rpiae. Nothing here imports torch, so that listings are quick."""
 
-from rpiae import Entry, Manifest, Preset
+from rpiae.plugin import Entry, Manifest, Preset
 
 MANIFEST = Manifest(
     api=1,

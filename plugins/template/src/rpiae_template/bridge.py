@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from rpiae.bridges.variational import DiagonalGaussian
-from rpiae.core.contracts import Features
-from rpiae.core.shapes import map_grid, map_to_tokens, tokens_to_map
+from rpiae.plugin import (
+    DiagonalGaussian,
+    Features,
+    map_grid,
+    map_to_tokens,
+    tokens_to_map,
+)
 from torch import Tensor, nn
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from attrs import frozen
-from rpiae.core.config import BridgeConfig, BridgeDescription, at_least, wired
+from rpiae.plugin import BridgeConfig, BridgeDescription, at_least, wired
 
 
 @frozen(kw_only=True)
