@@ -246,7 +246,10 @@ def _end(line: Line) -> float:
 
 
 def _name_points(axes: Any, points: Sequence[Point], best: Sequence[int]) -> None:
-    """Write each point's name where it covers least, the best ones' first, joined by a thin line."""
+    """Write each point's name where it covers least, the best ones' first.
+
+    A name that ends up some way off is joined to its point by a thin line.
+    """
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
@@ -270,6 +273,8 @@ def _name_points(axes: Any, points: Sequence[Point], best: Sequence[int]) -> Non
         ]
         box = min(boxes, key=lambda box: _objections(box, axes, covered, strokes))
         label.xyann = (box.x0 - left, box.y0 - low)
+        far = not box.padded(9).contains(left, low)
+        label.arrow_patch.set(gid=f"leader-{index}", visible=far)
         covered.append(box.padded(1))
 
 

@@ -338,6 +338,9 @@ def test_labels_do_not_cover_each_other() -> None:
     figure = parsed(frontier_figure("f", points, Axis(label="x"), Axis(label="y")))
     labels = [next(group.iter("text")) for group in named(figure, "name")]
     assert len(labels) == 13
+    joined = {group.attrib["id"] for group in named(figure, "leader")}
+    assert "f-leader-12" not in joined, "there is room beside it"
+    assert 6 <= len(joined) < 12
     boxes = [
         (float(t.attrib["x"]), float(t.attrib["y"]), float(t.attrib["x"]) + 6.5 * len(t.text), t.text)
         for t in labels if t.text
@@ -394,6 +397,7 @@ def test_the_page_is_whole_and_alone(tmp_path: Path) -> None:
     text = write_report(full_study(tmp_path).path)[0].read_text("utf-8")
     page = Page(text)
     names = [tag for tag, _ in page.tags]
+    assert text.startswith("<!DOCTYPE html>")
     assert "script" not in names
     assert "link" not in names
     assert HOSTILE in page.text
