@@ -1,8 +1,12 @@
-"""Where the processes of a study run: on this machine, or wherever submitit takes them."""
+"""Where the processes of a study run: on this machine, or wherever submitit takes them.
+
+On this machine they are started here, since those of submitit's local executor outlive the study's
+process, have a second to save when they are cancelled, all start at once, and are dealt no GPUs or
+processors.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -83,17 +87,14 @@ class _LocalProcess:
         late = self._stopped_at is not None and time.monotonic() - self._stopped_at > GRACE
         if code is None and late:
             self._process.kill()
-        if code is not None:
-            stdin: IO[bytes] | None = self._process.stdin
-            if stdin is not None:
-                stdin.close()
+        if code is not None and self._process.stdin is not None:
+            self._process.stdin.close()
         return code
 
     def stop(self) -> None:
         if self._stopped_at is None:
             self._stopped_at = time.monotonic()
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGTERM)
+            self._process.send_signal(signal.SIGTERM)
 
 
 class SubmititExecutor:

@@ -1,32 +1,56 @@
 """Figures of a study as inline SVG: the frontier of two metrics, and curves.
 
-Written by hand, without matplotlib: text stays text and colours come from the page's style
-sheet, so that one figure serves light and dark pages, and takes a few kilobytes.
+matplotlib draws them, without pyplot and whatever its user has configured: equal data give equal
+text. Text stays text. Every colour becomes a variable of the page's style sheet, so that one figure
+serves light and dark pages.
 """
 
 from __future__ import annotations
 
-import html
+import contextlib
+import io
 import math
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+import re
+import textwrap
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from xml.etree import ElementTree
 
 from attrs import frozen
 
-from rpiae.core.runtime.names import printable
-from rpiae.studies.results import MINUS
+from rpiae.studies.templating import clean
 
 WIDTH, HEIGHT = 760, 420
 MOST_POINTS = 60
-NUM_COLOURS = 8
-#: Lines of one colour are told apart by their dashes.
-DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4")
-FONT = 12.0
-#: Widths of letters are about this share of the font size.
-LETTER = 0.57
-LINE = 15.0
+#: Letters of a label on one line; tooltips have the whole of it.
+MOST_LETTERS = 60
+LEGEND_LETTERS = 34
+LEGEND_LINE = 17
 
-Box = tuple[float, float, float, float]
+#: What a page's variables are called → the colour that stands for it while matplotlib draws.
+COLOURS = {
+    "ink": "#1c2024", "muted": "#626a73", "rule": "#d9dde2", "paper": "#ffffff", "accent": "#1f5fb0",
+    "c0": "#1f6fc4", "c1": "#d1652b", "c2": "#25875a", "c3": "#b2376f", "c4": "#7759bd",
+    "c5": "#8a6d1b", "c6": "#148a9c", "c7": "#6b7480",
+}  # fmt: skip
+LINE_COLOURS = tuple(COLOURS[f"c{index}"] for index in range(8))
+#: Lines of one colour are told apart by their dashes.
+DASHES: tuple[Any, ...] = (
+    "-", (0, (6, 3)), (0, (2, 3)), (0, (8, 3, 2, 3)), (0, (1, 4))
+)  # fmt: skip
+
+STYLE = {
+    "svg.fonttype": "none", "text.parse_math": False, "axes.formatter.useoffset": False,
+    "font.family": ["DejaVu Sans"], "font.size": 12, "text.color": COLOURS["ink"],
+    "axes.labelcolor": COLOURS["ink"], "axes.labelpad": 8, "axes.labelsize": 12,
+    "xtick.labelsize": 11, "xtick.labelcolor": COLOURS["muted"], "xtick.bottom": False,
+    "ytick.labelsize": 11, "ytick.labelcolor": COLOURS["muted"], "ytick.left": False,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": COLOURS["rule"], "grid.linewidth": 0.7,
+    "axes.spines.left": False, "axes.spines.right": False, "axes.spines.top": False,
+    "axes.spines.bottom": False, "axes.facecolor": "none", "figure.facecolor": "none",
+    "figure.dpi": 72,
+}  # fmt: skip
 
 
 @frozen(kw_only=True)
@@ -55,10 +79,10 @@ class Point:
 
 @frozen(kw_only=True)
 class Line:
-    """A labelled line of several parts, which are not joined."""
+    """A labelled line of several segments, which are not joined."""
 
     label: str
-    parts: tuple[tuple[tuple[float, float], ...], ...]
+    segments: tuple[tuple[tuple[float, float], ...], ...]
 
 
 def pareto(
@@ -90,20 +114,11 @@ def thin(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> list
     return [round(i * (len(points) - 1) / (most - 1)) for i in range(most)]
 
 
-def ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """About ``count`` round numbers (1, 2, 2.5 or 5 times a power of ten) from low to high."""
-    raw = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= raw * 0.999)
-    return [
-        i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
-    ]
-
-
-def frontier_figure(points: Sequence[Point], x: Axis, y: Axis) -> str:
+def frontier_figure(name: str, points: Sequence[Point], x: Axis, y: Axis) -> str:
     """Points in the plane of two metrics; the ones that no other dominates are joined.
 
     Args:
+        name: what ids in the figure begin with; another one for each figure of a page.
         points: finite, at least one.
         x, y: the axes.
     """
@@ -112,269 +127,229 @@ def frontier_figure(points: Sequence[Point], x: Axis, y: Axis) -> str:
         higher_x=x.higher_is_better,
         higher_y=y.higher_is_better,
     )
-    plane = _Plane(
-        xs=[v for p in points for v in _reach(p.x, p.x_spread)],
-        ys=[v for p in points for v in _reach(p.y, p.y_spread)],
-        right=WIDTH - 20,
-        bottom=HEIGHT - 52,
-        margin=0.09,
-    )
-    body = [*plane.frame(x.label, y.label)]
-    front = [plane.at(points[i].x, points[i].y) for i in best]
-    if len(front) > 1:
-        body.append(f'<path class="front" d="{_path(front)}"/>')
-    for point in points:
-        body.extend(f'<path class="bar" d="{_path(ends)}"/>' for ends in plane.bars(point))
-    places = [plane.at(p.x, p.y) for p in points]
-    for index, (point, (left, top)) in enumerate(zip(points, places, strict=True)):
-        body.append(
-            f'<circle class="{"best" if index in best else "other"}" cx="{_short(left)}" '
-            f'cy="{_short(top)}" r="4.5"><title>{_escaped(point.label)}: {point.x:.4g}, '
-            f"{point.y:.4g}</title></circle>"
-        )
-    obstacles = [(x - 6, y - 6, x + 6, y + 6) for x, y in places]
-    strokes = [front, *(ends for point in points for ends in plane.bars(point))]
-    obstacles += [(x - 2, y - 2, x + 2, y + 2) for stroke in strokes for x, y in _along(stroke)]
-    for index in sorted(range(len(points)), key=lambda i: (i not in best, i)):
-        box, leader = _place(places[index], _width(points[index].label), obstacles, plane)
-        obstacles.append(box)
-        if leader:
-            body.append(f'<path class="leader" d="{_path([places[index], leader])}"/>')
-        body.append(
-            f'<text class="name{" strong" if index in best else ""}" x="{_short(box[0] + 2)}" '
-            f'y="{_short(box[3] - 4)}">{_escaped(points[index].label)}</text>'
-        )
-    names = ", ".join(points[index].label for index in best)
-    return _svg(HEIGHT, body, f"{y.label} against {x.label}; not dominated: {names}")
+    titles = {}
+    with _style(name):
+        figure, axes = _axes(HEIGHT, x.label, y.label)
+        axes.margins(0.09)
+        if len(best) > 1:
+            front = [(points[index].x, points[index].y) for index in best]
+            axes.plot(
+                *zip(*front, strict=True), color=COLOURS["accent"], linewidth=1.6, gid="front"
+            )
+        for index, point in enumerate(points):
+            gid = _draw_point(axes, index, point, best=index in best)
+            titles[gid] = f"{point.label}: {point.x:.4g}, {point.y:.4g}"
+        # Labels are placed among what is drawn, which must not move afterwards.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        _name_points(axes, points, best)
+        names = ", ".join(points[index].label for index in best)
+        description = f"{y.label} against {x.label}; not dominated: {names}"
+        return _svg(figure, name, description, titles)
 
 
-def curves_figure(lines: Sequence[Line], x_label: str, y_label: str) -> str:
-    """Lines, each named at its right end.
+def curves_figure(name: str, lines: Sequence[Line], x_label: str, y_label: str) -> str:
+    """Lines, each named beside the plot; the one that ends highest is named first.
 
     Args:
+        name: what ids in the figure begin with; another one for each figure of a page.
         lines: at least one point in all.
         x_label, y_label: titles of the axes.
     """
-    lines = [line for line in lines if any(line.parts)]
-    longest = max(len(line.label) for line in lines)
-    right = WIDTH - min(20 + _width("n" * longest), WIDTH * 0.4)
-    height = max(320, LINE * len(lines) + 90)
-    plane = _Plane(
-        xs=[p[0] for line in lines for part in line.parts for p in part],
-        ys=[p[1] for line in lines for part in line.parts for p in part],
-        right=right,
-        bottom=height - 52,
-        margin=0.03,
-    )
-    body = [*plane.frame(x_label, y_label)]
-    ends = []
-    for index, line in enumerate(lines):
-        style = _style(index)
-        for part in filter(None, line.parts):
-            points = [plane.at(*part[i]) for i in thin(part)]
-            if len(points) > 1:
-                body.append(f'<path {style} d="{_path(points)}"/>')
-            else:
-                place = f'cx="{_short(points[0][0])}" cy="{_short(points[0][1])}"'
-                body.append(f'<circle class="dot c{index % NUM_COLOURS}" {place} r="2.5"/>')
-        last = next(part[-1] for part in reversed(line.parts) if part)
-        ends.append(plane.at(*last))
-    tops = _apart([top for _, top in ends], LINE, plane.top, plane.bottom)
-    for index, (line, (left, end), top) in enumerate(zip(lines, ends, tops, strict=True)):
-        body.append(
-            f'<path class="leader" d="{_path([(left + 2, end), (right + 10, top)])}"/>'
-            f'<text class="name t{index % NUM_COLOURS}" x="{_short(right + 13)}" '
-            f'y="{_short(top + 4)}">{_escaped(line.label)}</text>'
-        )
-    return _svg(height, body, f"{y_label} over {x_label}, one line for each of {len(lines)} rows")
+    from matplotlib.ticker import EngFormatter
+
+    lines = [line for line in lines if any(line.segments)]
+    labels = [
+        textwrap.wrap(_one_line(line.label), LEGEND_LETTERS, max_lines=3, placeholder=" …")
+        for line in lines
+    ]
+    titles: dict[str, str] = {}
+    with _style(name):
+        height = max(320, LEGEND_LINE * sum(map(len, labels)) + 40)
+        figure, axes = _axes(height, x_label, y_label)
+        axes.margins(0.03)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        handles = [_draw_line(axes, index, line, titles) for index, line in enumerate(lines)]
+        order = sorted(range(len(lines)), key=lambda index: -_end(lines[index]))
+        legend = figure.legend(
+            [handles[index] for index in order], [str(index) for index in order],
+            loc="outside right upper", frameon=False, labelcolor="linecolor",
+        )  # fmt: skip
+        # Set afterwards: a legend leaves out what begins with an underscore.
+        for text, index in zip(legend.get_texts(), order, strict=True):
+            text.set_text("\n".join(labels[index]))
+        description = f"{y_label} over {x_label}, one line for each of {len(lines)} rows"
+        return _svg(figure, name, description, titles)
 
 
-class _Plane:
-    """Data to pixels, with ticks.
+@contextlib.contextmanager
+def _style(name: str) -> Iterator[None]:
+    """matplotlib's settings while a figure is drawn; ids depend on that and the figure's name."""
+    import matplotlib.style
 
-    Args:
-        xs, ys: what has to be in view.
-        right, bottom: edges of the plot, in pixels.
-        margin: share of the range that is left free on each side.
+    with (
+        matplotlib.style.context(["default", STYLE | {"svg.hashsalt": name}]),
+        warnings.catch_warnings(),
+    ):
+        # The font only measures; the reader's own has the letters that it lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def _axes(height: float, x_label: str, y_label: str) -> tuple[Any, Any]:
+    """A figure, a pixel of the page being a point of it, and its axes."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots()
+    axes.set_xlabel(_one_line(x_label))
+    axes.set_ylabel(_one_line(y_label))
+    return figure, axes
+
+
+def _draw_point(axes: Any, index: int, point: Point, *, best: bool) -> str:
+    """Draw a point with its spread; its id."""
+    gid = f"{'best' if best else 'other'}-{index}"
+    fill, edge = ("accent", "paper") if best else ("paper", "muted")
+    marker, _, bars = axes.errorbar(
+        point.x, point.y, xerr=point.x_spread or None, yerr=point.y_spread or None,
+        ecolor=COLOURS["muted"], elinewidth=1.1, fmt="o", markersize=9, zorder=3,
+        markerfacecolor=COLOURS[fill], markeredgecolor=COLOURS[edge],
+        markeredgewidth=1 if best else 1.5,
+    )  # fmt: skip
+    marker.set_gid(gid)
+    for number, bar in enumerate(bars):
+        bar.set(gid=f"spread-{index}-{number}", zorder=2)
+    return gid
+
+
+def _draw_line(axes: Any, index: int, line: Line, titles: dict[str, str]) -> Any:
+    """Draw a line's segments, a dot where one is a single point; what the legend is to show."""
+    handles = []
+    for number, segment in enumerate(filter(None, line.segments)):
+        points = [segment[i] for i in thin(segment)]
+        gid = f"{'curve' if len(points) > 1 else 'dot'}-{index}-{number}"
+        titles[gid] = line.label
+        handles += axes.plot(
+            *zip(*points, strict=True), gid=gid, linewidth=1.7, markersize=5,
+            marker="o" if len(points) == 1 else "", color=LINE_COLOURS[index % len(LINE_COLOURS)],
+            linestyle=DASHES[index // len(LINE_COLOURS) % len(DASHES)],
+        )  # fmt: skip
+    return handles[0]
+
+
+def _end(line: Line) -> float:
+    """The last value of a line."""
+    return next(segment[-1][1] for segment in reversed(line.segments) if segment)
+
+
+def _name_points(axes: Any, points: Sequence[Point], best: Sequence[int]) -> None:
+    """Write each point's name where it covers least, the best ones' first.
+
+    A name that ends up some way off is joined to its point by a thin line.
     """
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
 
-    left, top = 58.0, 14.0
-
-    def __init__(
-        self,
-        *,
-        xs: Sequence[float],
-        ys: Sequence[float],
-        right: float,
-        bottom: float,
-        margin: float,
-    ) -> None:
-        self.right, self.bottom = right, bottom
-        self._xs, self._ys = _range(xs, margin), _range(ys, margin)
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        """Where a point is, in pixels."""
-        across = (x - self._xs[0]) / (self._xs[1] - self._xs[0])
-        up = (y - self._ys[0]) / (self._ys[1] - self._ys[0])
-        return (
-            self.left + across * (self.right - self.left),
-            self.bottom - up * (self.bottom - self.top),
-        )
-
-    def frame(self, x_label: str, y_label: str) -> Iterable[str]:
-        """Grid, ticks and titles."""
-        steps, values = ticks(*self._xs), ticks(*self._ys)
-        for value, text in zip(steps, _tick_texts(steps), strict=True):
-            left = _short(self.at(value, 0)[0])
-            yield f'<path class="grid" d="M{left} {_short(self.top)}V{_short(self.bottom)}"/>'
-            yield f'<text class="tick" text-anchor="middle" x="{left}" y="{_short(self.bottom + 18)}">{text}</text>'
-        for value, text in zip(values, _tick_texts(values), strict=True):
-            top = self.at(0, value)[1]
-            yield f'<path class="grid" d="M{_short(self.left)} {_short(top)}H{_short(self.right)}"/>'
-            yield f'<text class="tick" text-anchor="end" x="{_short(self.left - 7)}" y="{_short(top + 4)}">{text}</text>'
-        middle, height = (self.left + self.right) / 2, (self.top + self.bottom) / 2
-        yield (
-            f'<text class="axis" text-anchor="middle" x="{_short(middle)}" '
-            f'y="{_short(self.bottom + 40)}">{_escaped(x_label)}</text>'
-            f'<text class="axis" text-anchor="middle" transform="translate(14 {_short(height)}) '
-            f'rotate(-90)">{_escaped(y_label)}</text>'
-        )
-
-    def bars(self, point: Point) -> Iterable[list[tuple[float, float]]]:
-        """Ends of the error bars, in pixels, as far as the point has spreads."""
-        for across, up in ((point.x_spread or 0.0, 0.0), (0.0, point.y_spread or 0.0)):
-            if across or up:
-                yield [self.at(point.x + sign * across, point.y + sign * up) for sign in (-1, 1)]
-
-
-def _reach(value: float, spread: float | None) -> tuple[float, float]:
-    return value - (spread or 0), value + (spread or 0)
-
-
-def _range(values: Sequence[float], margin: float) -> tuple[float, float]:
-    """The range of values with a margin; of one value, a range around it."""
-    low, high = min(values), max(values)
-    if math.isclose(low, high, rel_tol=1e-9):
-        room = abs(low) * 0.05 or 1.0
-        return low - room, high + room
-    room = (high - low) * margin
-    return low - room, high + room
-
-
-def _place(
-    point: tuple[float, float], wide: float, obstacles: Sequence[Box], plane: _Plane
-) -> tuple[Box, tuple[float, float] | None]:
-    """Where a label goes: the nearest place around its point that covers as little as possible.
-
-    Returns:
-        Its box, and where a thin line from the point has to end if that is some way off.
-    """
-    x, y = point
-    candidates = list(_around(x, y, wide))
-    inside = [c for c in candidates if _within(c[0], plane)] or candidates
-    box, far = min(inside, key=lambda c: _overlap(c[0], obstacles))
-    if not far:
-        return box, None
-    return box, (min(max(x, box[0]), box[2]), box[3] if y > box[3] else box[1])
-
-
-def _along(stroke: Sequence[tuple[float, float]]) -> Iterable[tuple[float, float]]:
-    """Points on a stroke, about 4 pixels from each other."""
-    for (x, y), (to_x, to_y) in pairwise(stroke):
-        count = max(1, int(math.hypot(to_x - x, to_y - y) / 4))
-        for i in range(count + 1):
-            yield x + (to_x - x) * i / count, y + (to_y - y) * i / count
-
-
-def _around(x: float, y: float, wide: float) -> Iterable[tuple[Box, bool]]:
-    """Boxes for a label around a point, the nearest first, and whether they are far."""
-    half = LINE / 2
-    for left, top in ((x + 7, y - half), (x - 7 - wide, y - half)):
-        yield (left, top, left + wide, top + LINE), False
-    for left in (x - wide / 2, x + 2, x - 2 - wide):
-        for top in (y - 7 - LINE, y + 7):
-            yield (left, top, left + wide, top + LINE), False
-    for distance in (24, 38, 52, 70, 90, 115):
-        for left in (x + 8, x - 8 - wide, x - wide / 2):
-            for top in (y - distance - half, y + distance - half):
-                yield (left, top, left + wide, top + LINE), True
-
-
-def _within(box: Box, plane: _Plane) -> bool:
-    return (
-        box[0] >= plane.left + 2
-        and box[2] <= plane.right
-        and box[1] >= plane.top
-        and box[3] <= plane.bottom
-    )
-
-
-def _overlap(box: Box, others: Iterable[Box]) -> float:
-    """Area in common with other boxes, square pixels."""
-    total = 0.0
-    for other in others:
-        wide = min(box[2], other[2]) - max(box[0], other[0])
-        high = min(box[3], other[3]) - max(box[1], other[1])
-        total += max(0.0, wide) * max(0.0, high)
-    return total
-
-
-def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places moved as little as it takes to be a gap apart, in their order, within low and high."""
-    order = sorted(range(len(places)), key=lambda i: places[i])
-    moved = [places[i] for i in order]
-    for i in range(1, len(moved)):
-        moved[i] = max(moved[i], moved[i - 1] + gap)
-    if moved and moved[-1] > high:
-        moved[-1] = high
-        for i in reversed(range(len(moved) - 1)):
-            moved[i] = min(moved[i], moved[i + 1] - gap)
-    result = [0.0] * len(places)
-    for place, index in zip(moved, order, strict=True):
-        result[index] = max(place, low)
-    return result
-
-
-def _style(index: int) -> str:
-    dash = DASHES[index // NUM_COLOURS % len(DASHES)]
-    dashes = f' stroke-dasharray="{dash}"' if dash else ""
-    return f'class="curve c{index % NUM_COLOURS}"{dashes}'
-
-
-def _tick_texts(values: Sequence[float]) -> list[str]:
-    """The shortest decimals that tell the ticks apart; thousands as k."""
-    if values and max(map(abs, values)) >= 10_000:
-        return [
-            text + "k" if text != "0" else text for text in _tick_texts([v / 1000 for v in values])
+    strokes = [line.get_path().transformed(line.get_transform()) for line in axes.get_lines()]
+    for bars in axes.collections:
+        strokes += [path.transformed(bars.get_transform()) for path in bars.get_paths()]
+    places = axes.transData.transform([(point.x, point.y) for point in points]).tolist()
+    covered = [Bbox.from_bounds(left - 6, low - 6, 12, 12) for left, low in places]
+    for index in sorted(range(len(points)), key=lambda i: (i not in best, i)):
+        at = (points[index].x, points[index].y)
+        label = axes.annotate(
+            _cut(_one_line(points[index].label)), at, (0, 0), textcoords="offset points",
+            va="bottom", gid=f"name-{index}", fontweight="bold" if index in best else "normal",
+            arrowprops={"arrowstyle": "-", "color": COLOURS["muted"], "linewidth": 0.6,
+                        "shrinkA": 0, "shrinkB": 5},
+        )  # fmt: skip
+        width, height = Text.get_window_extent(label).size
+        left, low = places[index]
+        boxes = [
+            Bbox.from_bounds(left + x, low + y, width, height) for x, y in _around(width, height)
         ]
-    step = values[1] - values[0] if len(values) > 1 else abs(values[0]) if values else 1.0
-    digits = 0
-    while digits < 8 and step and abs(round(step, digits) - step) > 1e-6 * abs(step):
-        digits += 1
-    return [f"{value:z.{digits}f}".replace("-", MINUS) for value in values]
+        box = min(boxes, key=lambda box: _objections(box, axes, covered, strokes))
+        label.xyann = (box.x0 - left, box.y0 - low)
+        far = not box.padded(9).contains(left, low)
+        label.arrow_patch.set(gid=f"leader-{index}", visible=far)
+        covered.append(box.padded(1))
 
 
-def _width(text: str) -> float:
-    """About how wide a text is, in pixels."""
-    return len(text) * FONT * LETTER + 4
+def _around(width: float, height: float) -> Iterator[tuple[float, float]]:
+    """Where a label of a size may begin, from its point, the nearest first."""
+    for x in (8, -8 - width):
+        yield x, -height / 2
+    for x in (-width / 2, 2, -2 - width):
+        for y in (6, -6 - height):
+            yield x, y
+    for distance in (24, 38, 52, 70, 90, 115):
+        for x in (8, -8 - width, -width / 2):
+            for y in (distance, -distance):
+                yield x, y - height / 2
 
 
-def _short(value: float) -> str:
-    """A coordinate with a tenth of a pixel."""
-    return f"{value:z.1f}".removesuffix(".0")
+def _objections(
+    box: Any, axes: Any, covered: Sequence[Any], strokes: Sequence[Any]
+) -> tuple[bool, int, int]:
+    """What speaks against a label's place, the worst first: outside, on something, on a line."""
+    within = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
+    within &= axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1
+    crossed = sum(stroke.intersects_bbox(box, filled=False) for stroke in strokes)
+    return not within, box.count_overlaps(covered), crossed
 
 
-def _path(points: Iterable[tuple[float, float]]) -> str:
-    return "M" + "L".join(f"{_short(x)} {_short(y)}" for x, y in points)
+def _one_line(text: str) -> str:
+    return " ".join(clean(text).split())
 
 
-def _escaped(text: str) -> str:
-    return html.escape(printable(text))
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 1]}…"
 
 
-def _svg(height: float, body: Iterable[str], description: str) -> str:
-    label = _escaped(description)
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {_short(height)}" role="img" aria-label="{label}" '
-        f'font-size="{FONT:g}">{"".join(body)}</svg>'
-    )
+def _svg(figure: Any, name: str, description: str, titles: Mapping[str, str]) -> str:
+    """The figure as an element of a page, with a description and with tooltips by id."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=nothing)
+    root = ElementTree.fromstring(buffer.getvalue())
+    for element in list(root.iter()):
+        if element.get("id") in titles:
+            title = ElementTree.Element("title")
+            title.text = _one_line(titles[element.attrib["id"]])
+            element.insert(0, title)
+        _adapt(element, name)
+    root.attrib = {
+        "viewBox": root.attrib["viewBox"],
+        "role": "img",
+        "aria-label": _one_line(description),
+    }
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _adapt(element: ElementTree.Element, name: str) -> None:
+    """Make an element one of HTML: ids are the figure's own, colours the page's.
+
+    A style sheet would be the whole page's, all that is drawn lies within its axes, and ids that
+    matplotlib counts name nothing.
+    """
+    element[:] = [child for child in element if not child.tag.endswith(("}style", "}clipPath"))]
+    element.tag = element.tag.rpartition("}")[2]
+    element.tail = None
+    attributes = {}
+    for key, value in element.attrib.items():
+        key = key.rpartition("}")[2]
+        if key == "href":
+            value = f"#{name}-{value.removeprefix('#')}"
+        elif key == "id":
+            value = f"{name}-{value}"
+        elif key == "style":
+            value = re.sub("#[0-9a-f]{6}", lambda match: f"var(--{_VARIABLES[match[0]]})", value)
+        if key != "clip-path" and not (key == "id" and re.search(r"_\d+$", value)):
+            attributes[key] = " ".join(value.split())
+    element.attrib = attributes
+
+
+_VARIABLES = {colour: name for name, colour in COLOURS.items()}

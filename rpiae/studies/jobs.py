@@ -151,7 +151,7 @@ def perform(path: Path) -> int:
 
 
 def _check_unchanged(job: Job) -> None:
-    """Whether a run that has begun is still the one of its row: somebody may have gone on with it.
+    """Refuse a run that is no longer the one of its row: somebody may have gone on with it.
 
     Raises:
         UsageError: if it is not.
@@ -160,10 +160,8 @@ def _check_unchanged(job: Job) -> None:
     now, _ = runs.resumed_config(folder)
     if run_address(now.config) == job.address:
         return
-    found = [
-        change for change in differences(job.config, unparse(now.config)) if change.path != "out"
-    ]
-    raise _changed(job, "now it has " + (" · ".join(map(str, found)) or "other data or weights"))
+    changes = [c for c in differences(job.config, unparse(now.config)) if c.path != "out"]
+    raise _changed(job, "now it has " + (" · ".join(map(str, changes)) or "other data or weights"))
 
 
 def _changed(job: Job, how: str) -> UsageError:

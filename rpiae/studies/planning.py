@@ -246,9 +246,9 @@ def study_loading(study: StudyConfig, rows: tuple[PlannedRow, ...]) -> list[Load
     Raises:
         UsageError: if a metric is unknown.
     """
-    found = {id(p): p for row in rows for run in row.runs for p in runs.loading(run.resolved)}
+    of_runs = {id(p): p for row in rows for run in row.runs for p in runs.loading(run.resolved)}
     distinct: list[Loading] = []
-    for part in (*found.values(), *(part_config("metrics", m) for m in study.evaluation.metrics)):
+    for part in (*of_runs.values(), *(part_config("metrics", m) for m in study.evaluation.metrics)):
         assert isinstance(part, (EncoderConfig, LossConfig, MetricConfig))
         if part not in distinct:
             distinct.append(part)
@@ -259,8 +259,8 @@ def shared_stages(rows: tuple[PlannedRow, ...]) -> frozenset[str]:
     """Addresses of stages that are worth keeping: those that several runs begin with, and those that
     a run added later could begin with, which are all but the last of every run."""
     planned = [run for row in rows for run in row.runs]
-    found = [address for run in planned for address in run.stages]
-    several = {address for address in found if found.count(address) > 1}
+    addresses = [address for run in planned for address in run.stages]
+    several = {address for address in addresses if addresses.count(address) > 1}
     return frozenset(several | {address for run in planned for address in run.stages[:-1]})
 
 

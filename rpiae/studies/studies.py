@@ -18,6 +18,7 @@ from rpiae.core.config.tree import unparse
 from rpiae.core.errors import UsageError
 from rpiae.core.model.fetching import fetch_all
 from rpiae.core.runtime.files import write_text
+from rpiae.core.runtime.names import printable
 from rpiae.core.runtime.signals import StopSignal
 from rpiae.evaluation.evaluating import check_evaluation
 from rpiae.runs.stages import StageStore
@@ -291,7 +292,7 @@ def _last_line(log: Path, code: int) -> str:
     if code < 0:
         return f"ended by {signal.Signals(-code).name}; {log} has what it said"
     lines = log.read_text("utf-8", errors="replace").strip().splitlines() if log.is_file() else []
-    return lines[-1].removeprefix("rpiae: ") if lines else f"exit code {code}"
+    return printable(lines[-1]).removeprefix("rpiae: ") if lines else f"exit code {code}"
 
 
 @contextlib.contextmanager

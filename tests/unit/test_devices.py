@@ -25,7 +25,9 @@ NOT_HERE = ("cuda:99", "cuda:128", "cuda:999999999")
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
-    return save_tokenizer(toy_run(folder, "vit", "vb4", "vit", "quick").model, folder / "saved")
+    return save_tokenizer(
+        toy_run(folder, "vit", "vb4", "vit", "quick").task.model, folder / "saved"
+    )
 
 
 @pytest.mark.parametrize("device", NAMELESS)

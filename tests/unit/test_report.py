@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 from markdown_it import MarkdownIt
+from markupsafe import Markup
 from PIL import Image
 
 from rpiae.core.errors import CheckpointError, RpiaeError, RunError, UsageError
-from rpiae.studies import report
+from rpiae.studies.comparing import best_rows, differing_fields, paired
 from rpiae.studies.figures import (
     Axis,
     Line,
@@ -26,20 +32,13 @@ from rpiae.studies.figures import (
     frontier_figure,
     pareto,
     thin,
-    ticks,
 )
+from rpiae.studies.reading import read_results
 from rpiae.studies.report import write_report
-from rpiae.studies.results import (
-    Column,
-    RowResults,
-    RunResults,
-    Summary,
-    best_rows,
-    differing_fields,
-    number,
-    paired,
-    read_results,
-)
+from rpiae.studies.results import Column, RowResults, RunResults, StudyResults
+from rpiae.studies.statistics import Statistics, number
+from rpiae.studies.tables import Table, warnings_of
+from rpiae.studies.templating import clean, html_text, markdown_text, render
 
 HOSTILE = "<script>alert('x')</script>&"
 PROTOCOL = {"images": {"count": 100, "hash": "ab12"}, "dtype": "float32"}
@@ -210,20 +209,20 @@ def full_study(path: Path) -> Folder:
 
 
 def test_texts_of_one_two_and_three_seeds() -> None:
-    assert Summary(values=(31.2,)).text(1) == "31.2"
-    assert Summary(values=(31.2, 31.4)).text(1) == "31.2 / 31.4"
-    assert Summary(values=(31.08, 31.2, 31.32)).text(2) == "31.20 ± 0.12"
-    assert Summary(values=()).text(2) == "–"
-    assert Summary(values=(-0.001, -2.0)).text(1, signed=True) == "0.0 / −2.0"
+    assert Statistics(values=(31.2,)).text(1) == "31.2"
+    assert Statistics(values=(31.2, 31.4)).text(1) == "31.2 / 31.4"
+    assert Statistics(values=(31.08, 31.2, 31.32)).text(2) == "31.20 ± 0.12"
+    assert Statistics(values=()).text(2) == "–"
+    assert Statistics(values=(-0.001, -2.0)).text(1, signed=True) == "0.0 / −2.0"
     assert number(0.5, 1, signed=True) == "+0.5"
 
 
 def test_the_spread_is_the_sample_deviation_and_needs_three() -> None:
-    three = Summary(values=(1.0, 2.0, 4.0))
+    three = Statistics(values=(1.0, 2.0, 4.0))
     assert three.n == 3
     assert three.mean == pytest.approx(7 / 3)
     assert three.spread == pytest.approx(np.std(three.values, ddof=1))
-    assert Summary(values=(1.0, 2.0)).spread is None
+    assert Statistics(values=(1.0, 2.0)).spread is None
 
 
 def row_of(name: str, values: Mapping[int, float], metric: str = "psnr") -> RowResults:
@@ -236,8 +235,9 @@ def test_pairs_are_of_common_seeds() -> None:
     second = row_of("b", {1: 10.5, 2: 10.0, 3: 99.0})
     difference = paired(first, second, "psnr")
     assert dict(difference.by_seed) == {1: 0.5, 2: 2.0}
-    assert (difference.n, difference.mean, difference.spread) == (2, 1.25, None)
-    assert paired(first, second, "ssim").n == 0
+    statistics = difference.statistics
+    assert (statistics.n, statistics.mean, statistics.spread) == (2, 1.25, None)
+    assert paired(first, second, "ssim").statistics.n == 0
 
 
 def test_best_rows_with_ties_as_written_and_lower_is_better() -> None:
@@ -273,21 +273,46 @@ def test_pareto_keeps_equal_points_and_drops_the_dominated_on_one_side() -> None
 # Figures
 
 
+def parsed(figure: str) -> ElementTree.Element:
+    """A figure, which is HTML and XML alike."""
+    Page(figure)
+    return ElementTree.fromstring(figure)
+
+
+def named(figure: ElementTree.Element, kind: str) -> list[ElementTree.Element]:
+    """The groups of a figure called ``f`` whose id says that they are of a kind."""
+    return [e for e in figure.iter("g") if e.get("id", "").startswith(f"f-{kind}-")]
+
+
 def test_curves_are_thinned_and_keep_their_ends() -> None:
-    points = [(float(i), float(i)) for i in range(1000)]
+    points = [(float(i), float(i % 7)) for i in range(1000)]
     kept = thin(points)
     assert (len(kept), kept[0], kept[-1]) == (60, 0, 999)
-    figure = curves_figure([Line(label="a", parts=(tuple(points),))], "step", "dB")
-    longest = max(re.findall(r' d="([^"]+)"', figure), key=len)
-    assert longest.count("L") == 59
-    assert len(figure) < 6000
+    figure = curves_figure("f", [Line(label="a", segments=(tuple(points),))], "step", "dB")
+    (curve,) = named(parsed(figure), "curve")
+    (path,) = curve.iter("path")
+    assert path.attrib["d"].count("L") == 59
+    assert len(figure) < 9000
 
 
 def test_a_line_is_not_drawn_across_stages() -> None:
-    parts = (((0.0, 1.0), (1.0, 2.0)), ((2.0, 1.0), (3.0, 3.0)), ((4.0, 1.0),))
-    figure = curves_figure([Line(label="a", parts=parts)], "step", "dB")
-    assert figure.count('class="curve c0"') == 2
-    assert figure.count("<circle") == 1
+    segments = (((0.0, 1.0), (1.0, 2.0)), ((2.0, 1.0), (3.0, 3.0)), ((4.0, 1.0),))
+    figure = parsed(curves_figure("f", [Line(label="a", segments=segments)], "step", "dB"))
+    assert len(named(figure, "curve")) == 2
+    (dot,) = named(figure, "dot")
+    assert len(list(dot.iter("use"))) == 1
+
+
+def test_lines_are_named_by_where_they_end_and_told_apart() -> None:
+    lines = [Line(label=f"row {i}", segments=(((0.0, 0.0), (9.0, float(i))),)) for i in range(10)]
+    figure = parsed(curves_figure("f", lines, "step", "dB"))
+    texts = [element.text or "" for element in figure.iter("text")]
+    assert [text for text in texts if text.startswith("row")] == [f"row {i}" for i in range(10)][
+        ::-1
+    ]
+    assert [g.findtext("title") for g in named(figure, "curve")] == [f"row {i}" for i in range(10)]
+    styles = [next(g.iter("path")).attrib["style"] for g in named(figure, "curve")]
+    assert len(set(styles)) == 10
 
 
 def test_error_bars_only_with_a_spread_and_the_front_joined() -> None:
@@ -297,40 +322,72 @@ def test_error_bars_only_with_a_spread_and_the_front_joined() -> None:
         Point(label="c <", x=0.5, y=0.5),
     ]
     axis = Axis(label="x & y")
-    figure = frontier_figure(points, axis, axis)
-    assert figure.count('class="bar"') == 2
-    assert (figure.count('class="best"'), figure.count('class="other"')) == (2, 1)
-    (front,) = re.findall(r'class="front" d="([^"]+)"', figure)
-    assert front.count("L") == 1
-    assert "c &lt;" in figure
-    Page(figure)
+    text = frontier_figure("f", points, axis, axis)
+    figure = parsed(text)
+    assert len(named(figure, "spread")) == 2
+    assert (len(named(figure, "best")), len(named(figure, "other"))) == (2, 1)
+    (front,) = (e for e in figure.iter("g") if e.get("id") == "f-front")
+    assert next(front.iter("path")).attrib["d"].count("L") == 1
+    assert "c &lt;" in text
+    assert [g.findtext("title") for g in named(figure, "other")] == ["c <: 0.5, 0.5"]
 
 
 def test_labels_do_not_cover_each_other() -> None:
     points = [Point(label=f"row-{i}", x=1 + i % 4 / 50, y=1 + i // 4 / 50) for i in range(12)]
     points.append(Point(label="far", x=3.0, y=3.0))
-    figure = frontier_figure(points, Axis(label="x"), Axis(label="y"))
-    places = re.findall(r'class="name[^"]*" x="([\d.]+)" y="([\d.]+)">([^<]+)', figure)
-    assert len(places) == 13
-    boxes = [(float(x), float(y), float(x) + 6.5 * len(text), text) for x, y, text in places]
+    figure = parsed(frontier_figure("f", points, Axis(label="x"), Axis(label="y")))
+    labels = [next(group.iter("text")) for group in named(figure, "name")]
+    assert len(labels) == 13
+    joined = {group.attrib["id"] for group in named(figure, "leader")}
+    assert "f-leader-12" not in joined, "there is room beside it"
+    assert 6 <= len(joined) < 12
+    boxes = [
+        (float(t.attrib["x"]), float(t.attrib["y"]), float(t.attrib["x"]) + 6.5 * len(t.text), t.text)
+        for t in labels if t.text
+    ]  # fmt: skip
     for i, (left, low, right, text) in enumerate(boxes):
         for other_left, other_low, other_right, other in boxes[:i]:
             apart = abs(low - other_low) >= 12 or right <= other_left or other_right <= left
             assert apart, (text, other)
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (23.7, 31.2), (-0.003, 0.0041), (0, 4e5)])
-def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
-    found = ticks(low, high)
-    assert 3 <= len(found) <= 8
-    assert low - 1e-9 <= found[0]
-    assert found[-1] <= high + 1e-9
-
-
 def test_one_point_alone_can_be_drawn() -> None:
     axis = Axis(label="x")
-    assert "nan" not in frontier_figure([Point(label="a", x=0.0, y=0.0)], axis, axis)
-    assert "nan" not in curves_figure([Line(label="a", parts=(((0.0, 30.0),),))], "step", "dB")
+    assert "nan" not in frontier_figure("f", [Point(label="a", x=0.0, y=0.0)], axis, axis)
+    assert "nan" not in curves_figure(
+        "f", [Line(label="a", segments=(((0.0, 30.0),),))], "step", "dB"
+    )
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["$x_1$", "_hidden", "\u4e2d\u6587", "a\udcff\ufffe\x00\u202eb", HOSTILE, "x" * 500, "a " * 250, "\n"],
+)  # fmt: skip
+def test_any_label_is_text_of_a_figure(label: str) -> None:
+    axis = Axis(label=label)
+    figures = (
+        frontier_figure("f", [Point(label=label, x=1.0, y=2.0)], axis, axis),
+        curves_figure("f", [Line(label=label, segments=(((0.0, 1.0), (1.0, 2.0)),))], label, label),
+    )
+    for figure, tooltip in zip(figures, (f"{label}: 1, 2", label), strict=True):
+        figure.encode("utf-8")
+        tags = {tag for tag, _ in Page(figure).tags}
+        assert tags <= {"svg", "defs", "g", "path", "use", "text", "title"}
+        titles = [element.text or "" for element in parsed(figure).iter("title")]
+        assert titles == [" ".join(clean(tooltip).split())]
+
+
+def test_figures_depend_on_their_data_and_name_alone() -> None:
+    axis, points = Axis(label="x"), [Point(label="a", x=1.0, y=2.0), Point(label="b", x=2.0, y=1.0)]
+    first = frontier_figure("f", points, axis, axis)
+    with matplotlib.rc_context({"svg.fonttype": "path", "lines.linewidth": 9, "text.usetex": True}):
+        before = dict(matplotlib.rcParams)
+        assert frontier_figure("f", points, axis, axis) == first
+        assert dict(matplotlib.rcParams) == before
+    other = parsed(frontier_figure("g", points, axis, axis))
+    ids = [{e.attrib["id"] for e in f.iter() if "id" in e.attrib} for f in (parsed(first), other)]
+    assert ids[0]
+    assert ids[0].isdisjoint(ids[1])
 
 
 # The page
@@ -340,6 +397,7 @@ def test_the_page_is_whole_and_alone(tmp_path: Path) -> None:
     text = write_report(full_study(tmp_path).path)[0].read_text("utf-8")
     page = Page(text)
     names = [tag for tag, _ in page.tags]
+    assert text.startswith("<!DOCTYPE html>")
     assert "script" not in names
     assert "link" not in names
     assert HOSTILE in page.text
@@ -355,6 +413,25 @@ def test_the_page_is_whole_and_alone(tmp_path: Path) -> None:
     assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
     assert all(a.get("aria-label") and a["role"] == "img" for tag, a in page.tags if tag == "svg")
     assert names.count("h1") == 1
+
+
+def test_colours_of_figures_are_the_pages_in_light_and_dark(tmp_path: Path) -> None:
+    text = write_report(full_study(tmp_path).path)[0].read_text("utf-8")
+    style = text[text.index("<style>") : text.index("</style>")]
+    light, dark, _ = (
+        set(re.findall(r"--([\w-]+):", b)) for b in re.findall(r":root {([^}]+)}", style)
+    )
+    used = set(re.findall(r"var\(--([\w-]+)\)", text))
+    assert {"ink", "paper", "accent", "c0"} <= used
+    assert used <= light == dark
+    figures = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
+    assert not re.search(r"#[0-9a-f]{6}", figures)
+
+
+def test_ids_are_unique_on_a_page(tmp_path: Path) -> None:
+    page = full_study(tmp_path).page()
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)) > 20
 
 
 def test_every_part_of_the_page_is_there(tmp_path: Path) -> None:
@@ -514,6 +591,10 @@ def test_a_study_reports_what_it_asked_for_among_all_that_was_measured(tmp_path:
     (folder / "evaluation.json").write_text(json.dumps(tree))
     (row,) = read_results(tmp_path).rows
     assert row.by_seed("psnr") == {0: 21.0}
+    tree["evaluations"] = [1]
+    (folder / "evaluation.json").write_text(json.dumps(tree))
+    with pytest.raises(CheckpointError, match="is damaged: evaluations is no list of objects"):
+        read_results(tmp_path)
     tree["evaluations"] = [found[-1]]
     (folder / "evaluation.json").write_text(json.dumps(tree))
     (row,) = read_results(tmp_path).rows
@@ -546,7 +627,7 @@ def test_warnings_are_told_once_with_their_runs(tmp_path: Path) -> None:
     study = Folder(tmp_path)
     study.row("a", psnr(1.0, 2.0), warnings=["too few"])
     study.row("b", psnr(1.0))
-    assert report.warnings_of(read_results(tmp_path)) == {"too few": "a (seed 0), a (seed 1)"}
+    assert warnings_of(read_results(tmp_path)) == {"too few": "a (seed 0), a (seed 1)"}
 
 
 # Studies that are not whole
@@ -630,13 +711,16 @@ def test_pictures_come_from_the_first_seed_that_has_some(tmp_path: Path) -> None
         ("study.json", '{"format": 1, "name": "a", "rows": [1]}'),
         ("study.json", '{"format": 1, "name": "a", "rows": [{"name": "b", "runs": [{"folder": "c"}]}]}'),
         ("study.json", '{"format": 1, "name": "a", "columns": [{"metric": "psnr", "better": "up"}]}'),
+        ("study.json", '{"format": 1, "name": "a", "frontier": 4, "groups": [], "rows": {}}'),
         ("evaluation.json", '{"metrics": {"psnr": 31.'),
+        ("evaluation.json", '{"metrics": [31.0]}'),
         ("evaluation.json", '{"metrics": {"psnr": "31"}}'),
         ("evaluation.json", '{"metrics": {"psnr": true}}'),
         ("evaluation.json", '{"metrics": {}, "warnings": [1]}'),
         ("evaluation.json", "\x00"),
         ("summary.json", "{'stages': 1}"),
         ("summary.json", '{"stages": [{"seconds": "1"}]}'),
+        ("summary.json", '{"stages": [null]}'),
     ],
 )  # fmt: skip
 def test_damaged_files_give_one_clear_line(tmp_path: Path, name: str, content: str) -> None:
@@ -649,7 +733,8 @@ def test_damaged_files_give_one_clear_line(tmp_path: Path, name: str, content: s
     message = str(raised.value)
     assert str(path) in message
     assert "\n" not in message
-    assert re.search("is damaged|of format 2", message)
+    assert re.search("is damaged|of format 2|is not a JSON file", message)
+    assert "' object" not in message, "that is Python's word for it"
     assert not (tmp_path / "report.html").exists()
 
 
@@ -724,7 +809,7 @@ hostile = st.lists(st.one_of(st.sampled_from(SNIPPETS), st.text(max_size=8)), ma
 
 @given(hostile)
 def test_any_text_is_one_cell_of_markdown_with_nothing_active(text: str) -> None:
-    plain = report._plain(text)
+    plain = markdown_text(text)
     plain.encode("utf-8")
     parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
     parsed = parser.parse(f"| a | b |\n| :-- | --: |\n| {plain} | 2 |\n")
@@ -738,7 +823,7 @@ def test_any_text_is_one_cell_of_markdown_with_nothing_active(text: str) -> None
         assert block.startswith(("- ", "# ")) or kinds <= {"paragraph", "inline"}, block
         assert not strange(parser.parse(block)), block
     shown = "".join(t.content for token in parser.parse(plain or "x") for t in token.children or ())
-    assert shown == (" ".join(report._clean(" ".join(text.split())).split()) or "x")
+    assert shown == (" ".join(clean(" ".join(text.split())).split()) or "x")
 
 
 def strange(tokens: Sequence[Any]) -> set[str]:
@@ -748,14 +833,38 @@ def strange(tokens: Sequence[Any]) -> set[str]:
     return {child.type for child in inline if child.type not in usual}
 
 
+def test_a_template_escapes_what_it_prints_and_knows_what_it_names() -> None:
+    values: dict[str, Any] = dict.fromkeys(("open_runs", "facts", "tables", "failures", "warnings", "differing", "curves"), ())  # fmt: skip
+    values |= {"strips": (), "smaller": False, "frontier": None, "differences": None}
+    values["shared_table"] = Table(head=(), body=())
+    values["study"] = StudyResults(folder=Path(), name="<b>*c*", summary=Markup("<i>ours</i>"))
+    page, markdown = render("report.html", values), render("report.md", values)
+    assert "<h1>&lt;b&gt;*c*</h1>" in page
+    assert "# &lt;b&gt;\\*c\\*" in markdown
+    assert all("<i>ours</i>" in text for text in (page, markdown))
+    del values["facts"]
+    for name in ("report.html", "report.md"):
+        with pytest.raises(UndefinedError, match="'facts' is undefined"):
+            render(name, values)
+
+
+def test_drawing_and_templates_are_loaded_when_a_report_is_written() -> None:
+    code = (
+        "import sys; import rpiae.studies.report; "
+        "print({'matplotlib', 'jinja2', 'torch'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 @given(hostile)
 def test_any_text_is_text_of_a_page(text: str) -> None:
-    made = f'<p title="{report._text(text)}">{report._text(text)}</p>'
+    made = f'<p title="{html_text(text)}">{html_text(text)}</p>'
     made.encode("utf-8")
     page = Page(made)
     assert [tag for tag, _ in page.tags] == ["p"]
     assert not list(page.links())
-    assert page.text == report._clean(text).replace("\r\n", "\n").replace("\r", "\n")
+    assert page.text == clean(text).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def test_nothing_in_a_study_is_active_in_its_reports(tmp_path: Path) -> None:

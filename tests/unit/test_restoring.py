@@ -301,7 +301,9 @@ def test_a_player_has_the_gradients_of_what_it_trains_and_nobody_elses(tmp_path:
             largest = max(largest, *event.gradient_norms.values())
         if isinstance(event, events.StageEnded):
             left = {
-                n.partition(".")[0] for n, p in run.task.model.named_parameters() if p.grad is not None
+                n.partition(".")[0]
+                for n, p in run.task.model.named_parameters()
+                if p.grad is not None
             }
             assert left == {"bridge"}, "the frozen bridge's are whoever put them there's"
     assert norms == {"first": [{"encoder", "decoder"}] * 4, "last": [{"decoder"}] * 4}

@@ -24,7 +24,7 @@ def tree(**fields: Any) -> dict[str, Any]:
 
 
 def test_saving_replaces_a_tokenizer_and_nothing_else(tmp_path: Path) -> None:
-    model = toy_run(tmp_path, "vit", "vb4", "vit", "quick").model
+    model = toy_run(tmp_path, "vit", "vb4", "vit", "quick").task.model
     save_tokenizer(model, tmp_path / "a")
     save_tokenizer(model, tmp_path / "a")
     (tmp_path / "a" / "thesis.tex").write_text("years")

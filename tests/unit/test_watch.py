@@ -67,7 +67,7 @@ def test_a_stage_without_a_kl_weight_that_bites_says_nothing_and_one_that_collap
 
 
 def test_dead_channels_are_counted(tmp_path: Path) -> None:
-    model = toy_run(tmp_path, "vit", "vb4", "vit", "quick").model.eval()
+    model = toy_run(tmp_path, "vit", "vb4", "vit", "quick").task.model.eval()
     images = torch.rand(4, 3, 32, 32)
     assert dead_channels(model, images) == 0
     with torch.no_grad():
