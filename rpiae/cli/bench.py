@@ -8,11 +8,18 @@ import json
 import attrs
 from rich.table import Table
 
-from rpiae.cli.build import run_tree, without
+from rpiae.cli.options import positive, resolved_run, run_options
 from rpiae.cli.screen import count, stderr, stdout
 
 
-def execute(arguments: argparse.Namespace) -> int:
+def options(parser: argparse.ArgumentParser) -> None:
+    """A run, and how it is measured."""
+    run_options(parser)
+    parser.add_argument("--repeats", type=positive, default=5, metavar="N")
+    parser.add_argument("--json", action="store_true")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Measure a combination in both precisions, and print each figure as it comes."""
     from rpiae import runs
     from rpiae.core.runtime.devices import choose_device
@@ -20,10 +27,7 @@ def execute(arguments: argparse.Namespace) -> int:
     from rpiae.core.runtime.processes import MatrixSpeed, Precision
     from rpiae.runs.speed import measure
 
-    resolved = runs.resolve(
-        run_tree(arguments), overrides=tuple(arguments.overrides), without=without(arguments),
-        source="the command line",
-    )  # fmt: skip
+    resolved = resolved_run(arguments)
     plan = runs.plan(resolved)
     check_memory(plan.memory, choose_device(resolved.config.device))
     given: Precision | None = arguments.precision

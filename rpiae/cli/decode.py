@@ -7,14 +7,33 @@ import math
 import time
 from pathlib import Path
 
+from rpiae.cli.options import computing_options, nonempty, positive
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import duration, stderr, stdout
 from rpiae.core.errors import CheckpointError, UsageError
-from rpiae.core.model.folders import load_tokenizer
 
 
-def execute(arguments: argparse.Namespace) -> int:
+def options(parser: argparse.ArgumentParser) -> None:
+    """Latents, the tokenizer that decodes them, and how many go where."""
+    parser.add_argument("latents", help="what encode wrote, or a .safetensors, .npy or .pt file")
+    parser.add_argument("--out", required=True, metavar="FOLDER", type=nonempty)
+    parser.add_argument(
+        "--run", metavar="FOLDER", type=nonempty, help="the tokenizer (default: its own)"
+    )
+    parser.add_argument("--limit", type=positive, metavar="N", help="decode the first N")
+    parser.add_argument(
+        "--normalised", action="store_true", help="undo the tokenizer's latent_norm first"
+    )
+    parser.add_argument(
+        "--normalised-by", metavar="FOLDER", type=nonempty,
+        help="undo the normalisation of a folder of latents first",
+    )  # fmt: skip
+    computing_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Decode a folder or a file of latents into PNG files."""
+    from rpiae.core.model.folders import load_tokenizer
     from rpiae.core.runtime.processes import Runtime
     from rpiae.latents import LatentDataset
     from rpiae.latents.decoding import decode_latents, read_tensor

@@ -12,6 +12,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 from string import Template
 
+from rpiae.cli.options import nonempty
 from rpiae.cli.screen import stdout
 from rpiae.core.errors import RunError, UnknownNameError, UsageError, unknown
 from rpiae.core.registry.registry import OWN, normalised, registry
@@ -29,7 +30,20 @@ SUFFIX = ".in"
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
-def execute(arguments: argparse.Namespace) -> int:
+def options(parser: argparse.ArgumentParser) -> None:
+    """What the new plugin brings, and where it goes."""
+    parser.add_argument("action", choices=["new"])
+    parser.add_argument("name", help="of the part; the distribution is called rpiae-NAME")
+    parser.add_argument(
+        "--out", metavar="FOLDER", type=nonempty, help="new folder (default: rpiae-NAME)"
+    )
+    parser.add_argument(
+        "--family", default="bridges", metavar="FAMILY",
+        help="encoders, bridges (the default), decoders, losses or datasets",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Write a plugin's folder."""
     name = part_name(arguments.name)
     family = arguments.family

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rpiae.cli.encode import dataset, statistics_table
+from rpiae.cli.options import dataset_options, positive
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import duration, stderr, stdout
 from rpiae.core.errors import UsageError
-from rpiae.core.model.folders import load_tokenizer, save_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,9 +20,18 @@ if TYPE_CHECKING:
     from rpiae.core.model.tokenizer import RPiAE
 
 
-def execute(arguments: argparse.Namespace) -> int:
+def options(parser: argparse.ArgumentParser) -> None:
+    """A dataset through a tokenizer, or its latents, and what is done with the numbers."""
+    dataset_options(parser)
+    parser.add_argument("--images", type=positive, metavar="N", help="look at N, always the same")
+    parser.add_argument("--posterior", choices=["mode", "sample"], default="mode")
+    parser.add_argument("--dry-run", action="store_true", help="print and store nothing")
+    parser.add_argument("--json", action="store_true")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Measure latent_norm, print it, and store it with the tokenizer."""
-    from rpiae.core.model.folders import tokenizer_folder
+    from rpiae.core.model.folders import load_tokenizer, save_tokenizer, tokenizer_folder
     from rpiae.latents.layout import INDEX_FILE
     from rpiae.latents.statistics import latent_norm
 
