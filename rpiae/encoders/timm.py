@@ -27,7 +27,7 @@ from rpiae.core.model.blocks import aggregate, resample_positions, through
 from rpiae.core.model.contracts import BlockFeatures, Encoder, Features, block_index
 from rpiae.core.model.geometry import Grid, map_grid, map_to_tokens
 from rpiae.core.runtime.names import printable, shown
-from rpiae.core.runtime.weights import check_plain, load_state, read_weights
+from rpiae.core.runtime.weights import check_plain, load_foreign, read_weights
 
 Triple = tuple[float, float, float]
 
@@ -187,7 +187,7 @@ class TimmEncoder(nn.Module):
             converted = {n.removeprefix("network."): value for n, value in foreign.items()}
         stored = {value.data_ptr(): name for name, value in state.items()}
         behind = tuple(f"blocks.{index}." for index in range(self.num_blocks, self._depth))
-        load_state(
+        load_foreign(
             self.network,
             converted,
             source=source,
@@ -218,7 +218,7 @@ class TimmEncoder(nn.Module):
 
         try:
             converted = convert(given)
-        except Exception:  # it assumes the right architecture; load_state says what is wrong
+        except Exception:  # it assumes the right architecture; load_foreign says what is wrong
             return dict(state)
         dropped = {
             name: value

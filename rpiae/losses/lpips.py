@@ -11,11 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
-from rpiae.core.errors import CheckpointError, FetchError, UsageError
+from rpiae.core.errors import FetchError, UsageError
 from rpiae.core.model.contracts import StepContext
 from rpiae.core.model.geometry import at_least_fp32
-from rpiae.core.runtime.download import cached_name, fetch_url
-from rpiae.core.runtime.weights import expanded, load_state, read_weights, require_file
+from rpiae.core.runtime.download import cached_name, fetch_url, unfetched
+from rpiae.core.runtime.weight_files import named_file
+from rpiae.core.runtime.weights import load_foreign, read_weights
 
 #: Channels of VGG-16's blocks; features are taken at the end of each.
 WIDTHS = (64, 128, 256, 512, 512)
@@ -62,13 +63,13 @@ class LpipsLoss(nn.Module):
         self.vgg = nn.ModuleDict({"features": _convolutions()})
         self.heads = nn.ParameterList(torch.ones(1, width, 1, 1) for width in WIDTHS)
         if backbone is not None:
-            load_state(
+            load_foreign(
                 self.vgg, backbone, source="the VGG-16 of loss 'lpips'", unused=("classifier.",)
             )
         if heads is not None:
             called = {str(number): f"lin{number}.model.1.weight" for number in range(len(WIDTHS))}
             own = {theirs: name for name, theirs in called.items()}
-            load_state(
+            load_foreign(
                 self.heads, {own.get(name, name): value for name, value in heads.items()},
                 source="the channel weights of loss 'lpips'", called=called,
             )  # fmt: skip
@@ -132,22 +133,16 @@ def vgg_weights(path: str) -> Path:
         FetchError: if it cannot be downloaded.
     """
     if path:
-        found = expanded(path)
-        try:
-            require_file(found)
-        except CheckpointError as error:
-            raise CheckpointError(f"weights of loss 'lpips': {error}") from None
-        return found
+        return named_file(path, owner="loss 'lpips'")
     try:
         return fetch_url(URL)
     except FetchError as error:
-        raise FetchError(
-            f"the VGG-16 weights of loss 'lpips' could not be fetched from {URL}: {error}. "
-            "Ways out: run `rpiae fetch lpips` on a machine with network and copy its cache "
-            f"(TORCH_HOME), or put that file at {cached_name(URL)}; name a local file with "
-            "loss.weights; leave the term out with --without lpips; or take loss "
-            "pivot-perceptual, which needs no download."
-        ) from None
+        ways_out = (
+            "run `rpiae fetch lpips` on a machine with network and copy its cache (TORCH_HOME), or "
+            f"put that file at {cached_name(URL)}; name a local file with loss.weights; leave the "
+            "term out with --without lpips; or take loss pivot-perceptual, which needs no download."
+        )
+        raise unfetched("loss 'lpips'", URL, error, ways_out=ways_out) from None
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -164,6 +159,7 @@ def _convolutions() -> nn.Sequential:
     """torchvision's VGG-16 up to its last features, with random weights."""
     with torch.device("meta"):  # its classifier would be most of the memory
         layers = vgg16(weights=None).features[:-1]
+    assert isinstance(layers, nn.Sequential)
     layers.to_empty(device=torch.get_default_device())
     for layer in layers:
         if isinstance(layer, nn.Conv2d):

@@ -21,7 +21,7 @@ from attrs import frozen
 from torch import Tensor
 
 from rpiae.core.errors import CheckpointError
-from rpiae.core.runtime.weights import check_finite
+from rpiae.core.runtime.weights import and_more, check_finite
 
 State = dict[str, Tensor]
 
@@ -394,17 +394,13 @@ def _num_blocks(state: Iterable[str], prefix: str) -> int:
 def _no_missing(what: str, wanted: Iterable[str], state: Collection[str]) -> None:
     missing = [name for name in wanted if name not in state]
     if missing:
-        raise CheckpointError(f"{what}: {missing[0]} is missing{_more(missing)}")
+        raise CheckpointError(f"{what}: {missing[0]} is missing{and_more(missing)}")
 
 
 def _no_unknown(what: str, names: Iterable[str]) -> None:
     unknown = sorted(names)
     if unknown:
-        raise CheckpointError(f"{what} has no {unknown[0]}{_more(unknown)}")
-
-
-def _more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        raise CheckpointError(f"{what} has no {unknown[0]}{and_more(unknown)}")
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> State:

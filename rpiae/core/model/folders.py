@@ -24,11 +24,12 @@ from rpiae.core.model.saved import (
     open_tokenizer,
     write_tokenizer,
 )
-from rpiae.core.model.state import check_architecture, load_state
+from rpiae.core.model.state import load_state
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.registry.entries import THIS_PROCESS
 from rpiae.core.registry.importing import import_hint
 from rpiae.core.registry.registry import registry
+from rpiae.core.runtime.weights import check_architecture, shapes
 
 
 def save_tokenizer(model: RPiAE, folder: str | os.PathLike[str]) -> Path:
@@ -225,17 +226,9 @@ def _fitting(source: str) -> Iterator[None]:
 def _check_header(
     model: RPiAE, resolved: ResolvedTokenizer, tensors: Mapping[str, TensorFacts], source: str
 ) -> None:
-    """Whether a file's tensors are those of a model without memory."""
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: facts.shape for name, facts in tensors.items() if name not in _NORMS}
-    check_architecture(
-        source,
-        missing=sorted(own.keys() - found.keys()),
-        extra=sorted(found.keys() - own.keys()),
-        wrong={
-            n: (found[n], own[n]) for n in sorted(own.keys() & found.keys()) if found[n] != own[n]
-        },
-    )
+    """Refuse a file whose tensors are not those of a model without memory."""
+    there = {name: facts.shape for name, facts in tensors.items() if name not in _NORMS}
+    check_architecture(source, shapes(model.state_dict()), there)
     for name in sorted(_NORMS.keys() & tensors.keys()):
         twin = next(n for n, norm in _NORMS.items() if norm == _NORMS[name] and n != name)
         dtype, shape = tensors[name]

@@ -26,7 +26,7 @@ import torch
 
 from rpiae.core.errors import CheckpointError, FetchError
 from rpiae.core.runtime.files import file_digest, open_regular, write_text
-from rpiae.core.runtime.weights import read_index
+from rpiae.core.runtime.weight_files import read_index
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +95,20 @@ def fetch_url(url: str) -> Path:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise FetchError(f"{reason}{damaged}") from None
     return own
+
+
+def unfetched(owner: str, where: str, error: FetchError, *, ways_out: str) -> FetchError:
+    """What is said where weights cannot be had.
+
+    Args:
+        owner: whose weights they are, such as ``"loss 'lpips'"``.
+        where: the address.
+        error: why not.
+        ways_out: what to do about it.
+    """
+    return FetchError(
+        f"the weights of {owner} could not be fetched from {where}: {error}. Ways out: {ways_out}"
+    )
 
 
 def cached_name(url: str) -> Path:
