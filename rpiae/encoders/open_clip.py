@@ -22,7 +22,8 @@ from rpiae.core.model.contracts import BlockFeatures, Features, block_index
 from rpiae.core.model.geometry import Grid, map_grid, map_to_tokens
 from rpiae.core.runtime.names import printable, shown
 from rpiae.core.runtime.weights import load_foreign, read_weights
-from rpiae.encoders import timm as timm_part
+from rpiae.encoders.timm import TimmEncoder, try_out
+from rpiae.encoders.timm_models import unbuildable
 
 Triple = tuple[float, float, float]
 
@@ -76,10 +77,10 @@ class OpenClipEncoder(nn.Module):
         known = _known(model)
         self.mean: Triple = tuple(mean or known.mean)  # type: ignore[assignment]  # a triple stays one
         self.std: Triple = tuple(std or known.std)  # type: ignore[assignment]  # a triple stays one
-        self.tower: timm_part.TimmEncoder | ClipTower
+        self.tower: TimmEncoder | ClipTower
         if known.timm_model:
             try:
-                self.tower = timm_part.TimmEncoder(
+                self.tower = TimmEncoder(
                     model=known.timm_model, model_args=model_args, layers=layers,
                     add_final_mean=add_final_mean, mean=self.mean, std=self.std,
                 )  # fmt: skip
@@ -243,7 +244,7 @@ def describe_model(
         with torch.device("meta"):
             tower = OpenClipEncoder(model=model, model_args=model_args)
         if model_args:
-            timm_part.try_out(tower, f"open_clip model {known.name!r}", model_args)
+            try_out(tower, f"open_clip model {known.name!r}", model_args)
         facts = (tower.width, tower.patch, tower.num_blocks, tower.prefix_tokens)
         return (*facts, known.mean, known.std)
     config = _vision_config(known, {})
@@ -353,4 +354,4 @@ def _built(known: _Known, model_args: Mapping[str, Any]) -> VisionTransformer:
     try:
         return _build_vision_tower(known.embed_dim, config, quick_gelu=known.quick_gelu)
     except Exception as error:  # open_clip checks few of its arguments
-        raise timm_part.unbuildable(f"open_clip model {known.name!r}", model_args, error) from None
+        raise unbuildable(f"open_clip model {known.name!r}", model_args, error) from None

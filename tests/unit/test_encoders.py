@@ -34,7 +34,8 @@ from rpiae.core.model.resolve import part_config
 from rpiae.core.runtime import weight_files
 from rpiae.encoders import hub
 from rpiae.encoders.open_clip import ClipTower, OpenClipEncoder, weights_source
-from rpiae.encoders.timm import SwitchedAttention, SwitchedRotaryAttention, TimmEncoder
+from rpiae.encoders.timm import TimmEncoder
+from rpiae.encoders.timm_attention import SwitchedAttention, SwitchedRotaryAttention
 from rpiae.encoders.vit import VitEncoder
 from rpiae.testing import check_encoder
 from tests.toys import ENCODERS
