@@ -631,14 +631,7 @@ def test_a_dinov3_bias_that_the_model_lacks_is_refused_unless_it_is_zero(
 
 
 def test_lpips_refuses_a_larger_network_and_broken_numbers() -> None:
-    own = LpipsLoss().blocks.state_dict()
-    places = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
-    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in own))
-    named = {
-        f"features.{place}.{kind}": own[f"{layer}.{kind}"].clone()
-        for layer, place in zip(layers, places, strict=True)
-        for kind in ("weight", "bias")
-    }
+    named = {name: value.clone() for name, value in LpipsLoss().vgg.state_dict().items()}
     LpipsLoss(backbone=named | {"classifier.0.weight": torch.zeros(2)})
     with pytest.raises(CheckpointError, match=r"has features\.30\.weight, which this model has no"):
         LpipsLoss(backbone=named | {"features.30.weight": torch.zeros(2)})
