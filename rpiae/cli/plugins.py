@@ -135,7 +135,7 @@ def _texts(folder: Traversable, below: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _check_free(name: str, family: str) -> None:
-    """Whether the names a plugin would take are free, and by whom they are taken if not."""
+    """Refuse names for a plugin that are taken; it says by whom."""
     known = registry(family)
     for wanted in (name, f"{name}-s"):
         try:

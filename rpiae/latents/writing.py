@@ -151,7 +151,7 @@ def make_plan(
 
 
 def check_folder(folder: Path, plan: Plan) -> None:
-    """Whether a plan may be carried out in a folder: it is new, or holds a part of just that.
+    """Refuse a folder that is neither new nor holds the beginning of just this plan.
 
     Raises:
         UsageError: if it holds anything else.

@@ -106,7 +106,7 @@ def plan(resolved: ResolvedRun) -> Plan:
 
 
 def check_startable(resolved: ResolvedRun) -> None:
-    """Whether a planned run can begin.
+    """Refuse a planned run that cannot begin.
 
     Raises:
         UsageError: if data are missing or the recipe names losses nobody registered.
@@ -283,7 +283,7 @@ def resumed_config(
 
 
 def _check_moved(config: RunConfig, folder: Path) -> None:
-    """Whether data that are said to lie elsewhere now are those that the run was trained on.
+    """Refuse data, said to lie elsewhere now, that are not those that the run was trained on.
 
     Raises:
         UsageError: if they are others.

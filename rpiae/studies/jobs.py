@@ -152,7 +152,7 @@ def perform(path: Path) -> int:
 
 
 def _check_unchanged(job: Job) -> None:
-    """Whether a run that has begun is still the one of its row: somebody may have gone on with it.
+    """Refuse a run that is no longer the one of its row: somebody may have gone on with it.
 
     Raises:
         UsageError: if it is not.

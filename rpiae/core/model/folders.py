@@ -272,7 +272,7 @@ def _dtypes(
 
 
 def _check_norms(state: Mapping[str, Tensor], source: str) -> None:
-    """Whether features and latents can be normalised."""
+    """Refuse statistics that features or latents cannot be normalised with."""
     for name in sorted(_NORMS.keys() & state.keys()):
         tensor = state[name]
         if not tensor.isfinite().all():
