@@ -272,7 +272,7 @@ def _store(
 
 
 def check_evaluation(config: EvaluationConfig, tokenizer: ResolvedTokenizer) -> None:
-    """Refuse an evaluation that tokenizers cannot be measured by, before any is trained.
+    """Whether tokenizers can be measured so, before any is trained.
 
     Raises:
         UsageError: if a metric or dataset is unknown, or lacks what it needs.
@@ -441,7 +441,7 @@ def _metric_protocols(
 
 
 def _check_reference_out(path: Path, modules: Sequence[Metric]) -> None:
-    """Refuse to begin where statistics could not be written in the end."""
+    """Whether statistics can be written in the end."""
     distances = [module for module in modules if isinstance(module, ReconstructionDistance)]
     if len(distances) != 1:
         raise UsageError(

@@ -38,7 +38,7 @@ _WITHIN = {"optimiser": dict, "seconds": float, "skipped": int, "best": float}
 
 
 def check_saved(saved: SavedState, *, model: RPiAE, recipe: RecipeConfig) -> None:
-    """Refuse a state that a run cannot go on from.
+    """Whether a run can go on from a state.
 
     Args:
         saved: the state.
@@ -81,7 +81,7 @@ def check_saved(saved: SavedState, *, model: RPiAE, recipe: RecipeConfig) -> Non
 
 
 def check_stage_end(state: Mapping[str, Any], *, source: str) -> None:
-    """Refuse a state that is not the end of a stage; how its tensors fit a run is looked at later.
+    """Whether a state is the end of a stage, for a run that its tensors are still to be fitted to.
 
     Raises:
         CheckpointError: if it is not.
@@ -95,7 +95,7 @@ def check_stage_end(state: Mapping[str, Any], *, source: str) -> None:
 def check_critic(
     saved: Any, critic: nn.Module, parameters: Sequence[nn.Parameter], *, steps: int, source: str
 ) -> None:
-    """Refuse a state that a stage's critic cannot go on from.
+    """Whether a stage's critic can go on from a state.
 
     Args:
         saved: what the checkpoint has of it.
@@ -118,7 +118,7 @@ def check_critic(
 def check_optimiser(
     saved: Mapping[str, Any], parameters: Sequence[nn.Parameter], *, steps: int, source: str
 ) -> None:
-    """Refuse a state of AdamW that is of other parameters.
+    """Whether an AdamW's state is of these parameters.
 
     Raises:
         CheckpointError: if not.
@@ -155,7 +155,7 @@ def _check_average(saved: Any, parameters: Mapping[str, nn.Parameter], source: s
 
 
 def _check_history(history: Mapping[Any, Any], ended: Iterable[str], source: str) -> None:
-    """Refuse a history from which the stages that have ended cannot be told again."""
+    """Whether the stages that have ended can be told again."""
     for name in ended:
         told = history.get(name)
         expected = {field.name for field in fields(events.StageEnded)}
