@@ -134,8 +134,8 @@ def _study(arguments: argparse.Namespace) -> StudyConfig:
     evaluation = {"data": arguments.eval_data, "training": arguments.eval_train}
     if arguments.metrics:
         evaluation["metrics"] = names(arguments.metrics)
-    given = {name: value for name, value in evaluation.items() if value}
-    return evolve(study, evaluation=evolve(study.evaluation, **given))
+    changed = {name: value for name, value in evaluation.items() if value}
+    return evolve(study, evaluation=evolve(study.evaluation, **changed))
 
 
 def _base(arguments: argparse.Namespace) -> Tree:
@@ -158,13 +158,13 @@ def _seeded(study: StudyConfig, arguments: argparse.Namespace) -> StudyConfig:
     """
     from rpiae.studies.planning import MOST_RUNS
 
-    given = {
+    seeding = {
         "--seed": arguments.seed is not None,
         "--set seed": any(_override(text)[0] == "seed" for text in arguments.overrides),
         "--vary seed": any(_axis(text)[0] == "seed" for text in arguments.vary),
         "--seeds": arguments.seeds is not None,
     }
-    named = [option for option, is_given in given.items() if is_given]
+    named = [option for option, is_given in seeding.items() if is_given]
     if len(named) > 1:
         raise UsageError(f"{' and '.join(named)} both say which seeds runs have: give one of them")
     if not named or named == ["--vary seed"]:

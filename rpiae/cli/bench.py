@@ -34,16 +34,18 @@ def run(arguments: argparse.Namespace) -> int:
     precisions: tuple[Precision, ...] = (given,) if given else ("fp32", "bf16")
     rows = []
     peak = None
-    for found in measure(resolved, precisions=precisions, repeats=arguments.repeats):
-        if isinstance(found, MatrixSpeed):
-            peak = found
+    for measured in measure(resolved, precisions=precisions, repeats=arguments.repeats):
+        if isinstance(measured, MatrixSpeed):
+            peak = measured
             stderr.print(
                 f"matrix products here: {peak.fp32:.2f} TFLOP/s in fp32, {peak.bf16:.2f} in bf16 "
                 f"({peak.size}³)"
             )
             continue
-        rows.append(found)
-        stderr.print(f"{found.operation} {found.precision}: {found.images_per_second:.2f} images/s")
+        rows.append(measured)
+        stderr.print(
+            f"{measured.operation} {measured.precision}: {measured.images_per_second:.2f} images/s"
+        )
     assert peak is not None
     parameters = {part.role: part.parameters for part in plan.parts}
     if arguments.json:

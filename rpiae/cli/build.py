@@ -56,15 +56,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _fetch_command(arguments: argparse.Namespace) -> str:
     """What gets all weights that a run of these options loads."""
-    given = []
+    words = []
     for name in ("config", "encoder", "bridge", "decoder", "recipe", "data", "init", "parts"):
         if value := getattr(arguments, name, None):
-            given += [f"--{name}", value]
+            words += [f"--{name}", value]
     for text in arguments.overrides:
-        given += ["--set", text]
+        words += ["--set", text]
     for text in arguments.without:
-        given += ["--without", text]
-    return shlex.join(["rpiae", "fetch", *given])
+        words += ["--without", text]
+    return shlex.join(["rpiae", "fetch", *words])
 
 
 def _resume(arguments: argparse.Namespace) -> int:

@@ -39,29 +39,29 @@ def run(arguments: argparse.Namespace) -> int:
     from rpiae.latents.decoding import decode_latents, read_tensor
     from rpiae.latents.encoding import TOKENS_PER_BATCH, tokenizer_digest
 
-    given = Path(arguments.latents)
-    latents = read_tensor(given) if given.is_file() else LatentDataset(given)
+    source = Path(arguments.latents)
+    latents = read_tensor(source) if source.is_file() else LatentDataset(source)
     made_by = latents.index["tokenizer"] if isinstance(latents, LatentDataset) else None
     run = arguments.run or (made_by and made_by["path"])
     if run is None:
-        raise UsageError(f"{given} does not say what made it: name a tokenizer with --run")
+        raise UsageError(f"{source} does not say what made it: name a tokenizer with --run")
     try:
         model = load_tokenizer(run)
     except CheckpointError as error:
         if arguments.run is None:
             raise CheckpointError(
-                f"the tokenizer that made {given} is gone or damaged ({error}): name it with --run"
+                f"the tokenizer that made {source} is gone or damaged ({error}): name it with --run"
             ) from None
         raise
     if made_by and made_by["sha256"] != tokenizer_digest(model):
         # The folder may be somebody else's, and its path means nothing here.
         if arguments.run is None:
             raise CheckpointError(
-                f"the tokenizer in {run}, where {given} says that its own is, is another one: name "
+                f"the tokenizer in {run}, where {source} says that its own is, is another one: name "
                 "the right one with --run"
             )
         stderr.print(
-            f"note: {given} was made by another tokenizer than the one in {run}",
+            f"note: {source} was made by another tokenizer than the one in {run}",
             soft_wrap=True,
         )
     if arguments.normalised and arguments.normalised_by:
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     by = LatentDataset(arguments.normalised_by) if arguments.normalised_by else None
     if isinstance(latents, LatentDataset) and (norm or by):
         raise UsageError(
-            f"the latents in {given} are not normalised: leave out --normalised and --normalised-by"
+            f"the latents in {source} are not normalised: leave out --normalised and --normalised-by"
         )
     shape = latents.latent_shape if isinstance(latents, LatentDataset) else latents.shape[1:]
     runtime = Runtime(device=arguments.device, precision=arguments.precision)

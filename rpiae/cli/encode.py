@@ -60,11 +60,11 @@ def dataset(arguments: argparse.Namespace, model: RPiAE) -> tuple[EveryImage, di
     from rpiae.data.listed import every_image
 
     assert model.config is not None
-    given = {
+    values = {
         "image_size": arguments.image_size, "resize": arguments.resize,
         "workers": arguments.workers, "label_column": getattr(arguments, "label_column", None),
     }  # fmt: skip
-    options = [f"data.{name}={value}" for name, value in given.items() if value is not None]
+    options = [f"data.{name}={value}" for name, value in values.items() if value is not None]
     return every_image(
         arguments.data, model.config,
         image_size=model.trained_size or model.config.encoder_facts.image_size,

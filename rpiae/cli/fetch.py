@@ -60,12 +60,12 @@ def run(arguments: argparse.Namespace) -> int:
             "name parts, such as rpiae fetch dinov2-b lpips, or a run by its options, such as "
             "--config run.toml or --encoder dinov2-b --recipe rpiae"
         )
-    found = fetch_all(parts, command=shlex.join(["rpiae", *sys.argv[1:]]))
-    for each in found:
+    loaded = fetch_all(parts, command=shlex.join(["rpiae", *sys.argv[1:]]))
+    for each in loaded:
         assert each.path is not None
         size = each.path.stat().st_size / 1e6
         stdout.print(f"{each.what}: {each.path} ({size:.1f} MB)", soft_wrap=True)
-    if not found:
+    if not loaded:
         stdout.print("nothing to fetch")
     return 0
 

@@ -64,16 +64,16 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def part_name(given: str) -> str:
+def part_name(asked: str) -> str:
     """The part's name that a plugin is asked for by: ``rpiae-foo``, ``rpiae_foo`` and ``foo`` are foo.
 
     Raises:
         UsageError: if it is no name for a distribution, a package and a part.
     """
-    name = normalised(given).removeprefix(f"{OWN}-")
+    name = normalised(asked).removeprefix(f"{OWN}-")
     if not _NAME.fullmatch(name) or name == OWN:
         raise UsageError(
-            f"{given!r} is no name for a plugin: use lower case letters, digits and '-', beginning "
+            f"{asked!r} is no name for a plugin: use lower case letters, digits and '-', beginning "
             "with a letter, such as 'foo' for the distribution rpiae-foo"
         )
     return name
@@ -139,10 +139,10 @@ def _check_free(name: str, family: str) -> None:
     known = registry(family)
     for wanted in (name, f"{name}-s"):
         try:
-            found = known.select(wanted)
+            selection = known.select(wanted)
         except UnknownNameError:
             continue
-        record = found.preset or found.entry
+        record = selection.preset or selection.entry
         assert record is not None
         raise UsageError(
             f"the {known.singular} {wanted!r} is already registered by {record.distribution}: choose "

@@ -25,7 +25,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print all that is known about one name, in each family that has it."""
     name = arguments.name
-    found: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     names: list[str] = []
     for family in FAMILIES:
         known = registry(family)
@@ -41,15 +41,15 @@ def run(arguments: argparse.Namespace) -> int:
             row["fields"] = _fields(known.load(selection.entry)) | selection.tree
         else:
             row["fields"] = dict(selection.tree)
-        found[known.singular] = row
-    if not found:
+        rows[known.singular] = row
+    if not rows:
         close = nearest(name, names)
         hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
         raise UnknownNameError(f"nothing is named {shown(name)}.{hint} See: rpiae list")
     if arguments.json:
-        print(json.dumps(found, indent=2, default=shown))
+        print(json.dumps(rows, indent=2, default=shown))
         return 0
-    for family, row in found.items():
+    for family, row in rows.items():
         stdout.print(f"{family} {name}: {row['summary']}")
         for key in ("kind", "distribution", "source", "licence", "companions"):
             if row.get(key):
@@ -60,12 +60,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _fields(config: type[PartConfig]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for a in attrs.fields(config):
         if isinstance(a.default, attrs.Factory):  # type: ignore[arg-type]  # typed as a function
-            found[a.name] = a.default.factory()
+            fields[a.name] = a.default.factory()
         elif a.name not in ("name", "preset"):
             wired = a.metadata.get("wired")
             required = "must be given" if a.default is attrs.NOTHING else a.default
-            found[a.name] = f"filled in from {wired}" if wired else required
-    return found
+            fields[a.name] = f"filled in from {wired}" if wired else required
+    return fields

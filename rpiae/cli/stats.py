@@ -82,12 +82,12 @@ def _measured(arguments: argparse.Namespace, model: RPiAE) -> tuple[Tensor, Tens
             left = duration((event.total - event.done) / rate)
             bar.show(event.done, event.total, f"{rate:.3g} images/s · {left} left")
 
-        found = measure_latents(
+        statistics = measure_latents(
             model, images, runtime=runtime, num_images=arguments.images,
             posterior=arguments.posterior, seed=arguments.seed, batch_size=arguments.batch_size,
             progress=progress,
         )  # fmt: skip
-    return found.mean, found.std, found.count
+    return statistics.mean, statistics.std, statistics.count
 
 
 def _of_latents(arguments: argparse.Namespace, model: RPiAE) -> tuple[Tensor, Tensor, int]:
@@ -97,20 +97,20 @@ def _of_latents(arguments: argparse.Namespace, model: RPiAE) -> tuple[Tensor, Te
     from rpiae.latents import LatentDataset
     from rpiae.latents.encoding import tokenizer_digest
 
-    made = LatentDataset(arguments.data)
+    latents = LatentDataset(arguments.data)
     about = ("images", "image_size", "resize", "crop", "workers")
-    given = [f"--{k.replace('_', '-')}" for k in about if getattr(arguments, k) is not None]
-    given += ["--set"] if arguments.overrides else []
-    if given:
+    useless = [f"--{k.replace('_', '-')}" for k in about if getattr(arguments, k) is not None]
+    useless += ["--set"] if arguments.overrides else []
+    if useless:
         raise UsageError(
             f"{arguments.data} holds latents, whose statistics are known: leave out "
-            f"{' and '.join(given)}"
+            f"{' and '.join(useless)}"
         )
-    if made.index["tokenizer"]["sha256"] != tokenizer_digest(model):
+    if latents.index["tokenizer"]["sha256"] != tokenizer_digest(model):
         raise UsageError(
-            f"{arguments.data} was made by another tokenizer ({made.index['tokenizer']['path']}) "
+            f"{arguments.data} was made by another tokenizer ({latents.index['tokenizer']['path']}) "
             f"than the one in {arguments.run}"
         )
-    statistics = made.index["statistics"]
+    statistics = latents.index["statistics"]
     mean, std = (torch.tensor(statistics[k], dtype=torch.float64) for k in ("mean", "std"))
     return mean, std, int(statistics["count"])

@@ -165,9 +165,9 @@ class ClipTower(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Features:
         """Final-normed patch tokens of normalised images."""
-        found = self.blocks(images, self.layers)
-        tokens = aggregate(found.tokens, eps=self._eps, add_final_mean=self.add_final_mean)
-        return Features(tokens, found.grid)
+        after = self.blocks(images, self.layers)
+        tokens = aggregate(after.tokens, eps=self._eps, add_final_mean=self.add_final_mean)
+        return Features(tokens, after.grid)
 
     def blocks(self, images: Float[Tensor, "b 3 h w"], indices: Sequence[int]) -> BlockFeatures:
         """Patch tokens after the blocks with these indices, in the order asked for."""

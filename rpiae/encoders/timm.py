@@ -122,9 +122,9 @@ class TimmEncoder(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Features:
         """Final-normed patch tokens of normalised images."""
-        found = self.blocks(images, self.layers)
-        tokens = aggregate(found.tokens, eps=self._eps, add_final_mean=self.add_final_mean)
-        return Features(tokens, found.grid)
+        after = self.blocks(images, self.layers)
+        tokens = aggregate(after.tokens, eps=self._eps, add_final_mean=self.add_final_mean)
+        return Features(tokens, after.grid)
 
     def blocks(self, images: Float[Tensor, "b 3 h w"], indices: Sequence[int]) -> BlockFeatures:
         """Patch tokens after the blocks with these indices, in the order asked for."""
@@ -206,10 +206,10 @@ class TimmEncoder(nn.Module):
         mode, antialias, _ = self._rule
 
         def convert(some: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            found: dict[str, Tensor] = family.checkpoint_filter_fn(
+            names: dict[str, Tensor] = family.checkpoint_filter_fn(
                 dict(some), self.network, interpolation=mode, antialias=antialias
             )
-            return found
+            return names
 
         try:
             converted = convert(given)
@@ -276,8 +276,8 @@ class TimmEncoder(nn.Module):
         rope = getattr(self.network, "rope", None)
         if rope is None:
             return None
-        found: Tensor = rope.get_embed(shape=list(grid[1:]))
-        return list(found) if self.network.rope_mixed else [found] * self.num_blocks
+        rotation: Tensor = rope.get_embed(shape=list(grid[1:]))
+        return list(rotation) if self.network.rope_mixed else [rotation] * self.num_blocks
 
 
 class _Rule(NamedTuple):

@@ -93,8 +93,8 @@ class LpipsLoss(nn.Module):
         with torch.no_grad():
             wanted = self._features(images)
         total = at_least_fp32(made.new_zeros(made.shape[0]))
-        for head, found, other in zip(self.heads, self._features(made), wanted, strict=True):
-            difference = (_unit(found) - _unit(other)).square()
+        for head, ours, theirs in zip(self.heads, self._features(made), wanted, strict=True):
+            difference = (_unit(ours) - _unit(theirs)).square()
             total = total + (difference * head).sum(1).mean((1, 2))
         return total
 

@@ -319,10 +319,10 @@ def _within_reach(stage: StageConfig, length: StageLength, *, in_epochs: bool) -
         and (length.start(term) < length.steps or not (in_epochs or _in_steps(term, stage)))
     ]
     needs = {need for term in terms for need in term.loss.needs}
-    found = {"encoder"} if needs & {*BEHIND_BRIDGE, "features"} else set()
+    roles = {"encoder"} if needs & {*BEHIND_BRIDGE, "features"} else set()
     if stage.use_bridge and needs & BEHIND_BRIDGE:
-        found.add("bridge")
-    return found | ({"decoder"} if "pixels" in needs else set())
+        roles.add("bridge")
+    return roles | ({"decoder"} if "pixels" in needs else set())
 
 
 def _in_steps(term: TermConfig, stage: StageConfig) -> bool:

@@ -171,22 +171,22 @@ def _saved_parts(saved: Mapping[str, Any], source: str) -> tuple[ResolvedTokeniz
     )
     parts = {}
     for role in ROLES:
-        given = saved.get(role)
-        if not isinstance(given, dict):
+        table = saved.get(role)
+        if not isinstance(table, dict):
             problem = f"its {role} is no table" if role in saved else f"it has no {role}"
             raise CheckpointError(f"{source}: config.json: {problem}")
         try:
             with _fitting(source):
-                parts[role] = part_config(f"{role}s", given)
+                parts[role] = part_config(f"{role}s", table)
         except UnknownNameError as error:
             distribution = sources.get(role, "another distribution")
             if distribution == THIS_PROCESS:
                 raise CheckpointError(
-                    f"{source} was saved with {role} {given.get('name')!r}, which is not known here: "
+                    f"{source} was saved with {role} {table.get('name')!r}, which is not known here: "
                     f"{import_hint([modules.get(role, '')])}"
                 ) from None
             raise CheckpointError(
-                f"{source} was saved with {role} {given.get('name')!r} of {distribution} "
+                f"{source} was saved with {role} {table.get('name')!r} of {distribution} "
                 f"{versions.get(distribution, '')}, which is not installed here: "
                 f"pip install {distribution} ({error})"
             ) from None
@@ -201,10 +201,10 @@ def _saved_parts(saved: Mapping[str, Any], source: str) -> tuple[ResolvedTokeniz
 
 
 def _texts(saved: Mapping[str, Any], name: str, source: str) -> dict[str, str]:
-    given = saved.get(name, {})
-    if not isinstance(given, dict) or not all(isinstance(text, str) for text in given.values()):
+    texts = saved.get(name, {})
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
         raise CheckpointError(f"{source}: config.json: its {name} are no table of texts")
-    return given
+    return texts
 
 
 @contextlib.contextmanager
@@ -250,16 +250,16 @@ def _dtypes(
     model: RPiAE, tensors: Mapping[str, TensorFacts], source: str
 ) -> dict[str, torch.dtype]:
     """Roles that were saved in another floating dtype than they are built in, with that dtype."""
-    found = {}
+    chosen = {}
     for role, part in model.roles.items():
         floats = {
             f"{role}.{n}": t.dtype for n, t in part.state_dict().items() if t.is_floating_point()
         }
-        given = {name: tensors[name].dtype for name in floats}
-        if all(_FLOATS.get(dtype) == floats[name] for name, dtype in given.items()):
+        dtypes = {name: tensors[name].dtype for name in floats}
+        if all(_FLOATS.get(dtype) == floats[name] for name, dtype in dtypes.items()):
             continue
-        first = next(iter(given.values()))
-        for name, dtype in given.items():
+        first = next(iter(dtypes.values()))
+        for name, dtype in dtypes.items():
             if dtype not in _FLOATS:
                 raise CheckpointError(f"{source}: {name} is {dtype}, which is no dtype of weights")
             if dtype != first:
@@ -267,8 +267,8 @@ def _dtypes(
                     f"{source}: {name} is {dtype} and others of the {role} are {first}: a part has "
                     "one dtype"
                 )
-        found[role] = _FLOATS[first]
-    return found
+        chosen[role] = _FLOATS[first]
+    return chosen
 
 
 def _check_norms(state: Mapping[str, Tensor], source: str) -> None:

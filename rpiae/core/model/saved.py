@@ -102,7 +102,7 @@ def write_tokenizer(folder: Path, config: Mapping[str, Any], state: Mapping[str,
             raise CheckpointError(
                 f"{folder} holds other things than a tokenizer and is left alone: name a new folder"
             )
-        made = not folder.exists()
+        is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         _finish(folder)
         try:
@@ -118,7 +118,7 @@ def write_tokenizer(folder: Path, config: Mapping[str, Any], state: Mapping[str,
             if until_whole(weights).exists():
                 until_whole(config_file).unlink(missing_ok=True)
                 until_whole(weights).unlink()
-                if made:
+                if is_new:
                     folder.rmdir()
         _clear(folder)
     except (OSError, SafetensorError) as error:
@@ -136,10 +136,10 @@ def open_tokenizer(folder: Path) -> SavedTokenizer:
     """
     weights = folder / WEIGHTS_FILE
     config = _config_of(weights, _read_config(folder / CONFIG_FILE))
-    given = config.get("format")
-    if given != FORMAT:
+    version = config.get("format")
+    if version != FORMAT:
         raise CheckpointError(
-            f"{folder} has tokenizer format {given!r}, this rpiae reads format {FORMAT}"
+            f"{folder} has tokenizer format {version!r}, this rpiae reads format {FORMAT}"
         )
     if _WEIGHTS not in config:
         logger.warning(

@@ -148,7 +148,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         with open_regular(path) as file:
-            found = json.loads(file.read())
+            document = json.loads(file.read())
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
     except RecursionError:
@@ -157,9 +157,9 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(
             f"{path} is not a JSON file: {str(error).partition(';')[0]}"
         ) from None
-    if nested_too_deeply(found):
+    if nested_too_deeply(document):
         raise CheckpointError(f"{path} is nested too deeply")
-    return found
+    return document
 
 
 def nested_too_deeply(document: Any) -> bool:

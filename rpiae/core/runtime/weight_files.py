@@ -154,15 +154,15 @@ def _tables(path: Path, stack: contextlib.ExitStack) -> Tables:
 def _of_index(path: Path, size: int, stack: contextlib.ExitStack) -> dict[str, Getter]:
     """The tensors of all shards that an index names; they lie beside it."""
     shards: dict[str, dict[str, Getter]] = {}
-    found = {}
+    tensors = {}
     for name, shard in read_index(path, size).items():
         if shard not in shards:
             with _named(path.with_name(shard)):
                 shards[shard] = _tables(path.with_name(shard), stack)[""]
         if name not in shards[shard]:
             raise CheckpointError(f"{name} is not in {shard}, where the index says that it is")
-        found[name] = shards[shard][name]
-    return found
+        tensors[name] = shards[shard][name]
+    return tensors
 
 
 def _getter(file: Any, name: str) -> Getter:
@@ -258,10 +258,10 @@ def _plainly_named(path: Path) -> Iterator[Path]:
 
 def _torch_reason(error: Exception) -> str:
     text = str(error)
-    found = re.search(r"GLOBAL (\S+)", text)
-    if found:
+    forbidden = re.search(r"GLOBAL (\S+)", text)
+    if forbidden:
         return (
-            f"not a plain weights file: it holds {printable(found.group(1))}, which may run code "
+            f"not a plain weights file: it holds {printable(forbidden.group(1))}, which may run code "
             "and is not loaded. Save its tensors alone: torch.save(model.state_dict(), PATH)"
         )
     if "TorchScript" in text:

@@ -63,7 +63,7 @@ class _Set(NamedTuple):
 
     @property
     def label(self) -> str:
-        return ".".join(part for part in (self.table, self.prefix.rstrip(".")) if part) or TOP
+        return ".".join(word for word in (self.table, self.prefix.rstrip(".")) if word) or TOP
 
 
 def read_weights(
@@ -99,14 +99,14 @@ def read_weights(
             for other in sets
             if other.table == chosen.table and len(other.prefix) > len(chosen.prefix)
         )
-        found = {
+        tensors = {
             name: get()
             for name, get in tables[chosen.table].items()
             if name.startswith(chosen.prefix) and not (inner and name.startswith(inner))
         }
-    for name, value in found.items():
+    for name, value in tensors.items():
         check_plain(printable(str(path)), name, value)
-    return _unwrapped({name.removeprefix(chosen.prefix): v for name, v in found.items()})
+    return _unwrapped({name.removeprefix(chosen.prefix): v for name, v in tensors.items()})
 
 
 def load_foreign(
@@ -195,9 +195,9 @@ def check_plain(source: object, name: str, value: Tensor) -> None:
     strange = value.layout is not torch.strided or value.is_quantized or value.is_meta
     if packed or strange:
         kinds = {"sparse": value.layout is not torch.strided, "without values": value.is_meta}
-        given = next((kind for kind, is_so in kinds.items() if is_so), "quantised")
+        why = next((kind for kind, is_so in kinds.items() if is_so), "quantised")
         raise CheckpointError(
-            f"{source}: {printable(name)} is of type {_type(value)}, {given}, and not a plain tensor "
+            f"{source}: {printable(name)} is of type {_type(value)}, {why}, and not a plain tensor "
             "of float16, bfloat16, float32 or float64: convert the file"
         )
 
@@ -217,8 +217,8 @@ def check_finite(source: object, name: str, value: Tensor) -> None:
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state without the words that wrappers put into names; as it is where two would be one."""
-    found = {_without_wrappers(name): value for name, value in state.items()}
-    return found if len(found) == len(state) else state
+    bare = {_without_wrappers(name): value for name, value in state.items()}
+    return bare if len(bare) == len(state) else state
 
 
 def _without_wrappers(name: str) -> str:
@@ -233,10 +233,10 @@ def _sets(tables: Tables, signatures: Sequence[Signature]) -> Iterator[_Set]:
                 prefix = _prefix(name, first)
                 if prefix is None:
                     continue
-                found = _Set(place, prefix)
-                if found not in seen and _has(table, prefix, others):
-                    seen.add(found)
-                    yield found
+                candidate = _Set(place, prefix)
+                if candidate not in seen and _has(table, prefix, others):
+                    seen.add(candidate)
+                    yield candidate
 
 
 def _prefix(name: str, wanted: str) -> str | None:
@@ -257,14 +257,14 @@ def _has(table: Collection[str], prefix: str, wanted: Sequence[str]) -> bool:
 
 
 def _chosen(sets: Sequence[_Set], key: str, path: Path) -> _Set:
-    labels = ", ".join(found.label for found in sets)
+    labels = ", ".join(each.label for each in sets)
     fitting = [s for s in sets if not key or s.label == key or s.label.startswith(f"{key}.")]
     if not fitting:
         raise CheckpointError(
             f"{printable(str(path))} has no weights of this model under {key!r} (weights_key); it "
             f"has them under {printable(labels)}"
         )
-    chosen, *others = sorted(fitting, key=lambda found: not AVERAGED.search(found.label))
+    chosen, *others = sorted(fitting, key=lambda each: not AVERAGED.search(each.label))
     if others:
         kind = ", the averaged ones" if AVERAGED.search(chosen.label) else ", the first"
         _log.warning(
@@ -291,8 +291,8 @@ def _examples(tables: Tables) -> str:
 
 
 def _of_shards(source: object) -> str:
-    found = _SHARD.search(str(source))
-    return f"; it is one of {int(found.group(1))} shards: name their index" if found else ""
+    shard = _SHARD.search(str(source))
+    return f"; it is one of {int(shard.group(1))} shards: name their index" if shard else ""
 
 
 def and_more(names: Sequence[str]) -> str:
@@ -314,13 +314,13 @@ def _meaning(name: str, own: Collection[str]) -> str:
     return next((f" ({what})" for pattern, what in _MEANINGS if re.search(pattern, name)), "")
 
 
-def _check_values(source: object, name: str, found: Tensor, wanted: Tensor) -> None:
-    check_plain(source, name, found)
-    if found.is_complex() or found.is_floating_point() != wanted.is_floating_point():
+def _check_values(source: object, name: str, value: Tensor, wanted: Tensor) -> None:
+    check_plain(source, name, value)
+    if value.is_complex() or value.is_floating_point() != wanted.is_floating_point():
         raise CheckpointError(
-            f"{source}: {printable(name)} is of type {_type(found)}, expected {_type(wanted)}"
+            f"{source}: {printable(name)} is of type {_type(value)}, expected {_type(wanted)}"
         )
-    check_finite(source, name, found)
+    check_finite(source, name, value)
 
 
 def _type(value: Tensor) -> str:
