@@ -60,13 +60,13 @@ def run(arguments: argparse.Namespace) -> int:
             )
     with torch.no_grad():
         if arguments.tile:
-            reconstructed = reconstruct_tiled(model, image.to(device), tile=trained or 256)
+            made = reconstruct_tiled(model, image.to(device), tile=trained or 256)
         else:
-            reconstructed = model.reconstruct(image.to(device))
-    reconstructed = to_8_bits(reconstructed.cpu())
-    psnr = psnr_of((reconstructed.double() - image.double()).square().mean().item())
+            made = model.reconstruct(image.to(device))
+    made = to_8_bits(made.cpu())
+    psnr = psnr_of((made.double() - image.double()).square().mean().item())
     try:
-        side_by_side([image[0], reconstructed[0]]).save(out)
+        side_by_side([image[0], made[0]]).save(out)
     except (OSError, ValueError) as error:
         raise RunError(f"cannot write {out}: {error}") from None
     shape = "×".join(map(str, model.latent_shape(height, width)))
