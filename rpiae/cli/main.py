@@ -16,8 +16,6 @@ from attrs import frozen
 import rpiae
 from rpiae.cli.launch import speaks
 from rpiae.core.errors import RpiaeError, RunError, UsageError
-from rpiae.core.registry.discovery import endless_entry_points
-from rpiae.core.registry.importing import import_modules
 from rpiae.core.runtime.names import printable, shown
 from rpiae.core.runtime.output import steady_output
 
@@ -104,7 +102,10 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         if VERBS[arguments.verb].torch and getattr(arguments, "action", "") != "new":
             _check_path()
-        import_modules(arguments.imports)
+        if arguments.imports:
+            from rpiae.core.registry.importing import import_modules
+
+            import_modules(arguments.imports)
         return _command(arguments.verb).run(arguments)
     except RpiaeError as error:
         if arguments.debug:
@@ -130,6 +131,8 @@ def _check_path() -> None:
     Raises:
         RunError: if importing it would wait for ever.
     """
+    from rpiae.core.registry.discovery import endless_entry_points
+
     file = endless_entry_points()
     if file is not None:
         raise RunError(

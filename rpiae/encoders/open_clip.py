@@ -21,7 +21,7 @@ from rpiae.core.model.blocks import aggregate, resample_positions, through
 from rpiae.core.model.contracts import BlockFeatures, Features, block_index
 from rpiae.core.model.geometry import Grid, map_grid, map_to_tokens
 from rpiae.core.runtime.names import printable, shown
-from rpiae.core.runtime.weights import load_foreign, read_weights
+from rpiae.core.runtime.weights import load_whole, read_weights
 from rpiae.encoders.timm import TimmEncoder, try_out
 from rpiae.encoders.timm_models import unbuildable
 
@@ -186,7 +186,7 @@ class ClipTower(nn.Module):
             path, what="this open_clip model's image tower", signatures=SIGNATURES, key=key
         )
         behind = [f"transformer.resblocks.{i}." for i in range(self.num_blocks, self._depth)]
-        load_foreign(self.network, state, source=printable(str(path)), unused=(*UNUSED, *behind))
+        load_whole(self.network, state, source=printable(str(path)), unused=(*UNUSED, *behind))
 
     def _embed(self, images: Tensor) -> tuple[Tensor, Grid]:
         """Class and patch tokens with positions, at any grid."""

@@ -20,7 +20,7 @@ from rpiae.core.model.blocks import aggregate, resample_positions, through
 from rpiae.core.model.contracts import BlockFeatures, Encoder, Features, block_index
 from rpiae.core.model.geometry import Grid, map_grid, map_to_tokens
 from rpiae.core.runtime.names import printable
-from rpiae.core.runtime.weights import check_plain, load_foreign, read_weights
+from rpiae.core.runtime.weights import check_plain, load_whole, read_weights
 from rpiae.encoders.timm_attention import switched
 from rpiae.encoders.timm_models import create_model, unbuildable
 
@@ -182,7 +182,7 @@ class TimmEncoder(nn.Module):
             converted = {n.removeprefix("network."): value for n, value in foreign.items()}
         stored = {value.data_ptr(): name for name, value in state.items()}
         behind = tuple(f"blocks.{index}." for index in range(self.num_blocks, self._depth))
-        load_foreign(
+        load_whole(
             self.network,
             converted,
             source=source,
@@ -213,7 +213,7 @@ class TimmEncoder(nn.Module):
 
         try:
             converted = convert(given)
-        except Exception:  # it assumes the right architecture; load_foreign says what is wrong
+        except Exception:  # it assumes the right architecture; load_whole says what is wrong
             return dict(state)
         dropped = {
             name: value

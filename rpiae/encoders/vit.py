@@ -14,7 +14,7 @@ from rpiae.core.model.blocks import Block, aggregate, resample_positions, sincos
 from rpiae.core.model.contracts import BlockFeatures, Features, block_index
 from rpiae.core.model.geometry import Grid, map_grid, map_to_tokens
 from rpiae.core.runtime.names import printable
-from rpiae.core.runtime.weights import load_foreign, read_weights
+from rpiae.core.runtime.weights import load_whole, read_weights
 
 #: What a file must have, under whatever prefix.
 SIGNATURES = (("pos_embed", "transformer.0.norm1.weight"),)
@@ -114,7 +114,7 @@ class VitEncoder(nn.Module):
         """
         state = read_weights(path, what="this plain ViT", signatures=SIGNATURES, key=key)
         behind = [f"transformer.{index}." for index in range(self.num_blocks, self._depth)]
-        load_foreign(self, state, source=printable(str(path)), unused=behind)
+        load_whole(self, state, source=printable(str(path)), unused=behind)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, Grid]:
         feature_map = self.stem(images)

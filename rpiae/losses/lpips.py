@@ -16,7 +16,7 @@ from rpiae.core.model.contracts import StepContext
 from rpiae.core.model.geometry import at_least_fp32
 from rpiae.core.runtime.download import cached_name, fetch_url, unfetched
 from rpiae.core.runtime.weight_files import named_file
-from rpiae.core.runtime.weights import load_foreign, read_weights
+from rpiae.core.runtime.weights import load_whole, read_weights
 
 #: Channels of VGG-16's blocks; features are taken at the end of each.
 WIDTHS = (64, 128, 256, 512, 512)
@@ -63,13 +63,13 @@ class LpipsLoss(nn.Module):
         self.vgg = nn.ModuleDict({"features": _convolutions()})
         self.heads = nn.ParameterList(torch.ones(1, width, 1, 1) for width in WIDTHS)
         if backbone is not None:
-            load_foreign(
+            load_whole(
                 self.vgg, backbone, source="the VGG-16 of loss 'lpips'", unused=("classifier.",)
             )
         if heads is not None:
             called = {str(number): f"lin{number}.model.1.weight" for number in range(len(WIDTHS))}
             own = {theirs: name for name, theirs in called.items()}
-            load_foreign(
+            load_whole(
                 self.heads, {own.get(name, name): value for name, value in heads.items()},
                 source="the channel weights of loss 'lpips'", called=called,
             )  # fmt: skip

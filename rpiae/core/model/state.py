@@ -1,6 +1,6 @@
 """Tensors that we wrote, by name, into modules: checked first, and loaded whole.
 
-Those of foreign files go through ``rpiae.core.runtime.weights.load_foreign``.
+Those of foreign files go through ``rpiae.core.runtime.weights.load_whole``.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def read_weights(
     return _unwrapped({name.removeprefix(chosen.prefix): v for name, v in tensors.items()})
 
 
-def load_foreign(
+def load_whole(
     module: nn.Module,
     state: Mapping[str, Tensor],
     *,
