@@ -25,6 +25,9 @@ _log = logging.getLogger(__name__)
 #: Names that a layout must have; the first is what messages call missing.
 Signature = Sequence[str]
 
+#: Shapes of tensors by name.
+Shapes = Mapping[str, tuple[int, ...]]
+
 #: ``weights_key`` of what stands at a file's top level.
 TOP = "."
 
@@ -144,9 +147,6 @@ def load_whole(
     for name, value in own.items():
         _check_values(source, names.get(name, name), kept[name], value)
     module.load_state_dict(kept)
-
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def shapes(state: Mapping[str, Tensor]) -> Shapes:
