@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rpiae.cli.options import computing_options, nonempty, positive
 from rpiae.cli.progress import Bar
-from rpiae.cli.screen import duration, stderr, stdout
+from rpiae.cli.screen import stderr, stdout
 from rpiae.core.errors import CheckpointError, UsageError
 
 
@@ -82,8 +82,6 @@ def run(arguments: argparse.Namespace) -> int:
             limit=arguments.limit, norm=norm or by,
         ):  # fmt: skip
             done = event.done
-            rate = done / (time.perf_counter() - started)
-            left = duration((event.total - done) / rate)
-            bar.show(done, event.total, f"{rate:.3g} images/s · {left} left")
+            bar.images(done, event.total, done / (time.perf_counter() - started))
     stdout.print(f"{arguments.out}: {done} pictures", soft_wrap=True)
     return 0

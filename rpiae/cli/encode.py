@@ -14,7 +14,7 @@ from rich.table import Table
 from rpiae.cli.launch import launch, launched, speaks
 from rpiae.cli.options import dataset_options, nonempty, positive, processes_option
 from rpiae.cli.progress import Bar
-from rpiae.cli.screen import duration, stderr, stdout
+from rpiae.cli.screen import stderr, stdout
 
 if TYPE_CHECKING:
     from rpiae.core.model.tokenizer import RPiAE
@@ -113,10 +113,7 @@ def _encode(arguments: argparse.Namespace) -> int:
             elif isinstance(event, writing.Started):
                 bar.say(_described(event.plan, event.kept))
             elif isinstance(event, writing.Progressed):
-                rate = f"{event.images_per_second:.3g} images/s"
-                left = event.remaining_seconds
-                rest = f" · {duration(left)} left" if left < float("inf") else ""
-                bar.show(event.done, event.total, rate + rest)
+                bar.images(event.done, event.total, event.images_per_second)
             elif isinstance(event, writing.Finished):
                 index = event.index
     runtime.close()

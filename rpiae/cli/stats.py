@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rpiae.cli.encode import dataset, statistics_table
 from rpiae.cli.options import dataset_options, positive
 from rpiae.cli.progress import Bar
-from rpiae.cli.screen import duration, stderr, stdout
+from rpiae.cli.screen import stderr, stdout
 from rpiae.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,9 +78,7 @@ def _measured(arguments: argparse.Namespace, model: RPiAE) -> tuple[Tensor, Tens
         def progress(event: Measured) -> None:
             for reason in event.skipped:
                 bar.say(f"skipped: {reason}")
-            rate = event.done / (time.perf_counter() - started)
-            left = duration((event.total - event.done) / rate)
-            bar.show(event.done, event.total, f"{rate:.3g} images/s · {left} left")
+            bar.images(event.done, event.total, event.done / (time.perf_counter() - started))
 
         statistics = measure_latents(
             model, images, runtime=runtime, num_images=arguments.images,
