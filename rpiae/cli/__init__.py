@@ -1,4 +1,4 @@
-"""The command line: one thin function per verb; the only place that knows rich."""
+"""The command line: one module per verb, with its options; the only place that knows rich."""
 
 from rpiae.cli.main import main
 

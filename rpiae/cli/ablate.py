@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve
 from rich.table import Table
 
-from rpiae.cli.build import run_tree, without
+from rpiae.cli.options import left_out, names, nonempty, positive, run_options, run_tree
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import duration, stderr, stdout
 from rpiae.core.config.tree import Tree, parse_override
@@ -26,7 +26,49 @@ if TYPE_CHECKING:
     from rpiae.studies.planning import PlannedRow
 
 
-def execute(arguments: argparse.Namespace) -> int:
+def options(parser: argparse.ArgumentParser) -> None:
+    """A study: its base, its axes, what is measured, and who runs it."""
+    parser.add_argument(
+        "study", nargs="?", metavar="STUDY.TOML", help="a study; options change its base"
+    )
+    run_options(parser)
+    parser.add_argument(
+        "--vary", action="append", default=[], metavar="PATH=A,B,…",
+        help="an axis, such as bridge=vb8,vb16 or recipe.stages[0].noise=0,0.4; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=positive, metavar="N", help="seeds 0 to N − 1 of every run")
+    parser.add_argument(
+        "--eval-data", metavar="DATA", type=nonempty, help="what finished runs are measured on"
+    )
+    parser.add_argument(
+        "--eval-train", metavar="DATA", type=nonempty, help="what probes and neighbours learn from"
+    )
+    parser.add_argument(
+        "--metrics", metavar="NAMES", type=nonempty,
+        help="comma-separated (default: the study's, else psnr,ssim)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", metavar="FOLDER", type=nonempty, help="the study's folder (default: runs/NAME)"
+    )
+    parser.add_argument(
+        "--processes", type=positive, default=1, metavar="N", help="runs at a time (default: 1)"
+    )
+    parser.add_argument(
+        "--executor", choices=["local", "submitit"], default="local",
+        help="processes of this machine, or jobs of submitit",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cluster", default="auto", metavar="NAME", help="with submitit: auto, slurm or local"
+    )
+    parser.add_argument(
+        "--job", action="append", default=[], metavar="NAME=VALUE",
+        help="with submitit: a parameter of every job, such as slurm_partition=gpu; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="print the runs and stop")
+    parser.add_argument("--json", action="store_true", help="with --dry-run")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Run a study, or what is left of it."""
     from rpiae.studies import studies
     from rpiae.studies.planning import file_name, plan_study
@@ -86,20 +128,19 @@ def _study(arguments: argparse.Namespace) -> StudyConfig:
         raise UsageError(f"--vary {twice[0]} is given twice: list all values in one")
     study = evolve(
         study, base=base, vary=study.vary | dict(axes),
-        without=(*study.without, *without(arguments)),
+        without=(*study.without, *left_out(arguments)),
     )  # fmt: skip
     study = _seeded(study, arguments)
     evaluation = {"data": arguments.eval_data, "training": arguments.eval_train}
     if arguments.metrics:
-        names = tuple(name.strip() for name in arguments.metrics.split(",") if name.strip())
-        evaluation["metrics"] = names
-    given = {name: value for name, value in evaluation.items() if value}
-    return evolve(study, evaluation=evolve(study.evaluation, **given))
+        evaluation["metrics"] = names(arguments.metrics)
+    changed = {name: value for name, value in evaluation.items() if value}
+    return evolve(study, evaluation=evolve(study.evaluation, **changed))
 
 
 def _base(arguments: argparse.Namespace) -> Tree:
     """What the options say of every run; where they are written is the study's own."""
-    tree = run_tree(argparse.Namespace(**vars(arguments) | {"out": None, "init": None}))
+    tree = run_tree(arguments)
     if "out" in tree:
         stderr.print(
             f"{arguments.config}: its out is left out; a study's runs lie in its own folder",
@@ -117,13 +158,13 @@ def _seeded(study: StudyConfig, arguments: argparse.Namespace) -> StudyConfig:
     """
     from rpiae.studies.planning import MOST_RUNS
 
-    given = {
+    seeding = {
         "--seed": arguments.seed is not None,
         "--set seed": any(_override(text)[0] == "seed" for text in arguments.overrides),
         "--vary seed": any(_axis(text)[0] == "seed" for text in arguments.vary),
         "--seeds": arguments.seeds is not None,
     }
-    named = [option for option, is_given in given.items() if is_given]
+    named = [option for option, is_given in seeding.items() if is_given]
     if len(named) > 1:
         raise UsageError(f"{' and '.join(named)} both say which seeds runs have: give one of them")
     if not named or named == ["--vary seed"]:

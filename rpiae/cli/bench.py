@@ -8,11 +8,18 @@ import json
 import attrs
 from rich.table import Table
 
-from rpiae.cli.build import run_tree, without
+from rpiae.cli.options import positive, resolved_run, run_options
 from rpiae.cli.screen import count, stderr, stdout
 
 
-def execute(arguments: argparse.Namespace) -> int:
+def options(parser: argparse.ArgumentParser) -> None:
+    """A run, and how it is measured."""
+    run_options(parser)
+    parser.add_argument("--repeats", type=positive, default=5, metavar="N")
+    parser.add_argument("--json", action="store_true")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Measure a combination in both precisions, and print each figure as it comes."""
     from rpiae import runs
     from rpiae.core.runtime.devices import choose_device
@@ -20,26 +27,25 @@ def execute(arguments: argparse.Namespace) -> int:
     from rpiae.core.runtime.processes import MatrixSpeed, Precision
     from rpiae.runs.speed import measure
 
-    resolved = runs.resolve(
-        run_tree(arguments), overrides=tuple(arguments.overrides), without=without(arguments),
-        source="the command line",
-    )  # fmt: skip
+    resolved = resolved_run(arguments)
     plan = runs.plan(resolved)
     check_memory(plan.memory, choose_device(resolved.config.device))
     given: Precision | None = arguments.precision
     precisions: tuple[Precision, ...] = (given,) if given else ("fp32", "bf16")
     rows = []
     peak = None
-    for found in measure(resolved, precisions=precisions, repeats=arguments.repeats):
-        if isinstance(found, MatrixSpeed):
-            peak = found
+    for measured in measure(resolved, precisions=precisions, repeats=arguments.repeats):
+        if isinstance(measured, MatrixSpeed):
+            peak = measured
             stderr.print(
                 f"matrix products here: {peak.fp32:.2f} TFLOP/s in fp32, {peak.bf16:.2f} in bf16 "
                 f"({peak.size}³)"
             )
             continue
-        rows.append(found)
-        stderr.print(f"{found.operation} {found.precision}: {found.images_per_second:.2f} images/s")
+        rows.append(measured)
+        stderr.print(
+            f"{measured.operation} {measured.precision}: {measured.images_per_second:.2f} images/s"
+        )
     assert peak is not None
     parameters = {part.role: part.parameters for part in plan.parts}
     if arguments.json:

@@ -4,40 +4,41 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from rich.live import Live
-from rich.table import Table
-
-from rpiae.cli.launch import INTERRUPTED, launch, launched, speaks
-from rpiae.cli.screen import count, duration, progress_bar, stderr, stdout
-from rpiae.core.config.tree import Tree, read_toml
+from rpiae.cli.launch import launch, launched
+from rpiae.cli.options import (
+    nonempty,
+    processes_option,
+    resolved_run,
+    run_options,
+    run_tree,
+    start_options,
+)
 from rpiae.core.errors import UsageError
-from rpiae.core.model.fetching import fetch_all
-from rpiae.core.runtime.files import plain_name
-from rpiae.core.runtime.memory import amount
-from rpiae.core.runtime.names import printable
-from rpiae.core.training import events
-from rpiae.runs.planning import Plan
-
-#: Fields of a run that are options of their own.
-NAMED = ("encoder", "bridge", "decoder", "recipe", "data", "out", "init", "seed", "device", "precision")  # fmt: skip
 
 
-def execute(arguments: argparse.Namespace) -> int:
+def options(parser: argparse.ArgumentParser) -> None:
+    """A run, what it starts from or goes on with, and where it goes."""
+    run_options(parser)
+    parser.add_argument(
+        "--out", metavar="FOLDER", type=nonempty, help="the run's folder (default: runs/…)"
+    )
+    start_options(parser)
+    parser.add_argument("--resume", metavar="FOLDER", type=nonempty, help="go on with a run")
+    processes_option(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Plan, and unless it is a dry run, train and evaluate."""
     from rpiae import runs
+    from rpiae.cli.following import follow, print_plan
+    from rpiae.core.model.fetching import fetch_all
 
     if arguments.resume:
         return _resume(arguments)
-    source = str(arguments.config or "the command line")
-    resolved = runs.resolve(
-        run_tree(arguments), overrides=tuple(arguments.overrides), without=without(arguments),
-        source=source,
-    )  # fmt: skip
+    resolved = resolved_run(arguments, "out", "init")
     if arguments.dry_run:
         print_plan(runs.plan(resolved))
         return 0
@@ -47,28 +48,29 @@ def execute(arguments: argparse.Namespace) -> int:
         print_plan(runs.plan(resolved))
         raise
     if not launched():
-        fetch_all(runs.loading(resolved), command=fetch_command(arguments))
+        fetch_all(runs.loading(resolved), command=_fetch_command(arguments))
     if arguments.processes > 1 and not launched():
         return launch(arguments.processes)
-    return _follow(runs.run(resolved))
+    return follow(runs.run(resolved))
 
 
-def fetch_command(arguments: argparse.Namespace) -> str:
+def _fetch_command(arguments: argparse.Namespace) -> str:
     """What gets all weights that a run of these options loads."""
-    given = []
+    words = []
     for name in ("config", "encoder", "bridge", "decoder", "recipe", "data", "init", "parts"):
         if value := getattr(arguments, name, None):
-            given += [f"--{name}", value]
+            words += [f"--{name}", value]
     for text in arguments.overrides:
-        given += ["--set", text]
+        words += ["--set", text]
     for text in arguments.without:
-        given += ["--without", text]
-    return shlex.join(["rpiae", "fetch", *given])
+        words += ["--without", text]
+    return shlex.join(["rpiae", "fetch", *words])
 
 
 def _resume(arguments: argparse.Namespace) -> int:
     """Go on with a run, with what may be changed about it."""
     from rpiae import runs
+    from rpiae.cli.following import follow, print_plan
 
     names = ("out", "init", "parts", "without")
     refused = [f"--{name}" for name in names if getattr(arguments, name)]
@@ -84,212 +86,4 @@ def _resume(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.processes > 1 and not launched():
         return launch(arguments.processes)
-    return _follow(runs.resume(arguments.resume, changes=changes, overrides=overrides))
-
-
-def run_tree(arguments: argparse.Namespace) -> Tree:
-    """The run that the options and ``--config`` describe."""
-    tree = read_toml(Path(arguments.config)) if arguments.config else {}
-    for name in NAMED:
-        value = getattr(arguments, name)
-        if value is not None:
-            tree[name] = value
-    if getattr(arguments, "parts", None):
-        tree["init_parts"] = [role.strip() for role in arguments.parts.split(",") if role.strip()]
-    return tree
-
-
-def without(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The losses that ``--without`` names."""
-    listed = [name.strip() for text in arguments.without for name in text.split(",")]
-    return tuple(name for name in listed if name)
-
-
-def print_plan(plan: Plan) -> None:
-    """The plan as tables on stdout."""
-    parts = Table(title="model", title_justify="left", box=None, pad_edge=False)
-    for heading in ("role", "part", "parameters", "chosen by"):
-        parts.add_column(heading, overflow="fold")
-    for part in plan.parts:
-        numbers = count(part.parameters)
-        if len(part.children) > 1 and part.role == "bridge":
-            numbers += f" ({' + '.join(count(n) for n in part.children.values())})"
-        parts.add_row(part.role, part.label, numbers, part.origin)
-    stdout.print(parts)
-    c, h, w = plan.latent
-    stdout.print(
-        f"\n{count(plan.parameters)} parameters · images {plan.image_size}×{plan.image_size} · "
-        f"latent {c}×{h}×{w} · {plan.compression:.3g} image values per latent value\n"
-    )
-    stages = Table(
-        title=f"stages of recipe {plan.recipe} ({plan.recipe_origin})",
-        title_justify="left", box=None, pad_edge=False,
-    )  # fmt: skip
-    for heading in ("stage", "trains", "frozen", "path", "terms", "length", "batch"):
-        stages.add_column(heading, overflow="fold")
-    for stage in plan.stages:
-        if stage.skipped:
-            stages.add_row(stage.name, "skipped: nothing to train", "", "", "", "", "")
-            continue
-        roles = stage.report.roles
-        stages.add_row(
-            stage.name,
-            ", ".join(f"{r} {count(n.trained)}" for r, n in roles.items() if n.trained),
-            ", ".join(r for r, n in roles.items() if n.frozen and not n.trained),
-            stage.path + (f", noise ≤ {stage.noise:g}" if stage.noise else ""),
-            " + ".join(stage.terms),
-            stage.length,
-            str(stage.batch_size),
-        )
-    stdout.print(stages)
-    data = f"{plan.data} ({plan.data_origin})" if plan.data else "none yet: name some with --data"
-    if plan.num_images is not None:
-        data += f", {plan.num_images} images to train on"
-    lines = [f"data {data}", f"device {plan.device}, precision {plan.precision}"]
-    lines += [f"loads {text}" for text in plan.loads]
-    if plan.start:
-        lines.append(f"starts with {plan.start}")
-    lines.append(f"memory {amount(plan.memory.total)} at the least, and activations on top")
-    if plan.out:
-        lines.append(f"out {plan.out}")
-    lines += [f"licence of {text}" for text in plan.licences]
-    lines += [f"note: {text}" for text in plan.notices]
-    if plan.missing_losses:
-        lines.append(f"not in this version: {', '.join(plan.missing_losses)}")
-    stdout.print()
-    for line in lines:
-        stdout.print(line)
-    stdout.print()
-
-
-def _follow(run: Iterator[events.Event]) -> int:
-    """Render a run's events; returns the exit code."""
-    view = _View()
-    with view:
-        for event in run:
-            if isinstance(event, events.Interrupted):
-                view.close()
-                if speaks():
-                    stderr.print(
-                        f"{event.signal}: the state is saved. Go on with:\n  {_going_on(event)}",
-                        soft_wrap=True,
-                    )
-                return INTERRUPTED
-            if not speaks():
-                continue
-            view.show(event)
-            if isinstance(event, events.RunEnded):
-                view.close()
-                _print_summary(event)
-    return 0
-
-
-def _going_on(event: events.Interrupted) -> str:
-    return shlex.join(["rpiae", "build", "--resume", printable(str(event.path))])
-
-
-class _View:
-    """A live line per stage on a terminal; a plain line now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self._live = Live(console=stderr, refresh_per_second=4, transient=False)
-        self._progress = progress_bar()
-        self._task: Any = None
-        self._plain = not stderr.is_terminal
-        self._open = False
-
-    def __enter__(self) -> _View:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Leave the live display."""
-        if self._open:
-            self._live.stop()
-            self._open = False
-
-    def show(self, event: events.Event) -> None:
-        """Render one event."""
-        if isinstance(event, events.Planned):
-            print_plan(event.plan)
-            sys.stdout.flush()
-        elif isinstance(event, events.StageStarted):
-            self._started(event)
-        elif isinstance(event, events.StepDone):
-            self._stepped(event)
-        elif isinstance(event, events.StageSkipped):
-            self._say(f"{event.stage}: skipped, {event.reason}")
-        elif isinstance(event, events.Evaluated):
-            mark = ", the best so far" if event.best else ""
-            self._say(f"{event.stage} {event.step}: held-out {_metrics(event.metrics)}{mark}")
-        elif isinstance(event, events.ImagesSkipped):
-            self._say(f"{event.total} images skipped so far: {'; '.join(event.images)}")
-        elif isinstance(event, events.Notice):
-            self._say(event.text)
-
-    def _started(self, event: events.StageStarted) -> None:
-        self._task = self._progress.add_task(
-            event.stage, total=event.steps, completed=event.step, status=""
-        )
-        if not self._plain and not self._open:
-            self._live.update(self._progress)
-            self._live.start()
-            self._open = True
-
-    def _stepped(self, event: events.StepDone) -> None:
-        terms = " ".join(f"{name} {value:.4f}" for name, value in event.terms.items())
-        for name, row in event.others.items():
-            if "accuracy" in row:
-                terms += f" · {name} right {row['accuracy']:.0%}"
-        status = (
-            f"{terms} · {event.images_per_second:.3g} images/s · "
-            f"{duration(event.remaining_seconds)} left"
-        )
-        if not self._plain:
-            self._progress.update(self._task, completed=event.step, status=status)
-        elif event.step == 1 or event.step % max(1, event.steps // 10) == 0:
-            stderr.print(f"{event.stage} {event.step}/{event.steps}: {status}", soft_wrap=True)
-
-    def _say(self, text: str) -> None:
-        stderr.print(text, soft_wrap=True)
-
-
-def _metrics(metrics: Any) -> str:
-    similarity = f"SSIM {metrics['ssim']:.3f}, " if "ssim" in metrics else ""
-    return f"PSNR {metrics['psnr']:.2f} dB, {similarity}drift {metrics['drift']:.3f}"
-
-
-def _print_summary(event: events.RunEnded) -> None:
-    summary = event.summary
-    table = Table(
-        title="held-out photographs (EMA weights, reloaded in a new process)",
-        title_justify="left", box=None, pad_edge=False,
-    )  # fmt: skip
-    for heading in ("photograph", "PSNR dB", "SSIM", "mean colour dB", "linear code dB"):
-        table.add_column(heading, justify="left" if heading == "photograph" else "right")
-    rows = list(summary["photographs"].items())
-    for name, row in rows[:8]:
-        table.add_row(name, *_row(row))
-    if len(rows) > 8:
-        table.add_row(f"… and {len(rows) - 8} more", "", "", "", "")
-    table.add_row("mean", *_row(summary))
-    stdout.print(table)
-    stdout.print(f"\n{summary['verdict']}")
-    folder = str(event.folder)
-    trained = [stage["name"] for stage in summary["stages"] if "skipped" not in stage]
-    best = f"best evaluated {folder}/best/{plain_name(trained[-1])} · " if trained else ""
-    stdout.print(
-        f"drift from the pivot {summary['drift']:.3f} · trained on {summary['num_images']} images in "
-        f"{duration(summary['seconds'])} at {summary['images_per_second']:.3g} images/s\n"
-        f"tokenizer {folder}/tokenizer · {best}"
-        f"pictures {folder}/samples · curves {folder}/curves.png, tensorboard --logdir {folder}",
-        soft_wrap=True,
-    )
-
-
-def _row(values: Any) -> list[str]:
-    similarity = f"{values['ssim']:.3f}" if "ssim" in values else "–"
-    first, *others = (f"{values[name]:.2f}" for name in ("psnr", "psnr_mean_colour", "psnr_pca"))
-    return [first, similarity, *others]
+    return follow(runs.resume(arguments.resume, changes=changes, overrides=overrides))

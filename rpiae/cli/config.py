@@ -32,7 +32,13 @@ precision = "auto"
 """
 
 
-def execute(arguments: argparse.Namespace) -> int:
+def options(parser: argparse.ArgumentParser) -> None:
+    """What to do, with which file."""
+    parser.add_argument("action", choices=["new", "check"])
+    parser.add_argument("file", help="a TOML file; - is standard output for new")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Write a commented config, or check one."""
     if arguments.action == "new":
         return _new(arguments.file)

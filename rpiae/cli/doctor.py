@@ -19,7 +19,12 @@ from rpiae.core.registry.registry import installed_plugins
 HUB = "huggingface.co"
 
 
-def execute(arguments: argparse.Namespace) -> int:
+def options(parser: argparse.ArgumentParser) -> None:
+    """How it is printed."""
+    parser.add_argument("--json", action="store_true")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Print what this machine has and what rpiae would use."""
     import torch
 

@@ -12,9 +12,9 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from rpiae.cli.launch import launch, launched, speaks
+from rpiae.cli.options import dataset_options, nonempty, positive, processes_option
 from rpiae.cli.progress import Bar
-from rpiae.cli.screen import duration, stderr, stdout
-from rpiae.core.model.folders import load_tokenizer
+from rpiae.cli.screen import stderr, stdout
 
 if TYPE_CHECKING:
     from rpiae.core.model.tokenizer import RPiAE
@@ -25,7 +25,25 @@ if TYPE_CHECKING:
 MENTIONED = 10
 
 
-def execute(arguments: argparse.Namespace) -> int:
+def options(parser: argparse.ArgumentParser) -> None:
+    """A dataset through a tokenizer, and how its latents are stored."""
+    dataset_options(parser)
+    parser.add_argument("--out", required=True, metavar="FOLDER", type=nonempty)
+    parser.add_argument("--label-column", metavar="NAME", type=nonempty, help="of a Parquet file")
+    parser.add_argument("--posterior", choices=["mode", "sample", "moments"], default="mode")
+    parser.add_argument(
+        "--moments", action="store_const", const="moments", dest="posterior",
+        help="store mean and logvar: --posterior moments",
+    )  # fmt: skip
+    parser.add_argument("--flip", action="store_true", help="store mirrored images' latents too")
+    parser.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32")
+    parser.add_argument(
+        "--shard-size", type=positive, default=4096, metavar="N", help="images per file"
+    )
+    processes_option(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Encode a dataset into a folder of shards."""
     try:
         return _encode(arguments)
@@ -42,11 +60,11 @@ def dataset(arguments: argparse.Namespace, model: RPiAE) -> tuple[EveryImage, di
     from rpiae.data.listed import every_image
 
     assert model.config is not None
-    given = {
+    values = {
         "image_size": arguments.image_size, "resize": arguments.resize,
         "workers": arguments.workers, "label_column": getattr(arguments, "label_column", None),
     }  # fmt: skip
-    options = [f"data.{name}={value}" for name, value in given.items() if value is not None]
+    options = [f"data.{name}={value}" for name, value in values.items() if value is not None]
     return every_image(
         arguments.data, model.config,
         image_size=model.trained_size or model.config.encoder_facts.image_size,
@@ -55,7 +73,7 @@ def dataset(arguments: argparse.Namespace, model: RPiAE) -> tuple[EveryImage, di
 
 
 def _encode(arguments: argparse.Namespace) -> int:
-    from rpiae.core.model.folders import tokenizer_folder
+    from rpiae.core.model.folders import load_tokenizer, tokenizer_folder
     from rpiae.core.runtime.devices import choose_device
     from rpiae.core.runtime.processes import Runtime
     from rpiae.latents import writing
@@ -95,10 +113,7 @@ def _encode(arguments: argparse.Namespace) -> int:
             elif isinstance(event, writing.Started):
                 bar.say(_described(event.plan, event.kept))
             elif isinstance(event, writing.Progressed):
-                rate = f"{event.images_per_second:.3g} images/s"
-                left = event.remaining_seconds
-                rest = f" · {duration(left)} left" if left < float("inf") else ""
-                bar.show(event.done, event.total, rate + rest)
+                bar.images(event.done, event.total, event.images_per_second)
             elif isinstance(event, writing.Finished):
                 index = event.index
     runtime.close()

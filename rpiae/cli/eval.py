@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from rpiae.cli.launch import launch, launched, speaks
+from rpiae.cli.options import measuring_options, nonempty, processes_option
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import duration, stderr, stdout
 from rpiae.core.errors import RpiaeError, UsageError
@@ -32,7 +33,42 @@ LONG = 60
 MENTIONED = 10
 
 
-def execute(arguments: argparse.Namespace) -> int:
+def options(parser: argparse.ArgumentParser) -> None:
+    """Tokenizers, what is measured of them, and on what."""
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's or tokenizer's folder")
+    parser.add_argument(
+        "--data", metavar="DATA", type=nonempty,
+        help="images to measure on, such as parquet:PATH (default: the run's held-out ones)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--train",
+        metavar="DATA",
+        type=nonempty,
+        help="images for probes and neighbours to learn from",
+    )
+    parser.add_argument(
+        "--metrics", default="psnr,ssim,rfd:tiny,drift,latents", metavar="NAMES",
+        help="comma-separated, such as psnr,rfd:dinov2-b,ifd:tiny,probe (rpiae list metrics)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reference", metavar="FILE", type=nonempty,
+        help="the originals' Fréchet statistics, from --write-reference",
+    )  # fmt: skip
+    parser.add_argument(
+        "--write-reference",
+        metavar="FILE",
+        type=nonempty,
+        help="write these to a .safetensors file",
+    )
+    processes_option(parser)
+    parser.add_argument(
+        "--round", choices=["nearest", "truncate"], default="nearest",
+        help="how decoded images are brought to 8 bits (default: nearest)",
+    )  # fmt: skip
+    measuring_options(parser, fields="data.column=img or train.column=img")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Measure tokenizers and print their numbers."""
     from rpiae.core.model.fetching import needed
     from rpiae.core.model.folders import tokenizer_folder

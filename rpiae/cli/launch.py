@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from rpiae.cli.screen import stderr
 from rpiae.core.runtime.signals import STOP_SIGNALS
 
 #: Exit code of a command that was told to end.
@@ -52,6 +51,8 @@ def launch(processes: int, *, go_on: str = "rpiae build --resume FOLDER") -> int
     Returns:
         The exit code: that of the first process that failed; 130 where a signal came.
     """
+    from rpiae.cli.screen import stderr
+
     read, write = os.pipe()
     os.set_inheritable(read, True)
     shared = os.environ | {

@@ -1,4 +1,4 @@
-"""``rpiae list`` and ``rpiae show``; neither loads torch."""
+"""``rpiae list``, which loads no torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import attrs
 from rich.table import Table
 
 from rpiae.cli.screen import stderr, stdout
-from rpiae.core.config.parts import PartConfig
-from rpiae.core.errors import UnknownNameError, UsageError, nearest
+from rpiae.core.errors import UsageError
 from rpiae.core.registry.registry import (
     FAMILIES,
     Entry,
@@ -21,13 +19,19 @@ from rpiae.core.registry.registry import (
     installed_plugins,
     registry,
 )
-from rpiae.core.runtime.names import shown
 
 
-def execute(arguments: argparse.Namespace) -> int:
-    """Print a listing or one record."""
-    if arguments.verb == "show":
-        return _show(arguments.name, as_json=arguments.json)
+def options(parser: argparse.ArgumentParser) -> None:
+    """Which families."""
+    parser.add_argument("family", nargs="?", help="encoders, bridges, …, or plugins")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--check", action="store_true", help="with plugins: also load what each of them names"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print parts and presets, or the installed plugins."""
     if arguments.family == "plugins":
         return _plugins(as_json=arguments.json, check=arguments.check)
     if arguments.check:
@@ -53,12 +57,13 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def _rows(family: str) -> list[dict[str, Any]]:
     known = registry(family)
-    rows = [_entry_row(entry) for entry in known.entries()]
-    rows += [_preset_row(preset) for preset in known.presets()]
+    rows = [entry_row(entry) for entry in known.entries()]
+    rows += [preset_row(preset) for preset in known.presets()]
     return sorted(rows, key=lambda row: str(row["name"]))
 
 
-def _entry_row(entry: Entry) -> dict[str, Any]:
+def entry_row(entry: Entry) -> dict[str, Any]:
+    """What a listing says of a part."""
     form = entry.pattern or (f"{entry.name}:<{entry.argument}>" if entry.argument else "")
     return {
         "name": entry.name,
@@ -71,7 +76,8 @@ def _entry_row(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _preset_row(preset: Preset) -> dict[str, Any]:
+def preset_row(preset: Preset) -> dict[str, Any]:
+    """What a listing says of a preset or recipe."""
     return {
         "name": preset.name,
         "kind": f"preset of {preset.part}" if preset.part else "recipe",
@@ -81,53 +87,6 @@ def _preset_row(preset: Preset) -> dict[str, Any]:
         "licence": preset.licence,
         "companions": dict(preset.companions),
     }
-
-
-def _show(name: str, *, as_json: bool) -> int:
-    found: dict[str, dict[str, Any]] = {}
-    names: list[str] = []
-    for family in FAMILIES:
-        known = registry(family)
-        names += known.names()
-        try:
-            selection = known.select(name)
-        except UnknownNameError:
-            continue
-        record = selection.preset or selection.entry
-        assert record is not None
-        row = _preset_row(record) if isinstance(record, Preset) else _entry_row(record)
-        if selection.entry is not None:
-            row["fields"] = _fields(known.load(selection.entry)) | selection.tree
-        else:
-            row["fields"] = dict(selection.tree)
-        found[known.singular] = row
-    if not found:
-        close = nearest(name, names)
-        hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
-        raise UnknownNameError(f"nothing is named {shown(name)}.{hint} See: rpiae list")
-    if as_json:
-        print(json.dumps(found, indent=2, default=shown))
-        return 0
-    for family, row in found.items():
-        stdout.print(f"{family} {name}: {row['summary']}")
-        for key in ("kind", "distribution", "source", "licence", "companions"):
-            if row.get(key):
-                stdout.print(f"  {key}: {row[key]}")
-        for key, value in row["fields"].items():
-            stdout.print(f"  {key} = {json.dumps(value, default=shown)}", soft_wrap=True)
-    return 0
-
-
-def _fields(config: type[PartConfig]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for a in attrs.fields(config):
-        if isinstance(a.default, attrs.Factory):  # type: ignore[arg-type]  # typed as a function
-            found[a.name] = a.default.factory()
-        elif a.name not in ("name", "preset"):
-            wired = a.metadata.get("wired")
-            required = "must be given" if a.default is attrs.NOTHING else a.default
-            found[a.name] = f"filled in from {wired}" if wired else required
-    return found
 
 
 def _plugins(*, as_json: bool, check: bool) -> int:

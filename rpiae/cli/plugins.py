@@ -12,6 +12,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 from string import Template
 
+from rpiae.cli.options import nonempty
 from rpiae.cli.screen import stdout
 from rpiae.core.errors import RunError, UnknownNameError, UsageError, unknown
 from rpiae.core.registry.registry import OWN, normalised, registry
@@ -29,7 +30,20 @@ SUFFIX = ".in"
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
-def execute(arguments: argparse.Namespace) -> int:
+def options(parser: argparse.ArgumentParser) -> None:
+    """What the new plugin brings, and where it goes."""
+    parser.add_argument("action", choices=["new"])
+    parser.add_argument("name", help="of the part; the distribution is called rpiae-NAME")
+    parser.add_argument(
+        "--out", metavar="FOLDER", type=nonempty, help="new folder (default: rpiae-NAME)"
+    )
+    parser.add_argument(
+        "--family", default="bridges", metavar="FAMILY",
+        help="encoders, bridges (the default), decoders, losses or datasets",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Write a plugin's folder."""
     name = part_name(arguments.name)
     family = arguments.family
@@ -50,16 +64,16 @@ def execute(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def part_name(given: str) -> str:
+def part_name(asked: str) -> str:
     """The part's name that a plugin is asked for by: ``rpiae-foo``, ``rpiae_foo`` and ``foo`` are foo.
 
     Raises:
         UsageError: if it is no name for a distribution, a package and a part.
     """
-    name = normalised(given).removeprefix(f"{OWN}-")
+    name = normalised(asked).removeprefix(f"{OWN}-")
     if not _NAME.fullmatch(name) or name == OWN:
         raise UsageError(
-            f"{given!r} is no name for a plugin: use lower case letters, digits and '-', beginning "
+            f"{asked!r} is no name for a plugin: use lower case letters, digits and '-', beginning "
             "with a letter, such as 'foo' for the distribution rpiae-foo"
         )
     return name
@@ -121,14 +135,14 @@ def _texts(folder: Traversable, below: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _check_free(name: str, family: str) -> None:
-    """Whether the names a plugin would take are free, and by whom they are taken if not."""
+    """Refuse names for a plugin that are taken; it says by whom."""
     known = registry(family)
     for wanted in (name, f"{name}-s"):
         try:
-            found = known.select(wanted)
+            selection = known.select(wanted)
         except UnknownNameError:
             continue
-        record = found.preset or found.entry
+        record = selection.preset or selection.entry
         assert record is not None
         raise UsageError(
             f"the {known.singular} {wanted!r} is already registered by {record.distribution}: choose "

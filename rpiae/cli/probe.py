@@ -8,12 +8,27 @@ import json
 from rich.table import Table
 
 from rpiae.cli.eval import images_of, named_datasets, show
+from rpiae.cli.options import measuring_options, nonempty, positive
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import stderr, stdout
 from rpiae.core.runtime.names import printable
 
 
-def execute(arguments: argparse.Namespace) -> int:
+def options(parser: argparse.ArgumentParser) -> None:
+    """An encoder, and what the probe learns from and is measured on."""
+    parser.add_argument("encoder", help="an encoder's name, or a run's or tokenizer's folder")
+    parser.add_argument(
+        "--train", required=True, metavar="DATA", type=nonempty, help="learned from"
+    )
+    parser.add_argument("--test", required=True, metavar="DATA", type=nonempty, help="measured on")
+    parser.add_argument("--k", type=positive, default=20, metavar="N", help="neighbours that vote")
+    parser.add_argument(
+        "--rotation", action="store_true", help="also tell how images are turned, a label-free task"
+    )
+    measuring_options(parser, fields="train.column=img or test.column=img")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Probe an encoder and print what it knows."""
     from rpiae.core.runtime.processes import Runtime
     from rpiae.evaluation.encoders import probe_encoder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rpiae.cli.screen import progress_bar, stderr
+from rpiae.cli.screen import duration, progress_bar, stderr
 
 
 class Bar:
@@ -33,6 +33,11 @@ class Bar:
         elif done * 10 // max(total, 1) != self._tenth:
             self._tenth = done * 10 // max(total, 1)
             stderr.print(f"{self._title} {done}/{total}: {status}", soft_wrap=True)
+
+    def images(self, done: int, total: int, rate: float) -> None:
+        """How many images are done, at a rate in images per second."""
+        left = f" · {duration((total - done) / rate)} left" if rate else ""
+        self.show(done, total, f"{rate:.3g} images/s{left}")
 
     def say(self, text: str) -> None:
         """A line above the bar."""

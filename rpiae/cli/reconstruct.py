@@ -7,16 +7,25 @@ from pathlib import Path
 
 from rpiae.cli.screen import stderr, stdout
 from rpiae.core.errors import RunError, UsageError
-from rpiae.core.model.folders import load_tokenizer
 
 #: Tokens above which one pass is refused: attention grows with their square.
 MOST_TOKENS = 4096
 
 
-def execute(arguments: argparse.Namespace) -> int:
+def options(parser: argparse.ArgumentParser) -> None:
+    """A tokenizer, a photograph, and where the picture goes."""
+    parser.add_argument("run", help="a run's or tokenizer's folder")
+    parser.add_argument("photo")
+    parser.add_argument("--out", required=True, metavar="PNG", help="side-by-side picture")
+    parser.add_argument("--tile", action="store_true", help="in blended, overlapping tiles")
+    parser.add_argument("--device", default="auto")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Reconstruct one photograph and write it beside the original."""
     import torch
 
+    from rpiae.core.model.folders import load_tokenizer
     from rpiae.core.model.geometry import to_8_bits
     from rpiae.core.runtime.devices import choose_device
     from rpiae.data.images import decode

@@ -5,10 +5,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rpiae.cli.options import nonempty
 from rpiae.cli.screen import stdout
 
 
-def execute(arguments: argparse.Namespace) -> int:
+def options(parser: argparse.ArgumentParser) -> None:
+    """A study, and where its page goes."""
+    parser.add_argument("study", metavar="FOLDER", help="a study's folder")
+    parser.add_argument(
+        "--out", metavar="FOLDER", type=nonempty, help="where to (default: the study's folder)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Write a study's page and tables."""
     from rpiae.studies.report import write_report
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rpiae.cli.encode import dataset, statistics_table
+from rpiae.cli.options import dataset_options, positive
 from rpiae.cli.progress import Bar
-from rpiae.cli.screen import duration, stderr, stdout
+from rpiae.cli.screen import stderr, stdout
 from rpiae.core.errors import UsageError
-from rpiae.core.model.folders import load_tokenizer, save_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,9 +20,18 @@ if TYPE_CHECKING:
     from rpiae.core.model.tokenizer import RPiAE
 
 
-def execute(arguments: argparse.Namespace) -> int:
+def options(parser: argparse.ArgumentParser) -> None:
+    """A dataset through a tokenizer, or its latents, and what is done with the numbers."""
+    dataset_options(parser)
+    parser.add_argument("--images", type=positive, metavar="N", help="look at N, always the same")
+    parser.add_argument("--posterior", choices=["mode", "sample"], default="mode")
+    parser.add_argument("--dry-run", action="store_true", help="print and store nothing")
+    parser.add_argument("--json", action="store_true")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Measure latent_norm, print it, and store it with the tokenizer."""
-    from rpiae.core.model.folders import tokenizer_folder
+    from rpiae.core.model.folders import load_tokenizer, save_tokenizer, tokenizer_folder
     from rpiae.latents.layout import INDEX_FILE
     from rpiae.latents.statistics import latent_norm
 
@@ -69,16 +78,14 @@ def _measured(arguments: argparse.Namespace, model: RPiAE) -> tuple[Tensor, Tens
         def progress(event: Measured) -> None:
             for reason in event.skipped:
                 bar.say(f"skipped: {reason}")
-            rate = event.done / (time.perf_counter() - started)
-            left = duration((event.total - event.done) / rate)
-            bar.show(event.done, event.total, f"{rate:.3g} images/s · {left} left")
+            bar.images(event.done, event.total, event.done / (time.perf_counter() - started))
 
-        found = measure_latents(
+        statistics = measure_latents(
             model, images, runtime=runtime, num_images=arguments.images,
             posterior=arguments.posterior, seed=arguments.seed, batch_size=arguments.batch_size,
             progress=progress,
         )  # fmt: skip
-    return found.mean, found.std, found.count
+    return statistics.mean, statistics.std, statistics.count
 
 
 def _of_latents(arguments: argparse.Namespace, model: RPiAE) -> tuple[Tensor, Tensor, int]:
@@ -88,20 +95,20 @@ def _of_latents(arguments: argparse.Namespace, model: RPiAE) -> tuple[Tensor, Te
     from rpiae.latents import LatentDataset
     from rpiae.latents.encoding import tokenizer_digest
 
-    made = LatentDataset(arguments.data)
+    latents = LatentDataset(arguments.data)
     about = ("images", "image_size", "resize", "crop", "workers")
-    given = [f"--{k.replace('_', '-')}" for k in about if getattr(arguments, k) is not None]
-    given += ["--set"] if arguments.overrides else []
-    if given:
+    useless = [f"--{k.replace('_', '-')}" for k in about if getattr(arguments, k) is not None]
+    useless += ["--set"] if arguments.overrides else []
+    if useless:
         raise UsageError(
             f"{arguments.data} holds latents, whose statistics are known: leave out "
-            f"{' and '.join(given)}"
+            f"{' and '.join(useless)}"
         )
-    if made.index["tokenizer"]["sha256"] != tokenizer_digest(model):
+    if latents.index["tokenizer"]["sha256"] != tokenizer_digest(model):
         raise UsageError(
-            f"{arguments.data} was made by another tokenizer ({made.index['tokenizer']['path']}) "
+            f"{arguments.data} was made by another tokenizer ({latents.index['tokenizer']['path']}) "
             f"than the one in {arguments.run}"
         )
-    statistics = made.index["statistics"]
+    statistics = latents.index["statistics"]
     mean, std = (torch.tensor(statistics[k], dtype=torch.float64) for k in ("mean", "std"))
     return mean, std, int(statistics["count"])

@@ -89,9 +89,9 @@ class Piecewise:
         left, right, first, beyond = _around(x, width, whole_width, image.width)
         top, bottom, upper, under = _around(y, height, whole_height, image.height)
         # Pillow's box has single precision, so it is put on what is cut out with whole numbers.
-        part = image.crop((first, upper, beyond, under))
+        cut = image.crop((first, upper, beyond, under))
         box = (left - first, top - upper, right - first, bottom - upper)
-        return np.asarray(part.resize((width, height), Image.Resampling.BICUBIC, box=box))
+        return np.asarray(cut.resize((width, height), Image.Resampling.BICUBIC, box=box))
 
 
 def _around(start: int, length: int, whole: int, source: int) -> tuple[float, float, int, int]:

@@ -95,7 +95,7 @@ def read_labels(
 
 
 def check_classes(classes: Sequence[str]) -> None:
-    """Whether a list of classes names each once.
+    """Refuse a list of classes that names one twice.
 
     Raises:
         UsageError: if it does not.

@@ -89,11 +89,11 @@ def key_and_ending(name: str) -> tuple[str, str]:
     names that begin with a dot or have none, and for the library's own ``__…__``.
     """
     folder, slash, base = name.rpartition("/")
-    parts = base.split(".")
-    if len(parts) < 2 or not parts[0] or (name.startswith("__") and "__" in name[2:]):
+    words = base.split(".")
+    if len(words) < 2 or not words[0] or (name.startswith("__") and "__" in name[2:]):
         return "", ""
-    last = max((i for i in range(1, len(parts) - 1) if parts[i][:1].isdigit()), default=0)
-    return folder + slash + ".".join(parts[: last + 1]), ".".join(parts[last + 1 :])
+    last = max((i for i in range(1, len(words) - 1) if words[i][:1].isdigit()), default=0)
+    return folder + slash + ".".join(words[: last + 1]), ".".join(words[last + 1 :])
 
 
 def is_image(ending: str) -> bool:

@@ -67,12 +67,12 @@ class MixtureDataset(CropDataset):
         Raises:
             DataError: if a source has none that can be used.
         """
-        parts = [source.held_out() for source in self._sources]
-        named = list(zip(self._names, parts, strict=True))
+        sets = [source.held_out() for source in self._sources]
+        named = list(zip(self._names, sets, strict=True))
         return HeldOut(
-            torch.cat([part.images for part in parts]),
-            tuple(f"{name}/{group}" for name, part in named for group in part.groups),
-            {f"{name}/{g}": n for name, part in named for g, n in part.columns.items()},
+            torch.cat([held.images for held in sets]),
+            tuple(f"{name}/{group}" for name, held in named for group in held.groups),
+            {f"{name}/{g}": n for name, held in named for g, n in held.columns.items()},
         )
 
     def square_pools(self) -> list[Pool]:

@@ -113,7 +113,7 @@ def open_shard(shard: str) -> Any:
 
 
 def _check(shard: str) -> None:
-    """Whether a shard may be opened."""
+    """Refuse a shard that may not be opened."""
     found = _SCHEME.match(shard)
     if found is None:
         as_path(shard)

@@ -55,7 +55,7 @@ def existing(text: str, what: str) -> Path:
 
 
 def check_regular(path: Path) -> None:
-    """Whether a file can be read without waiting for anybody.
+    """Refuse what cannot be read as a file, or only by waiting for somebody.
 
     Raises:
         DataError: if it cannot be opened, or is a FIFO, a device or a folder.

@@ -227,8 +227,8 @@ def _labels_of_folders(
 
 def _class_of(name: str, depth: int) -> str:
     """The class that an image's path names; nothing where it lies in no class folder."""
-    parts = name.split("/")
-    return parts[depth] if len(parts) > depth + 1 else ""
+    folders = name.split("/")
+    return folders[depth] if len(folders) > depth + 1 else ""
 
 
 def _classes_beside(splits: Sequence[Path], classes: set[str]) -> dict[str, set[str]]:

@@ -70,7 +70,7 @@ def layout_of_files(names: Sequence[str]) -> Layout:
 
     The first folder that names a split decides, else the file's own name.
     """
-    some = any(split_of(part) for name in names for part in name.split("/"))
+    some = any(split_of(folder) for name in names for folder in name.split("/"))
 
     def split(name: str) -> str:
         *folders, file = name.split("/")
@@ -196,8 +196,8 @@ def listed(splits: Mapping[str, Sequence[str]]) -> str:
 
 def _part(name: str, level: int) -> str:
     """The folder of a path at a level; nothing where the path is not that deep."""
-    parts = name.split("/")
-    return parts[level] if level < len(parts) - 1 else ""
+    folders = name.split("/")
+    return folders[level] if level < len(folders) - 1 else ""
 
 
 def _grouped(names: Sequence[str], split: Callable[[str], str]) -> dict[str, list[str]]:

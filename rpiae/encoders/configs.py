@@ -134,7 +134,7 @@ class TimmEncoderConfig(LibraryEncoderConfig):
             return local_weights(self.weights, self.label)
         hub_id, filename, url = self.hub_id, "", self.url
         if not (hub_id or url):
-            from rpiae.encoders.timm import weights_source
+            from rpiae.encoders.timm_models import weights_source
 
             hub_id, filename, url = weights_source(self.model)
         if not hub_id:

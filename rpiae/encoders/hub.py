@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rpiae.core.errors import CheckpointError, FetchError
-from rpiae.core.runtime.download import fetch_hub, fetch_url
-from rpiae.core.runtime.weights import expanded, require_file
+from rpiae.core.errors import FetchError
+from rpiae.core.runtime.download import fetch_hub, fetch_url, unfetched
+from rpiae.core.runtime.weight_files import named_file
 
 #: File names tried on the hub, in this order.
 FILES = (
@@ -22,12 +22,7 @@ def local_weights(path: str, label: str) -> Path:
     Raises:
         CheckpointError: if there is none, or it is a folder, a FIFO or the like.
     """
-    found = expanded(path)
-    try:
-        require_file(found)
-    except CheckpointError as error:
-        raise CheckpointError(f"weights of encoder {label!r}: {error}") from None
-    return found
+    return named_file(path, owner=f"encoder {label!r}")
 
 
 def download(hub_id: str, revision: str, *, label: str, files: Sequence[str] = FILES) -> Path:
@@ -46,7 +41,7 @@ def download(hub_id: str, revision: str, *, label: str, files: Sequence[str] = F
         return fetch_hub(hub_id, revision, files)
     except FetchError as error:
         where = f"https://huggingface.co/{hub_id} (revision {revision})"
-        raise _unfetched(label, where, str(error), cache="HF_HOME") from None
+        raise _unfetched(label, where, error, cache="HF_HOME") from None
 
 
 def download_url(url: str, *, label: str) -> Path:
@@ -58,13 +53,13 @@ def download_url(url: str, *, label: str) -> Path:
     try:
         return fetch_url(url)
     except FetchError as error:
-        raise _unfetched(label, url, str(error), cache="TORCH_HOME") from None
+        raise _unfetched(label, url, error, cache="TORCH_HOME") from None
 
 
-def _unfetched(label: str, where: str, reason: str, *, cache: str) -> FetchError:
-    return FetchError(
-        f"the weights of encoder {label!r} could not be fetched from {where}: {reason}. Ways out: "
+def _unfetched(label: str, where: str, error: FetchError, *, cache: str) -> FetchError:
+    ways_out = (
         f"run `rpiae fetch {label}` on a machine with network and copy its cache ({cache}); name a "
         "local file with --set encoder.weights=PATH; or start from random weights with "
         "--set encoder.pretrained=false."
     )
+    return unfetched(f"encoder {label!r}", where, error, ways_out=ways_out)

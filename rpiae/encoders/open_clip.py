@@ -21,8 +21,9 @@ from rpiae.core.model.blocks import aggregate, resample_positions, through
 from rpiae.core.model.contracts import BlockFeatures, Features, block_index
 from rpiae.core.model.geometry import Grid, map_grid, map_to_tokens
 from rpiae.core.runtime.names import printable, shown
-from rpiae.core.runtime.weights import load_state, read_weights
-from rpiae.encoders import timm as timm_part
+from rpiae.core.runtime.weights import load_whole, read_weights
+from rpiae.encoders.timm import TimmEncoder, try_out
+from rpiae.encoders.timm_models import unbuildable
 
 Triple = tuple[float, float, float]
 
@@ -76,10 +77,10 @@ class OpenClipEncoder(nn.Module):
         known = _known(model)
         self.mean: Triple = tuple(mean or known.mean)  # type: ignore[assignment]  # a triple stays one
         self.std: Triple = tuple(std or known.std)  # type: ignore[assignment]  # a triple stays one
-        self.tower: timm_part.TimmEncoder | ClipTower
+        self.tower: TimmEncoder | ClipTower
         if known.timm_model:
             try:
-                self.tower = timm_part.TimmEncoder(
+                self.tower = TimmEncoder(
                     model=known.timm_model, model_args=model_args, layers=layers,
                     add_final_mean=add_final_mean, mean=self.mean, std=self.std,
                 )  # fmt: skip
@@ -164,9 +165,9 @@ class ClipTower(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Features:
         """Final-normed patch tokens of normalised images."""
-        found = self.blocks(images, self.layers)
-        tokens = aggregate(found.tokens, eps=self._eps, add_final_mean=self.add_final_mean)
-        return Features(tokens, found.grid)
+        after = self.blocks(images, self.layers)
+        tokens = aggregate(after.tokens, eps=self._eps, add_final_mean=self.add_final_mean)
+        return Features(tokens, after.grid)
 
     def blocks(self, images: Float[Tensor, "b 3 h w"], indices: Sequence[int]) -> BlockFeatures:
         """Patch tokens after the blocks with these indices, in the order asked for."""
@@ -185,7 +186,7 @@ class ClipTower(nn.Module):
             path, what="this open_clip model's image tower", signatures=SIGNATURES, key=key
         )
         behind = [f"transformer.resblocks.{i}." for i in range(self.num_blocks, self._depth)]
-        load_state(self.network, state, source=printable(str(path)), unused=(*UNUSED, *behind))
+        load_whole(self.network, state, source=printable(str(path)), unused=(*UNUSED, *behind))
 
     def _embed(self, images: Tensor) -> tuple[Tensor, Grid]:
         """Class and patch tokens with positions, at any grid."""
@@ -243,7 +244,7 @@ def describe_model(
         with torch.device("meta"):
             tower = OpenClipEncoder(model=model, model_args=model_args)
         if model_args:
-            timm_part.try_out(tower, f"open_clip model {known.name!r}", model_args)
+            try_out(tower, f"open_clip model {known.name!r}", model_args)
         facts = (tower.width, tower.patch, tower.num_blocks, tower.prefix_tokens)
         return (*facts, known.mean, known.std)
     config = _vision_config(known, {})
@@ -353,4 +354,4 @@ def _built(known: _Known, model_args: Mapping[str, Any]) -> VisionTransformer:
     try:
         return _build_vision_tower(known.embed_dim, config, quick_gelu=known.quick_gelu)
     except Exception as error:  # open_clip checks few of its arguments
-        raise timm_part.unbuildable(f"open_clip model {known.name!r}", model_args, error) from None
+        raise unbuildable(f"open_clip model {known.name!r}", model_args, error) from None

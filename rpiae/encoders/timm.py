@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import timm
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import HybridEmbed
-from timm.layers.attention import Attention, AttentionRope
-from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from timm.models import eva, vision_transformer
-from timm.models.eva import Eva, EvaAttention
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from rpiae.core.errors import CheckpointError, FetchError, UsageError, did_you_mean
+from rpiae.core.errors import CheckpointError
 from rpiae.core.model.adapters import from_transformers
-from rpiae.core.model.attention import attention
 from rpiae.core.model.blocks import aggregate, resample_positions, through
 from rpiae.core.model.contracts import BlockFeatures, Encoder, Features, block_index
 from rpiae.core.model.geometry import Grid, map_grid, map_to_tokens
-from rpiae.core.runtime.names import printable, shown
-from rpiae.core.runtime.weights import check_plain, load_state, read_weights
+from rpiae.core.runtime.names import printable
+from rpiae.core.runtime.weights import check_plain, load_whole, read_weights
+from rpiae.encoders.timm_attention import switched
+from rpiae.encoders.timm_models import create_model, unbuildable
 
 Triple = tuple[float, float, float]
 
@@ -92,7 +87,7 @@ class TimmEncoder(nn.Module):
         eps: float | None = None,
     ) -> None:
         super().__init__()
-        network = _create(model, model_args or {})
+        network = create_model(model, model_args or {})
         self.layers = tuple(sorted(layers)) or (len(network.blocks) - 1,)
         self.add_final_mean = add_final_mean
         self._depth = len(network.blocks)
@@ -127,9 +122,9 @@ class TimmEncoder(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Features:
         """Final-normed patch tokens of normalised images."""
-        found = self.blocks(images, self.layers)
-        tokens = aggregate(found.tokens, eps=self._eps, add_final_mean=self.add_final_mean)
-        return Features(tokens, found.grid)
+        after = self.blocks(images, self.layers)
+        tokens = aggregate(after.tokens, eps=self._eps, add_final_mean=self.add_final_mean)
+        return Features(tokens, after.grid)
 
     def blocks(self, images: Float[Tensor, "b 3 h w"], indices: Sequence[int]) -> BlockFeatures:
         """Patch tokens after the blocks with these indices, in the order asked for."""
@@ -187,7 +182,7 @@ class TimmEncoder(nn.Module):
             converted = {n.removeprefix("network."): value for n, value in foreign.items()}
         stored = {value.data_ptr(): name for name, value in state.items()}
         behind = tuple(f"blocks.{index}." for index in range(self.num_blocks, self._depth))
-        load_state(
+        load_whole(
             self.network,
             converted,
             source=source,
@@ -211,14 +206,14 @@ class TimmEncoder(nn.Module):
         mode, antialias, _ = self._rule
 
         def convert(some: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            found: dict[str, Tensor] = family.checkpoint_filter_fn(
+            names: dict[str, Tensor] = family.checkpoint_filter_fn(
                 dict(some), self.network, interpolation=mode, antialias=antialias
             )
-            return found
+            return names
 
         try:
             converted = convert(given)
-        except Exception:  # it assumes the right architecture; load_state says what is wrong
+        except Exception:  # it assumes the right architecture; load_whole says what is wrong
             return dict(state)
         dropped = {
             name: value
@@ -281,8 +276,8 @@ class TimmEncoder(nn.Module):
         rope = getattr(self.network, "rope", None)
         if rope is None:
             return None
-        found: Tensor = rope.get_embed(shape=list(grid[1:]))
-        return list(found) if self.network.rope_mixed else [found] * self.num_blocks
+        rotation: Tensor = rope.get_embed(shape=list(grid[1:]))
+        return list(rotation) if self.network.rope_mixed else [rotation] * self.num_blocks
 
 
 class _Rule(NamedTuple):
@@ -346,106 +341,6 @@ def _final_eps(network: Any) -> float:
     return next(float(norm.eps) for norm in norms if hasattr(norm, "eps"))
 
 
-def switched(module: nn.Module) -> nn.Module:
-    """timm's attention module as one of ours with the same parameters, else the module itself."""
-    if getattr(module, "gate", None) is not None or getattr(module, "num_kv_groups", 1) != 1:
-        return module
-    if type(module) is Attention:
-        return SwitchedAttention(module)
-    if type(module) in (EvaAttention, AttentionRope):
-        return SwitchedRotaryAttention(module)
-    return module
-
-
-class SwitchedAttention(nn.Module):
-    """timm's self-attention module, computed by our attention function; same parameter names."""
-
-    def __init__(self, source: Attention) -> None:
-        super().__init__()
-        self.num_heads = source.num_heads
-        self.head_dim = source.head_dim
-        self.scale = source.scale
-        self.qkv: nn.Module = source.qkv
-        self.q_norm: nn.Module = source.q_norm
-        self.k_norm: nn.Module = source.k_norm
-        self.norm: nn.Module = source.norm
-        self.proj: nn.Module = source.proj
-
-    def forward(
-        self,
-        tokens: Float[Tensor, "b n w"],
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-    ) -> Float[Tensor, "b n w"]:
-        # timm's blocks pass a mask and a causal flag along; a ViT encoder sets neither.
-        assert attn_mask is None
-        assert not is_causal
-        b, n, _ = tokens.shape
-        qkv = self.qkv(tokens).view(b, n, 3, self.num_heads, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        attended = attention(self.q_norm(q), self.k_norm(k), v, scale=self.scale)
-        return self.proj(self.norm(attended.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]  # nn.Module calls are Any
-
-
-class SwitchedRotaryAttention(nn.Module):
-    """timm's rotary self-attention modules, computed by our attention function; same names.
-
-    Class and register tokens, which come first, are not rotated.
-    """
-
-    def __init__(self, source: EvaAttention | AttentionRope) -> None:
-        super().__init__()
-        self.num_heads = source.num_heads
-        self.scale = source.scale
-        self.prefix_tokens = source.num_prefix_tokens
-        self.rotates_halves: bool = source.rotate_half
-        self.qkv: Any = source.qkv
-        self.q_proj: Any = source.q_proj
-        self.k_proj: Any = source.k_proj
-        self.v_proj: Any = source.v_proj
-        self.q_norm: nn.Module = source.q_norm
-        self.k_norm: nn.Module = source.k_norm
-        self.norm: nn.Module = source.norm
-        self.proj: nn.Module = source.proj
-        # EvaAttention trains biases of queries and values alone, outside its linear layers.
-        self.q_bias: nn.Parameter | None = getattr(source, "q_bias", None)
-        self.v_bias: nn.Parameter | None = getattr(source, "v_bias", None)
-
-    def forward(
-        self,
-        tokens: Float[Tensor, "b n w"],
-        rope: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-    ) -> Float[Tensor, "b n w"]:
-        # timm's blocks pass a mask and a causal flag along; a ViT encoder sets neither.
-        assert attn_mask is None
-        assert not is_causal
-        q, k, v = (
-            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]  # torch has no types for it
-            for part in self._projected(tokens)
-        )
-        q, k = self._rotated(self.q_norm(q), rope), self._rotated(self.k_norm(k), rope)
-        attended = attention(q.to(v.dtype), k.to(v.dtype), v, scale=self.scale)
-        return self.proj(self.norm(attended.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]  # nn.Module calls are Any
-
-    def _projected(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        if self.qkv is None:
-            return self.q_proj(tokens), self.k_proj(tokens), self.v_proj(tokens)
-        if self.q_bias is None or self.v_bias is None:
-            parts: tuple[Tensor, ...] = self.qkv(tokens).chunk(3, dim=-1)
-            return parts
-        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        return F.linear(tokens, self.qkv.weight, bias).chunk(3, dim=-1)
-
-    def _rotated(self, heads: Tensor, rope: Tensor | None) -> Tensor:
-        if rope is None:
-            return heads
-        prefix, patches = heads[:, :, : self.prefix_tokens], heads[:, :, self.prefix_tokens :]
-        rotated = apply_rot_embed_cat(patches, rope, half=self.rotates_halves)
-        return torch.cat([prefix, rotated.to(prefix.dtype)], dim=2)
-
-
 def describe_model(
     model: str, model_args: Mapping[str, Any]
 ) -> tuple[int, int, int, int, Triple, Triple]:
@@ -465,7 +360,7 @@ def describe_model(
 
 
 def try_out(encoder: Encoder, what: str, model_args: Mapping[str, Any]) -> None:
-    """See that an encoder on the meta device takes an image of 2×2 patches.
+    """Refuse an encoder on the meta device that does not take an image of 2×2 patches.
 
     Raises:
         UsageError: if it does not; it blames ``model_args``.
@@ -475,90 +370,3 @@ def try_out(encoder: Encoder, what: str, model_args: Mapping[str, Any]) -> None:
         encoder.blocks(torch.empty(1, 3, side, side, device="meta"), [-1])
     except Exception as error:  # a library's model fails in its own ways on sizes that do not fit
         raise unbuildable(what, model_args, error) from None
-
-
-def unbuildable(what: str, model_args: Mapping[str, Any], error: Exception) -> UsageError:
-    reason = (str(error).splitlines() or [""])[0]
-    strange = re.search(r"unexpected keyword argument '([^']*)'", reason)
-    if strange:
-        reason = f"it has no argument {strange.group(1)!r}"
-    return UsageError(
-        f"{what} cannot be built with encoder.model_args = {shown(dict(model_args))}: "
-        f"{reason or type(error).__name__}"
-    )
-
-
-class Source(NamedTuple):
-    """Where weights are: a hub repository with a file's name (empty for the usual ones), or a URL."""
-
-    hub_id: str = ""
-    filename: str = ""
-    url: str = ""
-
-
-def weights_source(model: str) -> Source:
-    """Where timm takes a model's weights from.
-
-    Raises:
-        FetchError: if timm knows of none.
-    """
-    config = timm.get_pretrained_cfg(model)
-    if config is None or not (config.hf_hub_id or config.url):
-        raise FetchError(
-            f"timm has no pretrained weights for {model!r}: set encoder.weights to a file, or "
-            "encoder.pretrained = false"
-        )
-    if not config.hf_hub_id:
-        return Source(url=str(config.url))
-    hub_id = str(config.hf_hub_id)
-    complete = hub_id.count("/") and not hub_id.endswith("/")
-    return Source(hub_id if complete else f"{hub_id}{model}", config.hf_hub_filename or "")
-
-
-def _create(model: str, model_args: Mapping[str, Any]) -> Any:
-    architecture, _, tag = model.partition(".")
-    if not timm.is_model(model):
-        known = timm.list_models()
-        raise UsageError(
-            f"timm has no model {model!r}.{did_you_mean(architecture, known)} "
-            "List them with: python -c \"import timm; print(*timm.list_models('vit*'), sep='\\n')\""
-        )
-    tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
-    if tag and tag not in tags:
-        raise UsageError(
-            f"timm has no weights {tag!r} for model {architecture!r}.{did_you_mean(tag, tags)} "
-            + (f"It has: {', '.join(tags)}" if tags else "It has none: leave the tag out.")
-        )
-    if "siglip" in model and "naflex" not in model:
-        model_args = {"act_layer": "gelu_tanh", **model_args}
-    try:
-        network = timm.create_model(model, pretrained=False, dynamic_img_size=True, **model_args)
-    except Exception as error:  # timm checks few of its arguments: KeyError, ZeroDivisionError …
-        if "dynamic_img_size" in str(error) and "dynamic_img_size" not in model_args:
-            raise UsageError(
-                f"timm model {model!r} cannot be a pivot: it is not a ViT with patch tokens for any "
-                "image size"
-            ) from None
-        raise unbuildable(f"timm model {model!r}", model_args, error) from None
-    what = f"timm model {model!r} ({type(network).__name__}) cannot be a pivot"
-    embedding: Any = getattr(network, "patch_embed", None)
-    if isinstance(embedding, HybridEmbed):
-        raise UsageError(
-            f"{what}: it is a hybrid, whose patches come out of a convolutional network"
-        )
-    if not (isinstance(getattr(embedding, "proj", None), nn.Conv2d) and hasattr(network, "blocks")):
-        raise UsageError(f"{what}: it has no patch embedding and blocks that yield patch tokens")
-    if not len(network.blocks):
-        raise UsageError(f"{what}: it has no blocks (encoder.model_args = {shown(model_args)})")
-    if embedding.proj.in_channels != 3:
-        raise UsageError(
-            f"{what}: it takes {embedding.proj.in_channels} channels, not 3 "
-            f"(encoder.model_args = {shown(dict(model_args))})"
-        )
-    if len(set(network.patch_embed.patch_size)) > 1:
-        raise UsageError(f"{what}: its patches are not square, {network.patch_embed.patch_size}")
-    if not hasattr(getattr(network.blocks[-1], "mlp", None), "fc2"):
-        raise UsageError(
-            f"{what}: its last block has no MLP output weight, which adaptive weights refer to"
-        )
-    return network

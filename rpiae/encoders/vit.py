@@ -14,7 +14,7 @@ from rpiae.core.model.blocks import Block, aggregate, resample_positions, sincos
 from rpiae.core.model.contracts import BlockFeatures, Features, block_index
 from rpiae.core.model.geometry import Grid, map_grid, map_to_tokens
 from rpiae.core.runtime.names import printable
-from rpiae.core.runtime.weights import load_state, read_weights
+from rpiae.core.runtime.weights import load_whole, read_weights
 
 #: What a file must have, under whatever prefix.
 SIGNATURES = (("pos_embed", "transformer.0.norm1.weight"),)
@@ -87,9 +87,9 @@ class VitEncoder(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Features:
         """Final-normed patch tokens of normalised images."""
-        found = self.blocks(images, self.layers)
-        tokens = aggregate(found.tokens, eps=1e-6, add_final_mean=self.add_final_mean)
-        return Features(tokens, found.grid)
+        after = self.blocks(images, self.layers)
+        tokens = aggregate(after.tokens, eps=1e-6, add_final_mean=self.add_final_mean)
+        return Features(tokens, after.grid)
 
     def blocks(self, images: Float[Tensor, "b 3 h w"], indices: Sequence[int]) -> BlockFeatures:
         """Patch tokens after the blocks with these indices, in the order asked for."""
@@ -114,7 +114,7 @@ class VitEncoder(nn.Module):
         """
         state = read_weights(path, what="this plain ViT", signatures=SIGNATURES, key=key)
         behind = [f"transformer.{index}." for index in range(self.num_blocks, self._depth)]
-        load_state(self, state, source=printable(str(path)), unused=behind)
+        load_whole(self, state, source=printable(str(path)), unused=behind)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, Grid]:
         feature_map = self.stem(images)

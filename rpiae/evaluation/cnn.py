@@ -13,7 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rpiae.core.errors import CheckpointError, UsageError
-from rpiae.core.runtime.weights import check_finite, expanded, read_safetensors, require_file
+from rpiae.core.runtime.files import whole
+from rpiae.core.runtime.weight_files import named_file, read_safetensors
+from rpiae.core.runtime.weights import check_finite
 from rpiae.core.training.checkpoint import digest
 
 FORMAT = "rpiae-small-cnn-1"
@@ -144,9 +146,8 @@ def save_cnn(model: SmallCnn, path: Path, *, accuracy: float, seed: int, trainin
         "training": facts.training,
         "weights_sha256": facts.weights_sha256,
     }
-    part = path.with_name(f"{path.name}.part")
-    save_file(state, part, metadata=metadata)
-    part.replace(path)
+    with whole(path) as unfinished:
+        save_file(state, unfinished, metadata=metadata)
     return facts
 
 
@@ -156,12 +157,10 @@ def cnn_file(path: Path) -> Path:
     Raises:
         CheckpointError: if there is none.
     """
-    path = expanded(str(path))
     try:
-        require_file(path)
+        return named_file(str(path), owner="feature space 'cnn'")
     except CheckpointError as error:
         raise CheckpointError(f"{error}. {MAKER}") from None
-    return path
 
 
 def read_cnn(path: Path) -> tuple[SmallCnn, CnnFacts]:

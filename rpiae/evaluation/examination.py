@@ -250,7 +250,7 @@ class Rows:
 
 
 def check_side(images: Float[Tensor, "b 3 h w"], least: int, reason: str) -> None:
-    """Whether images are large enough to be measured so.
+    """Refuse images that are too small to be measured so.
 
     Args:
         images: what is measured.

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from rpiae.core.errors import CheckpointError, UsageError
+from rpiae.core.runtime.files import whole
 from rpiae.core.training.checkpoint import digest
 from rpiae.evaluation.frechet import FeatureMoments
 from rpiae.evaluation.protocol import different, shortened
@@ -148,11 +149,10 @@ def write_reference(path: Path, moments: FeatureMoments, protocol: Mapping[str, 
     if path.suffix != ".safetensors":
         raise UsageError(f"a reference is written to a .safetensors file, not {path}")
     tensors = {"mean": moments.mean.contiguous(), "scatter": moments.scatter.contiguous()}
-    whole = {"format": FORMAT, **protocol, "count": moments.count, "sha256": digest(tensors)}
-    part = path.with_suffix(".part")
+    described = {"format": FORMAT, **protocol, "count": moments.count, "sha256": digest(tensors)}
     try:
-        save_file(tensors, part, metadata={"rpiae": json.dumps(whole)})
-        part.chmod(0o644)
-        part.rename(path)
+        with whole(path) as unfinished:
+            save_file(tensors, unfinished, metadata={"rpiae": json.dumps(described)})
+            unfinished.chmod(0o644)  # safetensors lets its owner alone read it
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {path}: {error}") from None

@@ -29,9 +29,10 @@ from rpiae.core.model.geometry import to_8_bits
 from rpiae.core.model.resolve import part_config
 from rpiae.core.registry.entries import normalised
 from rpiae.core.registry.registry import registry
-from rpiae.core.runtime.download import cached_name, fetch_url
+from rpiae.core.runtime.download import cached_name, fetch_url, unfetched
 from rpiae.core.runtime.files import file_digest
-from rpiae.core.runtime.weights import check_finite, expanded, read_weights, require_file
+from rpiae.core.runtime.weight_files import named_file
+from rpiae.core.runtime.weights import check_finite, read_weights
 from rpiae.core.training.checkpoint import digest
 from rpiae.evaluation.cnn import SmallCnn, cnn_file, read_cnn
 from rpiae.tasks.tokenizer.replica import PivotReplica
@@ -320,20 +321,17 @@ def inception_weights(path: str) -> Path:
         FetchError: if it cannot be downloaded.
     """
     if path:
-        found = expanded(path)
-        try:
-            require_file(found)
-        except CheckpointError as error:
-            raise CheckpointError(f"weights of feature space 'inception': {error}") from None
-        return found
+        return named_file(path, owner="feature space 'inception'")
     try:
         return fetch_url(INCEPTION_URL)
     except FetchError as error:
-        raise FetchError(
-            f"the weights of feature space 'inception' could not be fetched from {INCEPTION_URL}: "
-            f"{error}. Ways out: download that file on a machine with network and name it as "
-            f"inception:PATH, or put it at {cached_name(INCEPTION_URL)}; or take another space, "
-            "such as an encoder's (rpiae list encoders)."
+        ways_out = (
+            "download that file on a machine with network and name it as inception:PATH, or put it "
+            f"at {cached_name(INCEPTION_URL)}; or take another space, such as an encoder's (rpiae "
+            "list encoders)."
+        )
+        raise unfetched(
+            "feature space 'inception'", INCEPTION_URL, error, ways_out=ways_out
         ) from None
 
 

@@ -49,7 +49,7 @@ def batch_size_for(model: RPiAE, image_size: int) -> int:
 
 
 def check_posterior(model: RPiAE, posterior: PosteriorUse) -> None:
-    """Whether the bridge's posterior can be used so.
+    """Refuse a use that the bridge's posterior does not have.
 
     Raises:
         UsageError: if it is no Gaussian and moments are asked for.
@@ -103,7 +103,7 @@ def _values(
 
 
 def check_finite(tensors: dict[str, Tensor], names: Sequence[str]) -> None:
-    """Whether latents are numbers.
+    """Refuse latents that are not finite.
 
     Raises:
         RunError: if not, with the image.

@@ -252,7 +252,7 @@ def read_index(folder: Path) -> tuple[Plan, dict[str, Any]]:
 
 
 def _check_complete(plan: Plan, index: _Index, path: Path) -> None:
-    """Whether a complete index agrees with itself."""
+    """Refuse a complete index that contradicts itself."""
     statistics, channels = index.statistics, plan.latent_shape[0]
     fine = (
         statistics is not None
@@ -349,7 +349,7 @@ def check_shard(plan: Plan, folder: Path, number: int, *, sha256: str = "") -> d
 
 
 def check_tensor(path: Path, file: Any, name: str, metadata: Mapping[str, Any]) -> None:
-    """Whether a tensor of a shard is what was written.
+    """Refuse a tensor of a shard that is not what was written.
 
     Args:
         path: the shard.

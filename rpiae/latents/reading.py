@@ -211,7 +211,7 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
 
 
 def _check_labels(labels: Tensor, names: Sequence[str], folder: Path) -> None:
-    """Whether every label has a name, where they have any."""
+    """Refuse labels beyond the last name, where they have names."""
     highest = int(labels.max()) if len(labels) else -1
     if names and highest >= len(names):
         raise CheckpointError(
@@ -220,7 +220,7 @@ def _check_labels(labels: Tensor, names: Sequence[str], folder: Path) -> None:
 
 
 def _check_label_names(folder: Path, names: Sequence[str], wanted: Sequence[str]) -> None:
-    """Whether labels mean what they are wanted to mean."""
+    """Refuse labels that mean something else than is wanted."""
     if tuple(names) == tuple(wanted):
         return
     if len(names) != len(wanted):

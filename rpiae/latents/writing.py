@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 
 import torch
 from attrs import frozen
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,6 +20,7 @@ from torch import Tensor
 from rpiae.core.config.tree import Tree
 from rpiae.core.errors import CheckpointError, DataError, RunError, UsageError
 from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.runtime.locks import LOCK_FILE, hold
 from rpiae.core.runtime.names import printable
 from rpiae.core.runtime.processes import Runtime
 from rpiae.data.listed import CentreCrop, EveryImage
@@ -49,7 +49,6 @@ from rpiae.latents.layout import (
 from rpiae.latents.loading import load_batches
 from rpiae.latents.statistics import ChannelStatistics
 
-LOCK_FILE = ".lock"
 UNFINISHED = ".part"
 
 #: Seconds between two looks at what other processes have written.
@@ -152,7 +151,7 @@ def make_plan(
 
 
 def check_folder(folder: Path, plan: Plan) -> None:
-    """Whether a plan may be carried out in a folder: it is new, or holds a part of just that.
+    """Refuse a folder that is neither new nor holds the beginning of just this plan.
 
     Raises:
         UsageError: if it holds anything else.
@@ -471,19 +470,7 @@ def _claim(folder: Path, held: contextlib.ExitStack) -> None:
     """Hold a folder, so that one call at a time writes into it."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: name another --out")
-    lock = FileLock(folder / LOCK_FILE, timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise UsageError(
-            f"another rpiae encode is at work in {folder}: wait for it, or name another --out"
-        ) from None
-    except OSError as error:
-        raise UsageError(
-            f"cannot write to {folder}: {error.strerror}. Name another --out"
-        ) from None
-    held.callback(lock.release)
+    held.enter_context(hold(folder, worker="rpiae encode"))
 
 
 def _clear(folder: Path) -> None:

@@ -9,15 +9,17 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torchvision.models import vgg16
 
-from rpiae.core.errors import CheckpointError, FetchError, UsageError
+from rpiae.core.errors import FetchError, UsageError
 from rpiae.core.model.contracts import StepContext
 from rpiae.core.model.geometry import at_least_fp32
-from rpiae.core.runtime.download import cached_name, fetch_url
-from rpiae.core.runtime.weights import expanded, load_state, read_weights, require_file
+from rpiae.core.runtime.download import cached_name, fetch_url, unfetched
+from rpiae.core.runtime.weight_files import named_file
+from rpiae.core.runtime.weights import load_whole, read_weights
 
-#: Channels of VGG-16's convolutions, block by block; features are taken at the end of each block.
-BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+#: Channels of VGG-16's blocks; features are taken at the end of each.
+WIDTHS = (64, 128, 256, 512, 512)
 
 #: ImageNet statistics, for images in [−1, 1].
 SHIFT = (-0.030, -0.088, -0.188)
@@ -58,23 +60,19 @@ class LpipsLoss(nn.Module):
         heads: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList()
-        channels, position = 3, 0
-        theirs: dict[str, str] = {}
-        for number, widths in enumerate(BLOCKS):
-            layers: list[nn.Module] = [nn.MaxPool2d(2)] if number else []
-            position += len(layers)
-            for width in widths:
-                theirs[f"{number}.{len(layers)}"] = f"features.{position}"
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
-                channels, position = width, position + 2
-            self.blocks.append(nn.Sequential(*layers))
-        self.heads = nn.ParameterList(torch.ones(1, widths[-1], 1, 1) for widths in BLOCKS)
+        self.vgg = nn.ModuleDict({"features": _convolutions()})
+        self.heads = nn.ParameterList(torch.ones(1, width, 1, 1) for width in WIDTHS)
         if backbone is not None:
-            _load(self.blocks, backbone, theirs, "the VGG-16 of loss 'lpips'")
+            load_whole(
+                self.vgg, backbone, source="the VGG-16 of loss 'lpips'", unused=("classifier.",)
+            )
         if heads is not None:
-            lins = {str(number): f"lin{number}.model.1" for number in range(len(BLOCKS))}
-            _load(self.heads, heads, lins, "the channel weights of loss 'lpips'")
+            called = {str(number): f"lin{number}.model.1.weight" for number in range(len(WIDTHS))}
+            own = {theirs: name for name, theirs in called.items()}
+            load_whole(
+                self.heads, {own.get(name, name): value for name, value in heads.items()},
+                source="the channel weights of loss 'lpips'", called=called,
+            )  # fmt: skip
         self.register_buffer("shift", torch.tensor(SHIFT).view(3, 1, 1))
         self.register_buffer("scale", torch.tensor(SCALE).view(3, 1, 1))
 
@@ -95,18 +93,19 @@ class LpipsLoss(nn.Module):
         with torch.no_grad():
             wanted = self._features(images)
         total = at_least_fp32(made.new_zeros(made.shape[0]))
-        for head, found, other in zip(self.heads, self._features(made), wanted, strict=True):
-            difference = (_unit(found) - _unit(other)).square()
+        for head, ours, theirs in zip(self.heads, self._features(made), wanted, strict=True):
+            difference = (_unit(ours) - _unit(theirs)).square()
             total = total + (difference * head).sum(1).mean((1, 2))
         return total
 
     def _features(self, images: Tensor) -> list[Tensor]:
         tensor = (2 * images.to(self.shift.dtype) - 1 - self.shift) / self.scale
-        found = []
-        for block in self.blocks:
-            tensor = block(tensor)
-            found.append(tensor)
-        return found
+        ends = []
+        for layer in self.vgg["features"].children():
+            if isinstance(layer, nn.MaxPool2d):
+                ends.append(tensor)
+            tensor = layer(tensor)
+        return [*ends, tensor]
 
 
 def packaged_heads() -> Path:
@@ -134,22 +133,16 @@ def vgg_weights(path: str) -> Path:
         FetchError: if it cannot be downloaded.
     """
     if path:
-        found = expanded(path)
-        try:
-            require_file(found)
-        except CheckpointError as error:
-            raise CheckpointError(f"weights of loss 'lpips': {error}") from None
-        return found
+        return named_file(path, owner="loss 'lpips'")
     try:
         return fetch_url(URL)
     except FetchError as error:
-        raise FetchError(
-            f"the VGG-16 weights of loss 'lpips' could not be fetched from {URL}: {error}. "
-            "Ways out: run `rpiae fetch lpips` on a machine with network and copy its cache "
-            f"(TORCH_HOME), or put that file at {cached_name(URL)}; name a local file with "
-            "loss.weights; leave the term out with --without lpips; or take loss "
-            "pivot-perceptual, which needs no download."
-        ) from None
+        ways_out = (
+            "run `rpiae fetch lpips` on a machine with network and copy its cache (TORCH_HOME), or "
+            f"put that file at {cached_name(URL)}; name a local file with loss.weights; leave the "
+            "term out with --without lpips; or take loss pivot-perceptual, which needs no download."
+        )
+        raise unfetched("loss 'lpips'", URL, error, ways_out=ways_out) from None
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -162,25 +155,16 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return read_weights(path, what="torchvision's VGG-16", signatures=signatures)
 
 
-def _load(
-    module: nn.Module, state: Mapping[str, Tensor], theirs: Mapping[str, str], source: str
-) -> None:
-    """Load a state whose layers are called otherwise; torchvision's classifier is left out.
-
-    Args:
-        module: takes the values.
-        state: by the file's names.
-        theirs: the module's layers → the file's.
-        source: what messages call it.
-    """
-    called = {}
-    for name in module.state_dict():
-        layer, dot, parameter = name.rpartition(".")
-        # A parameter of a list is a layer of its own, whose weight is all that there is.
-        called[name] = f"{theirs[layer]}.{parameter}" if dot else f"{theirs[name]}.weight"
-    ours = {there: here for here, there in called.items()}
-    renamed = {ours.get(name, name): value for name, value in state.items()}
-    load_state(module, renamed, source=source, unused=("classifier.",), called=called)
+def _convolutions() -> nn.Sequential:
+    """torchvision's VGG-16 up to its last features, with random weights."""
+    with torch.device("meta"):  # its classifier would be most of the memory
+        layers = vgg16(weights=None).features[:-1]
+    assert isinstance(layers, nn.Sequential)
+    layers.to_empty(device=torch.get_default_device())
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            layer.reset_parameters()
+    return layers
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from rpiae.runs.running import (
     CONFIG_FILE,
     DEFAULTS,
-    LOCK_FILE,
     PATIENCE,
     SUMMARY_FILE,
     check_startable,
@@ -19,7 +18,6 @@ from rpiae.runs.running import (
 __all__ = [
     "CONFIG_FILE",
     "DEFAULTS",
-    "LOCK_FILE",
     "PATIENCE",
     "SUMMARY_FILE",
     "check_startable",

@@ -6,10 +6,12 @@ import re
 from collections.abc import Mapping, Sequence, Set
 
 from attrs import frozen
+from torch import nn
 
 from rpiae.core.config.recipe import (
     ROLES,
     AdversarialConfig,
+    RecipeConfig,
     StageConfig,
     StageLength,
     TermConfig,
@@ -117,64 +119,16 @@ def make_plan(
     """
     config, tokenizer = resolved.config, resolved.tokenizer
     model = build_tokenizer(tokenizer, device="meta")
-    configs = {"encoder": config.encoder, "bridge": config.bridge, "decoder": config.decoder}
-    parts = tuple(
-        PartPlan(
-            role=role,
-            label=configs[role].label,
-            origin=resolved.origins.get(role, "given"),
-            parameters=sum(p.numel() for p in module.parameters()),
-            children={
-                name: count
-                for name, child in module.named_children()
-                if (count := sum(p.numel() for p in child.parameters()))
-            },
-        )
-        for role, module in model.roles.items()
-    )
-    stages = []
-    problems = _device_problems(config.device)
-    trained: set[str] = set()
-    for index, stage in enumerate(config.recipe.stages):
-        try:
-            report = apply_stage(model.roles, stage.train)
-        except ConfigError as error:
-            problems += [f"recipe.stages[{index}].{problem}" for problem in error.problems]
-            continue
-        problems += _frozen_layers(model, stage, index)
-        length = stage_length(stage, config.recipe, num_images or 1)
-        known = num_images is not None or stage.steps is not None
-        within_reach = _within_reach(stage, length, in_epochs=num_images is not None)
-        found = [name for name, _ in trained_parameters(model.roles)]
-        trained |= {name for name in found if name.partition(".")[0] in within_reach}
-        cap = config.recipe.max_steps
-        at_most = f", at most {cap} steps" if cap else ""
-        epochs = f"{stage.epochs:g} epochs" if stage.epochs is not None else ""
-        capped = " (capped)" if length.scale < 1 and known else ""
-        path = "encoder → decoder"
-        if stage.use_bridge:
-            path = f"encoder → bridge ({stage.posterior}) → decoder"
-        stages.append(
-            StagePlan(
-                name=stage.name,
-                report=report,
-                path=path,
-                noise=stage.noise,
-                terms=tuple(_in_words(term) for term in stage.terms),
-                length=f"{length.steps} steps{capped}" if known else epochs + at_most,
-                steps=length.steps if known else None,
-                batch_size=batch_size(stage, config.recipe),
-                skipped=report.skipped,
-            )
-        )
-    left, said = _untrained(model, trained, resolved)
-    if problems or left:
-        raise ConfigError("the recipe", [*problems, *left])
+    stages = _stages(model, config.recipe, num_images)
+    left, said = _untrained(model, stages.trained, resolved)
+    if problems := [*_device_problems(config.device), *stages.problems, *left]:
+        raise ConfigError("the recipe", problems)
+    parts = _parts(model, resolved)
     size = getattr(config.data, "image_size", None) or tokenizer.encoder_facts.image_size
     latent = model.latent_shape(size, size)
     return Plan(
         parts=parts,
-        stages=tuple(stages),
+        stages=stages.plans,
         parameters=sum(part.parameters for part in parts),
         latent=latent,
         compression=3 * size * size / (latent[0] * latent[1] * latent[2]),
@@ -189,14 +143,96 @@ def make_plan(
         out=config.out,
         licences=tuple(f"{p.name}: {p.licence}" for p in resolved.presets if p.licence),
         missing_losses=resolved.missing_losses,
-        notices=(
-            *resolved.notices,
-            *notices,
-            *_fitted(resolved, stages),
-            *said,
-        ),
+        notices=(*resolved.notices, *notices, *_fitted(resolved, stages.plans), *said),
         start=_start(resolved) if config.init else "",
-        memory=memory_need(model.roles, {stage.name: stage.report.trained for stage in stages}),
+        memory=memory_need(model.roles, {plan.name: plan.report.trained for plan in stages.plans}),
+    )
+
+
+def _parts(model: RPiAE, resolved: ResolvedRun) -> tuple[PartPlan, ...]:
+    """The parts of a model, with where each was chosen."""
+    return tuple(
+        PartPlan(
+            role=role,
+            label=getattr(resolved.config, role).label,
+            origin=resolved.origins.get(role, "given"),
+            parameters=_size(part),
+            children={
+                name: size for name, child in part.named_children() if (size := _size(child))
+            },
+        )
+        for role, part in model.roles.items()
+    )
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@frozen
+class _Stages:
+    """The stages of a recipe, planned one after the other.
+
+    Attributes:
+        plans: of the stages whose patterns fit the model.
+        trained: names of the parameters that a stage trains and its terms reach, with their roles.
+        problems: what is wrong with the others, and with adaptive weights.
+    """
+
+    plans: tuple[StagePlan, ...]
+    trained: Set[str]
+    problems: Sequence[str]
+
+
+def _stages(model: RPiAE, recipe: RecipeConfig, num_images: int | None) -> _Stages:
+    """Plan the stages; afterwards the model is as its last stage freezes it."""
+    plans, problems = [], []
+    trained: set[str] = set()
+    for index, stage in enumerate(recipe.stages):
+        try:
+            report = apply_stage(model.roles, stage.train)
+        except ConfigError as error:
+            problems += [f"recipe.stages[{index}].{problem}" for problem in error.problems]
+            continue
+        problems += _frozen_layers(model, stage, index)
+        length = stage_length(stage, recipe, num_images or 1)
+        plans.append(_stage_plan(stage, recipe, report, length, in_epochs=num_images is not None))
+        within_reach = _within_reach(stage, length, in_epochs=num_images is not None)
+        names = [name for name, _ in trained_parameters(model.roles)]
+        trained |= {name for name in names if name.partition(".")[0] in within_reach}
+    return _Stages(tuple(plans), trained, problems)
+
+
+def _stage_plan(
+    stage: StageConfig, recipe: RecipeConfig, report: FreezeReport, length: StageLength, *,
+    in_epochs: bool,
+) -> StagePlan:  # fmt: skip
+    """What is said of one stage.
+
+    Args:
+        stage: the stage.
+        recipe: the one that it is of.
+        report: what it trains and freezes.
+        length: its lengths.
+        in_epochs: whether lengths in epochs are known.
+    """
+    known = in_epochs or stage.steps is not None
+    if known:
+        lasts = f"{length.steps} steps" + (" (capped)" if length.scale < 1 else "")
+    else:
+        at_most = f", at most {recipe.max_steps} steps" if recipe.max_steps else ""
+        lasts = f"{stage.epochs:g} epochs{at_most}"
+    bridge = f" → bridge ({stage.posterior})" if stage.use_bridge else ""
+    return StagePlan(
+        name=stage.name,
+        report=report,
+        path=f"encoder{bridge} → decoder",
+        noise=stage.noise,
+        terms=tuple(_in_words(term) for term in stage.terms),
+        length=lasts,
+        steps=length.steps if known else None,
+        batch_size=batch_size(stage, recipe),
+        skipped=report.skipped,
     )
 
 
@@ -283,10 +319,10 @@ def _within_reach(stage: StageConfig, length: StageLength, *, in_epochs: bool) -
         and (length.start(term) < length.steps or not (in_epochs or _in_steps(term, stage)))
     ]
     needs = {need for term in terms for need in term.loss.needs}
-    found = {"encoder"} if needs & {*BEHIND_BRIDGE, "features"} else set()
+    roles = {"encoder"} if needs & {*BEHIND_BRIDGE, "features"} else set()
     if stage.use_bridge and needs & BEHIND_BRIDGE:
-        found.add("bridge")
-    return found | ({"decoder"} if "pixels" in needs else set())
+        roles.add("bridge")
+    return roles | ({"decoder"} if "pixels" in needs else set())
 
 
 def _in_steps(term: TermConfig, stage: StageConfig) -> bool:

@@ -16,7 +16,7 @@ import attrs
 from rpiae.core.config.recipe import RunConfig
 from rpiae.core.config.tree import unparse
 from rpiae.core.errors import MissingExtraError
-from rpiae.core.runtime.files import open_regular, part_of, plain_name, replace_durably
+from rpiae.core.runtime.files import open_regular, plain_name, whole
 from rpiae.core.runtime.names import printable
 from rpiae.core.training import events
 from rpiae.evaluation.pictures import draw_curves
@@ -203,8 +203,11 @@ class EventLog:
         """Keep the lines up to the first that is not wanted; those that cannot be read are told of."""
         lost = 0
         self._told.clear()
-        part = part_of(self._path)
-        with open_regular(self._path) as file, part.open("w", encoding="utf-8") as kept:
+        with (
+            open_regular(self._path) as file,
+            whole(self._path) as unfinished,
+            unfinished.open("w", encoding="utf-8") as kept,
+        ):
             for line in file:
                 row = _row(line)
                 if row is None:
@@ -218,7 +221,6 @@ class EventLog:
                 if once is not None:
                     self._told.add(once)
                 kept.write(json.dumps(row) + "\n")
-        replace_durably(part, self._path)
         if lost:
             logger.warning("%s: %d damaged lines were left out", self._path, lost)
 

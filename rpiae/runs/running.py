@@ -15,7 +15,6 @@ from typing import Any
 
 import attrs
 from attrs import evolve
-from filelock import FileLock, Timeout
 
 from rpiae.core.config.parts import PartConfig
 from rpiae.core.config.recipe import RunConfig, StageConfig
@@ -31,6 +30,7 @@ from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.registry.importing import MAIN, import_hint
 from rpiae.core.registry.registry import OWN, registry
 from rpiae.core.runtime.files import write_text
+from rpiae.core.runtime.locks import hold
 from rpiae.core.runtime.memory import check_memory
 from rpiae.core.runtime.processes import LAUNCHER_VARIABLES, Runtime
 from rpiae.core.training import events
@@ -60,7 +60,6 @@ DEFAULTS: Mapping[str, str] = {
 
 CONFIG_FILE = "config.toml"
 SUMMARY_FILE = "summary.json"
-LOCK_FILE = ".lock"
 
 #: Seconds to wait for the folder of a run that was killed just now: its loading processes hold the
 #: lock until they too have ended.
@@ -109,7 +108,7 @@ def plan(resolved: ResolvedRun) -> Plan:
 
 
 def check_startable(resolved: ResolvedRun) -> None:
-    """Whether a planned run can begin.
+    """Refuse a planned run that cannot begin.
 
     Raises:
         UsageError: if data are missing or the recipe names losses nobody registered.
@@ -286,7 +285,7 @@ def resumed_config(
 
 
 def _check_moved(config: RunConfig, folder: Path) -> None:
-    """Whether data that are said to lie elsewhere now are those that the run was trained on.
+    """Refuse data, said to lie elsewhere now, that are not those that the run was trained on.
 
     Raises:
         UsageError: if they are others.
@@ -328,42 +327,26 @@ def _dataset(config: RunConfig) -> Dataset:
 
 
 class _Claim(contextlib.AbstractContextManager["_Claim"]):
-    """A run's folder, held by one run at a time.
-
-    The lock is the operating system's, so it ends with the process, however that ends.
-    """
+    """A run's folder, held by one run at a time."""
 
     def __init__(self, folder: Path, runtime: Runtime, *, resume: bool) -> None:
         self._folder = folder
         self._runtime = runtime
         self._resume = resume
-        self._lock: FileLock | None = None
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> _Claim:
         self._runtime.on_main(self._acquire)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            self._lock.release()
+        self._held.close()
 
     def _acquire(self) -> None:
         folder = self._folder
-        lock = FileLock(folder / LOCK_FILE, timeout=PATIENCE)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout:
-            raise UsageError(
-                f"another run is at work in {folder}: wait for it, or name another --out"
-            ) from None
-        except OSError as error:
-            raise UsageError(
-                f"cannot write to {folder}: {error.strerror}. Name another --out"
-            ) from None
-        self._lock = lock
+        self._held.enter_context(hold(folder, worker="run", patience=PATIENCE))
         if not self._resume and list_checkpoints(folder / "checkpoints"):
-            lock.release()
+            self._held.close()
             raise UsageError(
                 f"{folder} already holds a run: go on with --resume {folder}, or name another --out"
             )

@@ -41,7 +41,7 @@ def initial_parts(tree: Tree, overrides: Sequence[str]) -> dict[str, tuple[Tree,
 
 
 def check_initial(resolved: ResolvedRun) -> None:
-    """Whether the parts that a run takes over fit it, by the shapes of their tensors alone.
+    """Refuse parts that do not fit the run that takes them over, by the shapes of their tensors alone.
 
     Raises:
         CheckpointError: if they do not, or are not there.

@@ -21,6 +21,7 @@ from rpiae.core.config.tree import unparse
 from rpiae.core.errors import CheckpointError, DataError, RpiaeError, RunError, UsageError
 from rpiae.core.registry.importing import import_modules, imported
 from rpiae.core.runtime.files import read_json, write_text
+from rpiae.core.runtime.locks import LOCK_FILE
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training import events
 from rpiae.evaluation.configs import EvaluationConfig
@@ -186,7 +187,7 @@ def follow_parent() -> None:
 def _await(folder: Path) -> None:
     """Wait until the run's folder is free."""
     if folder.is_dir():
-        FileLock(folder / runs.LOCK_FILE, timeout=PATIENCE).acquire().lock.release()
+        FileLock(folder / LOCK_FILE, timeout=PATIENCE).acquire().lock.release()
 
 
 def _line(event: events.Event) -> str:

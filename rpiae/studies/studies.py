@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shlex
 import signal
@@ -12,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from attrs import define, field, frozen
-from filelock import FileLock, Timeout
 
 from rpiae.core.config.tree import unparse
-from rpiae.core.errors import UsageError
 from rpiae.core.model.fetching import fetch_all
 from rpiae.core.runtime.files import write_text
+from rpiae.core.runtime.locks import hold
 from rpiae.core.runtime.names import printable
 from rpiae.core.runtime.signals import StopSignal
 from rpiae.evaluation.evaluating import check_evaluation
@@ -42,7 +40,6 @@ from rpiae.studies.planning import (
 )
 from rpiae.studies.results import DONE, FAILED, FORMAT, RUNNING, STUDY_FILE, WAITING
 
-LOCK_FILE = ".lock"
 LOGS_FOLDER = "logs"
 
 #: How often a run that crashed is started before it counts as failed.
@@ -199,7 +196,7 @@ def run_study(
     rows = plan_study(study, out)
     fetch_all(study_loading(study, rows), command="rpiae fetch --study STUDY.toml")
     check_evaluation(study.evaluation, rows[0].runs[0].resolved.tokenizer)
-    with _claimed(out):
+    with hold(out, worker="rpiae ablate"):
         jobs = [_Job(run=run) for row in rows for run in row.runs]
         for job in jobs:
             if _is_done(job.run, study):
@@ -293,22 +290,3 @@ def _last_line(log: Path, code: int) -> str:
         return f"ended by {signal.Signals(-code).name}; {log} has what it said"
     lines = log.read_text("utf-8", errors="replace").strip().splitlines() if log.is_file() else []
     return printable(lines[-1]).removeprefix("rpiae: ") if lines else f"exit code {code}"
-
-
-@contextlib.contextmanager
-def _claimed(out: Path) -> Iterator[None]:
-    """The study's folder, held by one process at a time."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / LOCK_FILE, timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise UsageError(
-            f"another rpiae ablate is at work in {out}: wait for it, or name another --out"
-        ) from None
-    except OSError as error:
-        raise UsageError(f"cannot write to {out}: {error.strerror}. Name another --out") from None
-    try:
-        yield
-    finally:
-        lock.release()

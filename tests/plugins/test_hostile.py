@@ -57,7 +57,7 @@ PRESET = {"name": "mine-s", "part": "mine", "values": {"width": 64}}
 entries = st.lists(records(Entry, ENTRY), max_size=2).map(tuple) | odd
 presets = st.lists(records(Preset, PRESET), max_size=2).map(tuple) | odd
 families = st.sampled_from([*FAMILIES, "encoder"]) | odd.filter(
-    lambda value: isinstance(value, (str, int, float, bool, bytes)) or value is None
+    lambda value: type(value) in (str, int, float, bool, bytes, type(None))
 )
 manifests = st.one_of(
     odd,

@@ -13,7 +13,7 @@ import pytest
 from attrs import evolve
 from rich.console import Console
 
-from rpiae.cli import build
+from rpiae.cli import following
 from rpiae.core.errors import DataError
 from rpiae.core.model.contracts import Batch
 from rpiae.core.runtime import signals
@@ -114,8 +114,8 @@ def test_the_command_to_go_on_with_is_one_line_and_can_be_pasted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     screen = Console(file=io.StringIO(), width=80)
-    monkeypatch.setattr(build, "stderr", screen)
+    monkeypatch.setattr(following, "stderr", screen)
     folder = Path("runs") / ("a long name " * 9)
-    code = build._follow(iter([events.Interrupted(path=folder, signal="SIGHUP")]))
+    code = following.follow(iter([events.Interrupted(path=folder, signal="SIGHUP")]))
     assert code == 130
     assert f"\n  rpiae build --resume '{folder}'\n" in screen.file.getvalue()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from rpiae.core.config.parts import EncoderConfig
 from rpiae.core.errors import CheckpointError
 from rpiae.core.model.resolve import part_config
-from rpiae.core.runtime.weights import load_state, read_weights
+from rpiae.core.runtime.weights import load_whole, read_weights
 from rpiae.losses.lpips import LpipsLoss
 from tests.toys import ENCODERS
 
@@ -269,7 +269,7 @@ def test_damaged_files_are_refused_by_name_or_read(number: int, tmp_path: Path) 
         _damaged(random, path)
         told = ""
         try:
-            load_state(Model(), read(path), source=path)
+            load_whole(Model(), read(path), source=path)
         except CheckpointError as error:
             told = str(error)
         assert not told or ("a.pth" in told and told.isprintable())
@@ -401,12 +401,12 @@ def test_a_file_of_something_else_says_what_it_has(tmp_path: Path) -> None:
 
 def test_everything_is_consumed_or_known(state: State) -> None:
     extra = {"norm.weight": torch.zeros(1), "blocks.0.bn.num_batches_tracked": torch.tensor(3)}
-    load_state(Model(), state | extra, source="f", unused=("norm.",))
+    load_whole(Model(), state | extra, source="f", unused=("norm.",))
     with pytest.raises(CheckpointError, match=r"f has norm\.weight, which this model has no place"):
-        load_state(Model(), state | extra, source="f")
+        load_whole(Model(), state | extra, source="f")
     strange = {"layers.0.ls1.gamma": torch.zeros(1), "other": torch.zeros(1)}
     with pytest.raises(CheckpointError, match=r"f has file\.gamma \(and 1 more\), which"):
-        load_state(
+        load_whole(
             Model(), state | strange, source="f", called={"layers.0.ls1.gamma": "file.gamma"}
         )
 
@@ -415,8 +415,8 @@ def test_everything_is_consumed_or_known(state: State) -> None:
 def test_values_that_are_not_finite_are_refused(value: float, state: State) -> None:
     state["head.weight"][1, 2] = value
     with pytest.raises(CheckpointError, match=r"f: head\.weight has values that are not finite"):
-        load_state(Model(), state, source="f")
-    load_state(nn.Linear(3, 4), {"weight": state["embed.weight"], "bias": state["embed.bias"],
+        load_whole(Model(), state, source="f")
+    load_whole(nn.Linear(3, 4), {"weight": state["embed.weight"], "bias": state["embed.bias"],
                "unused": state["head.weight"]}, source="f", unused=("unused",))  # fmt: skip
 
 
@@ -424,7 +424,7 @@ def test_values_that_are_not_finite_are_refused(value: float, state: State) -> N
 def test_types_that_are_no_weights_are_refused(dtype: torch.dtype, state: State) -> None:
     state["head.weight"] = torch.zeros(2, 4).to(dtype)
     with pytest.raises(CheckpointError, match=r"head\.weight is of type \w+, expected float32"):
-        load_state(Model(), state, source="f")
+        load_whole(Model(), state, source="f")
 
 
 STRANGE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -443,7 +443,7 @@ def test_what_is_no_plain_tensor_is_refused_by_name(
 ) -> None:
     state["head.weight"] = strange(state["head.weight"])
     with pytest.raises(CheckpointError, match=r"head\.weight is of type .*not a plain tensor"):
-        load_state(Model(), state, source="f")
+        load_whole(Model(), state, source="f")
     with pytest.raises(CheckpointError, match=r"a\.pth: x\.head\.weight is of type"):
         read(torch_file(under("x.", state), tmp_path / "a.pth"))
 
@@ -490,7 +490,7 @@ def test_heads_beside_a_vit_are_not_used(head: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_any_precision_is_taken_in_the_module_s_own(dtype: torch.dtype, state: State) -> None:
     model = Model()
-    load_state(model, {n: v.to(dtype) for n, v in state.items()}, source="f")
+    load_whole(model, {n: v.to(dtype) for n, v in state.items()}, source="f")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert torch.allclose(model.head.weight, state["head.weight"], atol=0.01)
 
@@ -631,14 +631,7 @@ def test_a_dinov3_bias_that_the_model_lacks_is_refused_unless_it_is_zero(
 
 
 def test_lpips_refuses_a_larger_network_and_broken_numbers() -> None:
-    own = LpipsLoss().blocks.state_dict()
-    places = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
-    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in own))
-    named = {
-        f"features.{place}.{kind}": own[f"{layer}.{kind}"].clone()
-        for layer, place in zip(layers, places, strict=True)
-        for kind in ("weight", "bias")
-    }
+    named = {name: value.clone() for name, value in LpipsLoss().vgg.state_dict().items()}
     LpipsLoss(backbone=named | {"classifier.0.weight": torch.zeros(2)})
     with pytest.raises(CheckpointError, match=r"has features\.30\.weight, which this model has no"):
         LpipsLoss(backbone=named | {"features.30.weight": torch.zeros(2)})

@@ -1,11 +1,9 @@
-"""Foreign weight layouts as pure key maps: a state dict in, a state dict out.
+"""Foreign weights as ours: pure key maps, a state dict in, a state dict out.
 
-Nothing here reads a file or builds a module. Each part has a table, own name → foreign names, in
-which ``{n}`` is a block's number and ``{p}`` is ``weight`` and ``bias``; several foreign names are
-one tensor of ours, concatenated along its first dimension (query, key and value, in this order).
-A map and its inverse read the same table. Only positions and class tokens are more than a name:
-where a source adds a position to its class token and ours does not, the map folds the position into
-the token, and the inverse leaves zeros in its place.
+Nothing here reads a file or builds a module. A map and its inverse read the same table of
+``layouts``. Only positions and class tokens are more than a name: where a source adds a position to
+its class token and ours does not, the map folds the position into the token, and the inverse leaves
+zeros in its place.
 
 Source: method.md section 6; the reference implementation of arXiv 2603.19206, transformers'
 Dinov2Model, Dinov2WithRegistersModel, ViTMAEModel (and ViTModel), SiglipVisionModel.
@@ -13,154 +11,28 @@ Dinov2Model, Dinov2WithRegistersModel, ViTMAEModel (and ViTModel), SiglipVisionM
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
-from attrs import frozen
 from torch import Tensor
 
 from rpiae.core.errors import CheckpointError
-from rpiae.core.runtime.weights import check_finite
-
-State = dict[str, Tensor]
-
-_FOREIGN_POSITIONS = "embeddings.position_embeddings"
-_FOREIGN_CLASS = "embeddings.cls_token"
-_FOREIGN_REGISTERS = "embeddings.register_tokens"
-
-
-@frozen(kw_only=True)
-class Layout:
-    """A part's table.
-
-    Attributes:
-        what: the foreign layout in words, for messages.
-        blocks: what stands before a block's number, foreign and own.
-        names: own name → foreign names.
-        ignored: foreign names that ours has no use for.
-    """
-
-    what: str
-    blocks: tuple[str, str]
-    names: Mapping[str, tuple[str, ...]]
-    ignored: tuple[str, ...] = ()
-
-
-_ATTENTION = "encoder.layer.{n}.attention.attention"
-ENCODER = Layout(
-    what="a transformers DINOv2 encoder",
-    blocks=("encoder.layer.", "network.blocks."),
-    names={
-        "network.cls_token": (_FOREIGN_CLASS,),
-        "network.pos_embed": (_FOREIGN_POSITIONS,),
-        "network.reg_token": (_FOREIGN_REGISTERS,),
-        "network.patch_embed.proj.{p}": ("embeddings.patch_embeddings.projection.{p}",),
-        "network.blocks.{n}.norm1.{p}": ("encoder.layer.{n}.norm1.{p}",),
-        "network.blocks.{n}.attn.qkv.{p}": tuple(
-            f"{_ATTENTION}.{which}.{{p}}" for which in ("query", "key", "value")
-        ),
-        "network.blocks.{n}.attn.proj.{p}": ("encoder.layer.{n}.attention.output.dense.{p}",),
-        "network.blocks.{n}.ls1.gamma": ("encoder.layer.{n}.layer_scale1.lambda1",),
-        "network.blocks.{n}.norm2.{p}": ("encoder.layer.{n}.norm2.{p}",),
-        "network.blocks.{n}.mlp.fc1.{p}": ("encoder.layer.{n}.mlp.fc1.{p}",),
-        "network.blocks.{n}.mlp.fc2.{p}": ("encoder.layer.{n}.mlp.fc2.{p}",),
-        "network.blocks.{n}.ls2.gamma": ("encoder.layer.{n}.layer_scale2.lambda1",),
-    },
-    ignored=("embeddings.mask_token", "layernorm.weight", "layernorm.bias"),
+from rpiae.core.model.layouts import (
+    BRIDGE,
+    DECODER,
+    FOREIGN_POSITIONS,
+    FOREIGN_REGISTERS,
+    SIGLIP_ENCODER,
+    SIGLIP_POSITIONS,
+    VIT_ENCODER,
+    State,
+    check_none_unknown,
+    encoder_layout,
+    renamed,
+    restored,
 )
 
-_VIT = "encoder.layer.{n}"
-VIT_ENCODER = Layout(
-    what="a transformers ViT or ViT-MAE encoder",
-    blocks=("encoder.layer.", "network.blocks."),
-    names={
-        "network.cls_token": (_FOREIGN_CLASS,),
-        "network.pos_embed": (_FOREIGN_POSITIONS,),
-        "network.patch_embed.proj.{p}": ("embeddings.patch_embeddings.projection.{p}",),
-        "network.blocks.{n}.norm1.{p}": (f"{_VIT}.layernorm_before.{{p}}",),
-        "network.blocks.{n}.attn.qkv.{p}": tuple(
-            f"{_ATTENTION}.{which}.{{p}}" for which in ("query", "key", "value")
-        ),
-        "network.blocks.{n}.attn.proj.{p}": (f"{_VIT}.attention.output.dense.{{p}}",),
-        "network.blocks.{n}.norm2.{p}": (f"{_VIT}.layernorm_after.{{p}}",),
-        "network.blocks.{n}.mlp.fc1.{p}": (f"{_VIT}.intermediate.dense.{{p}}",),
-        "network.blocks.{n}.mlp.fc2.{p}": (f"{_VIT}.output.dense.{{p}}",),
-    },
-    ignored=(
-        "embeddings.mask_token", "layernorm.weight", "layernorm.bias", "pooler.dense.weight",
-        "pooler.dense.bias",
-    ),
-)  # fmt: skip
-
-_SIGLIP = "vision_model.encoder.layers.{n}"
-_SIGLIP_POSITIONS = "vision_model.embeddings.position_embedding.weight"
 _SIGLIP_UNUSED = ("vision_model.head.", "text_model.", "logit_")
-SIGLIP_ENCODER = Layout(
-    what="a transformers SigLIP vision encoder",
-    blocks=("vision_model.encoder.layers.", "network.blocks."),
-    names={
-        "network.pos_embed": (_SIGLIP_POSITIONS,),
-        "network.patch_embed.proj.{p}": ("vision_model.embeddings.patch_embedding.{p}",),
-        "network.blocks.{n}.norm1.{p}": (f"{_SIGLIP}.layer_norm1.{{p}}",),
-        "network.blocks.{n}.attn.qkv.{p}": tuple(
-            f"{_SIGLIP}.self_attn.{which}_proj.{{p}}" for which in ("q", "k", "v")
-        ),
-        "network.blocks.{n}.attn.proj.{p}": (f"{_SIGLIP}.self_attn.out_proj.{{p}}",),
-        "network.blocks.{n}.norm2.{p}": (f"{_SIGLIP}.layer_norm2.{{p}}",),
-        "network.blocks.{n}.mlp.fc1.{p}": (f"{_SIGLIP}.mlp.fc1.{{p}}",),
-        "network.blocks.{n}.mlp.fc2.{p}": (f"{_SIGLIP}.mlp.fc2.{{p}}",),
-    },
-    ignored=(
-        "vision_model.post_layernorm.weight", "vision_model.post_layernorm.bias",
-        "vision_model.embeddings.position_ids",
-    ),
-)  # fmt: skip
-
-DECODER = Layout(
-    what="a decoder of the reference",
-    blocks=("decoder_layers.", "blocks."),
-    names={
-        "cls_token": ("trainable_cls_token",),
-        "positions": ("decoder_pos_embed",),
-        "embed.{p}": ("decoder_embed.{p}",),
-        "blocks.{n}.norm1.{p}": ("decoder_layers.{n}.layernorm_before.{p}",),
-        "blocks.{n}.attn.qkv.{p}": tuple(
-            f"decoder_layers.{{n}}.attention.attention.{which}.{{p}}"
-            for which in ("query", "key", "value")
-        ),
-        "blocks.{n}.attn.proj.{p}": ("decoder_layers.{n}.attention.output.dense.{p}",),
-        "blocks.{n}.norm2.{p}": ("decoder_layers.{n}.layernorm_after.{p}",),
-        "blocks.{n}.mlp.fc1.{p}": ("decoder_layers.{n}.intermediate.dense.{p}",),
-        "blocks.{n}.mlp.fc2.{p}": ("decoder_layers.{n}.output.dense.{p}",),
-        "norm.{p}": ("decoder_norm.{p}",),
-        "pred.{p}": ("decoder_pred.{p}",),
-    },
-)
-
-_BRIDGE_LAYER = "vb_feature_decoder.net.{n}"
-BRIDGE = Layout(
-    what="a variational bridge of the reference",
-    blocks=("vb_feature_decoder.net.", "decoder.blocks."),
-    names={
-        "encoder.norm1.{p}": ("vb_feature_encoder.norm1.{p}",),
-        "encoder.attn.qkv.{p}": ("vb_feature_encoder.attn.in_proj_{p}",),
-        "encoder.attn.proj.{p}": ("vb_feature_encoder.attn.out_proj.{p}",),
-        "encoder.skip.{p}": ("vb_feature_encoder.skip_proj.{p}",),
-        "encoder.norm2.{p}": ("vb_feature_encoder.norm2.{p}",),
-        "encoder.mlp.fc1.{p}": ("vb_feature_encoder.proj2.0.{p}",),
-        "encoder.mlp.fc2.{p}": ("vb_feature_encoder.proj2.3.{p}",),
-        "encoder.moments.{p}": ("vb_feature_encoder.to_moments.{p}",),
-        "decoder.in_proj.{p}": ("vb_feature_decoder.in_proj.{p}",),
-        "decoder.blocks.{n}.norm1.{p}": (f"{_BRIDGE_LAYER}.norm1.{{p}}",),
-        "decoder.blocks.{n}.attn.qkv.{p}": (f"{_BRIDGE_LAYER}.self_attn.in_proj_{{p}}",),
-        "decoder.blocks.{n}.attn.proj.{p}": (f"{_BRIDGE_LAYER}.self_attn.out_proj.{{p}}",),
-        "decoder.blocks.{n}.norm2.{p}": (f"{_BRIDGE_LAYER}.norm2.{{p}}",),
-        "decoder.blocks.{n}.mlp.fc1.{p}": (f"{_BRIDGE_LAYER}.linear1.{{p}}",),
-        "decoder.blocks.{n}.mlp.fc2.{p}": (f"{_BRIDGE_LAYER}.linear2.{{p}}",),
-        "decoder.out_proj.{p}": ("vb_feature_decoder.out_proj.{p}",),
-    },
-)
 
 
 def encoder_from_reference(state: Mapping[str, Tensor]) -> State:
@@ -172,7 +44,7 @@ def encoder_from_reference(state: Mapping[str, Tensor]) -> State:
     Raises:
         CheckpointError: if a key is missing or unknown.
     """
-    own = _renamed(_encoder_layout(_FOREIGN_REGISTERS in state), state)
+    own = renamed(encoder_layout(registers=FOREIGN_REGISTERS in state), state)
     if "network.reg_token" in own:
         own["network.cls_token"], own["network.pos_embed"] = _folded(
             own["network.cls_token"], own["network.pos_embed"]
@@ -186,9 +58,9 @@ def encoder_to_reference(state: Mapping[str, Tensor]) -> State:
     Raises:
         CheckpointError: if a key is missing or unknown.
     """
-    foreign = _restored(_encoder_layout("network.reg_token" in state), state)
-    if _FOREIGN_REGISTERS in foreign:
-        foreign[_FOREIGN_POSITIONS] = _with_empty_row(foreign[_FOREIGN_POSITIONS])
+    foreign = restored(encoder_layout(registers="network.reg_token" in state), state)
+    if FOREIGN_REGISTERS in foreign:
+        foreign[FOREIGN_POSITIONS] = _with_empty_row(foreign[FOREIGN_POSITIONS])
     return foreign
 
 
@@ -201,7 +73,7 @@ def vit_encoder_from_transformers(state: Mapping[str, Tensor]) -> State:
     Raises:
         CheckpointError: if a key is missing or unknown.
     """
-    return _renamed(VIT_ENCODER, _part(state, "vit.") or state)
+    return renamed(VIT_ENCODER, _below(state, "vit.") or state)
 
 
 def vit_encoder_to_transformers(state: Mapping[str, Tensor]) -> State:
@@ -210,7 +82,7 @@ def vit_encoder_to_transformers(state: Mapping[str, Tensor]) -> State:
     Raises:
         CheckpointError: if a key is missing or unknown.
     """
-    return _restored(VIT_ENCODER, state)
+    return restored(VIT_ENCODER, state)
 
 
 def siglip_encoder_from_transformers(state: Mapping[str, Tensor]) -> State:
@@ -222,7 +94,7 @@ def siglip_encoder_from_transformers(state: Mapping[str, Tensor]) -> State:
         CheckpointError: if a key is missing or unknown.
     """
     used = {name: value for name, value in state.items() if not name.startswith(_SIGLIP_UNUSED)}
-    own = _renamed(SIGLIP_ENCODER, used)
+    own = renamed(SIGLIP_ENCODER, used)
     return own | {"network.pos_embed": own["network.pos_embed"].unsqueeze(0)}
 
 
@@ -232,8 +104,8 @@ def siglip_encoder_to_transformers(state: Mapping[str, Tensor]) -> State:
     Raises:
         CheckpointError: if a key is missing or unknown.
     """
-    foreign = _restored(SIGLIP_ENCODER, state)
-    return foreign | {_SIGLIP_POSITIONS: foreign[_SIGLIP_POSITIONS].squeeze(0)}
+    foreign = restored(SIGLIP_ENCODER, state)
+    return foreign | {SIGLIP_POSITIONS: foreign[SIGLIP_POSITIONS].squeeze(0)}
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> State | None:
@@ -242,9 +114,9 @@ def from_transformers(state: Mapping[str, Tensor]) -> State | None:
     Raises:
         CheckpointError: if the layout is known and a key is missing or unknown.
     """
-    if _SIGLIP_POSITIONS in state and "vision_model.embeddings.class_embedding" not in state:
+    if SIGLIP_POSITIONS in state and "vision_model.embeddings.class_embedding" not in state:
         return siglip_encoder_from_transformers(state)
-    vit = _part(state, "vit.") or state
+    vit = _below(state, "vit.") or state
     if "encoder.layer.0.layernorm_before.weight" in vit:
         return vit_encoder_from_transformers(vit)
     if "encoder.layer.0.layer_scale1.lambda1" in state:
@@ -263,8 +135,8 @@ def decoder_from_reference(state: Mapping[str, Tensor], *, grid: tuple[int, int]
         CheckpointError: if a key is missing or unknown, or the positions do not fill the grid.
     """
     if state and all(name.startswith("decoder.") for name in state):
-        state = _part(state, "decoder.")
-    own = _renamed(DECODER, state)
+        state = _below(state, "decoder.")
+    own = renamed(DECODER, state)
     token, positions = _folded(own["cls_token"], own["positions"])
     rows, columns = grid
     if positions.shape[1] != rows * columns:
@@ -284,7 +156,7 @@ def decoder_to_reference(state: Mapping[str, Tensor]) -> State:
     Raises:
         CheckpointError: if a key is missing (as ``positions`` is where nothing is stored) or unknown.
     """
-    foreign = _restored(DECODER, state)
+    foreign = restored(DECODER, state)
     positions = foreign["decoder_pos_embed"].flatten(1, 2)
     return foreign | {"decoder_pos_embed": _with_empty_row(positions)}
 
@@ -295,7 +167,7 @@ def bridge_from_reference(state: Mapping[str, Tensor]) -> State:
     Raises:
         CheckpointError: if a key is missing or unknown.
     """
-    return _renamed(BRIDGE, state)
+    return renamed(BRIDGE, state)
 
 
 def bridge_to_reference(state: Mapping[str, Tensor]) -> State:
@@ -304,7 +176,7 @@ def bridge_to_reference(state: Mapping[str, Tensor]) -> State:
     Raises:
         CheckpointError: if a key is missing or unknown.
     """
-    return _restored(BRIDGE, state)
+    return restored(BRIDGE, state)
 
 
 def tokenizer_from_reference(state: Mapping[str, Tensor], *, grid: tuple[int, int]) -> State:
@@ -321,12 +193,14 @@ def tokenizer_from_reference(state: Mapping[str, Tensor], *, grid: tuple[int, in
         CheckpointError: if a key is missing or unknown.
     """
     roles = ("encoder.encoder.", "decoder.", "vb_feature_", "teacher_encoder.")
-    _no_unknown("a checkpoint of the reference", (k for k in state if not k.startswith(roles)))
+    check_none_unknown(
+        "a checkpoint of the reference", (k for k in state if not k.startswith(roles))
+    )
     bridge = {name: value for name, value in state.items() if name.startswith("vb_feature_")}
     return {
-        **_prefixed("encoder.", encoder_from_reference(_part(state, "encoder.encoder."))),
+        **_prefixed("encoder.", encoder_from_reference(_below(state, "encoder.encoder."))),
         **_prefixed("bridge.", bridge_from_reference(bridge) if bridge else {}),
-        **_prefixed("decoder.", decoder_from_reference(_part(state, "decoder."), grid=grid)),
+        **_prefixed("decoder.", decoder_from_reference(_below(state, "decoder."), grid=grid)),
     }
 
 
@@ -338,76 +212,16 @@ def tokenizer_to_reference(state: Mapping[str, Tensor]) -> State:
             file of their own, so they are unknown here.
     """
     roles = ("encoder.", "bridge.", "decoder.")
-    _no_unknown("an RPiAE state", (k for k in state if not k.startswith(roles)))
-    bridge = _part(state, "bridge.")
+    check_none_unknown("an RPiAE state", (k for k in state if not k.startswith(roles)))
+    bridge = _below(state, "bridge.")
     return {
-        **_prefixed("encoder.encoder.", encoder_to_reference(_part(state, "encoder."))),
-        **_prefixed("decoder.", decoder_to_reference(_part(state, "decoder."))),
+        **_prefixed("encoder.encoder.", encoder_to_reference(_below(state, "encoder."))),
+        **_prefixed("decoder.", decoder_to_reference(_below(state, "decoder."))),
         **(bridge_to_reference(bridge) if bridge else {}),
     }
 
 
-def _encoder_layout(registers: bool) -> Layout:
-    if registers:
-        return ENCODER
-    names = {own: foreign for own, foreign in ENCODER.names.items() if own != "network.reg_token"}
-    return Layout(what=ENCODER.what, blocks=ENCODER.blocks, names=names, ignored=ENCODER.ignored)
-
-
-def _renamed(layout: Layout, state: Mapping[str, Tensor]) -> State:
-    pairs = dict(_pairs(layout, _num_blocks(state, layout.blocks[0])))
-    wanted = [name for names in pairs.values() for name in names]
-    _no_missing(layout.what, wanted, state)
-    _no_unknown(layout.what, set(state) - set(wanted) - set(layout.ignored))
-    for name in wanted:
-        check_finite(layout.what, name, state[name])
-    return {
-        own: torch.cat([state[name] for name in names]) if len(names) > 1 else state[names[0]]
-        for own, names in pairs.items()
-    }
-
-
-def _restored(layout: Layout, state: Mapping[str, Tensor]) -> State:
-    pairs = dict(_pairs(layout, _num_blocks(state, layout.blocks[1])))
-    what = f"our counterpart of {layout.what}"
-    _no_missing(what, pairs, state)
-    _no_unknown(what, set(state) - set(pairs))
-    return {
-        name: piece
-        for own, names in pairs.items()
-        for name, piece in zip(names, state[own].chunk(len(names)), strict=True)
-    }
-
-
-def _pairs(layout: Layout, num_blocks: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-    for own, foreign in layout.names.items():
-        for n in range(num_blocks if "{n}" in own else 1):
-            for p in ("weight", "bias") if "{p}" in own else ("",):
-                yield own.format(n=n, p=p), tuple(name.format(n=n, p=p) for name in foreign)
-
-
-def _num_blocks(state: Iterable[str], prefix: str) -> int:
-    numbered = re.compile(re.escape(prefix) + r"(\d+)\.")
-    return max((int(m.group(1)) + 1 for name in state if (m := numbered.match(name))), default=0)
-
-
-def _no_missing(what: str, wanted: Iterable[str], state: Collection[str]) -> None:
-    missing = [name for name in wanted if name not in state]
-    if missing:
-        raise CheckpointError(f"{what}: {missing[0]} is missing{_more(missing)}")
-
-
-def _no_unknown(what: str, names: Iterable[str]) -> None:
-    unknown = sorted(names)
-    if unknown:
-        raise CheckpointError(f"{what} has no {unknown[0]}{_more(unknown)}")
-
-
-def _more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
-def _part(state: Mapping[str, Tensor], prefix: str) -> State:
+def _below(state: Mapping[str, Tensor], prefix: str) -> State:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 

@@ -67,7 +67,7 @@ def _part(role: str, config: PartConfig, seed: int | None) -> Any:
 
 
 def _check_facts(encoder: Encoder, resolved: ResolvedTokenizer) -> None:
-    """Whether the encoder is what the other parts were told it is."""
+    """Refuse an encoder that is not what the other parts were told it is."""
     facts, label = resolved.encoder_facts, resolved.encoder.label
     wrong = [
         f"encoder.{name}: {label} says {getattr(facts, name)}, the model it builds has "

@@ -42,8 +42,8 @@ def loading_parts(config: RunConfig, *, encoder: bool = True) -> list[Loading]:
         encoder: whether the pivot's weights are loaded; they are not where a run is begun from
             another one that brings its pivot.
     """
-    found: list[Loading] = [config.encoder] if encoder and config.encoder.pretrained else []
-    return [*found, *loading_losses(config.recipe.stages)]
+    pivot: list[Loading] = [config.encoder] if encoder and config.encoder.pretrained else []
+    return [*pivot, *loading_losses(config.recipe.stages)]
 
 
 def loading_losses(stages: Iterable[StageConfig]) -> list[Loading]:
@@ -72,30 +72,30 @@ def fetch_all(parts: Iterable[Loading], *, command: str = "") -> list[Needed]:
         FetchError: with everything that cannot be had.
         UsageError: if a part cannot say what it would load.
     """
-    found = _fetched(parts)
-    missing = [each for each in found if each.path is None]
+    needs = _fetched(parts)
+    missing = [each for each in needs if each.path is None]
     if missing:
         named = " · ".join(f"{each.what}: {each.reason}" for each in missing)
         raise FetchError(
-            f"{len(missing)} of {len(found)} files of weights cannot be had, and nothing was started. "
+            f"{len(missing)} of {len(needs)} files of weights cannot be had, and nothing was started. "
             f"{named}. Run `{command or 'rpiae fetch --config FILE'}` on a machine with network, which "
             "gets all of them, and copy its caches (HF_HOME, TORCH_HOME); or name local files "
             "(--set encoder.weights=PATH), start from random weights (--set "
             "encoder.pretrained=false), or leave losses out (--without)"
         )
-    return found
+    return needs
 
 
 def _fetched(parts: Iterable[Loading]) -> list[Needed]:
-    found: dict[str, Needed] = {}
+    needs: dict[str, Needed] = {}
     for part in parts:
         what = f"{registry(part.family).singular} {part.label!r}"
         try:
             path = part.fetch()
         except (FetchError, CheckpointError) as error:
             reason = str(error).partition(ADVICE)[0]
-            found[f"{what} {reason}"] = Needed(what=what, path=None, reason=reason)
+            needs[f"{what} {reason}"] = Needed(what=what, path=None, reason=reason)
         else:
             if path is not None:
-                found[f"{what} {path}"] = Needed(what=what, path=path)
-    return list(found.values())
+                needs[f"{what} {path}"] = Needed(what=what, path=path)
+    return list(needs.values())

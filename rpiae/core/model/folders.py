@@ -24,11 +24,12 @@ from rpiae.core.model.saved import (
     open_tokenizer,
     write_tokenizer,
 )
-from rpiae.core.model.state import check_architecture, load_state
+from rpiae.core.model.state import load_state
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.registry.entries import THIS_PROCESS
 from rpiae.core.registry.importing import import_hint
 from rpiae.core.registry.registry import registry
+from rpiae.core.runtime.weights import check_architecture, shapes
 
 
 def save_tokenizer(model: RPiAE, folder: str | os.PathLike[str]) -> Path:
@@ -170,22 +171,22 @@ def _saved_parts(saved: Mapping[str, Any], source: str) -> tuple[ResolvedTokeniz
     )
     parts = {}
     for role in ROLES:
-        given = saved.get(role)
-        if not isinstance(given, dict):
+        table = saved.get(role)
+        if not isinstance(table, dict):
             problem = f"its {role} is no table" if role in saved else f"it has no {role}"
             raise CheckpointError(f"{source}: config.json: {problem}")
         try:
             with _fitting(source):
-                parts[role] = part_config(f"{role}s", given)
+                parts[role] = part_config(f"{role}s", table)
         except UnknownNameError as error:
             distribution = sources.get(role, "another distribution")
             if distribution == THIS_PROCESS:
                 raise CheckpointError(
-                    f"{source} was saved with {role} {given.get('name')!r}, which is not known here: "
+                    f"{source} was saved with {role} {table.get('name')!r}, which is not known here: "
                     f"{import_hint([modules.get(role, '')])}"
                 ) from None
             raise CheckpointError(
-                f"{source} was saved with {role} {given.get('name')!r} of {distribution} "
+                f"{source} was saved with {role} {table.get('name')!r} of {distribution} "
                 f"{versions.get(distribution, '')}, which is not installed here: "
                 f"pip install {distribution} ({error})"
             ) from None
@@ -200,10 +201,10 @@ def _saved_parts(saved: Mapping[str, Any], source: str) -> tuple[ResolvedTokeniz
 
 
 def _texts(saved: Mapping[str, Any], name: str, source: str) -> dict[str, str]:
-    given = saved.get(name, {})
-    if not isinstance(given, dict) or not all(isinstance(text, str) for text in given.values()):
+    texts = saved.get(name, {})
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
         raise CheckpointError(f"{source}: config.json: its {name} are no table of texts")
-    return given
+    return texts
 
 
 @contextlib.contextmanager
@@ -225,17 +226,9 @@ def _fitting(source: str) -> Iterator[None]:
 def _check_header(
     model: RPiAE, resolved: ResolvedTokenizer, tensors: Mapping[str, TensorFacts], source: str
 ) -> None:
-    """Whether a file's tensors are those of a model without memory."""
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: facts.shape for name, facts in tensors.items() if name not in _NORMS}
-    check_architecture(
-        source,
-        missing=sorted(own.keys() - found.keys()),
-        extra=sorted(found.keys() - own.keys()),
-        wrong={
-            n: (found[n], own[n]) for n in sorted(own.keys() & found.keys()) if found[n] != own[n]
-        },
-    )
+    """Refuse a file whose tensors are not those of a model without memory."""
+    there = {name: facts.shape for name, facts in tensors.items() if name not in _NORMS}
+    check_architecture(source, shapes(model.state_dict()), there)
     for name in sorted(_NORMS.keys() & tensors.keys()):
         twin = next(n for n, norm in _NORMS.items() if norm == _NORMS[name] and n != name)
         dtype, shape = tensors[name]
@@ -257,16 +250,16 @@ def _dtypes(
     model: RPiAE, tensors: Mapping[str, TensorFacts], source: str
 ) -> dict[str, torch.dtype]:
     """Roles that were saved in another floating dtype than they are built in, with that dtype."""
-    found = {}
+    chosen = {}
     for role, part in model.roles.items():
         floats = {
             f"{role}.{n}": t.dtype for n, t in part.state_dict().items() if t.is_floating_point()
         }
-        given = {name: tensors[name].dtype for name in floats}
-        if all(_FLOATS.get(dtype) == floats[name] for name, dtype in given.items()):
+        dtypes = {name: tensors[name].dtype for name in floats}
+        if all(_FLOATS.get(dtype) == floats[name] for name, dtype in dtypes.items()):
             continue
-        first = next(iter(given.values()))
-        for name, dtype in given.items():
+        first = next(iter(dtypes.values()))
+        for name, dtype in dtypes.items():
             if dtype not in _FLOATS:
                 raise CheckpointError(f"{source}: {name} is {dtype}, which is no dtype of weights")
             if dtype != first:
@@ -274,12 +267,12 @@ def _dtypes(
                     f"{source}: {name} is {dtype} and others of the {role} are {first}: a part has "
                     "one dtype"
                 )
-        found[role] = _FLOATS[first]
-    return found
+        chosen[role] = _FLOATS[first]
+    return chosen
 
 
 def _check_norms(state: Mapping[str, Tensor], source: str) -> None:
-    """Whether features and latents can be normalised."""
+    """Refuse statistics that features or latents cannot be normalised with."""
     for name in sorted(_NORMS.keys() & state.keys()):
         tensor = state[name]
         if not tensor.isfinite().all():

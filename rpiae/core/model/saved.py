@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rpiae.core.errors import CheckpointError
-from rpiae.core.runtime.files import file_digest, open_regular, part_of, replace_durably, sync
+from rpiae.core.runtime.files import file_digest, open_regular, replace_durably, sync, until_whole
 
 FORMAT = 1
 
@@ -102,23 +102,23 @@ def write_tokenizer(folder: Path, config: Mapping[str, Any], state: Mapping[str,
             raise CheckpointError(
                 f"{folder} holds other things than a tokenizer and is left alone: name a new folder"
             )
-        made = not folder.exists()
+        is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         _finish(folder)
         try:
-            save_file(dict(state), part_of(weights), metadata={"format": "pt"})
-            part_of(weights).chmod(0o644)  # safetensors lets its owner alone read it
-            tree = {**config, _WEIGHTS: file_digest(part_of(weights))}
+            save_file(dict(state), until_whole(weights), metadata={"format": "pt"})
+            until_whole(weights).chmod(0o644)  # safetensors lets its owner alone read it
+            tree = {**config, _WEIGHTS: file_digest(until_whole(weights))}
             tree[_OWN] = _own_digest(tree)
-            part_of(config_file).write_text(json.dumps(tree, indent=2) + "\n", "utf-8")
-            sync(part_of(config_file))  # before the weights: from then on it is needed
-            replace_durably(part_of(weights), weights)
-            replace_durably(part_of(config_file), config_file)
+            until_whole(config_file).write_text(json.dumps(tree, indent=2) + "\n", "utf-8")
+            sync(until_whole(config_file))  # before the weights: from then on it is needed
+            replace_durably(until_whole(weights), weights)
+            replace_durably(until_whole(config_file), config_file)
         finally:
-            if part_of(weights).exists():
-                part_of(config_file).unlink(missing_ok=True)
-                part_of(weights).unlink()
-                if made:
+            if until_whole(weights).exists():
+                until_whole(config_file).unlink(missing_ok=True)
+                until_whole(weights).unlink()
+                if is_new:
                     folder.rmdir()
         _clear(folder)
     except (OSError, SafetensorError) as error:
@@ -136,10 +136,10 @@ def open_tokenizer(folder: Path) -> SavedTokenizer:
     """
     weights = folder / WEIGHTS_FILE
     config = _config_of(weights, _read_config(folder / CONFIG_FILE))
-    given = config.get("format")
-    if given != FORMAT:
+    version = config.get("format")
+    if version != FORMAT:
         raise CheckpointError(
-            f"{folder} has tokenizer format {given!r}, this rpiae reads format {FORMAT}"
+            f"{folder} has tokenizer format {version!r}, this rpiae reads format {FORMAT}"
         )
     if _WEIGHTS not in config:
         logger.warning(
@@ -166,7 +166,7 @@ def _config_of(weights: Path, config: dict[str, Any]) -> dict[str, Any]:
     if config.get(_WEIGHTS, digest) == digest:
         return config
     path = weights.with_name(CONFIG_FILE)
-    for candidate in (part_of(path), path):  # the second: somebody replaces them just now
+    for candidate in (until_whole(path), path):  # the second: somebody replaces them just now
         with contextlib.suppress(CheckpointError):
             other = _read_config(candidate)
             if other.get(_WEIGHTS) == digest:
@@ -213,11 +213,11 @@ def _replaceable(folder: Path) -> bool:
 def _finish(folder: Path) -> None:
     """End a replacement that was cut off between its two files."""
     config_file, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
-    part = part_of(config_file)
-    if part.exists() and weights.exists():
+    unfinished = until_whole(config_file)
+    if unfinished.exists() and weights.exists():
         with contextlib.suppress(CheckpointError):
-            if _read_config(part).get(_WEIGHTS) == file_digest(weights):
-                replace_durably(part, config_file)
+            if _read_config(unfinished).get(_WEIGHTS) == file_digest(weights):
+                replace_durably(unfinished, config_file)
 
 
 def _clear(folder: Path) -> None:

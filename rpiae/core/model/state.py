@@ -1,13 +1,17 @@
-"""Tensors by name into modules: checked first, and loaded whole."""
+"""Tensors that we wrote, by name, into modules: checked first, and loaded whole.
+
+Those of foreign files go through ``rpiae.core.runtime.weights.load_whole``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from rpiae.core.errors import CheckpointError
+from rpiae.core.runtime.weights import check_architecture, shapes
 
 
 def load_state(
@@ -25,7 +29,7 @@ def load_state(
 def check_state(
     model: nn.Module, state: Mapping[str, Tensor], *, source: str, exact: bool = False
 ) -> None:
-    """Whether a state fits a model.
+    """Refuse a state that does not fit a model.
 
     Args:
         model: the model.
@@ -37,60 +41,22 @@ def check_state(
         CheckpointError: if names, shapes or dtypes are of another architecture.
     """
     own = model.state_dict()
-    both = sorted(set(own) & set(state))
-    check_architecture(
-        source,
-        missing=sorted(set(own) - set(state)),
-        extra=sorted(set(state) - set(own)),
-        wrong={
-            name: (tuple(state[name].shape), tuple(own[name].shape))
-            for name in both
-            if own[name].shape != state[name].shape
-        },
-    )
-    for name in both:
-        given, wanted = state[name].dtype, own[name].dtype
-        convertible = not exact and given.is_floating_point and wanted.is_floating_point
-        if given != wanted and not convertible:
-            raise CheckpointError(f"{source}: {name} is {given} there and {wanted} here")
+    check_architecture(source, shapes(own), shapes(state))
+    for name in sorted(own):
+        there, here = state[name].dtype, own[name].dtype
+        convertible = not exact and there.is_floating_point and here.is_floating_point
+        if there != here and not convertible:
+            raise CheckpointError(f"{source}: {name} is {there} there and {here} here")
         check_values_are_there(state[name], f"{source}: {name}")
 
 
 def check_values_are_there(tensor: Tensor, what: str) -> None:
-    """Whether a tensor holds its values: those of the meta device have a shape alone, sparse ones
-    and the like have them elsewhere.
+    """Refuse a tensor without its values: one of the meta device has a shape alone, a sparse one and
+    the like have them elsewhere.
 
     Raises:
-        CheckpointError: if not; the message begins with ``what``.
+        CheckpointError: if it is one; the message begins with ``what``.
     """
     if tensor.is_meta or tensor.layout is not torch.strided:
         kind = "of the meta device, without values" if tensor.is_meta else f"{tensor.layout}"
         raise CheckpointError(f"{what} is {kind}, not a plain tensor")
-
-
-def check_architecture(
-    source: str,
-    *,
-    missing: Sequence[str],
-    extra: Sequence[str],
-    wrong: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
-) -> None:
-    """Refuse a state with other tensors than the model's.
-
-    Args:
-        source: what messages call the state.
-        missing, extra: names that only the model has, and that only the state has.
-        wrong: the shape there and the one here, of tensors that have another shape.
-
-    Raises:
-        CheckpointError: if there are any.
-    """
-    if not (missing or extra or wrong):
-        return
-    first = f"for example {(missing or extra)[0]}" if missing or extra else ""
-    for name, (there, here) in list(wrong.items())[:1]:
-        first = f"{name} is {there} there and {here} here"
-    raise CheckpointError(
-        f"{source} holds another architecture: {len(missing)} tensors missing, {len(extra)} "
-        f"unknown, {len(wrong)} of another shape ({first})"
-    )

@@ -13,7 +13,7 @@ _NAME = re.compile(r"auto|cpu|cuda(:[0-9]{1,9})?")
 
 
 def check_device_name(device: str) -> None:
-    """Whether a setting names a device, here or on another machine.
+    """Refuse a setting that names no device, here or on another machine.
 
     Raises:
         UsageError: if it is malformed.

@@ -26,7 +26,7 @@ import torch
 
 from rpiae.core.errors import CheckpointError, FetchError
 from rpiae.core.runtime.files import file_digest, open_regular, write_text
-from rpiae.core.runtime.weights import read_index
+from rpiae.core.runtime.weight_files import read_index
 
 _log = logging.getLogger(__name__)
 
@@ -76,8 +76,8 @@ def fetch_url(url: str) -> Path:
     parts, shared = urlsplit(url), cached_name(url)
     folder = hashlib.sha256(url.encode()).hexdigest()[:16]
     own = shared.parent / "rpiae" / folder / shared.name
-    found = _DIGEST_IN_NAME.search(shared.name) or _DIGEST_IN_PATH.search(parts.path)
-    digest = found.group(1) if found else ""
+    named = _DIGEST_IN_NAME.search(shared.name) or _DIGEST_IN_PATH.search(parts.path)
+    digest = named.group(1) if named else ""
     damaged = ""
     for path, wanted in ((own, _noted(own) or digest), (shared, digest)):
         if wanted and path.is_file():
@@ -95,6 +95,20 @@ def fetch_url(url: str) -> Path:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise FetchError(f"{reason}{damaged}") from None
     return own
+
+
+def unfetched(owner: str, where: str, error: FetchError, *, ways_out: str) -> FetchError:
+    """What is said where weights cannot be had.
+
+    Args:
+        owner: whose weights they are, such as ``"loss 'lpips'"``.
+        where: the address.
+        error: why not.
+        ways_out: what to do about it.
+    """
+    return FetchError(
+        f"the weights of {owner} could not be fetched from {where}: {error}. Ways out: {ways_out}"
+    )
 
 
 def cached_name(url: str) -> Path:
@@ -138,10 +152,10 @@ def fetch_hub(hub_id: str, revision: str, files: Sequence[str]) -> Path:
             _log.warning("%s of %s is taken from the cache: %s", name, hub_id, reason)
             return _checked(Path(cached))
         else:
-            found = _checked(Path(path))
-            for shard in _shards(found):
-                fetch_hub(hub_id, found.parent.name, [shard])
-            return found
+            file = _checked(Path(path))
+            for shard in _shards(file):
+                fetch_hub(hub_id, file.parent.name, [shard])
+            return file
     raise FetchError(reason)
 
 
@@ -191,12 +205,12 @@ def _download(url: str, target: Path, digest: str) -> None:
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # public, and not in __all__
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
+    unfinished = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "rpiae"})
-        found, received = hashlib.sha256(), 0
+        sha256, received = hashlib.sha256(), 0
         with (
-            part.open("xb") as file,
+            unfinished.open("xb") as file,
             urllib.request.urlopen(request, timeout=_TIMEOUT) as response,
             tqdm(  # type: ignore[no-untyped-call]  # it has no types
                 total=_length(response), unit="B", unit_scale=True, desc=target.name
@@ -206,22 +220,22 @@ def _download(url: str, target: Path, digest: str) -> None:
                 raise OSError(f"it redirects to {response.url}, which is not https")
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
-                found.update(chunk)
+                sha256.update(chunk)
                 received += len(chunk)
                 bar.update(len(chunk))
         total = _length(response)
         if total is not None and received != total:
             raise OSError(f"the connection ended after {received:,} of {total:,} bytes")
-        if not found.hexdigest().startswith(digest):
+        if not sha256.hexdigest().startswith(digest):
             raise OSError(
-                f"what arrived is damaged: its SHA-256 is {found.hexdigest()}, expected {digest}"
+                f"what arrived is damaged: its SHA-256 is {sha256.hexdigest()}, expected {digest}"
             )
         write_text(
-            target.with_name(f"{target.name}.sha256"), f"{found.hexdigest()}  {target.name}\n"
+            target.with_name(f"{target.name}.sha256"), f"{sha256.hexdigest()}  {target.name}\n"
         )
-        part.replace(target)
+        unfinished.replace(target)
     finally:
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def _length(response: http.client.HTTPResponse) -> int | None:

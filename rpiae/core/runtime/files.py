@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,14 @@ _NAME_LENGTH = 80
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text under another name and rename it.
+    """Write a text whole.
 
     Raises:
         RunError: if it cannot be written; what was there before stays.
     """
-    part = part_of(path)
     try:
-        part.write_text(text, encoding="utf-8")
-        replace_durably(part, path)
+        with whole(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
     except UnicodeEncodeError as error:
         lost = ascii(error.object[error.start : error.end])
         raise RunError(f"cannot write {path}: {lost} in it is not valid Unicode") from None
@@ -46,19 +46,38 @@ def write_text(path: Path, text: str) -> None:
         raise RunError(f"cannot write {path}: {error.strerror}") from None
 
 
-def part_of(path: Path) -> Path:
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write a file inside the block; behind it, the file has its own name.
+
+    If anything fails, what was there before stays, and nothing is left beside it.
+
+    Raises:
+        OSError: if the system refuses.
+    """
+    unfinished = until_whole(path)
+    try:
+        yield unfinished
+        replace_durably(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise
+
+
+def until_whole(path: Path) -> Path:
     """Where a file is written until it is whole."""
     return path.with_name(path.name + ".part")
 
 
-def replace_durably(part: Path, path: Path) -> None:
+def replace_durably(unfinished: Path, path: Path) -> None:
     """Rename a written file to its own name, so that a power cut leaves the old or the new one.
 
     Raises:
         OSError: if the system refuses.
     """
-    sync(part)
-    part.replace(path)
+    sync(unfinished)
+    unfinished.replace(path)
     # The rename is in the folder. Not every system opens folders, nor every file system syncs them.
     with contextlib.suppress(OSError):
         handle = os.open(path.parent, os.O_RDONLY)
@@ -129,7 +148,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         with open_regular(path) as file:
-            found = json.loads(file.read())
+            document = json.loads(file.read())
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
     except RecursionError:
@@ -138,9 +157,9 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(
             f"{path} is not a JSON file: {str(error).partition(';')[0]}"
         ) from None
-    if nested_too_deeply(found):
+    if nested_too_deeply(document):
         raise CheckpointError(f"{path} is nested too deeply")
-    return found
+    return document
 
 
 def nested_too_deeply(document: Any) -> bool:

@@ -57,7 +57,7 @@ def memory_need(roles: Mapping[str, nn.Module], trained: Mapping[str, int]) -> M
 
 
 def check_memory(need: MemoryNeed, device: torch.device) -> None:
-    """Whether a device, and the host that builds the model, have what a run needs at the least.
+    """Refuse a run that needs more memory than its device, or the host that builds its model, has.
 
     Raises:
         UsageError: with the numbers, where one has not.

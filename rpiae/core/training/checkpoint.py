@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from rpiae.core.errors import CheckpointError
-from rpiae.core.runtime.files import open_regular, part_of, replace_durably
+from rpiae.core.runtime.files import open_regular, whole
 
 _NAME = re.compile(r"stage(\d{1,9})-step(\d{1,15})\.pt")
 
@@ -77,16 +77,12 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: if it cannot be written; what was there before stays.
     """
-    part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb+") as file:
+        with whole(path) as unfinished, unfinished.open("wb+") as file:
             torch.save(dict(state), file)
             _add_digest(file)
-        replace_durably(part, path)
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise CheckpointError(
             f"cannot write checkpoint {path}: {_reason(error)}. Earlier checkpoints are untouched; "
             "free some space in its folder"

@@ -5,7 +5,6 @@ Its file's metadata holds the digest of all its tensors.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shutil
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from rpiae.core.config.parts import EncoderConfig
 from rpiae.core.errors import CheckpointError
 from rpiae.core.model.state import load_state
-from rpiae.core.runtime.files import open_regular, part_of, replace_durably
+from rpiae.core.runtime.files import open_regular, whole
 from rpiae.core.training.checkpoint import digest
 
 FILE = "pivot.safetensors"
@@ -34,15 +33,12 @@ def write_pivot(folder: Path, encoder: nn.Module) -> None:
         CheckpointError: if it cannot be written.
     """
     path = folder / FILE
-    part = part_of(path)
     state = {name: t.detach().cpu().contiguous() for name, t in encoder.state_dict().items()}
     try:
-        save_file(state, part, metadata={_DIGEST: digest(state)})
-        part.chmod(0o644)  # safetensors lets its owner alone read it
-        replace_durably(part, path)
+        with whole(path) as unfinished:
+            save_file(state, unfinished, metadata={_DIGEST: digest(state)})
+            unfinished.chmod(0o644)  # safetensors lets its owner alone read it
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise CheckpointError(f"cannot write {path}: {error}") from None
 
 
@@ -58,10 +54,9 @@ def inherit_pivot(folder: Path, source: Path) -> bool:
     if found is None:
         return False
     _read(found)
-    part = part_of(folder / FILE)
     try:
-        shutil.copyfile(found, part)
-        replace_durably(part, folder / FILE)
+        with whole(folder / FILE) as unfinished:
+            shutil.copyfile(found, unfinished)
     except OSError as error:
         raise CheckpointError(f"cannot write {folder / FILE}: {error.strerror}") from None
     return True
