@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from attrs import field, frozen
 
-from rpiae.core.config.fields import at_least, folder_name, within, without_effect
+from rpiae.core.config.fields import at_least, folder_name, rounding_only, within, without_effect
 from rpiae.core.config.parts import (
     BridgeConfig,
     CriticConfig,
@@ -193,7 +193,9 @@ class RecipeConfig:
     stages: tuple[StageConfig, ...]
     batch_size: int | None = within(1, MOST_IMAGES, default=None)
     max_steps: int | None = at_least(1, default=None)
-    accumulate: int = within(1, MOST_BATCHES, default=1)
+    accumulate: int = rounding_only(
+        within(1, MOST_BATCHES, default=1), "the parts of a batch are added up in another order"
+    )
     recompute: bool = without_effect(False, "the same numbers are computed twice")
     evaluate_every: int = without_effect(
         at_least(0, default=5000), "it draws nothing and changes nothing"
@@ -236,8 +238,8 @@ class RunConfig:
     init: str = ""
     init_parts: tuple[Literal["encoder", "bridge", "decoder"], ...] = ROLES
     seed: int = at_least(0, default=0)
-    device: str = without_effect("auto", "rounding, by machine: kept stages are told apart by it")
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: str = without_effect("auto", "what it leads to is told beside addresses")
+    precision: Literal["auto", "fp32", "bf16"] = rounding_only("auto", "weights stay in fp32")
     wandb_project: str = without_effect("", "where events are told")
     requires: tuple[str, ...] = without_effect((), "for messages")
     imports: tuple[str, ...] = without_effect((), "for messages")
