@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -16,6 +15,7 @@ from rpiae.core.errors import UnknownNameError, UsageError, nearest
 from rpiae.core.registry.registry import (
     FAMILIES,
     Entry,
+    Manifest,
     Plugin,
     Preset,
     installed_plugins,
@@ -74,7 +74,7 @@ def _entry_row(entry: Entry) -> dict[str, Any]:
 def _preset_row(preset: Preset) -> dict[str, Any]:
     return {
         "name": preset.name,
-        "kind": f"preset of {preset.part}" if preset.part else "recipe",
+        "kind": f"preset of {preset.part}",
         "summary": preset.summary,
         "distribution": preset.distribution,
         "source": preset.paper,
@@ -94,12 +94,8 @@ def _show(name: str, *, as_json: bool) -> int:
         except UnknownNameError:
             continue
         record = selection.preset or selection.entry
-        assert record is not None
         row = _preset_row(record) if isinstance(record, Preset) else _entry_row(record)
-        if selection.entry is not None:
-            row["fields"] = _fields(known.load(selection.entry)) | selection.tree
-        else:
-            row["fields"] = dict(selection.tree)
+        row["fields"] = _fields(known.load(selection.entry)) | selection.tree
         found[known.singular] = row
     if not found:
         close = nearest(name, names)
@@ -163,14 +159,11 @@ def _plugin_row(plugin: Plugin, *, check: bool) -> dict[str, Any]:
         "label": plugin.label,
         "distribution": plugin.distribution,
         "version": plugin.version,
-        "parts": _names(manifest.entries) if manifest else {},
-        "presets": _names(manifest.presets) if manifest else {},
+        "parts": _names(manifest, Entry),
+        "presets": _names(manifest, Preset),
         "error": " · ".join(_errors().get(plugin.label, ())),
         "notices": list(plugin.notices),
     }
-    if manifest and manifest.recipes:
-        recipes = [*row["presets"].get("recipes", ()), *(r.name for r in manifest.recipes)]
-        row["presets"]["recipes"] = recipes
     if check:
         from rpiae.core.model.inspection import manifest_problems
 
@@ -179,8 +172,12 @@ def _plugin_row(plugin: Plugin, *, check: bool) -> dict[str, Any]:
     return row
 
 
-def _names(table: Mapping[str, Sequence[Entry] | Sequence[Preset]]) -> dict[str, list[str]]:
-    return {family: [record.name for record in table[family]] for family in table}
+def _names(manifest: Manifest | None, kind: type) -> dict[str, list[str]]:
+    """What a manifest has of one kind, by family."""
+    if manifest is None:
+        return {}
+    found = {f: [r.name for r in manifest.records(f) if isinstance(r, kind)] for f in FAMILIES}
+    return {family: names for family, names in found.items() if names}
 
 
 def _errors() -> dict[str, list[str]]:

@@ -114,7 +114,7 @@ def check_startable(resolved: ResolvedRun) -> None:
         CheckpointError: if the tokenizer that it starts from does not fit.
     """
     check_initial(resolved)
-    recipe = resolved.config.recipe.name
+    recipe = resolved.config.recipe.label
     if resolved.config.data is None:
         raise UsageError(
             f"recipe {recipe!r} needs data to train on: add --data folder:PATH or --data "
@@ -304,7 +304,7 @@ def with_folder(resolved: ResolvedRun) -> ResolvedRun:
         return resolved
     config = resolved.config
     parts = (config.encoder, config.bridge, config.decoder)
-    stem = "-".join([*(part.label for part in parts), config.recipe.name])
+    stem = "-".join([*(part.label for part in parts), config.recipe.label])
     stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem)
     number, path = 1, Path("runs") / stem
     while path.exists():

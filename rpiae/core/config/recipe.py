@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from attrs import field, frozen
 
@@ -16,6 +16,7 @@ from rpiae.core.config.parts import (
     DecoderConfig,
     EncoderConfig,
     LossConfig,
+    PartConfig,
 )
 
 #: The parts of the model that a stage can train.
@@ -165,11 +166,12 @@ class StageConfig:
 
 
 @frozen(kw_only=True)
-class RecipeConfig:
-    """A tuple of stages and what they share.
+class RecipeConfig(PartConfig):
+    """Base of recipes' configs: a tuple of stages and what they share.
+
+    Its part is the task's, whose names of roles and layers its stages use; a recipe is a preset.
 
     Attributes:
-        name: what it is called.
         summary: one line.
         stages: in order.
         batch_size: replaces the batch size of every stage, where given.
@@ -188,7 +190,7 @@ class RecipeConfig:
             decoder.
     """
 
-    name: str = without_effect(field(), "a recipe is its stages")
+    family: ClassVar[str] = "recipes"
     summary: str = without_effect("", "it is for people")
     stages: tuple[StageConfig, ...]
     batch_size: int | None = within(1, MOST_IMAGES, default=None)
@@ -205,6 +207,10 @@ class RecipeConfig:
     default_data: str = without_effect("", "the dataset itself counts")
     default_resize: float = without_effect(at_least(0, default=0.0), "the dataset's resize counts")
     default_positions: Literal["", "fixed", "trained"] = without_effect("", "the decoder's count")
+
+    def arguments(self) -> dict[str, Any]:
+        """None: what is built is what the task knows of stages, and the same for all recipes."""
+        return {}
 
 
 @frozen(kw_only=True)
