@@ -19,7 +19,7 @@ from rpiae.core.config.parts import (
     PartConfig,
 )
 
-#: The parts of the model that a stage can train.
+#: The parts of a tokenizer, which its stages can train.
 ROLES: Final = ("encoder", "bridge", "decoder")
 
 #: Of an optimiser step: images at most, and batches that they are computed in.
@@ -32,9 +32,10 @@ class AdaptiveConfig:
     """Weight a term by the ratio of gradient norms, ‖∇ reference terms‖ / (‖∇ term‖ + eps).
 
     Attributes:
-        layer: role whose ``last_weight`` the gradients refer to; ``encoder-last`` is the encoder's
-            last parameter instead, whichever that is: with DINOv2 the second layer-scale vector of
-            the last block, which the released code of arXiv 2603.19206 takes.
+        layer: what the gradients refer to, by the task's name of it. A tokenizer has ``encoder`` and
+            ``decoder``, the ``last_weight`` of each, and ``encoder-last``, the encoder's last
+            parameter, whichever that is: with DINOv2 the second layer-scale vector of the last
+            block, which the released code of arXiv 2603.19206 takes.
         warmup_steps: steps with the constant weight before the ratio is used.
         eps: added to the denominator.
         maximum: upper clamp of the ratio; the term's weight multiplies it afterwards.
@@ -42,7 +43,7 @@ class AdaptiveConfig:
     Source: arXiv 2603.19206, λ_piv; VQGAN (arXiv 2012.09841) for the GAN weight.
     """
 
-    layer: Literal["encoder", "encoder-last", "decoder"]
+    layer: str
     warmup_steps: int = at_least(0, default=0)
     eps: float = at_least(0, default=1e-4)
     maximum: float = at_least(0, default=1e5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from attrs import evolve
@@ -13,7 +13,7 @@ from rpiae.core.config.recipe import AdversarialConfig, RunConfig, StageConfig, 
 class StageRules(Protocol):
     """What a task knows of the stages that train it; a recipe's config builds it."""
 
-    def problems(self, stage: StageConfig) -> list[str]:
+    def problems(self, stage: StageConfig) -> Iterator[str]:
         """Names in a stage that the task does not know, each with its path in the stage."""
 
     def offers(self, stage: StageConfig, config: RunConfig) -> tuple[frozenset[str], str]:
