@@ -18,7 +18,7 @@ from rpiae.core.config.fields import (
     within,
 )
 from rpiae.core.config.parts import EncoderConfig, EncoderDescription
-from rpiae.core.errors import UsageError
+from rpiae.core.errors import RpiaeError, UsageError
 from rpiae.core.runtime.names import shown
 
 if TYPE_CHECKING:
@@ -90,8 +90,17 @@ class LibraryEncoderConfig(EncoderConfig):
     prefix_tokens: int | None = _fact(0, MOST_WIDTH)
 
     def repository(self) -> str:
-        """``hub_id``, where the weights are from there."""
-        return self.hub_id if self.pretrained and not self.weights else ""
+        """``hub_id``, else the library's own entry, where the weights are from the hub."""
+        if self.weights or not self.pretrained:
+            return ""
+        try:
+            return self.hub_id or self._listed_repository()
+        except (RpiaeError, ImportError):  # loading says why
+            return ""
+
+    def _listed_repository(self) -> str:
+        """What the library's own entry of the model names, or nothing."""
+        return ""
 
     def arguments(self) -> dict[str, Any]:
         """The flat keywords of the module's constructor.
@@ -131,6 +140,11 @@ class TimmEncoderConfig(LibraryEncoderConfig):
 
             facts = describe_model(self.model, self.model_args)
         return _description(self, facts)
+
+    def _listed_repository(self) -> str:
+        from rpiae.encoders.timm import weights_source
+
+        return "" if self.url or not self.model else weights_source(self.model)[0]
 
     def load_pretrained(self, module: nn.Module) -> None:
         """Load timm's weights, from ``weights`` or from the hub."""
@@ -184,6 +198,11 @@ class OpenClipEncoderConfig(LibraryEncoderConfig):
 
             facts = describe_model(self.model, self.model_args)
         return _description(self, facts)
+
+    def _listed_repository(self) -> str:
+        from rpiae.encoders.open_clip import weights_source
+
+        return weights_source(self.model)[0] if self.model else ""
 
     def load_pretrained(self, module: nn.Module) -> None:
         """Load the image tower's weights, from ``weights`` or from where open_clip has them."""

@@ -244,6 +244,17 @@ def test_a_branch_of_the_hub_counts_by_the_commit_that_the_cache_has(
     assert identity(encoder) != identity(written) == identity(pinned(written))
 
 
+def test_a_model_that_its_library_finds_is_pinned_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    encoder: Any = part_config("encoders", "timm:vit_tiny_patch16_224")
+    cached(tmp_path, encoder.repository(), ONE)
+    assert encoder.repository().startswith("timm/vit_tiny_patch16_224")
+    assert pinned(encoder) == evolve(encoder, revision=ONE)
+    assert identity(pinned(encoder)) == identity(encoder)
+
+
 def test_what_is_not_loaded_from_the_hub_is_not_looked_for_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
