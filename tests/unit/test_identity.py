@@ -28,13 +28,15 @@ from rpiae.core.config.recipe import (
     StageConfig,
     TermConfig,
 )
-from rpiae.core.config.tree import Tree
+from rpiae.core.config.tree import Tree, unparse
 from rpiae.core.errors import DataError
 from rpiae.core.model.resolve import part_config
 from rpiae.core.registry.registry import registry
+from rpiae.core.runtime.processes import Runtime
 from rpiae.data.configs import MixtureSourceConfig
 from rpiae.data.fingerprint import data_fingerprint
 from rpiae.losses.configs import L1LossConfig
+from rpiae.runs import running
 from rpiae.runs.stages import run_address
 from tests.short_run import short_run, write_images
 
@@ -253,6 +255,24 @@ def test_a_model_that_its_library_finds_is_pinned_too(
     assert encoder.repository().startswith("timm/vit_tiny_patch16_224")
     assert pinned(encoder) == evolve(encoder, revision=ONE)
     assert identity(pinned(encoder)) == identity(encoder)
+
+
+def test_a_run_writes_down_the_commits_that_it_loads_and_the_plan_names_unknown_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    tree = {"encoder": "dinov2-s", "recipe": "quick", "data": "hf:owner/a", "precision": "fp32"}
+    resolved = runs.resolve(tree)
+    assert any("which commit of owner/a is taken" in notice for notice in resolved.notices)
+    encoder = resolved.config.encoder
+    cached(tmp_path, encoder.repository(), ONE)
+    cached(tmp_path, "owner/a", OTHER, kind="datasets")
+    written = running._settled(resolved, Runtime(device="cpu", precision="fp32")).config
+    assert written.encoder == evolve(encoder, revision=ONE)
+    assert getattr(written.data, "revision", "") == OTHER
+    assert run_address(written) == run_address(resolved.config)
+    again = runs.resolve(unparse(written))
+    assert not any("which commit" in notice for notice in again.notices)
 
 
 def test_what_is_not_loaded_from_the_hub_is_not_looked_for_there(
