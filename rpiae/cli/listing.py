@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -14,6 +13,7 @@ from rpiae.core.errors import UsageError
 from rpiae.core.registry.registry import (
     FAMILIES,
     Entry,
+    Manifest,
     Plugin,
     Preset,
     installed_plugins,
@@ -80,7 +80,7 @@ def preset_row(preset: Preset) -> dict[str, Any]:
     """What a listing says of a preset or recipe."""
     return {
         "name": preset.name,
-        "kind": f"preset of {preset.part}" if preset.part else "recipe",
+        "kind": f"preset of {preset.part}",
         "summary": preset.summary,
         "distribution": preset.distribution,
         "source": preset.paper,
@@ -122,14 +122,11 @@ def _plugin_row(plugin: Plugin, *, check: bool) -> dict[str, Any]:
         "label": plugin.label,
         "distribution": plugin.distribution,
         "version": plugin.version,
-        "parts": _names(manifest.entries) if manifest else {},
-        "presets": _names(manifest.presets) if manifest else {},
+        "parts": _names(manifest, Entry),
+        "presets": _names(manifest, Preset),
         "error": " · ".join(_errors().get(plugin.label, ())),
         "notices": list(plugin.notices),
     }
-    if manifest and manifest.recipes:
-        recipes = [*row["presets"].get("recipes", ()), *(r.name for r in manifest.recipes)]
-        row["presets"]["recipes"] = recipes
     if check:
         from rpiae.core.model.inspection import manifest_problems
 
@@ -138,8 +135,12 @@ def _plugin_row(plugin: Plugin, *, check: bool) -> dict[str, Any]:
     return row
 
 
-def _names(table: Mapping[str, Sequence[Entry] | Sequence[Preset]]) -> dict[str, list[str]]:
-    return {family: [record.name for record in table[family]] for family in table}
+def _names(manifest: Manifest | None, kind: type) -> dict[str, list[str]]:
+    """What a manifest has of one kind, by family."""
+    if manifest is None:
+        return {}
+    found = {f: [r.name for r in manifest.records(f) if isinstance(r, kind)] for f in FAMILIES}
+    return {family: names for family, names in found.items() if names}
 
 
 def _errors() -> dict[str, list[str]]:

@@ -35,12 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
         except UnknownNameError:
             continue
         record = selection.preset or selection.entry
-        assert record is not None
         row = preset_row(record) if isinstance(record, Preset) else entry_row(record)
-        if selection.entry is not None:
-            row["fields"] = _fields(known.load(selection.entry)) | selection.tree
-        else:
-            row["fields"] = dict(selection.tree)
+        row["fields"] = _fields(known.load(selection.entry)) | selection.tree
         rows[known.singular] = row
     if not rows:
         close = nearest(name, names)

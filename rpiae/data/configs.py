@@ -11,7 +11,14 @@ from typing import Any, ClassVar
 from attrs import evolve, field, frozen
 from attrs import fields as fields_of
 
-from rpiae.core.config.fields import at_least, names_file, wired, within, without_effect
+from rpiae.core.config.fields import (
+    at_least,
+    names_file,
+    names_revision,
+    wired,
+    within,
+    without_effect,
+)
 from rpiae.core.config.identity import files_below
 from rpiae.core.config.parts import DatasetConfig
 from rpiae.core.errors import ConfigError, DataError, FetchError, UsageError
@@ -193,7 +200,11 @@ class HuggingFaceDatasetConfig(StreamableDatasetConfig):
     column: str = "image"
     label_column: str | None = None
     subset: str = ""
-    revision: str = ""
+    revision: str = names_revision("")
+
+    def repository(self) -> str:
+        """``path``, where it is no local folder."""
+        return "" if os.path.isdir(os.path.expanduser(self.path)) else self.path
 
     def files(self) -> Iterable[tuple[str, Path | None]] | None:
         """All files of a local folder; None for a dataset of the hub, which its name stands for."""

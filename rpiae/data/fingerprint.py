@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 
-from rpiae.core.config.identity import identity
+from rpiae.core.config.identity import digest, identity
 from rpiae.core.config.parts import DatasetConfig
-from rpiae.core.errors import DataError
-from rpiae.core.runtime.names import printable
 
 
 @functools.cache
@@ -18,7 +14,8 @@ def data_fingerprint(data: DatasetConfig, *, times: bool = True) -> str:
 
     Of files of more than ``READ_WHOLE`` bytes in all, names, sizes and times count, of fewer their
     content. Where they lie does not count, nor how many processes load them. What is not on a local
-    disk counts by its name. The answer is remembered: ``cache_clear`` has the files looked at again.
+    disk counts by its name, and on the hub by its commit. The answer is remembered: ``cache_clear``
+    has the files looked at again.
 
     Args:
         data: the dataset.
@@ -27,9 +24,4 @@ def data_fingerprint(data: DatasetConfig, *, times: bool = True) -> str:
     Raises:
         DataError: if a file is not there or cannot be read.
     """
-    try:
-        tree = identity(data, times=times)
-    except OSError as error:
-        name = printable(str(error.filename))
-        raise DataError(f"{name} cannot be read: {error.strerror}") from None
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    return digest(identity(data, times=times))

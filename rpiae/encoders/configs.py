@@ -10,15 +10,24 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from attrs import field, frozen
 
-from rpiae.core.config.fields import names_file, settings_only, within
+from rpiae.core.config.fields import (
+    loaded_once,
+    names_file,
+    names_revision,
+    settings_only,
+    within,
+)
 from rpiae.core.config.parts import EncoderConfig, EncoderDescription
-from rpiae.core.errors import UsageError
+from rpiae.core.errors import RpiaeError, UsageError
 from rpiae.core.runtime.names import shown
 
 if TYPE_CHECKING:
     from torch import nn
 
 Triple = tuple[float, float, float]
+
+#: Where what is loaded is kept: ``pivot.safetensors``, and a critic's backbone in checkpoints.
+HELD = "the run's folder holds the pivot, its checkpoints the critic"
 
 #: Greatest sizes of an encoder: far above every published one.
 MOST_WIDTH, MOST_DEPTH, MOST_PATCH, MOST_SIDE = 65_536, 1_000, 4_096, 65_536
@@ -69,16 +78,29 @@ class LibraryEncoderConfig(EncoderConfig):
     model_args: dict[str, Any] = field(factory=dict)
     mean: Triple | None = None
     std: Triple | None = None
-    weights: str = names_file(settings_only(""))
-    weights_key: str = settings_only("")
-    hub_id: str = settings_only("")
-    revision: str = settings_only("")
+    weights: str = loaded_once(names_file(settings_only("")), HELD)
+    weights_key: str = loaded_once(settings_only(""), HELD)
+    hub_id: str = loaded_once(settings_only(""), HELD)
+    revision: str = loaded_once(names_revision(settings_only("")), HELD)
     output_patch: int | None = _fact(1, MOST_PATCH)
     image_size: int | None = _fact(1, MOST_SIDE)
     width: int | None = _fact(1, MOST_WIDTH)
     patch: int | None = _fact(1, MOST_PATCH)
     num_blocks: int | None = _fact(1, MOST_DEPTH)
     prefix_tokens: int | None = _fact(0, MOST_WIDTH)
+
+    def repository(self) -> str:
+        """``hub_id``, else the library's own entry, where the weights are from the hub."""
+        if self.weights or not self.pretrained:
+            return ""
+        try:
+            return self.hub_id or self._listed_repository()
+        except (RpiaeError, ImportError):  # loading says why
+            return ""
+
+    def _listed_repository(self) -> str:
+        """What the library's own entry of the model names, or nothing."""
+        return ""
 
     def arguments(self) -> dict[str, Any]:
         """The flat keywords of the module's constructor.
@@ -102,7 +124,7 @@ class TimmEncoderConfig(LibraryEncoderConfig):
 
     module: ClassVar[str] = "rpiae.encoders.timm:TimmEncoder"
     eps: float | None = within(0, 1, default=None)
-    url: str = settings_only("")
+    url: str = loaded_once(settings_only(""), HELD)
 
     def describe(self) -> EncoderDescription:
         """From the preset's facts, else from timm's model on the meta device."""
@@ -118,6 +140,11 @@ class TimmEncoderConfig(LibraryEncoderConfig):
 
             facts = describe_model(self.model, self.model_args)
         return _description(self, facts)
+
+    def _listed_repository(self) -> str:
+        from rpiae.encoders.timm import weights_source
+
+        return "" if self.url or not self.model else weights_source(self.model)[0]
 
     def load_pretrained(self, module: nn.Module) -> None:
         """Load timm's weights, from ``weights`` or from the hub."""
@@ -172,6 +199,11 @@ class OpenClipEncoderConfig(LibraryEncoderConfig):
             facts = describe_model(self.model, self.model_args)
         return _description(self, facts)
 
+    def _listed_repository(self) -> str:
+        from rpiae.encoders.open_clip import weights_source
+
+        return weights_source(self.model)[0] if self.model else ""
+
     def load_pretrained(self, module: nn.Module) -> None:
         """Load the image tower's weights, from ``weights`` or from where open_clip has them."""
         from rpiae.encoders.open_clip import OpenClipEncoder
@@ -220,8 +252,8 @@ class VitEncoderConfig(EncoderConfig):
     add_final_mean: bool = False
     mean: Triple = (0.5, 0.5, 0.5)
     std: Triple = (0.5, 0.5, 0.5)
-    weights: str = names_file(settings_only(""), but="package:")
-    weights_key: str = settings_only("")
+    weights: str = loaded_once(names_file(settings_only(""), but="package:"), HELD)
+    weights_key: str = loaded_once(settings_only(""), HELD)
     image_size: int | None = _fact(1, MOST_SIDE)
 
     def describe(self) -> EncoderDescription:

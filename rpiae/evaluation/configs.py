@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from attrs import frozen
 
-from rpiae.core.config.fields import at_least, names_file
+from rpiae.core.config.fields import at_least, names_file, rounding_only
 from rpiae.core.config.parts import MetricConfig
 
 
@@ -198,4 +198,4 @@ class EvaluationConfig:
     image_size: int | None = at_least(1, default=None)
     round: Literal["nearest", "truncate"] = "nearest"
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    batch_size: int | None = at_least(1, default=None)
+    batch_size: int | None = rounding_only(at_least(1, default=None), "an image is its own")

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 
-from rpiae.core.config.identity import identity
+from rpiae.core.config.identity import address, identity
 from rpiae.core.config.parts import DatasetConfig
-from rpiae.core.config.tree import unparse
 from rpiae.core.errors import CheckpointError
 from rpiae.core.model.contracts import Replica
 from rpiae.core.model.folders import load_tokenizer, tokenizer_folder
 from rpiae.core.model.resolve import part_config
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.files import file_digest
+from rpiae.core.runtime.names import printable
 from rpiae.data.fingerprint import data_fingerprint
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.protocol import EVALUATION_FILE
@@ -91,22 +89,18 @@ def evaluation_address(folder: Path, config: EvaluationConfig) -> str:
         CheckpointError: if there is no tokenizer.
         UsageError: if a metric or dataset does not parse.
     """
-    metrics = [part_config("metrics", each) for each in config.metrics]
-    data = [part_config("datasets", given) for given in (config.data, config.training) if given]
-    tree = {
-        "format": FORMAT,
-        "config": unparse(config),
-        "metrics": identity(metrics),
-        "data": [data_fingerprint(each) for each in data if isinstance(each, DatasetConfig)],
-    }
-    found = hashlib.sha256(json.dumps(tree, sort_keys=True).encode())
-    run = results_folder(folder)
-    tokenizer = tokenizer_folder(folder)
+    metrics = tuple(part_config("metrics", each) for each in config.metrics)
+    tree = identity(evolve(config, metrics=metrics, data="", training=""))
+    for name in ("data", "training"):
+        given = getattr(config, name)
+        data = part_config("datasets", given) if given else None
+        tree[name] = data_fingerprint(data) if isinstance(data, DatasetConfig) else ""
+    run, tokenizer = results_folder(folder), tokenizer_folder(folder)
     files = [tokenizer / "config.json", tokenizer / "model.safetensors"]
     files += [p for p in (run / "config.toml", run / PIVOT_FILE) if p.is_file()]
-    for file in files:
-        try:
-            found.update(bytes.fromhex(file_digest(file)))
-        except OSError as error:
-            raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
-    return found.hexdigest()
+    try:
+        found = [file_digest(file) for file in files]
+    except OSError as error:
+        name = printable(str(error.filename))
+        raise CheckpointError(f"{name} cannot be read: {error.strerror}") from None
+    return address({"format": FORMAT, "config": tree, "files": found})

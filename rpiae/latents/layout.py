@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from attrs import asdict, fields, frozen
+from attrs import asdict, field, fields, frozen
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rpiae.core.config.convert import make_converter, parse
 from rpiae.core.config.fields import at_least, within
+from rpiae.core.config.identity import EPOCH, digest
 from rpiae.core.errors import CheckpointError, ConfigError
 from rpiae.core.runtime.files import open_regular
 from rpiae.core.runtime.names import shown
 
-#: What is written. Format 1, without digests, is still read.
-FORMAT = 2
+#: What is written. Earlier formats are still read: 2, of which nobody knows what its images were, and
+#: 1, without digests.
+FORMAT = 3
+EARLIER_FORMATS = (1, 2)
 UNCHECKED_FORMAT = 1
 INDEX_FILE = "index.json"
 METADATA = "rpiae"
@@ -70,7 +73,7 @@ class Plan:
     Attributes:
         settings: what decides the values.
         tokenizer: ``path`` and ``sha256`` of what encodes; the path does not count as different.
-        data: the dataset's fields.
+        data: the dataset's fields, for people.
         location: where the images come from, in words.
         num_images: images of the source, usable or not.
         image_size: side of the crops, in pixels.
@@ -78,7 +81,9 @@ class Plan:
         latent_shape: (C, h, w).
         labelled: whether labels are stored.
         label_names: name of every label, by its number; empty where unknown.
-        format: of the files.
+        source: what tells the dataset from others, see ``rpiae.core.config.identity``.
+        epoch: of the code that encodes.
+        format: of the files; those of earlier ones have neither source nor epoch.
     """
 
     settings: Settings
@@ -91,10 +96,9 @@ class Plan:
     latent_shape: tuple[int, int, int]
     labelled: bool
     label_names: tuple[str, ...] = ()
+    source: Mapping[str, Any] = field(factory=dict)
+    epoch: int = EPOCH
     format: int = FORMAT
-
-    #: Fields of a dataset that say nothing about the images it gives one after the other.
-    IRRELEVANT = ("workers", "held_out")
 
     @property
     def num_shards(self) -> int:
@@ -115,24 +119,21 @@ class Plan:
         settings = asdict(self.settings)
         if self.settings.posterior != "sample":
             del settings["seed"]
-        data = {k: v for k, v in self.data.items() if k not in self.IRRELEVANT}
-        identity = {
+        return {
             **settings,
             "tokenizer": self.tokenizer["sha256"],
-            "data": data,
+            "data": dict(self.source),
             "num_images": self.num_images,
             "image_size": self.image_size,
             "crop": self.crop,
             "labelled": self.labelled,
+            "label_names": list(self.label_names),
+            "epoch": self.epoch,
         }
-        if self.format != UNCHECKED_FORMAT:
-            identity["label_names"] = list(self.label_names)
-        return identity
 
     def digest(self) -> str:
         """A name for the identity, as every shard carries it."""
-        text = json.dumps(self.identity(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest(self.identity())
 
     def as_tree(self) -> dict[str, Any]:
         """As it stands in the index."""
@@ -148,12 +149,14 @@ class Plan:
             "labelled": self.labelled,
             "label_names": list(self.label_names),
             "settings": asdict(self.settings),
+            "source": dict(self.source),
+            "epoch": self.epoch,
         }
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Plan:
         """Inverse of ``as_tree``; other keys are left alone."""
-        values = {a.name: tree[a.name] for a in fields(cls)}
+        values = {a.name: tree[a.name] for a in fields(cls) if a.name in tree}
         values["settings"] = Settings(**tree["settings"])
         values["latent_shape"] = tuple(tree["latent_shape"])
         values["label_names"] = tuple(tree["label_names"])
@@ -203,6 +206,8 @@ class _Index:
     labelled: bool
     label_names: tuple[str, ...]
     settings: Settings
+    source: dict[str, Any] = field(factory=dict)
+    epoch: int = 0
     complete: bool
     count: int = at_least(0, default=0)
     statistics: _Statistics | None = None
@@ -233,13 +238,12 @@ def read_index(folder: Path) -> tuple[Plan, dict[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     version = tree.get("format") if isinstance(tree, dict) else None
-    if version not in (UNCHECKED_FORMAT, FORMAT) or isinstance(version, bool):
+    if version not in (*EARLIER_FORMATS, FORMAT) or isinstance(version, bool):
+        earlier = ", ".join(map(str, EARLIER_FORMATS))
         raise CheckpointError(
-            f"{path} has latent format {shown(version)}, this rpiae reads formats "
-            f"{UNCHECKED_FORMAT} and {FORMAT}"
+            f"{path} has latent format {shown(version)}, this rpiae reads formats {earlier} and {FORMAT}"
         )
-    digest = tree.get("sha256")
-    if digest != (tree_digest(tree) if version == FORMAT else None):
+    if tree.get("sha256") != (None if version == UNCHECKED_FORMAT else tree_digest(tree)):
         raise CheckpointError(f"{path} is damaged: its content is not what its sha256 was made of")
     try:
         index = parse(tree, _Index, source=str(path), converter=_CONVERTER)
@@ -277,7 +281,7 @@ _CONVERTER = make_converter()
 def tree_digest(tree: Mapping[str, Any]) -> str:
     """sha256 of a JSON object without its own ``sha256``, however it is spaced and ordered."""
     rest = {name: value for name, value in tree.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return digest(rest)
 
 
 def tensor_digest(tensor: Tensor) -> str:
@@ -332,7 +336,8 @@ def check_shard(plan: Plan, folder: Path, number: int, *, sha256: str = "") -> d
         digests = set(metadata["tensors"]) if checked else set(tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from None
-    if found != plan.digest() or metadata.get("shard") != number:
+    foreign = plan.format == FORMAT and found != plan.digest()
+    if foreign or metadata.get("shard") != number:
         raise CheckpointError(f"{path} is a shard of other latents")
     n = len(names)
     per_image = plan.latent_shape[1] * plan.latent_shape[2] * (2 if plan.settings.flip else 1)

@@ -17,8 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rpiae.core.config.identity import identity
 from rpiae.core.config.tree import Tree
 from rpiae.core.errors import CheckpointError, DataError, RunError, UsageError
+from rpiae.core.model.resolve import part_config
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.locks import LOCK_FILE, hold
 from rpiae.core.runtime.names import printable
@@ -37,7 +39,6 @@ from rpiae.latents.layout import (
     FORMAT,
     INDEX_FILE,
     METADATA,
-    UNCHECKED_FORMAT,
     Plan,
     Settings,
     check_content,
@@ -147,6 +148,7 @@ def make_plan(
         latent_shape=model.latent_shape(images.image_size, images.image_size),
         labelled=images.labelled,
         label_names=tuple(map(printable, images.label_names)),
+        source=identity(part_config("datasets", data), times=False),
     )
 
 
@@ -168,10 +170,10 @@ def check_folder(folder: Path, plan: Plan) -> None:
             )
         return
     before, _ = read_index(folder)
-    if before.format == UNCHECKED_FORMAT:
+    if before.format != FORMAT:
         raise UsageError(
-            f"{folder} holds latents of an earlier rpiae, without digests: they can be read, but not "
-            "gone on with. Name another --out"
+            f"{folder} holds latents of an earlier rpiae, of format {before.format}: they can be read, "
+            "but not gone on with. Name another --out"
         )
     there, here = before.identity(), plan.identity()
     different = [

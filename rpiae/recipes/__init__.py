@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib.resources
 import tomllib
 
-from rpiae.core.registry.registry import Preset, Registry, installed_plugins
+from rpiae.core.config.tree import Tree
+from rpiae.core.registry.registry import Entry, Preset, Registry, installed_plugins
+
+#: The part of recipes that name none.
+TOKENIZER = "tokenizer"
 
 
 def built_in() -> list[Preset]:
@@ -17,8 +21,36 @@ def built_in() -> list[Preset]:
         tree = tomllib.loads(file.read_text(encoding="utf-8"))
         paper = tree.pop("paper", "")
         name = file.name.removesuffix(".toml")
-        found.append(Preset(name=name, values=tree, summary=tree.get("summary", ""), paper=paper))
+        summary = tree.get("summary", "")
+        found.append(Preset(name=name, part=TOKENIZER, values=tree, summary=summary, paper=paper))
     return found
 
 
-RECIPES = Registry("recipes", presets=built_in(), plugins=installed_plugins)
+def shapeless(recipe: Tree) -> str:
+    """What a recipe lacks to be looked through for its losses, or nothing."""
+    stages = recipe.get("stages")
+    if not isinstance(stages, list):
+        return "it has no list of stages"
+    for index, stage in enumerate(stages):
+        terms = stage.get("terms") if isinstance(stage, dict) else None
+        if not isinstance(terms, list):
+            return f"stages[{index}] has no list of terms"
+        for position, term in enumerate(terms):
+            loss = term.get("loss") if isinstance(term, dict) else None
+            name = loss.get("name") if isinstance(loss, dict) else loss
+            if not isinstance(name, str):
+                return f"stages[{index}].terms[{position}] names no loss"
+    return ""
+
+
+ENTRIES = (
+    Entry(
+        name=TOKENIZER,
+        target="rpiae.recipes.configs:TokenizerRecipeConfig",
+        summary="the stages that train a tokenizer; a table with stages and any other name is one",
+    ),
+)
+
+RECIPES = Registry(
+    "recipes", ENTRIES, built_in(), part=TOKENIZER, check=shapeless, plugins=installed_plugins
+)

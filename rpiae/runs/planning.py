@@ -133,7 +133,7 @@ def make_plan(
         latent=latent,
         compression=3 * size * size / (latent[0] * latent[1] * latent[2]),
         image_size=size,
-        recipe=config.recipe.name,
+        recipe=config.recipe.label,
         recipe_origin=resolved.origins.get("recipe", "given"),
         data=config.data.label if config.data else "",
         data_origin=resolved.origins.get("data", ""),
@@ -344,7 +344,7 @@ def _untrained(
         label = getattr(config, role).label
         if left and left == sum(sizes.values()):
             problems.append(
-                f"recipe.stages: no stage of recipe {config.recipe.name!r} trains the {role} "
+                f"recipe.stages: no stage of recipe {config.recipe.label!r} trains the {role} "
                 f"{label!r}, which begins at random and would be saved so: {', or '.join(_ways_out(role))}"
             )
         elif left:

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
 from attrs import evolve
 
-from rpiae.core.config.parts import PartConfig
+from rpiae.core.config.identity import pinned
+from rpiae.core.config.parts import parts_of
 from rpiae.core.config.recipe import RunConfig, StageConfig
 from rpiae.core.config.tree import Tree, dump_toml, read_toml, unparse
 from rpiae.core.errors import CheckpointError, ConfigError, RunError, UsageError
@@ -115,7 +115,7 @@ def check_startable(resolved: ResolvedRun) -> None:
         CheckpointError: if the tokenizer that it starts from does not fit.
     """
     check_initial(resolved)
-    recipe = resolved.config.recipe.name
+    recipe = resolved.config.recipe.label
     if resolved.config.data is None:
         raise UsageError(
             f"recipe {recipe!r} needs data to train on: add --data folder:PATH or --data "
@@ -276,10 +276,9 @@ def resumed_config(
     )  # fmt: skip
     stage, step = progress(folder / "checkpoints")
     changed = allowed_changes(
-        unparse(before.config), unparse(resolved.config), stage=stage, step=step,
-        source=str(folder),
-    )  # fmt: skip
-    if any(change.path == "data.path" for change in changed):
+        before.config, resolved.config, stage=stage, step=step, source=str(folder)
+    )
+    if any(change.affects == "place" for change in changed):
         _check_moved(resolved.config, folder)
     return resolved, changed
 
@@ -306,7 +305,7 @@ def with_folder(resolved: ResolvedRun) -> ResolvedRun:
         return resolved
     config = resolved.config
     parts = (config.encoder, config.bridge, config.decoder)
-    stem = "-".join([*(part.label for part in parts), config.recipe.name])
+    stem = "-".join([*(part.label for part in parts), config.recipe.label])
     stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem)
     number, path = 1, Path("runs") / stem
     while path.exists():
@@ -353,10 +352,10 @@ class _Claim(contextlib.AbstractContextManager["_Claim"]):
 
 
 def _settled(resolved: ResolvedRun, runtime: Runtime) -> ResolvedRun:
-    """The run as it is written down: with the precision that was chosen, so that a resumed one has
-    the same, and the distributions its parts are from."""
-    config = resolved.config
-    entries = [registry(part.family).entry(part.name) for part in _parts(config)]
+    """The run as it is written down: with the precision that was chosen and the commits that were
+    loaded, so that a resumed one has the same, and the distributions its parts are from."""
+    config = pinned(resolved.config)
+    entries = [registry(part.family).entry(part.name) for part in parts_of(config)]
     foreign = {entry.distribution for entry in entries if _installed(entry.distribution)} - {OWN}
     here = {entry.target.partition(":")[0] for entry in entries if not entry.importable}
     config = evolve(
@@ -366,18 +365,6 @@ def _settled(resolved: ResolvedRun, runtime: Runtime) -> ResolvedRun:
         imports=tuple(sorted(here | set(config.imports))),
     )
     return evolve(resolved, config=config)
-
-
-def _parts(config: Any) -> Iterator[PartConfig]:
-    """Every part config in a config."""
-    if isinstance(config, PartConfig):
-        yield config
-    if isinstance(config, tuple):
-        for value in config:
-            yield from _parts(value)
-    elif attrs.has(type(config)):
-        for a in attrs.fields(type(config)):
-            yield from _parts(getattr(config, a.name))
 
 
 def _hint(tree: Tree, source: str) -> str:
@@ -537,7 +524,7 @@ def verdict(summary: Mapping[str, Any]) -> str:
 def _evaluated(config: RunConfig, folder: Path) -> dict[str, Any]:
     """Scores from the saved files: in a new process, where one would find all parts."""
     needed = (config.encoder, config.bridge, config.decoder, config.data)
-    if not all(registry(part.family).entry(part.name).importable for part in _parts(needed)):
+    if not all(registry(part.family).entry(part.name).importable for part in parts_of(needed)):
         return evaluate_run(folder)
     alone = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
     done = subprocess.run(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import math
 import os
@@ -16,13 +14,12 @@ from typing import Any
 import torch
 from attrs import evolve
 
-from rpiae.core.config.identity import content, identity
-from rpiae.core.config.recipe import ROLES, RecipeConfig, RunConfig, StageConfig, batch_size
-from rpiae.core.errors import CheckpointError, DataError
+from rpiae.core.config.identity import address, content, identity
+from rpiae.core.config.recipe import RunConfig, StageConfig, batch_size
+from rpiae.core.errors import CheckpointError
 from rpiae.core.model.folders import tokenizer_folder
 from rpiae.core.model.state import load_state
 from rpiae.core.model.tokenizer import RPiAE
-from rpiae.core.runtime.names import printable
 from rpiae.core.training.checkpoint import checkpoint_path, read_state, write_state
 from rpiae.core.training.restoring import check_stage_end
 from rpiae.data.fingerprint import data_fingerprint
@@ -32,9 +29,6 @@ from rpiae.tasks.tokenizer.pivot import find_pivot
 
 #: Part of an address that names its file.
 SHOWN = 20
-
-#: In every address; raised where the same config trains to other weights than before.
-EPOCH = 2
 
 #: Suffix of a stage's events, beside its state.
 EVENTS = ".jsonl"
@@ -75,9 +69,9 @@ class StageStore:
         Raises:
             CheckpointError: if it cannot be written.
         """
-        address = stage_address(config, index)
-        state = self._state(address, machine)
-        if state.is_file() or (self._wanted is not None and address not in self._wanted):
+        wanted = stage_address(config, index)
+        state = self._state(wanted, machine)
+        if state.is_file() or (self._wanted is not None and wanted not in self._wanted):
             return
         run = Path(config.out)
         if not trained_as(config, index, machine=machine):
@@ -175,11 +169,11 @@ def roles_in_path(stages: tuple[StageConfig, ...]) -> set[str]:
 def stage_address(config: RunConfig, index: int) -> str:
     """sha256 of all that the end of a run's stage depends on.
 
-    Stages have the lengths and batches that they are run with, so that it does not matter whether a
-    recipe or its caps set them.
+    Raises:
+        DataError: if a file that counts is not there or cannot be read.
     """
     stages = config.recipe.stages[: index + 1]
-    return _address(config, stages, roles_in_path(stages))
+    return _address(config, stages, bridged="bridge" in roles_in_path(stages))
 
 
 def run_address(config: RunConfig) -> str:
@@ -188,57 +182,38 @@ def run_address(config: RunConfig) -> str:
     Raises:
         DataError: if a file that counts is not there or cannot be read.
     """
-    return _address(config, config.recipe.stages, set(ROLES))
+    return _address(config, config.recipe.stages, bridged=True)
 
 
-def _address(config: RunConfig, stages: tuple[StageConfig, ...], roles: Collection[str]) -> str:
-    try:
-        tree = _tree(config, stages, roles)
-    except OSError as error:
-        name = printable(str(error.filename))
-        raise DataError(f"{name} cannot be read: {error.strerror}") from None
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+def _address(config: RunConfig, stages: tuple[StageConfig, ...], *, bridged: bool) -> str:
+    """The address of a config with these stages alone.
 
-
-def _tree(
-    config: RunConfig, stages: tuple[StageConfig, ...], roles: Collection[str]
-) -> dict[str, Any]:
+    Stages have the lengths and batches that they are run with, so that it does not matter whether a
+    recipe or its caps set them. A bridge that is in no path still decides how images are padded.
+    """
     assert config.data is not None
-    parts = {role: getattr(config, role) for role in sorted(roles)}
-    limit = config.recipe.max_steps
+    recipe, limit = config.recipe, config.recipe.max_steps
     capped = limit is not None and any((s.steps or math.inf) > limit for s in stages)
-    tree: dict[str, Any] = {
-        "epoch": EPOCH,
-        "parts": identity(parts),
-        "stages": [_effective(stage, config.recipe) for stage in stages],
-        "max_steps": limit if capped else None,
-        "seed": config.seed,
-        "data": data_fingerprint(config.data),
-        "init": _initial_identity(config) if config.init else "",
-        "precision": config.precision,
-    }
-    # What is as usual is left out. A bridge that is in no path still decides how images are padded,
-    # and parts of a batch are added up in another order.
-    unusual: dict[str, Any] = {
-        "downsampling": config.bridge.describe().downsampling - 1,
-        "accumulate": config.recipe.accumulate - 1,
-    }
-    return tree | {name: value for name, value in unusual.items() if value}
+    as_run = tuple(evolve(stage, batch_size=batch_size(stage, recipe)) for stage in stages)
+    recipe = evolve(recipe, stages=as_run, batch_size=None, max_steps=limit if capped else None)
+    parts = tuple(sorted(config.init_parts))
+    tree = identity(evolve(config, recipe=recipe, data=None, init_parts=parts))
+    tree["data"] = data_fingerprint(config.data)
+    if config.init:
+        tree["init"] = _initial_identity(config.init)
+    if not bridged:
+        tree["bridge"] = {"downsampling": config.bridge.describe().downsampling}
+    return address(tree)
 
 
-def _effective(stage: StageConfig, recipe: RecipeConfig) -> Any:
-    return identity(evolve(stage, batch_size=batch_size(stage, recipe)))
-
-
-def _initial_identity(config: RunConfig) -> Any:
+def _initial_identity(init: str) -> Any:
     """The tokenizer that a run starts from, and the pivot that it inherits, by their content."""
-    source = Path(config.init)
+    source = Path(init)
     try:
         files = [tokenizer_folder(source) / "model.safetensors", find_pivot(source)]
     except CheckpointError:  # a run that has begun does not need it any more
-        return {"name": config.init}
-    found = [content(file) for file in files if file is not None]
-    return {"parts": sorted(config.init_parts), "files": found}
+        return init
+    return [content(file) for file in files if file is not None]
 
 
 def _link_or_copy(source: Path, target: Path, *, link: bool) -> None:

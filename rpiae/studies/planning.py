@@ -12,6 +12,7 @@ import tomli_w
 from attrs import evolve, frozen
 
 from rpiae import runs
+from rpiae.core.config.identity import pinned
 from rpiae.core.config.parts import EncoderConfig, LossConfig, MetricConfig
 from rpiae.core.config.tree import Tree, parse_override
 from rpiae.core.errors import ConfigError, UsageError, did_you_mean
@@ -216,7 +217,7 @@ def _seeds(study: StudyConfig, row: RowConfig) -> tuple[Any, ...]:
 
 
 def _in_folder(row: RowConfig, resolved: ResolvedRun, out: Path) -> PlannedRun:
-    config = resolved.config
+    config = pinned(resolved.config)
     if config.precision == "auto":
         raise UsageError(
             "precision is auto, which would let the machine decide what is compared: set "

@@ -12,6 +12,7 @@ from typing import Any
 
 from attrs import define, field, frozen
 
+from rpiae.core.config.identity import unpinned
 from rpiae.core.config.tree import unparse
 from rpiae.core.model.fetching import fetch_all
 from rpiae.core.runtime.files import write_text
@@ -195,6 +196,8 @@ def run_study(
     """
     rows = plan_study(study, out)
     fetch_all(study_loading(study, rows), command="rpiae fetch --study STUDY.toml")
+    if any(unpinned(run.resolved.config) for row in rows for run in row.runs):
+        rows = plan_study(study, out)  # by now it may be known what was fetched
     check_evaluation(study.evaluation, rows[0].runs[0].resolved.tokenizer)
     with hold(out, worker="rpiae ablate"):
         jobs = [_Job(run=run) for row in rows for run in row.runs]

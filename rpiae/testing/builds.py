@@ -92,10 +92,9 @@ def _resolved(
             *(t | {"optional": True} for t in stage["terms"] if _loss(t) not in without),
             *({"loss": loss, "optional": True} for loss in losses),
         ]
-    described = ("paper", "licence")
     tree: Tree = {
         "encoder": encoder, "bridge": bridge, "decoder": decoder,
-        "recipe": {key: value for key, value in stages.items() if key not in described},
+        "recipe": stages,
     }  # fmt: skip
     if data is not None:
         tree["data"] = data

@@ -13,7 +13,7 @@ from rpiae.core.errors import RpiaeError
 from rpiae.core.model.inspection import manifest_problems
 from rpiae.core.registry.discovery import GROUP, Plugin, installed_plugins
 from rpiae.core.registry.entries import FAMILIES, Entry, Manifest, Preset
-from rpiae.core.registry.registry import Registry, registry
+from rpiae.core.registry.registry import registry
 
 #: Characters of a summary that listings have room for.
 LONGEST_SUMMARY = 120
@@ -78,12 +78,7 @@ def check_plugin(distribution: str) -> None:
 
 
 def _records(manifest: Manifest) -> list[tuple[str, Entry | Preset]]:
-    found: list[tuple[str, Entry | Preset]] = []
-    for family, entries in manifest.entries.items():
-        found += [(family, entry) for entry in entries]
-    for family, presets in manifest.presets.items():
-        found += [(family, preset) for preset in presets]
-    return found + [("recipes", recipe) for recipe in manifest.recipes]
+    return [(family, record) for family in FAMILIES for record in manifest.records(family)]
 
 
 def _described(record: Entry | Preset) -> list[str]:
@@ -102,7 +97,7 @@ def _described(record: Entry | Preset) -> list[str]:
 def _registered(manifest: Manifest, distribution: str) -> list[str]:
     """What a registry with nothing else in it says of the names: malformed ones, clashes."""
     plugin = Plugin(name=distribution, distribution=distribution, version="", manifest=manifest)
-    alone = (Registry(family, plugins=lambda: (plugin,)) for family in FAMILIES)
+    alone = (registry(family).alone(lambda: (plugin,)) for family in FAMILIES)
     return [error for known in alone for error in known.broken().values()]
 
 
@@ -138,8 +133,7 @@ def _imports_torch(modules: list[str]) -> list[str]:
 def _check_names(plugin: Plugin, manifest: Manifest) -> None:
     for family, record in _records(manifest):
         selection = registry(family).select(record.name)
-        meant = selection.preset if isinstance(record, Preset) else selection.entry
-        assert meant is not None
+        meant = selection.preset or selection.entry
         assert meant.distribution == plugin.distribution, (
             f"{family} {record.name!r} means that of {meant.distribution}"
         )

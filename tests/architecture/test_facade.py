@@ -24,8 +24,9 @@ PINNED = """
     Metric MetricConfig Posterior Preset QuantisedPosterior Replica RpiaeError StepContext
     StepRandomness SyntheticImages Term TrainedMetric UsageError at_least at_least_fp32 attention
     block_index check_bridge check_builds check_critic check_dataset check_decoder check_encoder
-    check_loss check_manifest check_metric check_plugin generator local_samples map_grid map_to_tokens
-    names_file settings_only sincos_positions through tokens_to_map wired within without_effect
+    check_loss check_manifest check_metric check_plugin generator loaded_once local_samples map_grid
+    map_to_tokens names_file names_revision rounding_only settings_only sincos_positions through
+    tokens_to_map wired within without_effect
 """.split()  # noqa: SIM905  # a list of words reads better so
 
 #: What pages, plugins and the template may import of the package.

@@ -42,9 +42,12 @@ STRANGERS = (PART_FAMILIES,)
 
 #: Registered names that core uses as words of its own: the package's name is the distribution that
 #: brings the built-in parts, a posterior is sampled, encoders and decoders have a patch, a learning
-#: rate's decay can be linear, held-out PSNR chooses the best weights, and two weights of torch's transformer layer have names of the form
-#: that parametric bridges have.
-OWN_WORDS = frozenset({PACKAGE, "patch", "psnr", "sample", "linear", "linear1", "linear2"})
+#: rate's decay can be linear, held-out PSNR chooses the best weights, a run's tokenizer lies in a folder
+#: of that name, and two weights of torch's transformer layer have names of the form that parametric
+#: bridges have.
+OWN_WORDS = frozenset(
+    {PACKAGE, "patch", "psnr", "sample", "linear", "linear1", "linear2", "tokenizer"}
+)
 
 
 @frozen(kw_only=True)
@@ -328,6 +331,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 TORCH_FREE = [
     "core.model.resolve",
+    "tasks.tokenizer.recipes",
     *(
         target.partition(":")[0].removeprefix(f"{PACKAGE}.") + suffix
         for target in FAMILIES.values()

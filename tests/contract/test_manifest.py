@@ -90,7 +90,7 @@ def test_a_manifest_in_order() -> None:
             encoders(ENTRY, evolve(PRESET, values={"pretrained": True, "weights": "a"})),
             "'mine-s': it loads weights and names no licence",
         ),
-        (recipe(terms=[{"loss": "l3"}]), "stages[0].terms[0]: no loss named 'l3'"),
+        (recipe(terms=[{"loss": "l3"}]), "stages[0].terms[0].loss: no loss named 'l3'"),
         (recipe(nois=1), "stages[0].nois: no such field in StageConfig, did you mean 'noise'?"),
         (recipe(terms=3), "stages[0] has no list of terms"),
         (recipe(steps="3"), "stages[0].steps: expected int, got '3'"),

@@ -13,7 +13,8 @@ import pytest
 from rpiae.core.errors import PluginError, RegistrationError
 from rpiae.core.registry.registry import Entry, Plugin, Registry, installed_plugins
 from rpiae.encoders import ENTRIES
-from rpiae.recipes import built_in
+from rpiae.recipes import ENTRIES as RECIPE_PARTS
+from rpiae.recipes import TOKENIZER, built_in, shapeless
 
 GOOD = """
 from rpiae.core.registry.registry import Entry, Manifest, Preset
@@ -334,7 +335,10 @@ def test_a_recipe_without_stages_or_losses_harms_no_other(
     install(
         site, "rpiae-short", EMPTY.format(f", recipes=(Preset(name='short', values={values}),)")
     )
-    known = Registry("recipes", presets=built_in(), plugins=installed_plugins.__wrapped__)
+    known = Registry(
+        "recipes", RECIPE_PARTS, built_in(), part=TOKENIZER, check=shapeless,
+        plugins=installed_plugins.__wrapped__,
+    )  # fmt: skip
     assert "short" not in known.names()
     assert known.select("quick").preset is not None
     assert wanted in known.broken()["rpiae-short"]
@@ -345,8 +349,9 @@ def test_a_recipe_without_stages_or_losses_harms_no_other(
 @pytest.mark.parametrize(
     ("values", "wanted"),
     [
-        ({"stages": [], "stepz": 1}, "recipe 'odd' of rpiae-odd sets stepz: no such field in Recipe"),
+        ({"stages": [], "stepz": 1}, "preset 'odd' of rpiae-odd sets stepz: no such field in TokenizerRecipeConfig"),
         ({"stages": [{"terms": [], "nois": 1}]}, "stages[0] sets nois: no such field in StageConfig. Did you mean 'noise'"),
+        ({"stages": [{"terms": [], "optimiser": {"rate": 1}}]}, "stages[0].optimiser sets rate: no such field in OptimiserConfig"),
         ({"stages": [{"terms": [{"loss": "l1", "wait": 1}]}]}, "stages[0].terms[0] sets wait: no such field in TermConfig"),
     ],
 )  # fmt: skip
@@ -354,7 +359,10 @@ def test_a_recipe_with_unknown_fields_names_its_plugin_when_it_is_used(
     site: Path, values: dict[str, object], wanted: str
 ) -> None:
     install(site, "rpiae-odd", EMPTY.format(f", recipes=(Preset(name='odd', values={values}),)"))
-    known = Registry("recipes", plugins=installed_plugins.__wrapped__)
+    known = Registry(
+        "recipes", RECIPE_PARTS, part=TOKENIZER, check=shapeless,
+        plugins=installed_plugins.__wrapped__,
+    )  # fmt: skip
     with pytest.raises(PluginError) as caught:
         known.select("odd")
     assert wanted in str(caught.value)

@@ -65,7 +65,7 @@ def test_check_loads_what_is_named(site: Path) -> None:
     (problem,) = (p for p in found["rpiae-wrong"]["problems"] if p.startswith("'other'"))
     assert "cannot be loaded: AttributeError" in problem
     problems = found["rpiae-chatty"]["problems"]
-    assert any("stages[0].terms[0]: no loss named 'l3'" in p for p in problems)
+    assert any("stages[0].terms[0].loss: no loss named 'l3'" in p for p in problems)
     assert any("stepz: no such field in StageConfig, did you mean 'steps'" in p for p in problems)
 
 

@@ -14,13 +14,12 @@ from rpiae.core.config.convert import parse
 from rpiae.core.config.recipe import (
     AdaptiveConfig,
     OptimiserConfig,
-    RecipeConfig,
     RunConfig,
     StageConfig,
     TermConfig,
 )
 from rpiae.core.config.tree import apply_override, dump_toml, unparse
-from rpiae.core.model.resolve import converter
+from rpiae.core.model.naming import converter
 from rpiae.decoders.configs import VitDecoderConfig
 from rpiae.encoders.configs import TimmEncoderConfig, VitEncoderConfig
 from rpiae.losses.configs import (
@@ -31,6 +30,7 @@ from rpiae.losses.configs import (
     PivotLossConfig,
     PivotPerceptualLossConfig,
 )
+from rpiae.recipes.configs import TokenizerRecipeConfig
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 names = st.text(string.ascii_letters + string.digits, min_size=1, max_size=8)
@@ -174,8 +174,9 @@ stages = st.builds(
     start_from=st.sampled_from(["weights", "ema"]),
 )
 recipes = st.builds(
-    RecipeConfig,
-    name=texts,
+    TokenizerRecipeConfig,
+    name=st.just("tokenizer"),
+    preset=texts,
     summary=texts,
     stages=st.lists(stages, max_size=2).map(tuple),
     batch_size=st.none() | counts,
@@ -188,6 +189,7 @@ recipes = st.builds(
     default_resize=amounts,
     default_positions=st.sampled_from(["", "fixed", "trained"]),
 )
+
 runs = st.builds(
     RunConfig,
     encoder=encoders,

@@ -14,7 +14,7 @@ from rpiae.core.config.convert import make_converter, parse
 from rpiae.core.config.fields import wired, within
 from rpiae.core.config.recipe import RunConfig
 from rpiae.core.errors import ConfigError
-from rpiae.core.model.resolve import converter
+from rpiae.core.model.naming import converter
 
 texts = st.text(max_size=5)
 numbers_as_text = st.integers().map(str) | st.floats().map(str)
@@ -47,7 +47,7 @@ WRONG: dict[Path, st.SearchStrategy[Any]] = {
     ("encoder", "image_size"): not_int,
     ("bridge", "latent_channels"): not_int,
     ("decoder", "stored_grid"): not_list,
-    ("recipe", "name"): not_text,
+    ("recipe", "preset"): not_text,
     ("recipe", "accumulate"): not_int,
     ("recipe", "max_steps"): not_int,
     (*STAGE, "train"): not_list,
@@ -67,7 +67,7 @@ TABLES: dict[Path, tuple[str, str]] = {
     (): ("RunConfig", "precision"),
     ("encoder",): ("VitEncoderConfig", "native_grid"),
     ("bridge",): ("VariationalBridgeConfig", "latent_channels"),
-    ("recipe",): ("RecipeConfig", "checkpoint_every"),
+    ("recipe",): ("TokenizerRecipeConfig", "checkpoint_every"),
     STAGE: ("StageConfig", "start_from"),
     (*STAGE, "optimiser"): ("OptimiserConfig", "learning_rate"),
     TERM: ("TermConfig", "start_epochs"),

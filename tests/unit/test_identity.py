@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from rpiae import runs
 from rpiae.core.config.fields import names_file
-from rpiae.core.config.identity import fields_without_effect, identity
+from rpiae.core.config.identity import identity, pinned, unpinned
 from rpiae.core.config.parts import DatasetConfig, PartConfig
 from rpiae.core.config.recipe import (
     AdaptiveConfig,
@@ -28,13 +28,15 @@ from rpiae.core.config.recipe import (
     StageConfig,
     TermConfig,
 )
-from rpiae.core.config.tree import Tree
+from rpiae.core.config.tree import Tree, unparse
 from rpiae.core.errors import DataError
 from rpiae.core.model.resolve import part_config
 from rpiae.core.registry.registry import registry
+from rpiae.core.runtime.processes import Runtime
 from rpiae.data.configs import MixtureSourceConfig
 from rpiae.data.fingerprint import data_fingerprint
 from rpiae.losses.configs import L1LossConfig
+from rpiae.runs import running
 from rpiae.runs.stages import run_address
 from tests.short_run import short_run, write_images
 
@@ -44,11 +46,23 @@ FAMILIES = ("encoders", "bridges", "decoders", "losses", "critics", "datasets", 
 WITHOUT_EFFECT = {
     "RunConfig": {"out", "device", "wandb_project", "requires", "imports"},
     "RecipeConfig": {
-        "name", "summary", "recompute", "evaluate_every", "checkpoint_every", "keep_checkpoints",
+        "summary", "recompute", "evaluate_every", "checkpoint_every", "keep_checkpoints",
         "default_data", "default_resize", "default_positions",
     },
     "datasets": {"workers"},
 }  # fmt: skip
+
+
+#: Fields that a resume may change although results depend on them.
+ROUNDING = {"RunConfig": {"precision"}, "RecipeConfig": {"accumulate"}}
+LOADED = {"weights", "weights_key", "hub_id", "revision", "url"}
+
+
+def declared(cls: Any, effect: str) -> set[str]:
+    """Fields of a class with that effect; each says why."""
+    found = {a.name: a.metadata for a in attrs.fields(cls) if a.metadata.get("affects") == effect}
+    assert all(metadata["reason"] for metadata in found.values())
+    return set(found)
 
 
 def built_in_configs() -> list[type[PartConfig]]:
@@ -91,13 +105,12 @@ def test_every_field_counts_or_is_declared_to_have_no_effect(
         monkeypatch.setattr(cls, "files", lambda self: None)  # of its files, see below
     if hasattr(cls, "__attrs_post_init__"):  # whatever the value, it has to count
         monkeypatch.setattr(cls, "__attrs_post_init__", lambda self: None)
-    free = fields_without_effect(cls)
-    assert all(free.values()), "each says why"
-    family = getattr(cls, "family", "")
-    expected = (
-        {"preset"} if issubclass(cls, PartConfig) else WITHOUT_EFFECT.get(cls.__name__, set())
-    )
-    assert free.keys() - expected <= WITHOUT_EFFECT.get(family, set())
+    free, family = declared(cls, "nothing"), getattr(cls, "family", "")
+    expected = {"preset"} if issubclass(cls, PartConfig) else set()
+    expected |= WITHOUT_EFFECT.get(cls.__name__, set())
+    assert free - expected <= WITHOUT_EFFECT.get(family, set())
+    assert declared(cls, "rounding") == ROUNDING.get(cls.__name__, set())
+    assert declared(cls, "start") <= (LOADED if family == "encoders" else set())
     config = plain(cls)
     before = json.dumps(identity(config), sort_keys=True)
     for a in attrs.fields(cls):
@@ -135,6 +148,7 @@ CHANGES: dict[str, Tree | str] = {
 #: What a run starts from has tests of its own; the others choose or fill in what counts.
 ELSEWHERE = {
     "init", "init_parts", "recipe.name", "recipe.default_resize", "recipe.default_positions",
+    "recipe.preset",
 }  # fmt: skip
 
 
@@ -154,7 +168,7 @@ def address(images: Path, *changes: Tree | str) -> str:
 @pytest.mark.parametrize("field", CHANGES)
 def test_a_runs_address(images: Path, field: str) -> None:
     cls: Any = RecipeConfig if field.startswith("recipe.") else RunConfig
-    free = field.rpartition(".")[2] in fields_without_effect(cls)
+    free = field.rpartition(".")[2] in declared(cls, "nothing")
     assert (address(images, CHANGES[field]) == address(images)) == free
 
 
@@ -197,6 +211,83 @@ def test_what_is_not_on_a_disk_counts_by_its_name(
 def test_the_revision_of_a_hubs_dataset_counts() -> None:
     one, other = (dataset("hf", "owner/a", revision=revision) for revision in ("", "v2"))
     assert fingerprint(one) != fingerprint(other)
+
+
+def cached(hub: Path, repository: str, commit: str, *, kind: str = "models") -> None:
+    """A repository in the hub's cache, as a download of its main branch leaves it."""
+    reference = hub / f"{kind}--{repository.replace('/', '--')}" / "refs" / "main"
+    reference.parent.mkdir(parents=True, exist_ok=True)
+    reference.write_text(commit)
+
+
+ONE, OTHER = "1" * 40, "2" * 40
+
+
+def test_a_branch_of_the_hub_counts_by_the_commit_that_the_cache_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    given: Tree = {"name": "timm", "model": "m", "hub_id": "owner/a", "revision": "main"}
+    encoder = part_config("encoders", given)
+    backbone = part_config("critics", {"name": "dino", "backbone": "dino-s8"})
+    data = dataset("hf", "owner/a")
+    unknown = [identity(each) for each in (encoder, backbone, data)]
+    assert unpinned((encoder, data)) == [encoder, data]
+    cached(tmp_path, "owner/a", ONE)
+    cached(tmp_path, "timm/vit_small_patch8_224.dino", ONE)
+    cached(tmp_path, "owner/a", ONE, kind="datasets")
+    assert unpinned((encoder, data)) == []
+    for before, each in zip(unknown, (encoder, backbone, data), strict=True):
+        assert identity(each) != before
+        assert identity(each) == identity(pinned(each))
+    written = pinned(encoder)
+    assert written == part_config("encoders", given | {"revision": ONE})
+    cached(tmp_path, "owner/a", OTHER)
+    assert identity(encoder) != identity(written) == identity(pinned(written))
+
+
+def test_a_model_that_its_library_finds_is_pinned_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    encoder: Any = part_config("encoders", "timm:vit_tiny_patch16_224")
+    cached(tmp_path, encoder.repository(), ONE)
+    assert encoder.repository().startswith("timm/vit_tiny_patch16_224")
+    assert pinned(encoder) == evolve(encoder, revision=ONE)
+    assert identity(pinned(encoder)) == identity(encoder)
+
+
+def test_a_run_writes_down_the_commits_that_it_loads_and_the_plan_names_unknown_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    tree = {"encoder": "dinov2-s", "recipe": "quick", "data": "hf:owner/a", "precision": "fp32"}
+    resolved = runs.resolve(tree)
+    assert any("which commit of owner/a is taken" in notice for notice in resolved.notices)
+    encoder = resolved.config.encoder
+    cached(tmp_path, encoder.repository(), ONE)
+    cached(tmp_path, "owner/a", OTHER, kind="datasets")
+    written = running._settled(resolved, Runtime(device="cpu", precision="fp32")).config
+    assert written.encoder == evolve(encoder, revision=ONE)
+    assert getattr(written.data, "revision", "") == OTHER
+    assert run_address(written) == run_address(resolved.config)
+    again = runs.resolve(unparse(written))
+    assert not any("which commit" in notice for notice in again.notices)
+
+
+def test_what_is_not_loaded_from_the_hub_is_not_looked_for_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    given: Tree = {"name": "timm", "model": "m", "hub_id": "owner/a"}
+    cached(tmp_path, "owner/a", ONE)
+    for more in ({"weights": "w.pth"}, {"pretrained": False}):
+        encoder = part_config("encoders", given | more)
+        assert pinned(encoder) == encoder
+        assert unpinned(encoder) == []
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert unpinned(dataset("hf", folder)) == []
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -837,8 +838,8 @@ def test_folders_that_hold_no_latents(toy: Path, parquet: Path, tmp_path: Path) 
     for damaged, wanted in (
         ("{", "cannot be read"),
         ("[]", "format None"),
-        (index.replace('"format": 2', '"format": 9', 1), "format 9"),
-        (index.replace('"format": 2', '"format": 1', 1), "is damaged"),
+        (index.replace('"format": 3', '"format": 9', 1), "format 9"),
+        (index.replace('"format": 3', '"format": 1', 1), "is damaged"),
         (index.replace('"settings"', '"setings"', 1), "is damaged"),
         (index.replace('"latent_shape"', '"shape"', 1), "is damaged"),
     ):
@@ -996,7 +997,7 @@ def test_an_index_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
 def in_format_1(out: Path) -> None:
     """Make a folder what it was before there were digests."""
     tree = json.loads((out / "index.json").read_text())
-    del tree["sha256"]
+    del tree["sha256"], tree["source"], tree["epoch"]
     tree["format"] = 1
     for shard in tree["shards"]:
         del shard["sha256"]
@@ -1024,6 +1025,36 @@ def test_a_folder_without_digests_is_read_and_not_gone_on_with(
         assert torch.equal(latent, other)
         assert rest == others
     with pytest.raises(UsageError, match=r"of an earlier rpiae.*Name another --out"):
+        encode(toy, f"parquet:{parquet}", out)
+
+
+def test_images_are_the_same_wherever_they_lie_and_others_at_the_same_place(
+    toy: Path, parquet: Path, tmp_path: Path
+) -> None:
+    out, moved = tmp_path / "out", tmp_path / "elsewhere" / parquet.name
+    encode(toy, f"parquet:{parquet}", out)
+    moved.parent.mkdir()
+    shutil.copy(parquet, moved)
+    for settings in (("data.workers=1",), ("data.workers=0",)):
+        encode(toy, f"parquet:{moved}", out, overrides=settings)
+    num_images = pq.read_metadata(parquet).num_rows
+    write_parquet(moved, [png(i + 50) for i in range(num_images)], [None] * num_images)
+    with pytest.raises(UsageError, match="made otherwise: data is"):
+        encode(toy, f"parquet:{moved}", out)
+
+
+def test_a_folder_of_another_epoch_is_read_and_not_gone_on_with(
+    toy: Path, parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    planned = writing.make_plan
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            writing, "make_plan", lambda *a, **k: attrs.evolve(planned(*a, **k), epoch=1)
+        )
+        encode(toy, f"parquet:{parquet}", out)
+    assert len(read_all(out)) == len(LatentDataset(out))
+    with pytest.raises(UsageError, match="epoch is 1 there"):
         encode(toy, f"parquet:{parquet}", out)
 
 

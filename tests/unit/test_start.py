@@ -15,6 +15,7 @@ from rpiae.core.errors import CheckpointError, ConfigError, UsageError
 from rpiae.core.model.folders import load_tokenizer, save_tokenizer
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.training import events
+from rpiae.runs import running
 from rpiae.runs.stages import run_address
 from rpiae.tasks.tokenizer.pivot import write_pivot
 from tests.short_run import short_run, write_images
@@ -121,7 +122,7 @@ def test_a_partial_start_that_is_killed_at_once_begins_the_same(
     first = {n: t.clone() for n, t in begun(tree, monkeypatch).state_dict().items()}
     models: list[RPiAE] = []
     monkeypatch.setattr(
-        "rpiae.runs.running._trained", lambda _, model, *a, **k: models.append(model) or iter(())
+        running, "_trained", lambda _, model, *a, **k: models.append(model) or iter(())
     )
     list(runs.resume(tmp_path / "out"))
     assert all(torch.equal(t, first[n]) for n, t in models[0].state_dict().items())
@@ -211,8 +212,7 @@ def test_a_run_from_another_trains(
     images: Path, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "rpiae.runs.running._evaluated",
-        lambda *_: {"psnr": 1, "psnr_mean_colour": 1, "psnr_pca": 1},
+        running, "_evaluated", lambda *_: {"psnr": 1, "psnr_mean_colour": 1, "psnr_pca": 1}
     )
     seen = list(runs.run(started(images, tmp_path / "out", source)))
     assert isinstance(seen[-1], events.RunEnded)

@@ -95,7 +95,7 @@ class TestPlanning:
         given = {"name": "toy", "base": tree, "recipes": {"mine": {"stages": [stage]}},
                  "rows": [{"name": "a", "set": {"recipe": "mine"}}]}  # fmt: skip
         ((run,),) = (row.runs for row in plan_study(parse_study(given, source="s"), Path("out")))
-        assert run.resolved.config.recipe.name == "mine"
+        assert run.resolved.config.recipe.label == "mine"
         assert [stage.name for stage in run.resolved.config.recipe.stages] == ["only"]
 
     def test_precision_is_not_left_to_the_machine(self, images: Path) -> None:

@@ -147,12 +147,16 @@ def _numbers(value: Any) -> list[float]:
 def _structure_literal(value: Any, kind: Any) -> Any:
     choices = get_args(kind)
     if value not in choices:
-        close = nearest(str(value), map(str, choices), limit=1)
-        hint = f", did you mean {close[0]!r}?" if close else ""
-        raise _Expected(
-            f"expected one of {', '.join(map(repr, choices))}, got {shown(value)}{hint}"
-        )
+        raise _Expected(none_of(choices, value))
     return value
+
+
+def none_of(choices: Iterable[Any], value: Any) -> str:
+    """What is said of a value that is none of the choices."""
+    listed = [*choices]
+    close = nearest(str(value), map(str, listed), limit=1)
+    hint = f", did you mean {close[0]!r}?" if close else ""
+    return f"expected one of {', '.join(map(repr, listed))}, got {shown(value)}{hint}"
 
 
 def _structure_tuple(value: Any, kind: Any, converter: cattrs.Converter) -> Any:

@@ -63,7 +63,29 @@ def without_effect(made: Any, reason: str) -> Any:
         made: the field, or its default.
         reason: why, in words.
     """
-    return _declared(made, without_effect=reason)
+    return _declared(made, affects="nothing", reason=reason)
+
+
+def rounding_only(made: Any, reason: str) -> Any:
+    """A field that results depend on by rounding alone: addresses, which stand for results to the
+    bit, have it, and a resume may change it.
+
+    Args:
+        made: the field, or its default.
+        reason: why, in words.
+    """
+    return _declared(made, affects="rounding", reason=reason)
+
+
+def loaded_once(made: Any, reason: str) -> Any:
+    """A field that says what a run or stage loads as it begins, and holds from then on: addresses
+    have it, and a resume may change it.
+
+    Args:
+        made: the field, or its default.
+        reason: where it is held, in words.
+    """
+    return _declared(made, affects="start", reason=reason)
 
 
 def names_file(made: Any, *, after: str = "", but: str = "") -> Any:
@@ -85,6 +107,18 @@ def names_file(made: Any, *, after: str = "", but: str = "") -> Any:
         return text[len(kinds[0]) :] if kinds else ""
 
     return _declared(made, file=place)
+
+
+def names_revision(made: Any) -> Any:
+    """A field that names a branch, tag or commit of the hub's repository that the part loads.
+
+    Addresses have the commit that it stands for, where the local cache knows it; a run writes that
+    down as it begins. Which repository it is, ``PartConfig.repository`` says.
+
+    Args:
+        made: the field, or its default.
+    """
+    return _declared(made, revision=True)
 
 
 def _declared(made: Any, **facts: Any) -> Any:

@@ -72,6 +72,11 @@ class PartConfig:
         """What the user calls it: the preset where there is one."""
         return self.preset or self.name
 
+    def repository(self) -> str:
+        """The hub's repository that the part loads, such as ``"timm/vit_tiny_patch16_224"``, at the
+        revision of the field that is declared with ``names_revision``; empty where it loads none."""
+        return ""
+
     def arguments(self) -> dict[str, Any]:
         """The flat keywords of the module's constructor."""
         return {
@@ -291,6 +296,18 @@ class MetricConfig(PartConfig):
             FetchError: if it cannot be had.
         """
         return None
+
+
+def parts_of(config: Any) -> Iterator[PartConfig]:
+    """Every part config in a config, itself included."""
+    if isinstance(config, PartConfig):
+        yield config
+    if isinstance(config, tuple):
+        for value in config:
+            yield from parts_of(value)
+    elif attrs.has(type(config)):
+        for a in attrs.fields(type(config)):
+            yield from parts_of(getattr(config, a.name))
 
 
 def load_object(target: str) -> Any:

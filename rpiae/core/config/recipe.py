@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from attrs import field, frozen
 
-from rpiae.core.config.fields import at_least, folder_name, within, without_effect
+from rpiae.core.config.fields import at_least, folder_name, rounding_only, within, without_effect
 from rpiae.core.config.parts import (
     BridgeConfig,
     CriticConfig,
@@ -16,9 +16,10 @@ from rpiae.core.config.parts import (
     DecoderConfig,
     EncoderConfig,
     LossConfig,
+    PartConfig,
 )
 
-#: The parts of the model that a stage can train.
+#: The parts of a tokenizer, which its stages can train.
 ROLES: Final = ("encoder", "bridge", "decoder")
 
 #: Of an optimiser step: images at most, and batches that they are computed in.
@@ -31,9 +32,10 @@ class AdaptiveConfig:
     """Weight a term by the ratio of gradient norms, ‖∇ reference terms‖ / (‖∇ term‖ + eps).
 
     Attributes:
-        layer: role whose ``last_weight`` the gradients refer to; ``encoder-last`` is the encoder's
-            last parameter instead, whichever that is: with DINOv2 the second layer-scale vector of
-            the last block, which the released code of arXiv 2603.19206 takes.
+        layer: what the gradients refer to, by the task's name of it. A tokenizer has ``encoder`` and
+            ``decoder``, the ``last_weight`` of each, and ``encoder-last``, the encoder's last
+            parameter, whichever that is: with DINOv2 the second layer-scale vector of the last
+            block, which the released code of arXiv 2603.19206 takes.
         warmup_steps: steps with the constant weight before the ratio is used.
         eps: added to the denominator.
         maximum: upper clamp of the ratio; the term's weight multiplies it afterwards.
@@ -42,7 +44,7 @@ class AdaptiveConfig:
     Source: arXiv 2603.19206, λ_piv; VQGAN (arXiv 2012.09841) for the GAN weight.
     """
 
-    layer: Literal["encoder", "encoder-last", "decoder"]
+    layer: str
     warmup_steps: int = at_least(0, default=0)
     eps: float = at_least(0, default=1e-4)
     maximum: float = at_least(0, default=1e5)
@@ -170,11 +172,12 @@ class StageConfig:
 
 
 @frozen(kw_only=True)
-class RecipeConfig:
-    """A tuple of stages and what they share.
+class RecipeConfig(PartConfig):
+    """Base of recipes' configs: a tuple of stages and what they share.
+
+    Its part is the task's, whose names of roles and layers its stages use; a recipe is a preset.
 
     Attributes:
-        name: what it is called.
         summary: one line.
         stages: in order.
         batch_size: replaces the batch size of every stage, where given.
@@ -195,12 +198,14 @@ class RecipeConfig:
             decoder.
     """
 
-    name: str = without_effect(field(), "a recipe is its stages")
+    family: ClassVar[str] = "recipes"
     summary: str = without_effect("", "it is for people")
     stages: tuple[StageConfig, ...]
     batch_size: int | None = within(1, MOST_IMAGES, default=None)
     max_steps: int | None = at_least(1, default=None)
-    accumulate: int = within(1, MOST_BATCHES, default=1)
+    accumulate: int = rounding_only(
+        within(1, MOST_BATCHES, default=1), "the parts of a batch are added up in another order"
+    )
     recompute: bool = without_effect(False, "the same numbers are computed twice")
     evaluate_every: int = without_effect(
         at_least(0, default=5000), "it draws nothing and changes nothing"
@@ -211,6 +216,10 @@ class RecipeConfig:
     default_data: str = without_effect("", "the dataset itself counts")
     default_resize: float = without_effect(at_least(0, default=0.0), "the dataset's resize counts")
     default_positions: Literal["", "fixed", "trained"] = without_effect("", "the decoder's count")
+
+    def arguments(self) -> dict[str, Any]:
+        """None: what is built is what the task knows of stages, and the same for all recipes."""
+        return {}
 
 
 @frozen(kw_only=True)
@@ -244,8 +253,8 @@ class RunConfig:
     init: str = ""
     init_parts: tuple[Literal["encoder", "bridge", "decoder"], ...] = ROLES
     seed: int = at_least(0, default=0)
-    device: str = without_effect("auto", "rounding, by machine: kept stages are told apart by it")
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: str = without_effect("auto", "what it leads to is told beside addresses")
+    precision: Literal["auto", "fp32", "bf16"] = rounding_only("auto", "weights stay in fp32")
     wandb_project: str = without_effect("", "where events are told")
     requires: tuple[str, ...] = without_effect((), "for messages")
     imports: tuple[str, ...] = without_effect((), "for messages")

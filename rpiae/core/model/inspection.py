@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import re
 from collections.abc import Iterator
@@ -12,11 +11,10 @@ from attrs import evolve, frozen
 
 from rpiae.core.config.convert import parse
 from rpiae.core.config.parts import PartConfig, load_foreign
-from rpiae.core.config.recipe import RecipeConfig
 from rpiae.core.config.tree import Tree
-from rpiae.core.errors import ConfigError, PluginError, RpiaeError, UnknownNameError, did_you_mean
-from rpiae.core.model.resolve import FIELDS, converter
-from rpiae.core.registry.entries import Entry, Manifest, Preset
+from rpiae.core.errors import ConfigError, PluginError, RpiaeError, did_you_mean
+from rpiae.core.model.naming import FIELDS, converter
+from rpiae.core.registry.entries import FAMILIES, Entry, Manifest, Preset
 from rpiae.core.registry.registry import Registry, registry
 
 
@@ -38,51 +36,43 @@ class _Inspection:
     distribution: str
 
     def problems(self) -> Iterator[str]:
-        for family in sorted({*self.manifest.entries, *self.manifest.presets}):
+        for family in FAMILIES:
             known = registry(family)
-            own = {}
-            for entry in self.manifest.entries.get(family, ()):
-                entry = evolve(entry, distribution=self.distribution)
-                try:
-                    own[entry.name] = known.load(entry)
-                except PluginError as error:
-                    yield str(error)
-                    continue
-                what = f"{known.singular} {entry.name!r}"
-                yield from (f"{what}: {p}" for p in _entry_problems(entry, own[entry.name]))
-            for preset in self.manifest.presets.get(family, ()):
-                what = f"preset {preset.name!r} of the {family}"
-                problems = (
-                    _recipe_problems(preset)
-                    if family == "recipes"
-                    else self._preset_problems(preset, known, own)
-                )
-                yield from (f"{what}: {p}" for p in (*problems, *self._companions(preset)))
-        for recipe in self.manifest.recipes:
-            yield from (f"recipe {recipe.name!r}: {p}" for p in _recipe_problems(recipe))
+            own: dict[str, type[PartConfig]] = {}
+            for record in self.manifest.records(family):
+                record = evolve(record, distribution=self.distribution)
+                if isinstance(record, Preset):
+                    problems = [*self._preset_problems(record, known, own)]
+                    what = f"preset {record.name!r} of the {family}"
+                    problems += self._companions(record)
+                else:
+                    try:
+                        own[record.name] = known.load(record)
+                    except PluginError as error:
+                        yield str(error)
+                        continue
+                    what = f"{known.singular} {record.name!r}"
+                    problems = [*_entry_problems(record, own[record.name])]
+                yield from (f"{what}: {problem}" for problem in problems)
 
     def _preset_problems(
         self, preset: Preset, known: Registry, own: dict[str, type[PartConfig]]
     ) -> list[str]:
-        cls = own.get(preset.part)
+        part = preset.part or known.part
+        cls = own.get(part)
         if cls is None:
             try:
-                cls = known.load(known.entry(preset.part))
+                cls = known.load(known.entry(part))
             except RpiaeError as error:
                 return [str(error)]
-        return _strictly({"name": preset.part, **preset.values}, cls)
+        return _strictly({"name": part, **preset.values}, cls)
 
     def _companions(self, preset: Preset) -> Iterator[str]:
         for field, name in preset.companions.items():
             if field not in FIELDS:
                 yield f"companion for {field!r}, which is none of {', '.join(FIELDS)}"
                 continue
-            brought: tuple[Entry | Preset, ...] = (
-                *self.manifest.entries.get(FIELDS[field], ()),
-                *self.manifest.presets.get(FIELDS[field], ()),
-                *(self.manifest.recipes if FIELDS[field] == "recipes" else ()),
-            )
-            if name in {record.name for record in brought}:
+            if name in {record.name for record in self.manifest.records(FIELDS[field])}:
                 continue
             try:
                 registry(FIELDS[field]).select(name)
@@ -118,25 +108,3 @@ def _strictly(tree: Tree, cls: type) -> list[str]:
     except ConfigError as error:
         return [problem for problem in error.problems if not problem.endswith(": missing")]
     return []
-
-
-def _recipe_problems(recipe: Preset) -> list[str]:
-    tree = copy.deepcopy({"name": recipe.name, **recipe.values})
-    problems = []
-    losses = registry("losses")
-    stages = tree["stages"] if isinstance(tree.get("stages"), list) else []
-    for index, stage in enumerate(stages):
-        terms = stage.get("terms") if isinstance(stage, dict) else None
-        kept = []
-        for position, term in enumerate(terms if isinstance(terms, list) else []):
-            loss = term.get("loss") if isinstance(term, dict) else None
-            if not isinstance(loss, str):
-                kept.append(term)
-                continue
-            try:
-                kept.append(term | {"loss": losses.select(loss).tree})
-            except UnknownNameError as error:
-                problems.append(f"stages[{index}].terms[{position}]: {error}")
-        if isinstance(terms, list):
-            stage["terms"] = kept
-    return [*problems, *_strictly(tree, RecipeConfig)]

@@ -95,11 +95,11 @@ class Entry:
 
 @frozen(kw_only=True)
 class Preset:
-    """Named values for a part (or, in the family of recipes, a whole recipe).
+    """Named values for a part.
 
     Attributes:
         name: what it is called.
-        part: the part it configures; empty for recipes.
+        part: the part it configures; of recipes, the task's, and a tokenizer's where it is empty.
         values: the fields it sets.
         companions: default partners by field name, such as ``{"bridge": "vb64"}``.
         summary, licence, paper: for listings and the plan's notices.
@@ -124,13 +124,18 @@ class Manifest:
         api: the manifest version it was written for.
         entries: parts by family.
         presets: presets by family.
-        recipes: recipe presets.
+        recipes: further presets of the family of recipes.
     """
 
     api: int
     entries: Mapping[str, tuple[Entry, ...]] = field(factory=dict)
     presets: Mapping[str, tuple[Preset, ...]] = field(factory=dict)
     recipes: tuple[Preset, ...] = ()
+
+    def records(self, family: str) -> tuple[Entry | Preset, ...]:
+        """Parts and presets of a family, wherever they are listed."""
+        entries, presets = self.entries.get(family, ()), self.presets.get(family, ())
+        return (*entries, *presets, *(self.recipes if family == "recipes" else ()))
 
 
 def read_presets(package: str, resource: str = "presets.toml") -> list[Preset]:

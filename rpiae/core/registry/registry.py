@@ -7,18 +7,13 @@ parts. There is one registry per family, found by the family's name with
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable, Iterable
-from itertools import islice
-from pathlib import Path
 from typing import Any, TypeVar, overload
 
-import attrs
 from attrs import evolve, frozen
 
 from rpiae.core.config.parts import PartConfig, load_object
-from rpiae.core.config.recipe import RecipeConfig, StageConfig, TermConfig
 from rpiae.core.config.tree import Tree
 from rpiae.core.errors import (
     MissingExtraError,
@@ -26,7 +21,6 @@ from rpiae.core.errors import (
     RegistrationError,
     RpiaeError,
     UnknownNameError,
-    did_you_mean,
     nearest,
 )
 from rpiae.core.registry.discovery import API, GROUP, Plugin, installed_plugins
@@ -40,7 +34,18 @@ from rpiae.core.registry.entries import (
     normalised,
     read_presets,
 )
-from rpiae.core.runtime.names import printable, shown
+from rpiae.core.registry.records import (
+    InProcessEntry,
+    as_argument,
+    check_fields,
+    importable,
+    names_of,
+    origin,
+    pattern_of,
+    same,
+    shared_name,
+)
+from rpiae.core.runtime.names import shown
 
 __all__ = [
     "API",
@@ -69,12 +74,12 @@ class Selection:
     """What a name stands for.
 
     Attributes:
-        entry: the part; None for a recipe.
+        entry: the part.
         tree: config fields, with ``name`` and, where one was named, ``preset``.
         preset: the preset's record, where the name was one.
     """
 
-    entry: Entry | None
+    entry: Entry
     tree: Tree
     preset: Preset | None = None
 
@@ -86,6 +91,8 @@ class Registry:
         family: plural name, such as ``"encoders"``.
         entries: the built-in parts.
         presets: the built-in presets.
+        part: the part of presets that name none; empty where each has to.
+        check: what is wrong with the values of a preset of its own accord, or nothing.
         plugins: gives the installed plugins; called on the first lookup, never at import.
     """
 
@@ -95,9 +102,13 @@ class Registry:
         entries: Iterable[Entry] = (),
         presets: Iterable[Preset] = (),
         *,
+        part: str = "",
+        check: Callable[[Tree], str] = lambda _: "",
         plugins: Callable[[], tuple[Plugin, ...]] | None = None,
     ) -> None:
         self.family = family
+        self.part = part
+        self._check = check
         self.singular = family[:-2] if family.endswith("sses") else family.removesuffix("s")
         self._entries: dict[str, Entry] = {}
         self._presets: dict[str, Preset] = {}
@@ -138,7 +149,7 @@ class Registry:
                     f"{cls.__name__} is a config of the family {cls.family!r}, not {self.family!r}"
                 )
             summary = details.pop("summary", (cls.__doc__ or "").strip().partition("\n")[0])
-            entry = _InProcessEntry(
+            entry = InProcessEntry(
                 name=name, target=f"{cls.__module__}:{cls.__qualname__}", summary=summary,
                 distribution=THIS_PROCESS, config=cls, **details,
             )  # fmt: skip
@@ -146,6 +157,10 @@ class Registry:
             return cls
 
         return add if config is None else add(config)
+
+    def alone(self, plugins: Callable[[], tuple[Plugin, ...]]) -> Registry:
+        """A registry of the same family and rules that holds nothing but what these plugins bring."""
+        return Registry(self.family, part=self.part, check=self._check, plugins=plugins)
 
     def add_preset(self, preset: Preset) -> None:
         """Register a preset.
@@ -197,10 +212,8 @@ class Registry:
         wanted = normalised(name)
         preset = self._presets.get(wanted)
         if preset is not None and not colon:
-            entry = self._configured(preset) if preset.part else None
-            if entry is None and preset.distribution != OWN:
-                _check_recipe(preset)
-            tree = {"name": entry.name, "preset": preset.name} if entry else {"name": preset.name}
+            entry = self._configured(preset)
+            tree = {"name": entry.name, "preset": preset.name}
             return Selection(entry=entry, tree=tree | _copied(preset.values), preset=preset)
         if not colon:
             parametric = self._parametric(wanted)
@@ -221,7 +234,7 @@ class Registry:
             PluginError: if its plugin cannot be loaded.
         """
         entry = self.entry(name)
-        if entry.requires and not _importable(entry.requires):
+        if entry.requires and not importable(entry.requires):
             raise MissingExtraError(
                 f"{self.singular} {(called or entry.name)!r} needs "
                 f"{entry.package or entry.requires}, which is not installed: "
@@ -237,12 +250,10 @@ class Registry:
         """
         cls = entry.config_class()
         if not (isinstance(cls, type) and issubclass(cls, PartConfig)):
-            raise PluginError(
-                f"{self.singular} {entry.name!r} of {_origin(entry)} is no PartConfig"
-            )
+            raise PluginError(f"{self.singular} {entry.name!r} of {origin(entry)} is no PartConfig")
         if cls.family != self.family:
             raise PluginError(
-                f"{self.singular} {entry.name!r} of {_origin(entry)} is a config of the family "
+                f"{self.singular} {entry.name!r} of {origin(entry)} is a config of the family "
                 f"{cls.family!r}: its manifest lists it in the wrong place"
             )
         return cls
@@ -256,14 +267,14 @@ class Registry:
             entry = self.entry(preset.part)
         except UnknownNameError as error:
             raise PluginError(f"{what} is for a part that is not there: {error}") from None
-        _check_fields(preset.values, self.load(entry), what)
+        check_fields(preset.values, self.load(entry), what)
         return entry
 
     def _parametric(self, wanted: str) -> Selection | None:
         for entry in self._entries.values():
             if not entry.pattern:
                 continue
-            match = _pattern(entry).fullmatch(wanted)
+            match = pattern_of(entry).fullmatch(wanted)
             if match:
                 ((field_name, number),) = match.groupdict().items()
                 tree = {"name": entry.name, "preset": wanted, field_name: int(number)}
@@ -275,7 +286,7 @@ class Registry:
         # A parametric name is closer to `vb64` than to its pattern.
         close = nearest(normalised(name), [re.sub(r"\{.*\}", "64", n) for n in names])
         hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
-        if there := _as_argument(name, self.entries()):
+        if there := as_argument(name, self.entries()):
             hint = f" For what is there under that name, write {there}."
         elif "/" in name:
             forms = [
@@ -294,54 +305,48 @@ class Registry:
         )
 
     def _add(self, table: dict[str, Any], record: Entry | Preset) -> None:
-        names = {record.name, *(_names_of(record) - {normalised(record.name)})}
+        if isinstance(record, Preset) and not record.part:
+            record = evolve(record, part=self.part)
+        names = {record.name, *(names_of(record) - {normalised(record.name)})}
         for name in sorted(names):
             if not _NAME.fullmatch(name):
                 raise RegistrationError(
                     f"{self.singular} name {name!r}: use lower case letters, digits, '-' and '.'"
                 )
         self._check_form(record)
-        clashes = [(taken, _clash(record, taken)) for taken in self._all_records()]
-        if any(clash and _same(record, taken) for taken, clash in clashes):
+        clashes = [(taken, shared_name(record, taken)) for taken in self._all_records()]
+        if any(clash and same(record, taken) for taken, clash in clashes):
             return
-        if isinstance(record, _InProcessEntry):  # a notebook's cell that is run again
+        if isinstance(record, InProcessEntry):  # a notebook's cell that is run again
             again = table.get(record.name)
-            if isinstance(again, _InProcessEntry) and again.target == record.target:
+            if isinstance(again, InProcessEntry) and again.target == record.target:
                 table[record.name] = record
                 return
         for taken, clash in clashes:
             if clash:
                 raise RegistrationError(
-                    f"{self.singular} {clash!r} of {_origin(record)} is already registered by "
-                    f"{_origin(taken)}"
+                    f"{self.singular} {clash!r} of {origin(record)} is already registered by "
+                    f"{origin(taken)}"
                 )
         table[record.name] = record
 
     def _check_form(self, record: Entry | Preset) -> None:
-        """What look-ups rely on: a pattern that can be matched, a recipe that has stages and terms."""
+        """Refuse what look-ups could not work with."""
         problem = ""
-        if isinstance(record, Entry):
-            if record.pattern and not _PATTERN.fullmatch(record.pattern):
-                problem = f"pattern {record.pattern!r} is not of the form name{{field}}"
-        elif self.family == "recipes":
-            problem = _shapeless(record.values)
+        if not isinstance(record, Entry):
+            problem = self._check(record.values)
+        elif record.pattern and not _PATTERN.fullmatch(record.pattern):
+            problem = f"pattern {record.pattern!r} is not of the form name{{field}}"
         if problem:
             raise RegistrationError(
-                f"{self.singular} {record.name!r} of {_origin(record)}: {problem}"
+                f"{self.singular} {record.name!r} of {origin(record)}: {problem}"
             )
 
     def _brought(self, plugin: Plugin) -> set[str]:
         """Names in this family that a plugin's manifest lists."""
         if plugin.manifest is None:
             return set()
-        entries, presets = self._records(plugin.manifest)
-        listed: list[Entry | Preset] = [*entries, *presets]
-        return {normalised(record.name) for record in listed}
-
-    def _records(self, manifest: Manifest) -> tuple[tuple[Entry, ...], tuple[Preset, ...]]:
-        entries = tuple(manifest.entries.get(self.family, ()))
-        presets = tuple(manifest.presets.get(self.family, ()))
-        return entries, presets + (tuple(manifest.recipes) if self.family == "recipes" else ())
+        return {normalised(record.name) for record in plugin.manifest.records(self.family)}
 
     def _all_records(self) -> list[Entry | Preset]:
         return [*self._entries.values(), *self._presets.values()]
@@ -354,13 +359,11 @@ class Registry:
             if plugin.manifest is None:
                 self._broken.append((plugin, plugin.error))
                 continue
-            entries, presets = self._records(plugin.manifest)
             before = dict(self._entries), dict(self._presets)
             try:
-                for entry in entries:
-                    self._add(self._entries, evolve(entry, distribution=plugin.distribution))
-                for preset in presets:
-                    self._add(self._presets, evolve(preset, distribution=plugin.distribution))
+                for record in plugin.manifest.records(self.family):
+                    table = self._entries if isinstance(record, Entry) else self._presets
+                    self._add(table, evolve(record, distribution=plugin.distribution))
             except Exception as error:  # a stranger's manifest may hold anything
                 self._entries, self._presets = before
                 named = isinstance(error, RegistrationError)
@@ -371,20 +374,6 @@ class Registry:
         """Plugins whose parts of this family could not be registered, by label, with the reason."""
         self._discover()
         return {plugin.label: error for plugin, error in self._broken}
-
-
-@frozen(kw_only=True)
-class _InProcessEntry(Entry):
-    """An entry that holds its class, for notebooks, where no import string would find it."""
-
-    config: type[PartConfig]
-
-    @property
-    def importable(self) -> bool:
-        return False
-
-    def config_class(self) -> type[PartConfig]:
-        return self.config
 
 
 def registry(family: str) -> Registry:
@@ -402,31 +391,6 @@ def registry(family: str) -> Registry:
     return load_object(FAMILIES[family])  # type: ignore[no-any-return]  # an import string
 
 
-def _importable(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except (ImportError, ValueError):  # a parent package is not there, or has no spec
-        return False
-
-
-def _as_argument(name: str, entries: Iterable[Entry]) -> str:
-    """What to write for a file or folder that is there; nothing where none of the parts reads it."""
-    try:
-        path = Path(name).expanduser()
-        whole = path.is_dir()
-        inside = [entry.name for entry in islice(path.iterdir(), 64)] if whole else [path.name]
-        if not path.exists():
-            return ""
-    except (OSError, ValueError, RuntimeError):  # no name of a file, or none that may be looked at
-        return ""
-    for entry in entries:
-        for ending in entry.files:
-            if ending != "/" and any(file.lower().endswith(ending) for file in inside):
-                return f"{entry.name}:{printable(name)}"
-    folders = [entry.name for entry in entries if "/" in entry.files]
-    return f"{folders[0]}:{printable(name)}" if whole and folders else ""
-
-
 def _copied(tree: Tree) -> Tree:
     def copy(value: Any) -> Any:
         if isinstance(value, dict):
@@ -434,87 +398,3 @@ def _copied(tree: Tree) -> Tree:
         return [copy(v) for v in value] if isinstance(value, list) else value
 
     return copy(tree)  # type: ignore[no-any-return]  # a dict stays a dict
-
-
-def _names_of(record: Entry | Preset) -> set[str]:
-    aliases = record.aliases if isinstance(record, Entry) else ()
-    return {normalised(n) for n in (record.name, *aliases)}
-
-
-def _pattern(entry: Entry) -> re.Pattern[str]:
-    """``vb{latent_channels}`` as an expression with one named group."""
-    prefix, _, rest = entry.pattern.partition("{")
-    field_name, _, suffix = rest.partition("}")
-    return re.compile(
-        f"{re.escape(prefix)}(?P<{field_name}>[1-9][0-9]{{0,999}}){re.escape(suffix)}"
-    )
-
-
-def _clash(record: Entry | Preset, taken: Entry | Preset) -> str:
-    """The name two records would both answer to, or nothing."""
-    shared = sorted(_names_of(record) & _names_of(taken))
-    if shared:
-        return shared[0]
-    for one, other in ((record, taken), (taken, record)):
-        if not (isinstance(one, Entry) and one.pattern):
-            continue
-        if isinstance(other, Entry) and other.pattern and _form(one) == _form(other):
-            return one.pattern
-        matching = sorted(name for name in _names_of(other) if _pattern(one).fullmatch(name))
-        if matching:
-            return matching[0]
-    return ""
-
-
-def _form(entry: Entry) -> str:
-    return re.sub(r"\{.*\}", "{}", entry.pattern)
-
-
-def _check_recipe(recipe: Preset) -> None:
-    """What a plugin's recipe sets must be fields of recipes, stages and terms."""
-    what = f"recipe {recipe.name!r} of {recipe.distribution}"
-    _check_fields(recipe.values, RecipeConfig, what)
-    for index, stage in enumerate(recipe.values["stages"]):
-        _check_fields(stage, StageConfig, f"{what}: stages[{index}]")
-        for position, term in enumerate(stage["terms"]):
-            _check_fields(term, TermConfig, f"{what}: stages[{index}].terms[{position}]")
-
-
-def _check_fields(values: Tree, cls: type[attrs.AttrsInstance], what: str) -> None:
-    known = [a.name for a in attrs.fields(cls)]
-    strange = sorted(set(values) - set(known))
-    if strange:
-        raise PluginError(
-            f"{what} sets {', '.join(strange)}: no such field in {cls.__name__}."
-            f"{did_you_mean(strange[0], known)} It has {', '.join(sorted(known))}"
-        )
-
-
-def _shapeless(recipe: Tree) -> str:
-    """What a recipe lacks to be looked through for its losses, or nothing."""
-    stages = recipe.get("stages")
-    if not isinstance(stages, list):
-        return "it has no list of stages"
-    for index, stage in enumerate(stages):
-        terms = stage.get("terms") if isinstance(stage, dict) else None
-        if not isinstance(terms, list):
-            return f"stages[{index}] has no list of terms"
-        for position, term in enumerate(terms):
-            loss = term.get("loss") if isinstance(term, dict) else None
-            name = loss.get("name") if isinstance(loss, dict) else loss
-            if not isinstance(name, str):
-                return f"stages[{index}].terms[{position}] names no loss"
-    return ""
-
-
-def _same(record: Entry | Preset, taken: Entry | Preset) -> bool:
-    if isinstance(record, Entry) and isinstance(taken, Entry):
-        if isinstance(record, _InProcessEntry) and isinstance(taken, _InProcessEntry):
-            return record.config is taken.config and record.name == taken.name
-        return record.target == taken.target and record.name == taken.name
-    return record == taken
-
-
-def _origin(record: Entry | Preset) -> str:
-    what = record.target if isinstance(record, Entry) else f"preset of {record.part or 'recipe'}"
-    return f"{record.distribution} ({what})"

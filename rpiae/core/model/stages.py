@@ -1,0 +1,130 @@
+"""What is wrong with the stages of a run's recipe, and which of their terms stay. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from attrs import evolve
+
+from rpiae.core.config.recipe import AdversarialConfig, RunConfig, StageConfig, TermConfig
+
+
+class StageRules(Protocol):
+    """What a task knows of the stages that train it; a recipe's config builds it."""
+
+    def problems(self, stage: StageConfig) -> Iterator[str]:
+        """Names in a stage that the task does not know, each with its path in the stage."""
+
+    def offers(self, stage: StageConfig, config: RunConfig) -> tuple[frozenset[str], str]:
+        """What a stage has for its terms, names out of ``NEEDS``, and what decides that, in words."""
+
+
+def checked_stages(
+    config: RunConfig,
+) -> tuple[tuple[StageConfig, ...], list[str], list[str]]:
+    """The stages of a run without optional terms that lack what they need; notices; problems."""
+    rules: StageRules = config.recipe.build()
+    stages: list[StageConfig] = []
+    notices: list[str] = []
+    problems: list[str] = []
+    names = [stage.name for stage in config.recipe.stages]
+    if not names:
+        problems.append("recipe.stages: a recipe needs at least one stage")
+    for name in sorted({n for n in names if names.count(n) > 1}):
+        problems.append(f"recipe.stages: two stages are called {name!r}")
+    for index, stage in enumerate(config.recipe.stages):
+        path = f"recipe.stages[{index}]"
+        if (stage.steps is None) == (stage.epochs is None):
+            problems.append(f"{path}: give one of steps and epochs")
+        problems += _outside(stage, path)
+        problems += [f"{path}.{problem}" for problem in rules.problems(stage)]
+        offered, because = rules.offers(stage, config)
+        terms, left_out, unmet = _met_terms(stage, path, offered, because)
+        notices += left_out
+        problems += unmet
+        if not terms and not problems:
+            problems.append(f"{path}: no loss terms are left")
+        if any(t.adaptive for t in terms) and not any(t.reference for t in terms):
+            problems.append(
+                f"{path}: an adaptive weight needs at least one term with reference = true"
+            )
+        against, said = _adversaries(terms, stage.name, path)
+        problems += against
+        notices += said
+        stages.append(evolve(stage, terms=terms))
+    return tuple(stages), notices, problems
+
+
+def _met_terms(
+    stage: StageConfig, path: str, offered: frozenset[str], because: str
+) -> tuple[tuple[TermConfig, ...], list[str], list[str]]:
+    """A stage's terms that have what they need; notices of optional ones that do not; problems."""
+    terms, notices, problems = [], [], []
+    for position, term in enumerate(stage.terms):
+        unmet = " and ".join(sorted(term.loss.needs - offered))
+        if not unmet:
+            terms.append(term)
+        elif term.optional:
+            notices.append(f"stage {stage.name}: {term.loss.label} left out, it needs {unmet}")
+        else:
+            problems.append(
+                f"{path}.terms[{position}]: loss {term.loss.label!r} needs {unmet}, which this "
+                f"stage does not have ({because}). Leave the term out, or set optional = true."
+            )
+    return tuple(terms), notices, problems
+
+
+def _adversaries(terms: Sequence[TermConfig], stage: str, path: str) -> tuple[list[str], list[str]]:
+    """What is wrong with a stage's adversarial terms, and what is odd about them."""
+    problems, notices = [], []
+    playing = [(term, term.loss) for term in terms if isinstance(term.loss, AdversarialConfig)]
+    if len(playing) > 1:
+        problems.append(
+            f"{path}: a stage has one critic, so one adversarial term, not {len(playing)}"
+        )
+    for term, loss in playing:
+        if loss.critic_start_steps and loss.critic_start_epochs:
+            problems.append(f"{path}: give one of critic_start_steps and critic_start_epochs")
+        mixed = (term.start_epochs and loss.critic_start_steps) or (
+            term.start_steps and loss.critic_start_epochs
+        )
+        before = (term.start_steps, term.start_epochs) < (
+            loss.critic_start_steps, loss.critic_start_epochs,
+        )  # fmt: skip
+        if mixed:
+            notices.append(
+                f"stage {stage}: {loss.label} counts from "
+                f"{_when(term.start_steps, term.start_epochs)} and its critic begins to learn from "
+                f"{_when(loss.critic_start_steps, loss.critic_start_epochs)}: which is first depends "
+                "on the number of images"
+            )
+        elif before:
+            notices.append(
+                f"stage {stage}: {loss.label} counts before its critic has begun to learn "
+                "(critic_start_… is later than start_…)"
+            )
+    return problems, notices
+
+
+def _when(steps: int, epochs: float) -> str:
+    return f"step {steps}" if steps else f"epoch {epochs:g}"
+
+
+def _outside(stage: StageConfig, path: str) -> list[str]:
+    """Values of a stage that are out of range, or given twice."""
+    problems = []
+    optimiser = stage.optimiser
+    if not 0 <= stage.ema < 1:
+        problems.append(f"{path}.ema: must be at least 0 and below 1, got {stage.ema}")
+    if not all(0 <= beta < 1 for beta in optimiser.betas):
+        given = list(optimiser.betas)
+        problems.append(f"{path}.optimiser.betas: must be at least 0 and below 1, got {given}")
+    if optimiser.warmup_steps and optimiser.warmup_epochs:
+        problems.append(f"{path}.optimiser: give one of warmup_steps and warmup_epochs")
+    problems += [
+        f"{path}.terms[{position}]: give one of start_steps and start_epochs"
+        for position, term in enumerate(stage.terms)
+        if term.start_steps and term.start_epochs
+    ]
+    return problems
