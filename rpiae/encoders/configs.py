@@ -142,7 +142,7 @@ class TimmEncoderConfig(LibraryEncoderConfig):
         return _description(self, facts)
 
     def _listed_repository(self) -> str:
-        from rpiae.encoders.timm import weights_source
+        from rpiae.encoders.timm_models import weights_source
 
         return "" if self.url or not self.model else weights_source(self.model)[0]
 

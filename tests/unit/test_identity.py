@@ -46,9 +46,10 @@ FAMILIES = ("encoders", "bridges", "decoders", "losses", "critics", "datasets", 
 WITHOUT_EFFECT = {
     "RunConfig": {"out", "device", "wandb_project", "requires", "imports"},
     "RecipeConfig": {
-        "summary", "recompute", "evaluate_every", "checkpoint_every", "keep_checkpoints",
+        "summary", "recompute", "evaluate_every", "checkpoint_every", "read_every", "keep_checkpoints",
         "default_data", "default_resize", "default_positions",
     },
+    "StageConfig": {"best"},
     "datasets": {"workers"},
 }  # fmt: skip
 
@@ -142,6 +143,7 @@ CHANGES: dict[str, Tree | str] = {
     "recipe.evaluate_every": "recipe.evaluate_every=1",
     "recipe.checkpoint_every": "recipe.checkpoint_every=1",
     "recipe.keep_checkpoints": "recipe.keep_checkpoints=3",
+    "recipe.read_every": "recipe.read_every=3",
     "recipe.default_data": "recipe.default_data='sample'",
 }
 
