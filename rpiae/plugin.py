@@ -64,6 +64,7 @@ if TYPE_CHECKING:
         block_index,
         local_samples,
     )
+    from rpiae.core.model.folding import per_frame
     from rpiae.core.model.geometry import (
         Grid,
         at_least_fp32,
@@ -162,6 +163,7 @@ _WHERE = {
     "map_grid": "rpiae.core.model.geometry",
     "map_to_tokens": "rpiae.core.model.geometry",
     "names_file": "rpiae.core.config.fields",
+    "per_frame": "rpiae.core.model.folding",
     "settings_only": "rpiae.core.config.fields",
     "sincos_positions": "rpiae.core.model.blocks",
     "through": "rpiae.core.model.blocks",
@@ -238,6 +240,7 @@ __all__ = [
     "map_grid",
     "map_to_tokens",
     "names_file",
+    "per_frame",
     "settings_only",
     "sincos_positions",
     "through",

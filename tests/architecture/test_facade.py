@@ -25,7 +25,7 @@ PINNED = """
     StepRandomness SyntheticImages Term TrainedMetric UsageError at_least at_least_fp32 attention
     block_index check_bridge check_builds check_critic check_dataset check_decoder check_encoder
     check_loss check_manifest check_metric check_plugin generator local_samples map_grid map_to_tokens
-    names_file settings_only sincos_positions through tokens_to_map wired within without_effect
+    names_file per_frame settings_only sincos_positions through tokens_to_map wired within without_effect
 """.split()  # noqa: SIM905  # a list of words reads better so
 
 #: What pages, plugins and the template may import of the package.

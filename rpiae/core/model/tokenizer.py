@@ -46,6 +46,9 @@ class RPiAE(nn.Module):
         config: what the parts were built from; needed to save.
         trained_size: side of the training crops in pixels; 0 if unknown.
 
+    Raises:
+        UsageError: if a part's patch is not (frames, rows, columns).
+
     Source: arXiv 2603.19206.
     """
 
@@ -68,6 +71,7 @@ class RPiAE(nn.Module):
         trained_size: int = 0,
     ) -> None:
         super().__init__()
+        _check_patches(encoder=encoder, decoder=decoder)
         self.encoder = encoder
         self.bridge = bridge
         self.decoder = decoder
@@ -292,6 +296,16 @@ class RPiAE(nn.Module):
             )
         ones = (1,) * sides
         return self.latent_mean.view(-1, *ones), self.latent_std.view(-1, *ones)
+
+
+def _check_patches(**parts: Encoder | Decoder) -> None:
+    """Refuse patches that are no triples."""
+    for role, part in parts.items():
+        if not isinstance(part.patch, tuple) or len(part.patch) != 3:
+            raise UsageError(
+                f"{role}.patch is {part.patch!r}, not (frames, rows, columns) of pixels per token: "
+                f"{type(part).__name__} must set it, to (1, p, p) where it works on images"
+            )
 
 
 def _fitting(values: Tensor, part: object) -> Tensor:
