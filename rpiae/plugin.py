@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     )
     from rpiae.core.config.recipe import AdversarialConfig
     from rpiae.core.errors import ConfigError, DataError, FetchError, RpiaeError, UsageError
-    from rpiae.core.model.attention import attention
+    from rpiae.core.model.attention import Causal, Window, attention
     from rpiae.core.model.blocks import Block, sincos_positions, through
     from rpiae.core.model.contracts import (
         AdversarialTerm,
@@ -106,6 +106,7 @@ _WHERE = {
     "Bridge": "rpiae.core.model.contracts",
     "BridgeConfig": "rpiae.core.config.parts",
     "BridgeDescription": "rpiae.core.config.parts",
+    "Causal": "rpiae.core.model.attention",
     "ConfigError": "rpiae.core.errors",
     "Critic": "rpiae.core.model.contracts",
     "CriticConfig": "rpiae.core.config.parts",
@@ -144,6 +145,7 @@ _WHERE = {
     "Term": "rpiae.core.model.contracts",
     "TrainedMetric": "rpiae.evaluation.examination",
     "UsageError": "rpiae.core.errors",
+    "Window": "rpiae.core.model.attention",
     "at_least": "rpiae.core.config.fields",
     "at_least_fp32": "rpiae.core.model.geometry",
     "attention": "rpiae.core.model.attention",
@@ -183,6 +185,7 @@ __all__ = [
     "Bridge",
     "BridgeConfig",
     "BridgeDescription",
+    "Causal",
     "ConfigError",
     "Critic",
     "CriticConfig",
@@ -221,6 +224,7 @@ __all__ = [
     "Term",
     "TrainedMetric",
     "UsageError",
+    "Window",
     "at_least",
     "at_least_fp32",
     "attention",
