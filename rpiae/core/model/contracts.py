@@ -191,11 +191,11 @@ class Decoder(Protocol):
 class Replica(Protocol):
     """The frozen copy of the pivot, as loss terms see it."""
 
-    def features(self, images: Float[Tensor, "b 3 h w"]) -> Features:
-        """Tokens of the replica for images in [0, 1]."""
+    def features(self, images: Float[Tensor, "b 3 ..."]) -> Features:
+        """Tokens of the replica for images or clips in [0, 1]."""
 
-    def blocks(self, images: Float[Tensor, "b 3 h w"], indices: Sequence[int]) -> BlockFeatures:
-        """Intermediate tokens of the replica for images in [0, 1]; gradients pass to the images."""
+    def blocks(self, images: Float[Tensor, "b 3 ..."], indices: Sequence[int]) -> BlockFeatures:
+        """Intermediate tokens of the replica for images or clips in [0, 1]; gradients pass to them."""
 
     @property
     def num_blocks(self) -> int: ...
@@ -215,13 +215,13 @@ class StepContext(NamedTuple):
     A field is None where the stage has no such thing; a term declares what it ``needs``.
 
     Attributes:
-        images: x, (b, 3, h, w) in [0, 1].
+        images: x in [0, 1]: images (b, 3, h, w), or clips (b, 3, t, h, w).
         features: clean encoder features z.
         posterior: the bridge's posterior, where the bridge is in the path.
         decoded_features: ẑ, the bridge decoder's output in the space of ``features``.
-        reconstruction: x̂, (b, 3, h, w), not clamped.
+        reconstruction: x̂, of the shape of ``images``, not clamped.
         replica: the frozen pivot.
-        latent: what was decoded.
+        latent: what was decoded, (b, C, t, h, w); t is 1 for images.
         draws: the step's random draws, for terms that need some.
         expand: the bridge's way back, from a latent to features.
         critic: the stage's critic, frozen.
