@@ -118,6 +118,19 @@ def test_codes_stay_inside_the_codebook_for_any_features(
     torch.testing.assert_close(bridge.latent_of(posterior.indices), posterior.mode())
 
 
+def test_a_clip_is_coded_frame_by_frame() -> None:
+    model = rpiae.build(
+        encoder=ENCODER, bridge=TRAINING_BRIDGE | {"projection": "conv"}, decoder=DECODER
+    ).eval()
+    clip = torch.rand(2, 3, 3, 12, 20)
+    with torch.no_grad():
+        posterior = model.encode(clip)
+        frames = [model.encode(frame).indices for frame in clip.unbind(2)]
+        assert torch.equal(posterior.indices, torch.stack(frames, dim=1))
+        assert torch.equal(model.bridge.latent_of(posterior.indices), posterior.mode())
+        assert model.reconstruct(clip).shape == clip.shape
+
+
 @given(levels=some_levels)
 def test_zero_stays_zero(levels: list[int]) -> None:
     tokens = torch.zeros(1, 1, len(levels))
@@ -172,6 +185,8 @@ def test_its_codes_come_back_from_disk(tmp_path: Path) -> None:
         assert torch.equal(model.reconstruct(images), loaded.reconstruct(images))
     assert isinstance(theirs, QuantisedPosterior)
     assert torch.equal(ours.indices, theirs.indices)
+    assert theirs.indices.shape == (1, *theirs.mode().shape[2:])
+    assert torch.equal(loaded.bridge.latent_of(theirs.indices), theirs.mode())
     assert "rpiae_fsq" not in (tmp_path / "tokenizer" / "config.json").read_text()
 
 
