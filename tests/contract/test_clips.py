@@ -149,7 +149,7 @@ def test_latents_of_clips_are_normalised_per_channel() -> None:
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 2, 8, 8), (1, 1, 3, 1, 8, 8), (1, 1, 3, 8, 8)])
 def test_what_is_neither_images_nor_clips_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(
-        UsageError, match=r"images must be float tensors .* or clips \(batch, 3, fr"
+        UsageError, match=r"images must be float tensors .*, and clips \(batch, 3, frames,"
     ):
         tokenizer("vit", "vb4", "vit").encode(torch.zeros(shape))
 

@@ -170,8 +170,8 @@ class RPiAE(nn.Module):
         """Clean encoder features z of images or clips in [0, 1]: pad, resize, normalise, encode."""
         if images.ndim not in (4, 5) or images.shape[1] != 3 or not images.is_floating_point():
             raise UsageError(
-                "images must be float tensors (batch, 3, height, width) in [0, 1], or clips (batch, "
-                f"3, frames, height, width), not {images.dtype} {tuple(images.shape)}"
+                "images must be float tensors (batch, 3, height, width), and clips (batch, 3, frames, "
+                f"height, width), in [0, 1], not {images.dtype} {tuple(images.shape)}"
             )
         self._check_range(images)
         clip = as_clip(images)
