@@ -263,6 +263,7 @@ class PivotReplica:
         return clip_blocks(self._encoder, *self._seen(images), indices)
 
     def _seen(self, images: Tensor) -> tuple[Tensor, Geometry, Prepare]:
+        """Images as clips, their geometry, and what is done to every frame."""
         plan = geometry(
             images.shape[2:], patch=self._encoder.patch, output_patch=self._output_patch,
             downsampling=self._downsampling,
