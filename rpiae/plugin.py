@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     )
     from rpiae.core.config.recipe import AdversarialConfig
     from rpiae.core.errors import ConfigError, DataError, FetchError, RpiaeError, UsageError
-    from rpiae.core.model.attention import attention
+    from rpiae.core.model.attention import Causal, Window, attention
     from rpiae.core.model.blocks import Block, sincos_positions, through
     from rpiae.core.model.contracts import (
         AdversarialTerm,
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
         block_index,
         local_samples,
     )
+    from rpiae.core.model.folding import per_frame
     from rpiae.core.model.geometry import (
         Grid,
         at_least_fp32,
@@ -108,6 +109,7 @@ _WHERE = {
     "Bridge": "rpiae.core.model.contracts",
     "BridgeConfig": "rpiae.core.config.parts",
     "BridgeDescription": "rpiae.core.config.parts",
+    "Causal": "rpiae.core.model.attention",
     "ConfigError": "rpiae.core.errors",
     "Critic": "rpiae.core.model.contracts",
     "CriticConfig": "rpiae.core.config.parts",
@@ -146,6 +148,7 @@ _WHERE = {
     "Term": "rpiae.core.model.contracts",
     "TrainedMetric": "rpiae.evaluation.examination",
     "UsageError": "rpiae.core.errors",
+    "Window": "rpiae.core.model.attention",
     "at_least": "rpiae.core.config.fields",
     "at_least_fp32": "rpiae.core.model.geometry",
     "attention": "rpiae.core.model.attention",
@@ -168,6 +171,7 @@ _WHERE = {
     "names_file": "rpiae.core.config.fields",
     "names_revision": "rpiae.core.config.fields",
     "rounding_only": "rpiae.core.config.fields",
+    "per_frame": "rpiae.core.model.folding",
     "settings_only": "rpiae.core.config.fields",
     "sincos_positions": "rpiae.core.model.blocks",
     "through": "rpiae.core.model.blocks",
@@ -187,6 +191,7 @@ __all__ = [
     "Bridge",
     "BridgeConfig",
     "BridgeDescription",
+    "Causal",
     "ConfigError",
     "Critic",
     "CriticConfig",
@@ -225,6 +230,7 @@ __all__ = [
     "Term",
     "TrainedMetric",
     "UsageError",
+    "Window",
     "at_least",
     "at_least_fp32",
     "attention",
@@ -246,6 +252,7 @@ __all__ = [
     "map_to_tokens",
     "names_file",
     "names_revision",
+    "per_frame",
     "rounding_only",
     "settings_only",
     "sincos_positions",

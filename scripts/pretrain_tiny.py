@@ -84,7 +84,7 @@ class Classifier(nn.Module):
                 stem.append(nn.BatchNorm2d(layer.out_channels))
         self.encoder.stem = nn.Sequential(*stem)
         self.head = nn.Linear(WIDTH, 10)
-        self.pixels = nn.Linear(WIDTH, 3 * self.encoder.patch**2)
+        self.pixels = nn.Linear(WIDTH, 3 * math.prod(self.encoder.patch))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits, and every patch's pixels as a linear map of its token."""
@@ -197,7 +197,7 @@ def main() -> None:
                 logits, pixels = model(images)
             loss = F.cross_entropy(logits.float(), targets, label_smoothing=0.1)
             if args.pixels:
-                wanted = patchify(images, model.encoder.patch)
+                wanted = patchify(images.unsqueeze(2), model.encoder.patch)
                 loss = loss + args.pixels * F.l1_loss(pixels.float(), wanted)
             for opt in opts:
                 opt.zero_grad()

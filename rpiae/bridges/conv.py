@@ -10,11 +10,12 @@ from rpiae.bridges.posterior import Delta, DiagonalGaussian
 from rpiae.core.errors import UsageError
 from rpiae.core.model.blocks import ConvBlock, Upsample, group_norm, through
 from rpiae.core.model.contracts import Features
+from rpiae.core.model.folding import per_frame
 from rpiae.core.model.geometry import at_least_fp32, map_grid, map_to_tokens, tokens_to_map
 
 
 class ConvBridge(nn.Module):
-    """Compresses the feature map by convolutions to a point, and expands it again.
+    """Compresses the feature map by convolutions, frame by frame, to a point, and expands it again.
 
     Encoder: 1×1 convolution to ``width``, residual blocks, where wanted a 3×3 convolution of stride
     2, GroupNorm, SiLU, 3×3 convolution to the latent. The decoder mirrors it, with nearest-neighbour
@@ -25,10 +26,10 @@ class ConvBridge(nn.Module):
         latent_channels: channels C of the latent.
         width: channels of the convolutions.
         blocks: residual blocks each way.
-        downsampling: 1 keeps the grid; 2 halves its sides, which must then be even.
+        downsampling: 1 keeps the grid; 2 halves its rows and columns, which must then be even.
 
     Shapes:
-        tokens (b, n, D) on the grid (1, s·h, s·w) ↔ latent (b, C, h, w), s = ``downsampling``
+        tokens (b, n, D) on the grid (t, s·h, s·w) ↔ latent (b, C, t, h, w), s = ``downsampling``
 
     Raises:
         ValueError: if ``downsampling`` is neither 1 nor 2.
@@ -72,9 +73,9 @@ class ConvBridge(nn.Module):
         """
         return Delta(self._encoded(features))
 
-    def decode(self, latent: Float[Tensor, "b c h w"]) -> Features:
+    def decode(self, latent: Float[Tensor, "b c t h w"]) -> Features:
         """Features ẑ of a latent."""
-        expanded = at_least_fp32(self.decoder(latent))
+        expanded = at_least_fp32(per_frame(self.decoder, latent))
         return Features(map_to_tokens(expanded), map_grid(expanded))
 
     def _encoded(self, features: Features) -> Tensor:
@@ -84,7 +85,7 @@ class ConvBridge(nn.Module):
                 f"a grid of {rows}×{columns} tokens cannot be downsampled by {self.downsampling}: "
                 f"its sides must be multiples of {self.downsampling}, as RPiAE.geometry gives them"
             )
-        return at_least_fp32(self.encoder(tokens_to_map(*features)))
+        return at_least_fp32(per_frame(self.encoder, tokens_to_map(*features)))
 
 
 class ConvKlBridge(ConvBridge):

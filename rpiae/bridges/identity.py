@@ -31,6 +31,6 @@ class IdentityBridge(nn.Module):
         """Tokens as a map."""
         return Delta(tokens_to_map(features.tokens, features.grid))
 
-    def decode(self, latent: Float[Tensor, "b c h w"]) -> Features:
+    def decode(self, latent: Float[Tensor, "b c t h w"]) -> Features:
         """The map as tokens."""
         return Features(map_to_tokens(latent), map_grid(latent))

@@ -59,7 +59,7 @@ class LinearBridge(nn.Module):
         latent = at_least_fp32(self.encoder(features.tokens - self.mean))
         return Delta(tokens_to_map(latent, features.grid))
 
-    def decode(self, latent: Float[Tensor, "b c h w"]) -> Features:
+    def decode(self, latent: Float[Tensor, "b c t h w"]) -> Features:
         """Features ẑ of a latent."""
         tokens = at_least_fp32(self.decoder(map_to_tokens(latent))) + self.mean
         return Features(tokens, map_grid(latent))

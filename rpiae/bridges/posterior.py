@@ -15,19 +15,21 @@ class DiagonalGaussian:
     """A diagonal Gaussian over latents, in fp32 (or fp64, as what it is made of).
 
     Args:
-        mean: (b, C, h, w).
-        logvar: (b, C, h, w); clamped to [−30, 20].
+        mean: (b, C, t, h, w).
+        logvar: (b, C, t, h, w); clamped to [−30, 20].
     """
 
-    def __init__(self, mean: Float[Tensor, "b c h w"], logvar: Float[Tensor, "b c h w"]) -> None:
+    def __init__(
+        self, mean: Float[Tensor, "b c t h w"], logvar: Float[Tensor, "b c t h w"]
+    ) -> None:
         self.mean = at_least_fp32(mean)
         self.logvar = at_least_fp32(logvar).clamp(*LOGVAR_RANGE)
 
-    def mode(self) -> Float[Tensor, "b c h w"]:
+    def mode(self) -> Float[Tensor, "b c t h w"]:
         """The mean."""
         return self.mean
 
-    def sample(self, noise: Float[Tensor, "b c h w"] | None = None) -> Float[Tensor, "b c h w"]:
+    def sample(self, noise: Float[Tensor, "b c t h w"] | None = None) -> Float[Tensor, "b c t h w"]:
         """mean + std · noise; the noise is drawn where it is not given."""
         if noise is None:
             noise = standard_normal_like(self.mean)
@@ -45,16 +47,16 @@ class Delta:
     """A posterior that is a point.
 
     Args:
-        value: the point, (b, C, h, w).
+        value: the point, (b, C, t, h, w).
     """
 
-    def __init__(self, value: Float[Tensor, "b c h w"]) -> None:
+    def __init__(self, value: Float[Tensor, "b c t h w"]) -> None:
         self._value = value
 
-    def mode(self) -> Float[Tensor, "b c h w"]:
+    def mode(self) -> Float[Tensor, "b c t h w"]:
         """The point."""
         return self._value
 
-    def sample(self, noise: Float[Tensor, "b c h w"] | None = None) -> Float[Tensor, "b c h w"]:
+    def sample(self, noise: Float[Tensor, "b c t h w"] | None = None) -> Float[Tensor, "b c t h w"]:
         """The point; there is nothing to draw."""
         return self._value

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from rpiae.bridges.posterior import DiagonalGaussian
 from rpiae.core.model.blocks import Block, Mlp, SelfAttention, through
 from rpiae.core.model.contracts import Features
+from rpiae.core.model.folding import per_frame
 from rpiae.core.model.geometry import at_least_fp32, map_grid, map_to_tokens, tokens_to_map
 
 
 class VariationalBridge(nn.Module):
-    """Compresses features to a Gaussian over C channels and expands them again.
+    """Compresses features, frame by frame, to a Gaussian over C channels and expands them again.
 
     Encoder: a = LN₁(t); t ← W_skip t + MHA(a); t ← t + MLP(LN₂(t)), the MLP's last layer starting
     at zero; Linear(D → 2C) gives mean and log-variance. Decoder: Linear(C → D), pre-norm
@@ -63,13 +64,14 @@ class VariationalBridge(nn.Module):
 
     def encode(self, features: Features) -> DiagonalGaussian:
         """Posterior of the features."""
-        moments = tokens_to_map(self.encoder(features.tokens), features.grid)
+        moments = tokens_to_map(per_frame(self.encoder, *features), features.grid)
         mean, logvar = moments.chunk(2, dim=1)
         return DiagonalGaussian(mean, logvar)
 
-    def decode(self, latent: Float[Tensor, "b c h w"]) -> Features:
+    def decode(self, latent: Float[Tensor, "b c t h w"]) -> Features:
         """Features ẑ of a latent."""
-        return Features(at_least_fp32(self.decoder(map_to_tokens(latent))), map_grid(latent))
+        grid = map_grid(latent)
+        return Features(at_least_fp32(per_frame(self.decoder, map_to_tokens(latent), grid)), grid)
 
 
 class BridgeEncoder(nn.Module):

@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from rpiae.core.model.blocks import ConvBlock, Upsample, group_norm, through
 from rpiae.core.model.contracts import Features
-from rpiae.core.model.geometry import at_least_fp32, tokens_to_map
+from rpiae.core.model.folding import per_frame
+from rpiae.core.model.geometry import at_least_fp32, patch_triple, tokens_to_map
 
 #: Channels below which an octave does not go.
 LEAST_WIDTH = 32
 
 
 class ConvDecoder(nn.Module):
-    """Residual convolutions on the token grid, then octave by octave up to the pixels.
+    """Residual convolutions on the token grid, then octave by octave up to the pixels, frame by frame.
 
     With q = 2ᵏ·r, r odd: 3×3 convolution to ``width``, ``depth`` residual blocks, k octaves (nearest
     neighbours ×2, a convolution, ``blocks`` residual blocks at half the width, not below 32),
@@ -29,7 +30,7 @@ class ConvDecoder(nn.Module):
         blocks: residual blocks after every octave.
 
     Shapes:
-        tokens (b, n, D) on the grid (1, h, w) → (b, 3, h·q, w·q)
+        tokens (b, n, D) on the grid (t, h, w) → (b, 3, t, h·q, w·q)
 
     Source: the decoder of latent diffusion's autoencoder (arXiv 2112.10752), without attention; the
     pixel shuffle (arXiv 1609.05158) is for patches such as 14, which are no power of two.
@@ -40,7 +41,7 @@ class ConvDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.features = features
-        self.patch = patch
+        self.patch = patch_triple(patch)
         self.in_conv = nn.Conv2d(features, width, 3, padding=1)
         self.blocks = nn.ModuleList(ConvBlock(width=width) for _ in range(depth))
         self.octaves = nn.ModuleList()
@@ -60,9 +61,12 @@ class ConvDecoder(nn.Module):
         assert isinstance(weight, nn.Parameter)
         return weight
 
-    def forward(self, features: Features) -> Float[Tensor, "b 3 h w"]:
+    def forward(self, features: Features) -> Float[Tensor, "b 3 t h w"]:
         """Pixels in the encoder's normalised space."""
-        x = self.in_conv(tokens_to_map(*features))
+        return per_frame(self._pixels, tokens_to_map(*features))
+
+    def _pixels(self, feature_map: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 y x"]:
+        x = self.in_conv(feature_map)
         for block in self.blocks:
             x = through(block, x)
         for octave in self.octaves:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from rpiae.core.model.blocks import Block, resample_positions, sincos_positions, through
 from rpiae.core.model.contracts import Features
-from rpiae.core.model.geometry import Grid, at_least_fp32, unpatchify
+from rpiae.core.model.folding import per_frame
+from rpiae.core.model.geometry import Grid, at_least_fp32, patch_triple, unpatchify
 
 EPS = 1e-12
 
@@ -30,7 +31,7 @@ class VitDecoder(nn.Module):
         stored_grid: (rows, columns) of a stored position embedding; ``"trained"`` needs them.
 
     Shapes:
-        tokens (b, n, D) on the grid (1, h, w) → (b, 3, h·q, w·q)
+        tokens (b, n, D) on the grid (t, h, w) → (b, 3, t, h·q, w·q), frame by frame
 
     Raises:
         ValueError: if the width is no multiple of 4, or positions to be trained have no grid.
@@ -59,7 +60,7 @@ class VitDecoder(nn.Module):
         if positions == "trained" and not stored_grid:
             raise ValueError("positions that are trained need a stored_grid: (rows, columns)")
         self.features = features
-        self.patch = patch
+        self.patch = patch_triple(patch)
         self.width = width
         self.embed = nn.Linear(features, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -85,17 +86,24 @@ class VitDecoder(nn.Module):
         assert isinstance(weight, nn.Parameter)
         return weight
 
-    def forward(self, features: Features) -> Float[Tensor, "b 3 h w"]:
+    def forward(self, features: Features) -> Float[Tensor, "b 3 t h w"]:
         """Pixels in the encoder's normalised space."""
-        tokens = self.embed(features.tokens)
-        tokens = tokens + self._positions(features.grid)
+        positions = self._positions(features.grid)
+        patches = per_frame(lambda tokens: self._patches(tokens, positions), *features)
+        return unpatchify(patches, features.grid, self.patch)
+
+    def _patches(
+        self, tokens: Float[Tensor, "b n d"], positions: Float[Tensor, "*one n w"]
+    ) -> Float[Tensor, "b n p"]:
+        """Tokens of images → their patches of pixels."""
+        tokens = self.embed(tokens) + positions
         tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         for block in self.blocks:
             tokens = through(block, tokens)
-        pixels = at_least_fp32(self.pred(self.norm(tokens[:, 1:])))
-        return unpatchify(pixels, features.grid, self.patch)
+        return at_least_fp32(self.pred(self.norm(tokens[:, 1:])))
 
     def _positions(self, grid: Grid) -> Tensor:
+        """Of the tokens of a frame."""
         _, rows, columns = grid
         if not self._stored:
             return sincos_positions(rows, columns, self.width).to(self.cls_token)

@@ -19,7 +19,7 @@ from rpiae.core.errors import FetchError, UsageError, did_you_mean, nearest
 from rpiae.core.model.attention import attention
 from rpiae.core.model.blocks import aggregate, resample_positions, through
 from rpiae.core.model.contracts import BlockFeatures, Features, block_index
-from rpiae.core.model.geometry import Grid, map_grid, map_to_tokens
+from rpiae.core.model.geometry import Grid, map_grid, map_to_tokens, patch_triple
 from rpiae.core.runtime.names import printable, shown
 from rpiae.core.runtime.weights import load_whole, read_weights
 from rpiae.encoders.timm import TimmEncoder, try_out
@@ -143,7 +143,7 @@ class ClipTower(nn.Module):
         self.layers = tuple(sorted(layers)) or (len(blocks) - 1,)
         self.add_final_mean = add_final_mean
         self.width: int = network.conv1.out_channels
-        self.patch: int = network.patch_size[0]
+        self.patch = patch_triple(network.patch_size[0])
         self.num_blocks = max(self.layers) + 1
         self.prefix_tokens = 1
         self._depth = len(blocks)
@@ -245,7 +245,7 @@ def describe_model(
             tower = OpenClipEncoder(model=model, model_args=model_args)
         if model_args:
             try_out(tower, f"open_clip model {known.name!r}", model_args)
-        facts = (tower.width, tower.patch, tower.num_blocks, tower.prefix_tokens)
+        facts = (tower.width, tower.patch[1], tower.num_blocks, tower.prefix_tokens)
         return (*facts, known.mean, known.std)
     config = _vision_config(known, {})
     assert isinstance(config.layers, int)

@@ -18,7 +18,7 @@ from rpiae.core.errors import CheckpointError
 from rpiae.core.model.adapters import from_transformers
 from rpiae.core.model.blocks import aggregate, resample_positions, through
 from rpiae.core.model.contracts import BlockFeatures, Encoder, Features, block_index
-from rpiae.core.model.geometry import Grid, map_grid, map_to_tokens
+from rpiae.core.model.geometry import Grid, map_grid, map_to_tokens, patch_triple
 from rpiae.core.runtime.names import printable
 from rpiae.core.runtime.weights import check_plain, load_whole, read_weights
 from rpiae.encoders.timm_attention import switched
@@ -93,7 +93,7 @@ class TimmEncoder(nn.Module):
         self._depth = len(network.blocks)
         network.blocks = network.blocks[: max(self.layers) + 1]
         self.width: int = network.embed_dim
-        self.patch: int = network.patch_embed.patch_size[0]
+        self.patch = patch_triple(network.patch_embed.patch_size[0])
         self.num_blocks = len(network.blocks)
         self.prefix_tokens: int = network.num_prefix_tokens
         self.mean: Triple = tuple(mean or network.pretrained_cfg["mean"])
@@ -130,7 +130,8 @@ class TimmEncoder(nn.Module):
         """Patch tokens after the blocks with these indices, in the order asked for."""
         wanted = [block_index(index, self.num_blocks) for index in indices]
         if not self._known:
-            grid = (1, images.shape[-2] // self.patch, images.shape[-1] // self.patch)
+            _, ph, pw = self.patch
+            grid = (1, images.shape[-2] // ph, images.shape[-1] // pw)
             found = self.network.forward_intermediates(
                 images,
                 indices=sorted(set(wanted)),
@@ -354,7 +355,7 @@ def describe_model(
     if model_args:
         try_out(encoder, f"timm model {model!r}", model_args)
     return (
-        encoder.width, encoder.patch, encoder.num_blocks, encoder.prefix_tokens,
+        encoder.width, encoder.patch[1], encoder.num_blocks, encoder.prefix_tokens,
         encoder.mean, encoder.std,
     )  # fmt: skip
 
@@ -365,8 +366,8 @@ def try_out(encoder: Encoder, what: str, model_args: Mapping[str, Any]) -> None:
     Raises:
         UsageError: if it does not; it blames ``model_args``.
     """
-    side = 2 * encoder.patch
+    _, ph, pw = encoder.patch
     try:
-        encoder.blocks(torch.empty(1, 3, side, side, device="meta"), [-1])
+        encoder.blocks(torch.empty(1, 3, 2 * ph, 2 * pw, device="meta"), [-1])
     except Exception as error:  # a library's model fails in its own ways on sizes that do not fit
         raise unbuildable(what, model_args, error) from None

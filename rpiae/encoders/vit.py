@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rpiae.core.model.blocks import Block, aggregate, resample_positions, sincos_positions, through
 from rpiae.core.model.contracts import BlockFeatures, Features, block_index
-from rpiae.core.model.geometry import Grid, map_grid, map_to_tokens
+from rpiae.core.model.geometry import Grid, map_grid, map_to_tokens, patch_triple
 from rpiae.core.runtime.names import printable
 from rpiae.core.runtime.weights import load_whole, read_weights
 
@@ -61,7 +61,7 @@ class VitEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.width = width
-        self.patch = patch
+        self.patch = patch_triple(patch)
         self.mean = mean
         self.std = std
         self.layers = tuple(sorted(layers)) or (depth - 1,)

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rpiae.core.errors import RunError, UsageError
+from rpiae.core.model.clips import of_images
 from rpiae.core.model.contracts import Features, GaussianPosterior, Posterior, Replica
 from rpiae.core.model.geometry import Rounding, to_8_bits
 from rpiae.core.model.tokenizer import RPiAE
@@ -68,7 +69,7 @@ class Examination:
     def posterior(self) -> Posterior:
         """The bridge's posterior."""
         with torch.no_grad(), self._autocast():
-            return self.model.posterior(self.features)
+            return of_images(self.model.posterior(self.features))
 
     @cached_property
     def latent(self) -> Float[Tensor, "b c h w"]:

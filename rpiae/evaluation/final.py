@@ -49,7 +49,7 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
     if not made.isfinite().all():
         raise RunError(f"the tokenizer in {folder} gives numbers that are not finite")
     facts = model.config.bridge_facts
-    patch = model.decoder.patch * facts.downsampling
+    patch = model.decoder.patch[1] * facts.downsampling
     training = data.crops(max(16, FITTING_PIXELS // data.image_size**2), seed=run.seed)
     coded = linear_code(training, held_out.images, patch=patch, channels=facts.latent_channels)
     flat = mean_colour(held_out.images, patch=patch)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rpiae.core.config.recipe import StageConfig
+from rpiae.core.model.clips import as_clip
 from rpiae.core.model.contracts import HeldOut, Replica
 from rpiae.core.model.geometry import patchify, to_8_bits, unpatchify
 from rpiae.core.model.tokenizer import RPiAE
@@ -135,18 +136,19 @@ def linear_code(
     from sklearn.decomposition import PCA
 
     size = images.shape[-1] // patch * patch
-    values = patchify(images[..., :size, :size], patch)
+    square = (1, patch, patch)
+    values = patchify(as_clip(images[..., :size, :size]), square)
     dimensions = values.shape[-1]
     if channels >= dimensions:
         return images
-    fitted = patchify(training[..., :size, :size], patch).flatten(0, 1)
+    fitted = patchify(as_clip(training[..., :size, :size]), square).flatten(0, 1)
     pca = PCA(n_components=min(channels, len(fitted)), random_state=0).fit(fitted.numpy())
     coded = pca.inverse_transform(pca.transform(values.flatten(0, 1).numpy()))
     grid = (1, size // patch, size // patch)
     found = images.clone()
     found[..., :size, :size] = unpatchify(
-        torch.from_numpy(coded).float().view_as(values), grid, patch
-    )
+        torch.from_numpy(coded).float().view_as(values), grid, square
+    ).squeeze(2)
     return found
 
 

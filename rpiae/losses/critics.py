@@ -52,7 +52,7 @@ class DinoCritic(nn.Module):
         assert isinstance(backbone, Encoder)
         self.backbone = backbone.requires_grad_(False)
         self._layers = (-1, *layers)
-        self._size = image_size // backbone.patch * backbone.patch
+        self._size = image_size // backbone.patch[1] * backbone.patch[1]
         self.heads = nn.ModuleList(
             TokenHead(width=backbone.width, kernel=kernel) for _ in self._layers
         )

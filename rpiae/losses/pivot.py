@@ -131,7 +131,9 @@ class PivotNoisyLoss:
         with torch.no_grad():
             anchor = context.replica.features(context.images).tokens
         latent = at_least_fp32(context.latent)
-        t = self._most * context.draws.uniform("pivot-noisy-time", latent.device).view(-1, 1, 1, 1)
+        t = self._most * context.draws.uniform("pivot-noisy-time", latent.device).view(
+            -1, 1, 1, 1, 1
+        )
         noisy = (1 - t) * latent + t * context.draws.normal_like(latent, "pivot-noisy")
         tokens = at_least_fp32(context.expand(noisy).tokens)
         return (1 - F.cosine_similarity(tokens, at_least_fp32(anchor), dim=-1)).mean()

@@ -150,7 +150,7 @@ def _parameters(model: RPiAE, role: str) -> dict[str, Tensor]:
 def _check_round_trip(model: RPiAE, folder: Path) -> None:
     """The saved tokenizer is the same, also for an image that is neither square nor a multiple."""
     loaded = load_tokenizer(save_tokenizer(model.eval(), folder))
-    side = model.decoder.patch * model.bridge.downsampling
+    side = model.decoder.patch[1] * model.bridge.downsampling
     images = torch.rand(1, 3, 3 * side - 1, 4 * side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         made, again = model.reconstruct(images), loaded.reconstruct(images)

@@ -27,6 +27,7 @@ from rpiae.core.model.contracts import (
     QuantisedPosterior,
     StepContext,
 )
+from rpiae.core.model.geometry import patch_triple
 from rpiae.core.runtime.draws import StepRandomness
 from rpiae.encoders.configs import VitEncoderConfig
 from rpiae.tasks.tokenizer.replica import PivotReplica
@@ -34,6 +35,8 @@ from rpiae.tasks.tokenizer.replica import PivotReplica
 
 def check_encoder(config: EncoderConfig, *, grid: tuple[int, int] = (2, 3)) -> None:
     """An encoder's facts, shapes, non-square grids, gradients and meta construction.
+
+    An encoder of images is shown images, one of clips a clip of two tokens' frames.
 
     Args:
         config: of a small encoder.
@@ -45,15 +48,19 @@ def check_encoder(config: EncoderConfig, *, grid: tuple[int, int] = (2, 3)) -> N
     encoder = _seeded(config)
     assert isinstance(encoder, Encoder), _unfit(encoder, Encoder)
     assert shapes == {n: p.shape for n, p in encoder.state_dict().items()}, "meta build differs"
-    for name in ("width", "patch", "num_blocks", "mean", "std"):
+    for name in ("width", "num_blocks", "mean", "std"):
         said, has = getattr(facts, name), getattr(encoder, name)
         assert said == has, f"describe() says {name} = {said}, the module has {has}"
+    _check_patch(encoder.patch, facts.patch)
     rows, columns = grid
-    images = torch.randn(2, 3, rows * encoder.patch, columns * encoder.patch)
+    pt, ph, pw = encoder.patch
+    steps = 2 if pt > 1 else 1
+    frames = (steps * pt,) if pt > 1 else ()
+    images = torch.randn(2, 3, *frames, rows * ph, columns * pw)
     features = encoder(images)
-    _check_features(features, (2, rows * columns, facts.width), (1, rows, columns))
-    turned = encoder(images.transpose(-2, -1))
-    assert turned.grid == (1, columns, rows), "height and width are swapped for non-square images"
+    _check_features(features, (2, steps * rows * columns, facts.width), (steps, rows, columns))
+    turned = encoder(torch.randn(2, 3, *frames, columns * ph, rows * pw))
+    assert turned.grid == (steps, columns, rows), "height and width are swapped"
     found = encoder.blocks(images, [0, -1])
     assert isinstance(found, BlockFeatures)
     assert [t.shape for t in found.tokens] == [features.tokens.shape] * 2
@@ -66,7 +73,7 @@ def check_encoder(config: EncoderConfig, *, grid: tuple[int, int] = (2, 3)) -> N
 
 
 def check_bridge(config: BridgeConfig) -> None:
-    """A bridge's facts, fit, shapes on a non-square grid, posterior and gradients.
+    """A bridge's facts, fit, shapes on non-square grids of images and clips, posterior and gradients.
 
     Args:
         config: of a small bridge, its wired fields filled.
@@ -84,7 +91,8 @@ def check_bridge(config: BridgeConfig) -> None:
     tokens = torch.randn(2, rows * columns, bridge.features)
     posterior = bridge.encode(Features(tokens, (1, rows, columns)))
     latent = posterior.mode()
-    assert latent.shape == (2, facts.latent_channels, 2, 3), "describe() gives another latent shape"
+    shape = (2, facts.latent_channels, 1, 2, 3)
+    assert latent.shape == shape, f"the latent is {tuple(latent.shape)}, described as {shape}"
     noise = torch.randn(latent.shape)
     assert torch.equal(posterior.sample(noise), posterior.sample(noise)), "sample is not repeatable"
     if facts.gaussian:
@@ -98,6 +106,9 @@ def check_bridge(config: BridgeConfig) -> None:
         assert posterior.kl() >= 0
     if isinstance(posterior, QuantisedPosterior):
         _check_indices(posterior, latent)
+    clip = Features(torch.randn(2, 2 * rows * columns, bridge.features), (2, rows, columns))
+    back = bridge.decode(bridge.encode(clip).mode())
+    _check_features(back, tuple(clip.tokens.shape), clip.grid)
     _check_gradients(bridge, decoded.tokens)
 
 
@@ -137,18 +148,22 @@ def _check_indices(posterior: QuantisedPosterior, latent: Tensor) -> None:
 
 
 def check_decoder(config: DecoderConfig) -> None:
-    """A decoder's shapes on a non-square grid, and gradients.
+    """A decoder's shapes on non-square grids of images and clips, and gradients.
 
     Args:
         config: of a small decoder, its wired fields filled.
     """
     decoder = _seeded(config)
     assert isinstance(decoder, Decoder), _unfit(decoder, Decoder)
-    assert decoder.patch == config.patch
+    assert config.patch is not None
+    _check_patch(decoder.patch, config.patch)
     assert decoder.features == config.features
-    images = decoder(Features(torch.randn(2, 6, decoder.features), (1, 2, 3)))
-    assert images.shape == (2, 3, 2 * decoder.patch, 3 * decoder.patch)
-    _check_gradients(decoder, images)
+    frames, rows, columns = decoder.patch
+    for steps in (2, 1):
+        clip = decoder(Features(torch.randn(2, steps * 6, decoder.features), (steps, 2, 3)))
+        shape = (2, 3, steps * frames, 2 * rows, 3 * columns)
+        assert clip.shape == shape, f"{tuple(clip.shape)} on {steps} × 2 × 3 tokens, not {shape}"
+    _check_gradients(decoder, clip)
     assert decoder.last_weight.grad is not None, "last_weight takes no part in the images"
 
 
@@ -167,13 +182,13 @@ def check_loss(config: LossConfig, replica_encoder: nn.Module | None = None) -> 
         replica_encoder = _seeded(VitEncoderConfig(width=32, depth=2, num_heads=2))
     assert isinstance(replica_encoder, Encoder), _unfit(replica_encoder, Encoder)
     patch, width = replica_encoder.patch, replica_encoder.width
-    images = torch.rand(2, 3, 4 * patch, 6 * patch)
+    images = torch.rand(2, 3, 4 * patch[1], 6 * patch[2])
     leaves = {
         "reconstruction": torch.rand(images.shape, requires_grad=True),
         "tokens": torch.randn(2, 24, width, requires_grad=True),
         "decoded": torch.randn(2, 24, width, requires_grad=True),
-        "moments": torch.randn(2, 4, 4, 6, requires_grad=True),
-        "latent": torch.randn(2, 1, 4, 6, requires_grad=True),
+        "moments": torch.randn(2, 4, 1, 4, 6, requires_grad=True),
+        "latent": torch.randn(2, 1, 1, 4, 6, requires_grad=True),
     }
     context = StepContext(
         images=images,
@@ -225,6 +240,11 @@ def _seeded(config: EncoderConfig | BridgeConfig | DecoderConfig | CriticConfig)
         module = config.build()
     assert isinstance(module, nn.Module)
     return module
+
+
+def _check_patch(patch: object, described: int) -> None:
+    wanted = patch_triple(described)
+    assert patch == wanted, f"patch is {patch}, not (frames, rows, columns) = {wanted}"
 
 
 def _check_features(features: Features, shape: tuple[int, ...], grid: tuple[int, int, int]) -> None:

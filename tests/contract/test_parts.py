@@ -92,8 +92,9 @@ def test_encoder_preset_states_what_its_model_is(name: str) -> None:
     facts: EncoderDescription = config.describe()
     with torch.device("meta"), Uninitialised():
         module = config.build()
-    for field in ("width", "patch", "num_blocks", "mean", "std"):
+    for field in ("width", "num_blocks", "mean", "std"):
         assert getattr(module, field) == getattr(facts, field), field
+    assert module.patch == (1, facts.patch, facts.patch)
     assert getattr(module, "prefix_tokens", 0) == facts.prefix_tokens
     row = _documented(name)
     assert row["part"] == f"`{config.name}`"
@@ -137,7 +138,7 @@ def _documented(name: str) -> dict[str, str]:
 def _native_size(module: Any) -> int:
     network = getattr(getattr(module, "tower", module), "network", None)
     if network is None:
-        return int(module.patch * module.pos_embed.shape[1])
+        return int(module.patch[1] * module.pos_embed.shape[1])
     if hasattr(network, "patch_embed"):
         return int(network.patch_embed.img_size[0])
     return int(network.image_size[0])

@@ -19,8 +19,9 @@ from rpiae.bridges.posterior import DiagonalGaussian
 from rpiae.core.errors import CheckpointError
 from rpiae.core.model.adapters import tokenizer_from_reference, tokenizer_to_reference
 from rpiae.core.model.build import build_tokenizer
+from rpiae.core.model.clips import as_clip
 from rpiae.core.model.contracts import Features
-from rpiae.core.model.geometry import tokens_to_map
+from rpiae.core.model.geometry import Grid, tokens_to_map
 from rpiae.core.model.resolve import resolve_tokenizer
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.decoders.configs import VitDecoderConfig
@@ -77,6 +78,11 @@ def _near(golden: Golden, actual: Tensor, name: str, floor: str) -> None:
     torch.testing.assert_close(actual, golden.expected[name], rtol=0, atol=tolerance)
 
 
+def image_map(tokens: Tensor, grid: Grid) -> Tensor:
+    """Tokens of images as the reference lays them out, (b, d, h, w)."""
+    return tokens_to_map(tokens, grid).squeeze(2)
+
+
 @torch.inference_mode()
 def test_stage_one(golden: Load) -> None:
     stage1 = golden("rpiae_stage1")
@@ -106,7 +112,7 @@ def test_replica(golden: Load) -> None:
     replica = PivotReplica(anchored.encoder, output_patch=anchored.decoder.patch)
     images = stage1.inputs["images"]
     tokens = replica.features(images).tokens
-    _near(stage1, tokens_to_map(tokens, (1, *GRID)), "teacher_latent", "teacher_latent")
+    _near(stage1, image_map(tokens, (1, *GRID)), "teacher_latent", "teacher_latent")
     loss = F.mse_loss(_tokenizer(stage1).features(images).tokens, tokens)
     torch.testing.assert_close(loss, stage1.expected["piv_loss"], rtol=1e-5, atol=0)
 
@@ -121,12 +127,13 @@ def test_with_bridge(golden: Load, name: str) -> None:
     _near(bridged, features.tokens, "encoder_tokens", "z_clean")
     posterior = model.posterior(features)
     assert isinstance(posterior, DiagonalGaussian)
-    _near(bridged, posterior.mean, "posterior_mean", "posterior_mean")
-    _near(bridged, posterior.logvar, "posterior_logvar", "posterior_logvar")
-    assert torch.equal(model.encode(images).mode(), posterior.mean)
+    _near(bridged, posterior.mean.squeeze(2), "posterior_mean", "posterior_mean")
+    _near(bridged, posterior.logvar.squeeze(2), "posterior_logvar", "posterior_logvar")
+    assert torch.equal(model.encode(images).mode(), posterior.mean.squeeze(2))
     expanded = model.expand(posterior.mode())
-    _near(bridged, tokens_to_map(*expanded), "vb_decoded_denorm", "vb_decoded_denorm")
-    reconstruction = model.decode(posterior.mode(), size=(256, 256))
+    _near(bridged, image_map(*expanded), "vb_decoded_denorm", "vb_decoded_denorm")
+    reconstruction = model.decode(posterior.mode(), size=(1, 256, 256)).squeeze(2)
+    assert torch.equal(model.decode(posterior.mode().squeeze(2), size=(256, 256)), reconstruction)
     _near(bridged, reconstruction, "reconstruction", "reconstruction")
     torch.testing.assert_close(
         posterior.kl(), bridged.expected["stage2_kl_mean"], rtol=1e-5, atol=0
@@ -149,12 +156,12 @@ def test_features_are_compared_in_one_space(golden: Load) -> None:
     model = _tokenizer(normed)
     features = model.features(normed.inputs["images"])
     mean, var = normed.inputs["latent_mean"], normed.inputs["latent_var"]
-    normalised = (tokens_to_map(*features) - mean) / (var + 1e-5).sqrt()
+    normalised = (image_map(*features) - mean) / (var + 1e-5).sqrt()
     _near(normed, normalised, "z_clean", "z_clean")
-    decoded = model.bridge.decode(normed.expected["latent_mode"])
-    _near(normed, tokens_to_map(*decoded), "vb_decoded", "vb_decoded_denorm")
+    decoded = model.bridge.decode(as_clip(normed.expected["latent_mode"]))
+    _near(normed, image_map(*decoded), "vb_decoded", "vb_decoded_denorm")
     torch.testing.assert_close(
-        F.mse_loss(tokens_to_map(*decoded), normalised),
+        F.mse_loss(image_map(*decoded), normalised),
         normed.expected["feat_mse_in_normalised_space"],
         rtol=1e-5,
         atol=0,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rpiae.core.model.attention import attention, choose_backend
+from rpiae.core.model.attention import Causal, Window, attention, choose_backend
 
 pytestmark = pytest.mark.gpu
 
@@ -52,16 +52,20 @@ def _error(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
+def _needs(backend: str, card: torch.device) -> None:
+    if backend == "xformers":
+        if card.type != "cuda":
+            pytest.skip("xformers has no kernels for this device")
+        pytest.importorskip("xformers")
+
+
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 @pytest.mark.parametrize("backend", ["math", "sdpa", "xformers"])
 def test_backends_on_the_card(
     card: torch.device, backend: str, dtype: torch.dtype, shape: tuple[int, ...]
 ) -> None:
-    if backend == "xformers":
-        if card.type != "cuda":
-            pytest.skip("xformers has no kernels for this device")
-        pytest.importorskip("xformers")
+    _needs(backend, card)
     qkv = _inputs(shape, dtype, card)
     wanted = _with_gradients(_written_out, tuple(t.double() for t in qkv))
     forward, backward = BOUNDS[dtype]
@@ -69,6 +73,34 @@ def test_backends_on_the_card(
     bounds = (forward, backward, backward, backward)
     for name, one, other, bound in zip(("out", "q", "k", "v"), found, wanted, bounds, strict=True):
         assert _error(one, other) <= bound, f"{name}: {_error(one, other):.1e} over {bound}"
+
+
+@pytest.mark.parametrize("mask", [Causal(), Causal(frame=16), Window(last=3, frame=8)], ids=str)
+@pytest.mark.parametrize("sizes", [(64, 64), (37, 53)], ids=str)
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize("backend", ["math", "sdpa", "xformers"])
+def test_masks_on_the_card(
+    card: torch.device, backend: str, dtype: torch.dtype, sizes: tuple[int, int], mask: Causal
+) -> None:
+    _needs(backend, card)
+    qkv = _inputs((2, 3, *sizes, 64), dtype, card)
+    exact = functools.partial(attention, mask=mask, backend="math")
+    wanted = _with_gradients(exact, tuple(t.double() for t in qkv))
+    found = _with_gradients(functools.partial(attention, mask=mask, backend=backend), qkv)
+    forward, backward = BOUNDS[dtype]
+    for one, other, bound in zip(found, wanted, (forward, *[backward] * 3), strict=True):
+        assert _error(one, other) <= bound
+
+
+@pytest.mark.parametrize("backend", ["math", "sdpa", "xformers"])
+def test_more_entries_than_a_kernel_takes(card: torch.device, backend: str) -> None:
+    _needs(backend, card)
+    qkv = _inputs((66_000, 2, 4, 4, 16), torch.bfloat16, card)
+    found = _with_gradients(functools.partial(attention, backend=backend), qkv)
+    last = _with_gradients(_written_out, tuple(t[-9:].double() for t in qkv))
+    forward, backward = BOUNDS[torch.bfloat16]
+    for one, other, bound in zip(found, last, (forward, *[backward] * 3), strict=True):
+        assert _error(one[-9:], other) <= bound
 
 
 def test_the_automatic_choice_on_cuda(card: torch.device) -> None:

@@ -48,7 +48,7 @@ def test_it_is_scikit_learns(
     with torch.no_grad():
         latent = bridge.encode(Features(values[None], (1, 1, len(values)))).mode()
         made = bridge.decode(latent).tokens[0]
-    ours = latent[0, :, 0].T.double().numpy()
+    ours = latent[0, :, 0, 0].T.double().numpy()
     np.testing.assert_allclose(made.double().numpy(), restored, atol=1e-5)
     signs = np.sign((ours * coded).sum(axis=0))
     np.testing.assert_allclose(ours * signs, coded, atol=1e-5 * max(1.0, np.abs(coded).max()))

@@ -13,7 +13,15 @@ from torch import Tensor
 
 import rpiae
 from rpiae.core.model import attention as attention_module
-from rpiae.core.model.attention import ENVIRONMENT, attention, attention_backend, choose_backend
+from rpiae.core.model import folding
+from rpiae.core.model.attention import (
+    ENVIRONMENT,
+    Causal,
+    Window,
+    attention,
+    attention_backend,
+    choose_backend,
+)
 from rpiae.core.model.blocks import recomputing
 from rpiae.core.model.resolve import part_config
 from rpiae.core.model.tokenizer import RPiAE
@@ -108,6 +116,26 @@ def test_half_precision_is_traced_too() -> None:
     model = tokenizer().to(torch.bfloat16)
     with torch.no_grad():
         assert torch.equal(traced(model)(images()), model(images()))
+
+
+@torch.inference_mode()
+def test_a_clip_is_traced_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folding, "MOST_FOLDED", 4)
+    model = tokenizer()
+    clip = images(2, 3, 3, 12, 20)
+    assert torch.equal(traced(model)(clip), model(clip))
+
+
+@pytest.mark.parametrize("backend", ["math", "sdpa"])
+@pytest.mark.parametrize("mask", [Causal(), Causal(frame=3), Window(last=2, frame=2)], ids=str)
+def test_masks_are_traced_too(mask: Causal, backend: str) -> None:
+    def masked(q: Tensor, k: Tensor) -> Tensor:
+        return attention(q, k, k, mask=mask, backend=backend)
+
+    together = traced(masked)
+    for n, m in ((6, 6), (3, 7), (10, 10)):
+        q, k = torch.randn(2, 2, n, 4), torch.randn(2, 2, m, 4)
+        torch.testing.assert_close(together(q, k), masked(q, k))
 
 
 @pytest.mark.parametrize("where", ["argument", "context", "environment", "automatic"])

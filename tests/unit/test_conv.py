@@ -62,7 +62,7 @@ def test_a_token_makes_the_pixels_around_its_place() -> None:
     tokens = torch.zeros(2, 5 * 7, 4)
     tokens[1, 2 * 7 + 4] = 1
     with torch.no_grad():
-        plain, changed = decoder(Features(tokens, (1, 5, 7)))
+        plain, changed = decoder(Features(tokens, (1, 5, 7))).squeeze(2)
     rows, columns = ((plain != changed).any(dim=0).any(dim=d).nonzero() for d in (1, 0))
     assert (rows.min() + rows.max() + 1) / 2 == (2 + 0.5) * 6
     assert (columns.min() + columns.max() + 1) / 2 == (4 + 0.5) * 6
@@ -80,17 +80,17 @@ def test_any_size_comes_back_in_its_size(size: tuple[int, int], bridge: str, enc
         whole = model.decode(latent)
     assert tuple(latent.shape[1:]) == model.latent_shape(*size)
     assert made.shape == images.shape
-    assert tuple(whole.shape[-2:]) == model.geometry(*size).padded
+    assert (1, *whole.shape[-2:]) == model.geometry(*size).padded
     assert torch.equal(whole[..., : size[0], : size[1]].clamp(0, 1), made)
 
 
 @pytest.mark.parametrize("encoder", ["vit", "timm"])
 def test_half_the_grid_is_half_the_latent_and_the_replica_keeps_in_step(encoder: str) -> None:
     model = tokenizer(HALF, encoder=encoder)
-    q = model.decoder.patch
+    _, q, _ = model.decoder.patch
     plan = model.geometry(5 * q, 3 * q)
     assert plan.grid == (1, 6, 4)
-    assert plan.padded == (6 * q, 4 * q)
+    assert plan.padded == (1, 6 * q, 4 * q)
     assert model.latent_shape(5 * q, 3 * q) == (4, 3, 2)
     pivot = tokenizer(HALF, encoder=encoder).encoder
     pivot.load_state_dict(model.encoder.state_dict())

@@ -59,7 +59,7 @@ def test_heads_of_the_papers_critic() -> None:
     assert isinstance(critic, DinoCritic)
     assert len(critic.heads) == 5
     assert critic.backbone.width == 384
-    assert critic.backbone.patch == 8
+    assert critic.backbone.patch == (1, 8, 8)
     activation = critic.backbone.network.blocks[0].mlp.act
     x = torch.linspace(-3, 3, 20)
     torch.testing.assert_close(activation(x), torch.nn.functional.gelu(x, approximate="tanh"))

@@ -51,7 +51,7 @@ def _fresh() -> Iterator[None]:
 @pytest.mark.parametrize("name", MORE)
 def test_cast_weights_give_tokens_near_those_of_fp32(name: str, dtype: torch.dtype) -> None:
     module = encoder(name)
-    given = images(7, 5, module.patch)
+    given = images(7, 5, module.patch[1])
     with torch.inference_mode():
         exact = module(given).tokens
         found = module.to(dtype)(given.to(dtype)).tokens
@@ -77,7 +77,7 @@ def test_traced_encoders_give_the_same_tokens_at_any_size(name: str) -> None:
     traced = torch.compile(module, backend="eager", fullgraph=True, dynamic=True)
     with torch.no_grad():
         for grid in ((7, 5), (3, 6)):
-            given = images(*grid, module.patch)
+            given = images(*grid, module.patch[1])
             found, wanted = traced(given), module(given)
             assert found.grid == wanted.grid == (1, *grid)
             torch.testing.assert_close(found.tokens, wanted.tokens, rtol=0, atol=1e-6)

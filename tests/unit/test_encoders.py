@@ -207,7 +207,7 @@ def test_attention_is_ours_and_backends_agree(name: str) -> None:
     encoder = config.build()
     theirs = (nn.MultiheadAttention, timm.layers.attention.Attention)
     assert not [m for m in encoder.modules() if isinstance(m, theirs)]
-    images = _images(2, 3, patch=encoder.patch)
+    images = _images(2, 3, patch=encoder.patch[1])
     found = {}
     for backend in ("math", "sdpa"):
         with torch.inference_mode(), attention_backend(backend):
@@ -229,7 +229,7 @@ def test_recomputing_gives_the_same_gradients(name: str) -> None:
         torch.manual_seed(0)
         encoder = part_config("encoders", ENCODERS[name]).build()
         with recomputing(enabled):
-            tokens = encoder(_images(2, 3, patch=encoder.patch)).tokens
+            tokens = encoder(_images(2, 3, patch=encoder.patch[1])).tokens
             torch.autograd.backward([tokens.square().mul(tokens).sum()])
         gradients.append([p.grad for p in encoder.parameters()])
     for one, other in zip(*gradients, strict=True):
@@ -258,7 +258,7 @@ def test_layers_are_averaged_and_the_last_one_s_mean_added(name: str) -> None:
     plain = BUILDERS[name](False)
     added = BUILDERS[name](True)
     added.load_state_dict(plain.state_dict())
-    images = _images(2, 3, patch=plain.patch)
+    images = _images(2, 3, patch=plain.patch[1])
     eps = plain._eps if isinstance(plain, TimmEncoder) else 1e-6
     if isinstance(plain, OpenClipEncoder):
         eps = plain.tower._eps
@@ -355,8 +355,9 @@ def test_towers_of_every_kind_are_described_as_they_are_built(model: str) -> Non
     with torch.device("meta"):
         built = config.build()
         tokens = built(torch.empty(1, 3, 2 * facts.patch, 3 * facts.patch)).tokens
-    for name in ("width", "patch", "num_blocks", "prefix_tokens", "mean", "std"):
+    for name in ("width", "num_blocks", "prefix_tokens", "mean", "std"):
         assert getattr(facts, name) == getattr(built, name), name
+    assert built.patch == (1, facts.patch, facts.patch)
     assert tokens.shape == (1, 6, facts.width)
 
 

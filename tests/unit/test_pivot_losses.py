@@ -79,11 +79,11 @@ def test_relations_do_not_care_about_rotation_or_scale() -> None:
 
 def test_relations_of_the_latent_may_have_fewer_channels() -> None:
     anchor = torch.randn(1, 4, 6)
-    latent = torch.randn(1, 2, 2, 2, requires_grad=True)
+    latent = torch.randn(1, 2, *GRID, requires_grad=True)
     given = context(anchor, latent=latent, features=Features(anchor, GRID))
     PivotRelationalLoss(of="latent", margin=0.0)(given).backward()
     assert latent.grad is not None
-    small = context(anchor, latent=torch.randn(1, 2, 1, 1), features=Features(anchor, GRID))
+    small = context(anchor, latent=torch.randn(1, 2, 1, 1, 1), features=Features(anchor, GRID))
     with pytest.raises(UsageError, match="without downsampling"):
         PivotRelationalLoss(of="latent", margin=0.0)(small)
 
@@ -91,7 +91,7 @@ def test_relations_of_the_latent_may_have_fewer_channels() -> None:
 def test_noise_on_the_way_costs_more_the_more_of_it_there_is() -> None:
     torch.manual_seed(0)
     anchor = torch.randn(64, 4, 6)
-    latent = anchor.mT.reshape(64, 6, 2, 2)
+    latent = anchor.mT.reshape(64, 6, *GRID)
 
     def expand(noisy: Tensor) -> Features:
         return Features(noisy.flatten(2).mT, GRID)

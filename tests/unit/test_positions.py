@@ -110,7 +110,8 @@ def _positions(encoder: Any) -> tuple[Tensor, Tensor] | None:
         network.ln_pre = torch.nn.Identity()
     else:
         network.norm_pre = torch.nn.Identity()
-    images = torch.zeros(1, 3, 5 * encoder.patch, 3 * encoder.patch)
+    _, patch, _ = encoder.patch
+    images = torch.zeros(1, 3, 5 * patch, 3 * patch)
     with torch.inference_mode():
         tokens, _ = encoder._embed(images)
     flat = table.detach().reshape(1, -1, encoder.width) if table.ndim < 4 else table.detach()

@@ -107,7 +107,7 @@ def test_a_reference_run_trains_its_positions(tmp_path: Path) -> None:
     list(train(evolve(inputs, recipe=one)))
     assert (decoder.positions - before).abs().max() > 0
     copy = VitDecoder(
-        features=32, patch=decoder.patch, width=32, depth=1, num_heads=2, mlp_hidden=64,
+        features=32, patch=decoder.patch[1], width=32, depth=1, num_heads=2, mlp_hidden=64,
         positions="trained", stored_grid=before.shape[1:3],
     )  # fmt: skip
     copy.load_state_dict(decoder.state_dict())

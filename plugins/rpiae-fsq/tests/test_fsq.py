@@ -90,14 +90,15 @@ def test_every_code_is_reached_and_numbered_once(levels: list[int]) -> None:
     wanted = torch.tensor(list(itertools.product(*expected))).tolist()
     assert rows == set(map(tuple, wanted))
     # An input that the bound maps to a level itself is rounded to that level.
-    half, bound = bridge.levels // 2, (bridge.levels - 1) / 2 + 1e-3
-    offset = (1 - bridge.levels % 2) / 2
+    across = bridge.levels.view(-1, 1, 1)
+    half, bound = across // 2, (across - 1) / 2 + 1e-3
+    offset = (1 - across % 2) / 2
     inputs = torch.atanh((codes * half + offset) / bound) - torch.atanh(offset / bound)
     tokens = inputs[0, :, :, 0].T[None]
     with torch.no_grad():
         found = bridge.encode(Features(tokens, (1, count, 1)))
-    assert torch.equal(found.indices, indices)
-    torch.testing.assert_close(found.mode(), codes, atol=1e-6, rtol=0)
+    assert torch.equal(found.indices.squeeze(1), indices)
+    torch.testing.assert_close(found.mode().squeeze(2), codes, atol=1e-6, rtol=0)
 
 
 @given(levels=some_levels, seed=st.integers(0, 2**31), scale=st.floats(0, 1e6))
@@ -115,6 +116,19 @@ def test_codes_stay_inside_the_codebook_for_any_features(
     assert posterior.mode().abs().max() <= 1
     assert torch.equal(posterior.sample(), posterior.mode())
     torch.testing.assert_close(bridge.latent_of(posterior.indices), posterior.mode())
+
+
+def test_a_clip_is_coded_frame_by_frame() -> None:
+    model = rpiae.build(
+        encoder=ENCODER, bridge=TRAINING_BRIDGE | {"projection": "conv"}, decoder=DECODER
+    ).eval()
+    clip = torch.rand(2, 3, 3, 12, 20)
+    with torch.no_grad():
+        posterior = model.encode(clip)
+        frames = [model.encode(frame).indices for frame in clip.unbind(2)]
+        assert torch.equal(posterior.indices, torch.stack(frames, dim=1))
+        assert torch.equal(model.bridge.latent_of(posterior.indices), posterior.mode())
+        assert model.reconstruct(clip).shape == clip.shape
 
 
 @given(levels=some_levels)
@@ -171,6 +185,8 @@ def test_its_codes_come_back_from_disk(tmp_path: Path) -> None:
         assert torch.equal(model.reconstruct(images), loaded.reconstruct(images))
     assert isinstance(theirs, QuantisedPosterior)
     assert torch.equal(ours.indices, theirs.indices)
+    assert theirs.indices.shape == (1, *theirs.mode().shape[2:])
+    assert torch.equal(loaded.bridge.latent_of(theirs.indices), theirs.mode())
     assert "rpiae_fsq" not in (tmp_path / "tokenizer" / "config.json").read_text()
 
 

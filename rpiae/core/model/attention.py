@@ -10,6 +10,9 @@ context, the environment variable ``RPIAE_ATTENTION``, and last the automatic ch
 * ``math``: two matrix products and a softmax in fp32 (fp64 for such tensors). It is the reference the others are tested
   against.
 
+A mask says which keys a query may see: ``Causal``, or ``Window`` for its last stretch alone. Both
+count in frames where several tokens make one. More entries than kernels take go in chunks.
+
 Under ``torch.compile`` the choice is made once per traced graph, while it is traced, and is a
 constant in it: set context or environment before the first call. Left alone, it is ``sdpa`` there
 instead of ``xformers``, which cannot be traced.
@@ -23,16 +26,17 @@ import functools
 import importlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from attrs import frozen
-from jaxtyping import Float
+from attrs import field, frozen, validators
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rpiae.core.errors import UsageError, unknown
+from rpiae.core.model import folding
 from rpiae.core.model.geometry import at_least_fp32
 
 BACKENDS = ("math", "sdpa", "xformers")
@@ -41,6 +45,12 @@ ENVIRONMENT = "RPIAE_ATTENTION"
 #: In bf16 on CPU, sdpa with its backward pass is slower than two matrix products up to about here:
 #: 4.3 times at 64 tokens, 1.9 times at 256; at 1024 it is twice as fast (benchmarks/attention.py).
 MOST_CPU_MATH_TOKENS = 512
+
+#: Masks that are kept, by what they mask, their size and their device.
+KEPT_MASKS = 8
+
+#: xformers reads rows of a mask that begin at multiples of so many entries.
+ALIGNMENT = 8
 
 _log = logging.getLogger(__name__)
 _context: contextvars.ContextVar[str | None] = contextvars.ContextVar(
@@ -54,6 +64,56 @@ class BackendChoice:
 
     name: str
     reason: str
+
+
+@frozen(kw_only=True)
+class Causal:
+    """A query sees its own frame and those before it.
+
+    Attributes:
+        frame: tokens per frame, which see each other; 1 masks token by token. The first key begins
+            a frame.
+    """
+
+    frame: int = field(default=1, validator=validators.ge(1))
+
+    def reach(self, m: int) -> int:
+        """How many frames of m keys a query sees at most, its own included."""
+        return -(-m // self.frame)
+
+    def needed(self, n: int, m: int) -> Causal | None:
+        """The mask for the last n of m positions; None if it hides nothing there.
+
+        Raises:
+            UsageError: if there are more queries than keys.
+        """
+        if n > m:
+            raise UsageError(
+                f"with a mask, queries are the last of the keys' positions: {n} queries do not fit "
+                f"{m} keys"
+            )
+        first, last = (m - n) // self.frame, (m - 1) // self.frame
+        return None if first == last < self.reach(m) else self
+
+    def is_triangle(self, n: int, m: int) -> bool:
+        """Whether query i of n sees keys 0 to i of as many, and no other."""
+        return n == m and self.frame == 1 and self.reach(m) >= m
+
+
+@frozen(kw_only=True)
+class Window(Causal):
+    """A query sees its own frame and those before it, ``last`` in all.
+
+    Attributes:
+        frame: see ``Causal``.
+        last: frames that are seen.
+    """
+
+    last: int = field(validator=validators.ge(1))
+
+    def reach(self, m: int) -> int:
+        """How many frames of m keys a query sees at most, its own included."""
+        return self.last
 
 
 @contextlib.contextmanager
@@ -72,32 +132,40 @@ def attention(
     v: Float[Tensor, "b heads m d"],
     *,
     scale: float | None = None,
+    mask: Causal | None = None,
     backend: str | None = None,
 ) -> Float[Tensor, "b heads n d"]:
-    """Scaled dot-product attention, not causal and without a mask.
+    """Scaled dot-product attention.
 
     Args:
-        q: queries.
+        q: queries; with a mask, those of the last n of the keys' m positions.
         k: keys, of the queries' dtype and device.
         v: values.
         scale: factor on q kᵀ; 1/√d where it is not given.
+        mask: which keys a query sees, ``Causal`` or ``Window``; all of them where it is not given.
         backend: one of ``BACKENDS``; see the module's text for what applies where it is not given.
 
     Returns:
         The attended values, in the layout and dtype of ``q``.
 
     Raises:
-        UsageError: if the backend's name is unknown, or an explicitly named one cannot run here.
+        UsageError: if the backend's name is unknown, an explicitly named one cannot run here, or a
+            mask is given more queries than keys.
     """
     if scale is None:
         scale = q.shape[-1] ** -0.5
+    if mask is not None:
+        mask = mask.needed(q.shape[-2], k.shape[-2])
     # Traced with a symbolic number of tokens, this is one constant or the other, and a guard.
     tokens = 0 if k.shape[-2] <= MOST_CPU_MATH_TOKENS else MOST_CPU_MATH_TOKENS + 1
     name = _name_of_choice(
         q.device, q.dtype, q.shape[-1], backend, tokens, torch.is_grad_enabled(),
-        torch.compiler.is_compiling(),
+        torch.compiler.is_compiling(), mask is not None,
     )  # fmt: skip
-    attended: Tensor = _IMPLEMENTATIONS[name](q, k, v, scale)
+    [attended] = folding.in_chunks(
+        lambda *qkv: [_IMPLEMENTATIONS[name](*qkv, scale, mask)], q, k, v,
+        most=max(1, folding.MOST_FOLDED // q.shape[1]),
+    )  # fmt: skip
     return attended
 
 
@@ -110,11 +178,12 @@ def _name_of_choice(
     num_tokens: int,
     gradients: bool,
     compiled: bool,
+    masked: bool,
 ) -> str:
     """Name of ``choose_backend``'s choice; traced code takes it as a constant."""
     return choose_backend(
         device, dtype, head_dim,
-        backend=backend, num_tokens=num_tokens, gradients=gradients, compiled=compiled,
+        backend=backend, num_tokens=num_tokens, gradients=gradients, compiled=compiled, masked=masked,
     ).name  # fmt: skip
 
 
@@ -127,6 +196,7 @@ def choose_backend(
     num_tokens: int = 0,
     gradients: bool = False,
     compiled: bool = False,
+    masked: bool = False,
 ) -> BackendChoice:
     """Decide which backend serves tensors of this device, dtype and head dimension.
 
@@ -136,6 +206,7 @@ def choose_backend(
         num_tokens: length of the keys.
         gradients: whether a backward pass may follow.
         compiled: whether ``torch.compile`` traces the call.
+        masked: whether a mask hides some keys.
 
     Raises:
         UsageError: if the backend asked for is unknown or cannot run here.
@@ -148,9 +219,9 @@ def choose_backend(
             return BackendChoice(name="math", reason="faster than sdpa's backward in bf16 on CPU")
         if compiled:
             return BackendChoice(name="sdpa", reason="torch.compile cannot trace xformers")
-        return _automatic(device, dtype, head_dim)
+        return _automatic(device, dtype, head_dim, masked)
     if asked == "xformers":
-        problem = _xformers_problem(device, dtype, head_dim)
+        problem = _xformers_problem(device, dtype, head_dim, masked)
         if problem:
             raise UsageError(
                 f"attention backend 'xformers' ({where}) cannot run here: {problem}. "
@@ -178,10 +249,12 @@ def _known(name: str) -> str:
 
 
 @functools.cache
-def _automatic(device: torch.device, dtype: torch.dtype, head_dim: int) -> BackendChoice:
+def _automatic(
+    device: torch.device, dtype: torch.dtype, head_dim: int, masked: bool
+) -> BackendChoice:
     if device.type != "cuda":
         return BackendChoice(name="sdpa", reason=f"xformers has no {device.type} kernels")
-    problem = _xformers_problem(device, dtype, head_dim)
+    problem = _xformers_problem(device, dtype, head_dim, masked)
     if problem is None:
         return BackendChoice(name="xformers", reason="probed on this device and dtype")
     _log.info("attention: using sdpa, since xformers cannot run here: %s", problem)
@@ -189,13 +262,16 @@ def _automatic(device: torch.device, dtype: torch.dtype, head_dim: int) -> Backe
 
 
 @functools.cache
-def _xformers_problem(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Run xformers once on real tensors; the reason it fails, or None."""
+def _xformers_problem(
+    device: torch.device, dtype: torch.dtype, head_dim: int, masked: bool
+) -> str | None:
+    """Run xformers once on real tensors, with a mask if one is wanted; the reason it fails, or None."""
     if device.type != "cuda":
         return f"it has no {device.type} kernels"
     try:
         probe = torch.zeros(1, 1, 8, head_dim, device=device, dtype=dtype, requires_grad=True)
-        torch.autograd.grad(_xformers(probe, probe, probe, 1.0).sum(), probe)
+        mask = Window(last=1, frame=4) if masked else None
+        torch.autograd.grad(_xformers(probe, probe, probe, 1.0, mask).sum(), probe)
     except ImportError:
         return 'it is not installed: pip install "rpiae[xformers]"'
     except (RuntimeError, NotImplementedError, ValueError) as error:
@@ -208,22 +284,63 @@ def _xformers_ops() -> Any:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types for it
-def _xformers(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    # xformers wants (b, n, heads, d) and calls the factor `scale`.
-    out = _xformers_ops().memory_efficient_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale
+def _xformers(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Causal | None) -> Tensor:
+    # xformers wants (b, n, heads, d), calls the factor `scale`, and adds the mask to the scores.
+    ops = _xformers_ops()
+    (b, heads, n, _), m = q.shape, k.shape[-2]
+    bias: Any = None
+    if mask is not None and mask.is_triangle(n, m):
+        bias = ops.LowerTriangularMask()
+    elif mask is not None:
+        bias = _built(_bias, mask, n, m, q.device, q.dtype).expand(b, heads, n, m)
+    out = ops.memory_efficient_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_bias=bias, scale=scale
     )
     return out.transpose(1, 2)  # type: ignore[no-any-return]  # xformers is untyped
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Causal | None) -> Tensor:
+    n, m = q.shape[-2], k.shape[-2]
+    if mask is None or mask.is_triangle(n, m):
+        return F.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=mask is not None)
+    seen = _built(_seen, mask, n, m, q.device)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale, attn_mask=seen)
 
 
-def _math(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def _math(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Causal | None) -> Tensor:
     # Scaling q rather than the product costs n·d instead of n·m multiplications.
-    weights = at_least_fp32((q * scale) @ k.transpose(-2, -1)).softmax(dim=-1)
-    return weights.to(v.dtype) @ v
+    scores = at_least_fp32((q * scale) @ k.transpose(-2, -1))
+    if mask is not None:
+        seen = _built(_seen, mask, q.shape[-2], k.shape[-2], q.device)
+        scores = scores.masked_fill(~seen, -torch.inf)
+    return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
+def _built(build: Callable[..., Tensor], *key: Any) -> Tensor:
+    """A mask's tensor, built once for the same key; in traced code it is part of the graph."""
+    return build(*key) if torch.compiler.is_compiling() else _kept(build, *key)
+
+
+@functools.lru_cache(maxsize=KEPT_MASKS)
+def _kept(build: Callable[..., Tensor], *key: Any) -> Tensor:
+    # What inference mode makes could not be used in training later.
+    with torch.inference_mode(False):
+        return build(*key)
+
+
+def _seen(mask: Causal, n: int, m: int, device: torch.device) -> Bool[Tensor, "n m"]:
+    """Whether each query sees each key."""
+    query = torch.arange(m - n, m, device=device).unsqueeze(1) // mask.frame
+    ago = query - torch.arange(m, device=device) // mask.frame
+    return (ago >= 0) & (ago < mask.reach(m))
+
+
+def _bias(
+    mask: Causal, n: int, m: int, device: torch.device, dtype: torch.dtype
+) -> Float[Tensor, "n m"]:
+    """What is added to scores: 0 where a query sees a key, else −∞."""
+    rows = torch.zeros(n, -(-m // ALIGNMENT) * ALIGNMENT, device=device, dtype=dtype)
+    return rows[:, :m].masked_fill_(~_seen(mask, n, m, device), -torch.inf)
 
 
 _IMPLEMENTATIONS = {"math": _math, "sdpa": _sdpa, "xformers": _xformers}

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rpiae.core.errors import UsageError
-from rpiae.core.model.geometry import Grid
+from rpiae.core.model.geometry import Grid, Patch
 from rpiae.core.runtime.draws import StepRandomness
 
 
@@ -48,7 +48,10 @@ class Encoder(Protocol):
 
     Attributes:
         width: channels d of the tokens.
-        patch: input pixels per token and side.
+        patch: (pt, ph, pw), input frames and pixels per token. With pt = 1 it is an encoder of
+            images, (1, p, p) for square patches: it takes (b, 3, h, w), gives tokens on grids
+            (1, h/ph, w/pw), and is given a clip frame by frame. With more it takes clips
+            (b, 3, t, h, w).
         mean, std: per-channel statistics that its input is normalised with.
         num_blocks: transformer blocks that are used.
         last_weight: MLP output weight of the last used block; adaptive weights refer to it.
@@ -57,7 +60,7 @@ class Encoder(Protocol):
     """
 
     width: int
-    patch: int
+    patch: Patch
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     num_blocks: int
@@ -65,22 +68,23 @@ class Encoder(Protocol):
     @property
     def last_weight(self) -> nn.Parameter: ...
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Features:
+    def forward(self, images: Float[Tensor, "b 3 ..."]) -> Features:
         """Tokens of normalised images whose sides are multiples of ``patch``."""
 
-    def blocks(self, images: Float[Tensor, "b 3 h w"], indices: Sequence[int]) -> BlockFeatures:
+    def blocks(self, images: Float[Tensor, "b 3 ..."], indices: Sequence[int]) -> BlockFeatures:
         """Patch tokens after the blocks with these indices (negative ones count from the end)."""
 
-    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Features: ...
+    def __call__(self, images: Float[Tensor, "b 3 ..."]) -> Features: ...
 
 
 @runtime_checkable
 class Posterior(Protocol):
-    """A distribution over latents (b, C, h, w)."""
+    """A distribution over latents (b, C, t, h, w); where ``RPiAE.encode`` gives it for images, over
+    (b, C, h, w)."""
 
-    def mode(self) -> Float[Tensor, "b c h w"]: ...
+    def mode(self) -> Float[Tensor, "b c ..."]: ...
 
-    def sample(self, noise: Float[Tensor, "b c h w"] | None = None) -> Float[Tensor, "b c h w"]:
+    def sample(self, noise: Float[Tensor, "b c ..."] | None = None) -> Float[Tensor, "b c ..."]:
         """A sample; ``noise`` is standard normal of the latent's shape (drawn where not given)."""
 
 
@@ -89,11 +93,11 @@ class GaussianPosterior(Posterior, Protocol):
     """A diagonal Gaussian over latents.
 
     Attributes:
-        mean, logvar: (b, C, h, w).
+        mean, logvar: of the latents' shape.
     """
 
-    mean: Float[Tensor, "b c h w"]
-    logvar: Float[Tensor, "b c h w"]
+    mean: Float[Tensor, "b c ..."]
+    logvar: Float[Tensor, "b c ..."]
 
     def kl(self) -> Float[Tensor, ""]: ...
 
@@ -103,11 +107,11 @@ class QuantisedPosterior(Posterior, Protocol):
     """A point out of a finite set of codes per latent position.
 
     Attributes:
-        indices: (b, h, w), which code it is.
+        indices: (b, t, h, w), which code it is; (b, h, w) where the latents are of images.
         codebook_size: how many there are.
     """
 
-    indices: Int[Tensor, "b h w"]
+    indices: Int[Tensor, "b ..."]
     codebook_size: int
 
 
@@ -115,12 +119,15 @@ class QuantisedPosterior(Posterior, Protocol):
 class Bridge(Protocol):
     """Compresses encoder features into a latent and expands them again.
 
+    Both lie on grids (t, h, w), one of images on (1, h, w). A bridge of images takes the frames of
+    a clip apart, see ``rpiae.core.model.folding.per_frame``.
+
     Attributes:
         features: channels of the features on both sides.
         latent_channels: channels C of the latent.
         gaussian: whether ``encode`` gives a ``GaussianPosterior``.
         downsampling: tokens s per latent position and side. The tokenizer pads images, so that
-            ``encode`` sees grids of multiples of s; ``decode`` gives back s·h × s·w tokens.
+            ``encode`` sees rows and columns in multiples of s, and ``decode`` gives s·h × s·w back.
     """
 
     features: int
@@ -130,7 +137,7 @@ class Bridge(Protocol):
 
     def encode(self, features: Features) -> Posterior: ...
 
-    def decode(self, latent: Float[Tensor, "b c h w"]) -> Features: ...
+    def decode(self, latent: Float[Tensor, "b c t h w"]) -> Features: ...
 
 
 class Fit(NamedTuple):
@@ -165,30 +172,30 @@ class Decoder(Protocol):
 
     Attributes:
         features: channels of the features it reads.
-        patch: output pixels per token and side (q).
+        patch: (qt, qh, qw), output frames and pixels per token; (1, q, q) for one of images.
         last_weight: weight of the layer that makes the pixels; adaptive weights refer to it.
     """
 
     features: int
-    patch: int
+    patch: Patch
 
     @property
     def last_weight(self) -> nn.Parameter: ...
 
-    def forward(self, features: Features) -> Float[Tensor, "b 3 h w"]:
-        """Pixels in the encoder's normalised space, h·q × w·q."""
+    def forward(self, features: Features) -> Float[Tensor, "b 3 t h w"]:
+        """Pixels in the encoder's normalised space, ``patch`` per token of the grid."""
 
-    def __call__(self, features: Features) -> Float[Tensor, "b 3 h w"]: ...
+    def __call__(self, features: Features) -> Float[Tensor, "b 3 t h w"]: ...
 
 
 class Replica(Protocol):
     """The frozen copy of the pivot, as loss terms see it."""
 
-    def features(self, images: Float[Tensor, "b 3 h w"]) -> Features:
-        """Tokens of the replica for images in [0, 1]."""
+    def features(self, images: Float[Tensor, "b 3 ..."]) -> Features:
+        """Tokens of the replica for images or clips in [0, 1]."""
 
-    def blocks(self, images: Float[Tensor, "b 3 h w"], indices: Sequence[int]) -> BlockFeatures:
-        """Intermediate tokens of the replica for images in [0, 1]; gradients pass to the images."""
+    def blocks(self, images: Float[Tensor, "b 3 ..."], indices: Sequence[int]) -> BlockFeatures:
+        """Intermediate tokens of the replica for images or clips in [0, 1]; gradients pass to them."""
 
     @property
     def num_blocks(self) -> int: ...
@@ -208,13 +215,13 @@ class StepContext(NamedTuple):
     A field is None where the stage has no such thing; a term declares what it ``needs``.
 
     Attributes:
-        images: x, (b, 3, h, w) in [0, 1].
+        images: x in [0, 1]: images (b, 3, h, w), or clips (b, 3, t, h, w).
         features: clean encoder features z.
         posterior: the bridge's posterior, where the bridge is in the path.
         decoded_features: ẑ, the bridge decoder's output in the space of ``features``.
-        reconstruction: x̂, (b, 3, h, w), not clamped.
+        reconstruction: x̂, of the shape of ``images``, not clamped.
         replica: the frozen pivot.
-        latent: what was decoded.
+        latent: what was decoded, (b, C, t, h, w); t is 1 for images.
         draws: the step's random draws, for terms that need some.
         expand: the bridge's way back, from a latent to features.
         critic: the stage's critic, frozen.

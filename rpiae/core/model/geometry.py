@@ -1,12 +1,14 @@
-"""Maps between images, patches, tokens and grids, the geometry rule, 8-bit images, and precision.
+"""Maps between clips, patches, tokens and grids, the geometry rule, 8-bit images, and precision.
 
-A grid is ``(t, h, w)``: frames (1 for an image), rows and columns of tokens. Tokens lie row-major,
-frame by frame. No function here takes the square root of a token count, so every aspect ratio works.
+A grid is ``(t, h, w)``: steps in time (1 for an image), rows and columns of tokens. A patch is
+``(pt, ph, pw)``: frames and pixels per token. Tokens lie row-major, step by step. No function here
+takes the square root of a token count or one side for the other, so every aspect ratio works.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
@@ -18,53 +20,89 @@ from rpiae.core.errors import UsageError
 
 Grid: TypeAlias = tuple[int, int, int]
 
+#: Frames, rows and columns of pixels per token.
+Patch: TypeAlias = tuple[int, int, int]
+
 #: How values become whole numbers.
 Rounding: TypeAlias = Literal["nearest", "truncate"]
 
 
 class Geometry(NamedTuple):
-    """How an H×W image becomes tokens and comes back (method.md: geometry is a ratio, not a size).
+    """How a clip of T frames of H×W becomes tokens and comes back (method.md: geometry is a ratio,
+    not a size). An image is a clip of one frame.
 
     Attributes:
-        size: (H, W) of the image.
-        padded: (H, W) after padding to multiples of the output patch, times the bridge's
-            downsampling.
-        grid: (1, h, w) tokens.
-        encoder_size: (h·p, w·p), what the encoder sees.
+        size: (T, H, W) of the clip.
+        padded: (T, H, W) after padding to multiples of the output patch, rows and columns also
+            times the bridge's downsampling.
+        grid: (t, h, w) tokens.
+        encoder_size: (t·pt, h·ph, w·pw), what the encoder sees.
     """
 
-    size: tuple[int, int]
-    padded: tuple[int, int]
+    size: tuple[int, int, int]
+    padded: tuple[int, int, int]
     grid: Grid
-    encoder_size: tuple[int, int]
+    encoder_size: tuple[int, int, int]
+
+
+def patch_triple(patch: int | Sequence[int]) -> Patch:
+    """A patch as (pt, ph, pw); a bare number p is the patch of an image part, (1, p, p).
+
+    Raises:
+        UsageError: if it is neither, or a number is below 1.
+    """
+    triple = (1, patch, patch) if isinstance(patch, int) else tuple(patch)
+    if len(triple) != 3 or min(triple) < 1:
+        raise UsageError(
+            f"a patch is pixels per side, or (frames, rows, columns), each at least 1, not {patch}"
+        )
+    return triple
 
 
 def geometry(
-    size: tuple[int, int], *, patch: int, output_patch: int, downsampling: int = 1
+    size: Sequence[int],
+    *,
+    patch: int | Patch,
+    output_patch: int | Patch,
+    downsampling: int = 1,
 ) -> Geometry:
-    """Geometry of an image of ``size`` (H, W) for encoder patch p and output patch q.
+    """Geometry of a clip or image for encoder patch p and output patch q.
+
+    Rows and columns are padded and resized, each by itself. Time is padded and never resized, so p
+    and q have the same number of frames.
 
     Args:
-        size: of the image.
-        patch, output_patch: pixels per token and side, in and out.
-        downsampling: tokens per latent position and side; the grid's sides are multiples of it.
+        size: (T, H, W) of a clip, or (H, W) of an image.
+        patch, output_patch: frames and pixels per token, in and out; see ``patch_triple``.
+        downsampling: tokens per latent position and side; the grid's rows and columns are multiples
+            of it.
 
     Raises:
-        UsageError: if a size or a ratio is not positive.
+        UsageError: if a size or a ratio is not positive, or p and q differ in frames.
     """
-    if min(size) < 1:
-        raise UsageError(f"an image needs at least one pixel, this one is {size[0]}×{size[1]}")
-    if min(patch, output_patch, downsampling) < 1:
+    seen, made = patch_triple(patch), patch_triple(output_patch)
+    frames, height, width = size if len(size) == 3 else (1, *size)
+    if frames < 1:
+        raise UsageError("a clip needs at least one frame, this one has none")
+    if min(height, width) < 1:
+        raise UsageError(f"an image needs at least one pixel, this one is {height}×{width}")
+    if downsampling < 1:
+        raise UsageError(f"downsampling {downsampling} must be at least 1")
+    if seen[0] != made[0]:
         raise UsageError(
-            f"patch {patch}, output patch {output_patch} and downsampling {downsampling} must be at "
-            "least 1"
+            f"the encoder takes {seen[0]} frames per token and the decoder makes {made[0]}: time is "
+            "not resampled, so they must be equal"
         )
-    h, w = (math.ceil(side / (output_patch * downsampling)) * downsampling for side in size)
+    steps = math.ceil(frames / made[0])
+    rows, columns = (
+        math.ceil(side / (pixels * downsampling)) * downsampling
+        for side, pixels in zip((height, width), made[1:], strict=True)
+    )
     return Geometry(
-        size=size,
-        padded=(h * output_patch, w * output_patch),
-        grid=(1, h, w),
-        encoder_size=(h * patch, w * patch),
+        size=(frames, height, width),
+        padded=(steps * made[0], rows * made[1], columns * made[2]),
+        grid=(steps, rows, columns),
+        encoder_size=(steps * seen[0], rows * seen[1], columns * seen[2]),
     )
 
 
@@ -89,12 +127,13 @@ def pad_to(
 
 
 def encoder_view(images: Float[Tensor, "b c h w"], plan: Geometry) -> Float[Tensor, "b c y x"]:
-    """Images as an encoder sees them, in fp32 (or fp64): padded by reflection, then resized (bicubic)
-    to its patches."""
-    images = pad_to(at_least_fp32(images), plan.padded)
-    if plan.encoder_size == plan.padded:
+    """Images, or frames of a clip, as an encoder sees them, in fp32 (or fp64): padded by reflection,
+    then resized (bicubic) to its patches."""
+    images = pad_to(at_least_fp32(images), plan.padded[1:])
+    size = plan.encoder_size[1:]
+    if images.shape[-2:] == size:
         return images
-    return F.interpolate(images, size=plan.encoder_size, mode="bicubic", align_corners=False)
+    return F.interpolate(images, size=size, mode="bicubic", align_corners=False)
 
 
 def to_8_bits(images: Tensor, *, rounding: Rounding = "nearest") -> Tensor:
@@ -114,57 +153,61 @@ def at_least_fp32(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def patchify(images: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b n d"]:
-    """Cut images into patches; d = patch·patch·c with the channel fastest.
+def patchify(clip: Float[Tensor, "b c t h w"], patch: Patch) -> Float[Tensor, "b n d"]:
+    """Cut a clip into patches; d = pt·ph·pw·c, row-major within a patch, with the channel fastest.
 
     Raises:
-        ValueError: if a side is not a multiple of ``patch``.
+        ValueError: if a side is not a multiple of the patch's.
     """
-    b, c, height, width = images.shape
-    if height % patch or width % patch:
-        raise ValueError(f"{height}×{width} is not a multiple of patch {patch}")
-    h, w = height // patch, width // patch
-    patches = images.reshape(b, c, h, patch, w, patch).permute(0, 2, 4, 3, 5, 1)
-    return patches.reshape(b, h * w, patch * patch * c)
+    b, c, *sides = clip.shape
+    if any(side % along for side, along in zip(sides, patch, strict=True)):
+        raise ValueError(f"{_times(sides)} is not a multiple of patch {_times(patch)}")
+    t, h, w = (side // along for side, along in zip(sides, patch, strict=True))
+    pt, ph, pw = patch
+    patches = clip.reshape(b, c, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 3, 5, 7, 1)
+    return patches.reshape(b, t * h * w, pt * ph * pw * c)
 
 
 def unpatchify(
-    patches: Float[Tensor, "b n d"], grid: Grid, patch: int, *, channels: int = 3
-) -> Float[Tensor, "b c h w"]:
-    """Inverse of [`patchify`][rpiae.core.model.geometry.patchify] for a one-frame grid.
+    patches: Float[Tensor, "b n d"], grid: Grid, patch: Patch, *, channels: int = 3
+) -> Float[Tensor, "b c t h w"]:
+    """Inverse of [`patchify`][rpiae.core.model.geometry.patchify].
 
     Raises:
         ValueError: if the tokens do not fill the grid.
     """
-    _, h, w = _filled(patches, grid)
-    b = patches.shape[0]
-    images = patches.reshape(b, h, w, patch, patch, channels).permute(0, 5, 1, 3, 2, 4)
-    return images.reshape(b, channels, h * patch, w * patch)
+    _check_fill(patches, grid)
+    (t, h, w), (pt, ph, pw), b = grid, patch, patches.shape[0]
+    clip = patches.reshape(b, t, h, w, pt, ph, pw, channels).permute(0, 7, 1, 4, 2, 5, 3, 6)
+    return clip.reshape(b, channels, t * pt, h * ph, w * pw)
 
 
-def tokens_to_map(tokens: Float[Tensor, "b n d"], grid: Grid) -> Float[Tensor, "b d h w"]:
-    """Tokens of a one-frame grid as a feature map.
+def tokens_to_map(tokens: Float[Tensor, "b n d"], grid: Grid) -> Float[Tensor, "b d t h w"]:
+    """Tokens as a feature map.
 
     Raises:
         ValueError: if the tokens do not fill the grid.
     """
-    _, h, w = _filled(tokens, grid)
-    return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[-1], h, w)
+    _check_fill(tokens, grid)
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[-1], *grid)
 
 
-def map_to_tokens(feature_map: Float[Tensor, "b d h w"]) -> Float[Tensor, "b n d"]:
-    """A feature map as row-major tokens."""
+def map_to_tokens(feature_map: Float[Tensor, "b d ..."]) -> Float[Tensor, "b n d"]:
+    """A feature map (b, d, t, h, w), or one of images (b, d, h, w), as row-major tokens."""
     return feature_map.flatten(2).transpose(1, 2)
 
 
-def map_grid(feature_map: Float[Tensor, "b d h w"]) -> Grid:
-    """The grid of a feature map."""
-    return (1, feature_map.shape[-2], feature_map.shape[-1])
+def map_grid(feature_map: Float[Tensor, "b d ..."]) -> Grid:
+    """The grid of a feature map (b, d, t, h, w), or of one of images (b, d, h, w)."""
+    *t, h, w = feature_map.shape[2:]
+    return (t[0] if t else 1, h, w)
 
 
-def _filled(tokens: Tensor, grid: Grid) -> Grid:
-    if tokens.shape[1] != math.prod(grid) or grid[0] != 1:
-        raise ValueError(
-            f"{tokens.shape[1]} tokens do not fill the one-frame grid {grid[0]}×{grid[1]}×{grid[2]}"
-        )
-    return grid
+def _check_fill(tokens: Tensor, grid: Grid) -> None:
+    """Refuse tokens that do not fill a grid."""
+    if tokens.shape[1] != math.prod(grid):
+        raise ValueError(f"{tokens.shape[1]} tokens do not fill the grid {_times(grid)}")
+
+
+def _times(sides: Sequence[int]) -> str:
+    return "×".join(map(str, sides))

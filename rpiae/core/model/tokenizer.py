@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rpiae.core.errors import UsageError
+from rpiae.core.model.clips import as_clip, clip_features, of_images
 from rpiae.core.model.contracts import Bridge, Decoder, Encoder, Features, Posterior
 from rpiae.core.model.geometry import Geometry, encoder_view, geometry
 
@@ -27,6 +29,10 @@ TOLERANCE = 0.05
 class RPiAE(nn.Module):
     """A representation-pivoted autoencoder: images in [0, 1] to latents and back.
 
+    ``encode``, ``decode`` and ``reconstruct`` take images (b, 3, h, w) with latents (b, C, h, w), or
+    clips (b, 3, t, h, w) with latents (b, C, t, h, w). All other methods work on clips, of which an
+    image is one of one frame. Parts for images see a clip frame by frame.
+
     Holds nothing but its parts and their two normalisers; no stage, no loss, no replica. Whatever
     passes into a part is cast to that part's dtype, so ``.to(torch.bfloat16)`` and the like work,
     for single parts too; images come out in the decoder's dtype, posteriors in fp32 at least.
@@ -39,6 +45,9 @@ class RPiAE(nn.Module):
             applied here.
         config: what the parts were built from; needed to save.
         trained_size: side of the training crops in pixels; 0 if unknown.
+
+    Raises:
+        UsageError: if a part's patch is not (frames, rows, columns).
 
     Source: arXiv 2603.19206.
     """
@@ -62,6 +71,7 @@ class RPiAE(nn.Module):
         trained_size: int = 0,
     ) -> None:
         super().__init__()
+        _check_patches(encoder=encoder, decoder=decoder)
         self.encoder = encoder
         self.bridge = bridge
         self.decoder = decoder
@@ -92,63 +102,92 @@ class RPiAE(nn.Module):
         """Device of the parameters."""
         return next(self.parameters()).device
 
-    def geometry(self, height: int, width: int) -> Geometry:
-        """How an image of this size is padded, resized and tokenised."""
+    def geometry(self, height: int, width: int, frames: int = 1) -> Geometry:
+        """How an image or a clip of this size is padded, resized and tokenised."""
         return geometry(
-            (height, width), patch=self.encoder.patch, output_patch=self.decoder.patch,
+            (frames, height, width), patch=self.encoder.patch, output_patch=self.decoder.patch,
             downsampling=self.bridge.downsampling,
         )  # fmt: skip
 
-    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Posterior:
-        """Posterior over latents (b, C, h, w) of images in [0, 1], of any size.
+    def encode(self, images: Float[Tensor, "b 3 ..."]) -> Posterior:
+        """Posterior over latents of images or clips in [0, 1], of any size.
 
         Values outside [0, 1] are told once per model, as a warning of ``logging``.
 
+        Shapes:
+            images (b, 3, h, w) → latents (b, C, h, w), clips (b, 3, t, h, w) → (b, C, t, h, w)
+
         Raises:
-            UsageError: if the images are not float (b, 3, h, w).
+            UsageError: if they are neither, or not float.
         """
-        return self.posterior(self.features(images))
+        posterior = self.posterior(self.features(images))
+        return of_images(posterior) if images.ndim == 4 else posterior
 
     def decode(
-        self, latent: Float[Tensor, "b c h w"], *, size: tuple[int, int] | None = None
-    ) -> Float[Tensor, "b 3 height width"]:
-        """Images of latents, not clamped; cropped to ``size`` (H, W) where it is given.
+        self, latent: Float[Tensor, "b c ..."], *, size: Sequence[int] | None = None
+    ) -> Float[Tensor, "b 3 ..."]:
+        """Images or clips of latents, not clamped.
+
+        Args:
+            latent: (b, C, h, w) for images, (b, C, t, h, w) for clips.
+            size: (H, W) or, of clips, (T, H, W) that they are cropped to; not given, not cropped.
 
         Raises:
-            UsageError: if it is no latent of this tokenizer.
+            UsageError: if it is no latent of this tokenizer, or the size is not one of such.
         """
         channels = self.bridge.latent_channels
-        if not isinstance(latent, Tensor) or latent.ndim != 4 or latent.shape[1] != channels:
+        if (
+            not isinstance(latent, Tensor)
+            or latent.ndim not in (4, 5)
+            or latent.shape[1] != channels
+        ):
             given = tuple(latent.shape) if isinstance(latent, Tensor) else type(latent).__name__
             raise UsageError(
-                f"latents must be tensors (batch, {channels}, h, w), not {given}; a posterior gives "
-                "them with mode() or sample()"
+                f"latents must be tensors (batch, {channels}, h, w), or (batch, {channels}, t, h, w) "
+                f"of clips, not {given}; a posterior gives them with mode() or sample()"
             )
-        if not latent.shape[-2:].numel():
+        if not latent.shape[2:].numel():
             raise UsageError(f"the latent is empty: its shape is {tuple(latent.shape)}")
-        return self.decode_features(self.expand(latent), size=size)
+        sides = latent.ndim - 2
+        if size is not None and len(size) != sides:
+            raise UsageError(
+                f"size is {'(H, W) of images' if sides == 2 else '(T, H, W) of clips'}, whose latents "
+                f"these are, not {tuple(size)}"
+            )
+        features = self.expand(as_clip(latent))
+        if size is None:
+            whole = [n * q for n, q in zip(features.grid, self.decoder.patch, strict=True)]
+            size = whole[-sides:]
+        return self.decode_features(features, size=size)
 
-    def reconstruct(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Images through the posterior's mode and back, clamped to [0, 1], in their own size."""
-        latent = self.encode(images).mode()
-        return self.decode(latent, size=(images.shape[-2], images.shape[-1])).clamp(0, 1)
+    def reconstruct(self, images: Float[Tensor, "b 3 ..."]) -> Float[Tensor, "b 3 ..."]:
+        """Images or clips through the posterior's mode and back, clamped to [0, 1], in their size."""
+        return self.decode(self.encode(images).mode(), size=images.shape[2:]).clamp(0, 1)
 
     forward = reconstruct
 
-    def features(self, images: Float[Tensor, "b 3 h w"]) -> Features:
-        """Clean encoder features z of images in [0, 1]: pad, resize, normalise, encode."""
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+    def features(self, images: Float[Tensor, "b 3 ..."]) -> Features:
+        """Clean encoder features z of images or clips in [0, 1]: pad, resize, normalise, encode."""
+        if images.ndim not in (4, 5) or images.shape[1] != 3 or not images.is_floating_point():
             raise UsageError(
-                "images must be float tensors (batch, 3, height, width) in [0, 1], not "
-                f"{images.dtype} {tuple(images.shape)}"
+                "images must be float tensors (batch, 3, height, width), and clips (batch, 3, frames, "
+                f"height, width), in [0, 1], not {images.dtype} {tuple(images.shape)}"
             )
         self._check_range(images)
-        plan = self.geometry(images.shape[-2], images.shape[-1])
-        normalised = (encoder_view(images, plan) - self.mean) / self.std
-        return self.encoder(_fitting(normalised, self.encoder))
+        clip = as_clip(images)
+        frames, height, width = clip.shape[2:]
+        plan = self.geometry(height, width, frames)
 
-    def normalise_latent(self, latent: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
+        def prepare(frames: Tensor) -> Tensor:
+            return _fitting((encoder_view(frames, plan) - self.mean) / self.std, self.encoder)
+
+        return clip_features(self.encoder, clip, plan, prepare)
+
+    def normalise_latent(self, latent: Float[Tensor, "*b c ..."]) -> Float[Tensor, "*b c ..."]:
         """Latents with mean 0 and std 1 per channel over the data that latent_norm is of.
+
+        Shapes:
+            (C, h, w) or (b, C, h, w) of images, (b, C, t, h, w) of clips
 
         Raises:
             UsageError: if there is no latent_norm, or it is no latent of this tokenizer.
@@ -156,7 +195,7 @@ class RPiAE(nn.Module):
         mean, std = self._latent_norm(latent)
         return (latent - mean) / std
 
-    def denormalise_latent(self, latent: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
+    def denormalise_latent(self, latent: Float[Tensor, "*b c ..."]) -> Float[Tensor, "*b c ..."]:
         """Inverse of ``normalise_latent``: what a diffusion model generated, for ``decode``.
 
         Raises:
@@ -189,7 +228,7 @@ class RPiAE(nn.Module):
         mean, std = self._feature_norm(features)
         return Features((features.tokens - mean) / std, features.grid)
 
-    def expand(self, latent: Float[Tensor, "b c h w"]) -> Features:
+    def expand(self, latent: Float[Tensor, "b c t h w"]) -> Features:
         """Features ẑ of a latent, in the space of ``features``."""
         features = self.bridge.decode(_fitting(latent, self.bridge))
         if self.feature_mean is not None:
@@ -198,13 +237,15 @@ class RPiAE(nn.Module):
         return features
 
     def decode_features(
-        self, features: Features, *, size: tuple[int, int] | None = None
-    ) -> Float[Tensor, "b 3 h w"]:
-        """Images of features, not clamped; cropped to ``size`` (H, W) where it is given."""
+        self, features: Features, *, size: Sequence[int]
+    ) -> Float[Tensor, "b 3 ..."]:
+        """Pixels of features, not clamped, cropped to ``size``: images of (H, W), where the features
+        are of one frame, or clips of (T, H, W)."""
         tokens = _fitting(features.tokens, self.decoder)
         pixels = self.decoder(Features(tokens, features.grid))
-        images = _fitting(pixels * self.std + self.mean, self.decoder)
-        return images if size is None else images[..., : size[0], : size[1]]
+        std, mean = self.std.unsqueeze(-1), self.mean.unsqueeze(-1)
+        clip = _fitting(pixels * std + mean, self.decoder)[..., : size[-2], : size[-1]]
+        return clip.squeeze(2) if len(size) == 2 else clip[:, :, : size[0]]
 
     def _check_range(self, images: Tensor) -> None:
         """Warn of the first images outside [0, 1] by more than rounding and resampling explain.
@@ -226,7 +267,7 @@ class RPiAE(nn.Module):
             )  # fmt: skip
 
     def _feature_norm(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Mean and std as tokens (1 or n, D)."""
+        """Mean and std as tokens (1 or n, D), the same in every frame."""
         assert self.feature_mean is not None
         assert self.feature_var is not None
         if self.feature_mean.shape[-2:] not in ((1, 1), features.grid[1:]):
@@ -236,20 +277,35 @@ class RPiAE(nn.Module):
             )
         mean = self.feature_mean.flatten(1).T
         std = (self.feature_var.flatten(1).T + NORM_EPS).sqrt()
-        return mean, std
+        if len(mean) == 1:
+            return mean, std
+        return mean.repeat(features.grid[0], 1), std.repeat(features.grid[0], 1)
 
     def _latent_norm(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and std of the latent's channels (C, 1, 1)."""
+        """Mean and std of the latent's channels, (C, 1, 1) or (C, 1, 1, 1)."""
         if self.latent_mean is None or self.latent_std is None:
             raise UsageError(
                 "this tokenizer has no latent_norm: rpiae stats RUN DATA measures and stores it"
             )
         channels = len(self.latent_mean)
-        if latent.ndim < 3 or latent.shape[-3] != channels:
+        sides = 3 if latent.ndim == 5 else 2
+        if latent.ndim not in (3, 4, 5) or latent.shape[-1 - sides] != channels:
             raise UsageError(
-                f"latents must be tensors (…, {channels}, h, w), not {tuple(latent.shape)}"
+                f"latents must be tensors ({channels}, h, w), (batch, {channels}, h, w) or (batch, "
+                f"{channels}, t, h, w), not {tuple(latent.shape)}"
             )
-        return self.latent_mean.view(-1, 1, 1), self.latent_std.view(-1, 1, 1)
+        ones = (1,) * sides
+        return self.latent_mean.view(-1, *ones), self.latent_std.view(-1, *ones)
+
+
+def _check_patches(**parts: Encoder | Decoder) -> None:
+    """Refuse patches that are no triples."""
+    for role, part in parts.items():
+        if not isinstance(part.patch, tuple) or len(part.patch) != 3:
+            raise UsageError(
+                f"{role}.patch is {part.patch!r}, not (frames, rows, columns) of pixels per token: "
+                f"{type(part).__name__} must set it, to (1, p, p) where it works on images"
+            )
 
 
 def _fitting(values: Tensor, part: object) -> Tensor:

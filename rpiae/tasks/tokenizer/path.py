@@ -83,7 +83,7 @@ def stage_forward(
             if stage.posterior == "sample":
                 latent = posterior.sample(draws.normal_like(latent, "posterior"))
             decoded = expanded = model.expand(latent)
-    reconstruction = model.decode_features(expanded, size=(images.shape[-2], images.shape[-1]))
+    reconstruction = model.decode_features(expanded, size=images.shape[2:])
     last = None
     if cut and reconstruction.requires_grad:
         last = Meeting.at(reconstruction)

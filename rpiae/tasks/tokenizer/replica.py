@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rpiae.core.model.clips import Prepare, as_clip, clip_blocks, clip_features
 from rpiae.core.model.contracts import BlockFeatures, Encoder, Features
-from rpiae.core.model.geometry import encoder_view, geometry
+from rpiae.core.model.geometry import Geometry, Patch, encoder_view, geometry
 
 
 class PivotReplica:
@@ -21,7 +22,9 @@ class PivotReplica:
         downsampling: its bridge's, for the same.
     """
 
-    def __init__(self, encoder: nn.Module, *, output_patch: int, downsampling: int = 1) -> None:
+    def __init__(
+        self, encoder: nn.Module, *, output_patch: int | Patch, downsampling: int = 1
+    ) -> None:
         assert isinstance(encoder, Encoder)
         encoder.requires_grad_(False).eval()
         self._encoder: Encoder = encoder
@@ -37,19 +40,22 @@ class PivotReplica:
         """Blocks that ``blocks`` can be asked for."""
         return self._encoder.num_blocks
 
-    def features(self, images: Float[Tensor, "b 3 h w"]) -> Features:
-        """Tokens of images of any size in [0, 1], on the tokenizer's grid."""
-        return self._encoder(self._prepared(images))
+    def features(self, images: Float[Tensor, "b 3 ..."]) -> Features:
+        """Tokens of images or clips of any size in [0, 1], on the tokenizer's grid."""
+        return clip_features(self._encoder, *self._seen(images))
 
-    def blocks(self, images: Float[Tensor, "b 3 h w"], indices: Sequence[int]) -> BlockFeatures:
-        """Block outputs for images of any size in [0, 1]."""
-        return self._encoder.blocks(self._prepared(images), indices)
+    def blocks(self, images: Float[Tensor, "b 3 ..."], indices: Sequence[int]) -> BlockFeatures:
+        """Block outputs for images or clips of any size in [0, 1]."""
+        return clip_blocks(self._encoder, *self._seen(images), indices)
 
-    def _prepared(self, images: Tensor) -> Tensor:
-        size = (images.shape[-2], images.shape[-1])
+    def _seen(self, images: Tensor) -> tuple[Tensor, Geometry, Prepare]:
+        """Images as clips, their geometry, and what is done to every frame."""
         plan = geometry(
-            size, patch=self._encoder.patch, output_patch=self._output_patch,
+            images.shape[2:], patch=self._encoder.patch, output_patch=self._output_patch,
             downsampling=self._downsampling,
         )  # fmt: skip
-        normalised = (encoder_view(images, plan) - self._mean) / self._std
-        return normalised.to(self._dtype)
+
+        def prepare(frames: Tensor) -> Tensor:
+            return ((encoder_view(frames, plan) - self._mean) / self._std).to(self._dtype)
+
+        return as_clip(images), plan, prepare

@@ -15,6 +15,7 @@ from rpiae.plugin import (
     at_least_fp32,
     map_grid,
     map_to_tokens,
+    per_frame,
     tokens_to_map,
 )
 
@@ -26,15 +27,15 @@ class Codes:
     """A posterior that is one code per latent position.
 
     Args:
-        latent: (b, C, h, w), the codes in [−1, 1], with straight-through gradients.
-        indices: (b, h, w), which of the ``codebook_size`` codes each is.
+        latent: (b, C, t, h, w), the codes in [−1, 1], with straight-through gradients.
+        indices: (b, t, h, w), which of the ``codebook_size`` codes each is.
         codebook_size: how many there are.
     """
 
     def __init__(
         self,
-        latent: Float[Tensor, "b c h w"],
-        indices: Int[Tensor, "b h w"],
+        latent: Float[Tensor, "b c t h w"],
+        indices: Int[Tensor, "b t h w"],
         *,
         codebook_size: int,
     ) -> None:
@@ -42,11 +43,11 @@ class Codes:
         self.indices = indices
         self.codebook_size = codebook_size
 
-    def mode(self) -> Float[Tensor, "b c h w"]:
+    def mode(self) -> Float[Tensor, "b c t h w"]:
         """The codes."""
         return self._latent
 
-    def sample(self, noise: Float[Tensor, "b c h w"] | None = None) -> Float[Tensor, "b c h w"]:
+    def sample(self, noise: Float[Tensor, "b c t h w"] | None = None) -> Float[Tensor, "b c t h w"]:
         """The codes; there is nothing to draw."""
         return self._latent
 
@@ -61,10 +62,10 @@ class FsqBridge(nn.Module):
     Args:
         features: channels D of the features.
         levels: values that each latent channel can take, each at least 2.
-        projection: ``"linear"`` or ``"conv"`` (3×3), both ways.
+        projection: ``"linear"`` or ``"conv"`` (3×3, frame by frame), both ways.
 
     Shapes:
-        tokens (b, n, D) on the grid (1, h, w) ↔ latent (b, len(levels), h, w)
+        tokens (b, n, D) on the grid (t, h, w) ↔ latent (b, len(levels), t, h, w)
 
     Raises:
         ValueError: if there is no level, one is below 2, the codes are too many to number, or the
@@ -98,30 +99,31 @@ class FsqBridge(nn.Module):
         kernel = 3 if projection == "conv" else 1
         self.encoder = nn.Conv2d(features, len(levels), kernel, padding=kernel // 2)
         self.decoder = nn.Conv2d(len(levels), features, kernel, padding=kernel // 2)
-        self.register_buffer("levels", torch.tensor(levels).view(-1, 1, 1), persistent=False)
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
 
     def encode(self, features: Features) -> Codes:
         """The code of every token."""
-        projected = at_least_fp32(self.encoder(tokens_to_map(features.tokens, features.grid)))
+        feature_map = tokens_to_map(features.tokens, features.grid)
+        projected = at_least_fp32(per_frame(self.encoder, feature_map)).movedim(1, -1)
         bounded = self._bounded(projected)
         rounded = bounded + (bounded.round() - bounded).detach()
-        return Codes(
-            rounded / self._half,
-            self.indices_of(rounded.detach() / self._half),
-            codebook_size=self.codebook_size,
-        )
+        latent = (rounded / self._half).movedim(-1, 1)
+        return Codes(latent, self.indices_of(latent.detach()), codebook_size=self.codebook_size)
 
-    def decode(self, latent: Float[Tensor, "b c h w"]) -> Features:
+    def decode(self, latent: Float[Tensor, "b c t h w"]) -> Features:
         """Features ẑ of a latent."""
-        expanded = at_least_fp32(self.decoder(latent))
+        expanded = at_least_fp32(per_frame(self.decoder, latent))
         return Features(map_to_tokens(expanded), map_grid(expanded))
 
-    def indices_of(self, latent: Float[Tensor, "b c h w"]) -> Int[Tensor, "b h w"]:
-        """Numbers of codes, 0 to ``codebook_size`` − 1; the first channel counts fastest."""
-        digits = (latent * self._half).round().long() + self._half
-        return (digits * self._basis).sum(dim=1)
+    def indices_of(self, latent: Float[Tensor, "b c ..."]) -> Int[Tensor, "b ..."]:
+        """Numbers of codes, 0 to ``codebook_size`` − 1; the first channel counts fastest.
 
-    def latent_of(self, indices: Int[Tensor, "b h w"]) -> Float[Tensor, "b c h w"]:
+        Latents are of images, (b, C, h, w), or of clips, (b, C, t, h, w).
+        """
+        digits = (latent.movedim(1, -1) * self._half).round().long() + self._half
+        return (digits * self._basis).sum(dim=-1)
+
+    def latent_of(self, indices: Int[Tensor, "b ..."]) -> Float[Tensor, "b c ..."]:
         """Codes of their numbers, the inverse of ``indices_of``.
 
         Raises:
@@ -132,8 +134,8 @@ class FsqBridge(nn.Module):
                 f"codes are numbered 0 to {self.codebook_size - 1}, these go from "
                 f"{int(indices.min())} to {int(indices.max())}"
             )
-        digits = indices.unsqueeze(1) // self._basis % self.levels
-        return (digits - self._half) / self._half
+        digits = indices.unsqueeze(-1) // self._basis % self.levels
+        return ((digits - self._half) / self._half).movedim(-1, 1)
 
     @property
     def _half(self) -> Tensor:
@@ -141,10 +143,10 @@ class FsqBridge(nn.Module):
 
     @property
     def _basis(self) -> Tensor:
-        """What one step of each channel adds to a code's number, (C, 1, 1)."""
+        """What one step of each channel adds to a code's number, (C,)."""
         return self.levels.cumprod(dim=0) // self.levels
 
-    def _bounded(self, values: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def _bounded(self, values: Float[Tensor, "... c"]) -> Float[Tensor, "... c"]:
         bound = (self.levels - 1) / 2 + MARGIN
         offset = (1 - self.levels % 2) / 2
         return torch.tanh(values + torch.atanh(offset / bound)) * bound - offset

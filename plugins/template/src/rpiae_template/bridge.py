@@ -21,7 +21,7 @@ class TemplateBridge(nn.Module):
         hidden: channels between the two layers.
 
     Shapes:
-        tokens (b, n, D) on the grid (1, h, w) → latent (b, C, h, w) → tokens (b, n, D)
+        tokens (b, n, D) on the grid (t, h, w) → latent (b, C, t, h, w) → tokens (b, n, D)
     """
 
     gaussian = True
