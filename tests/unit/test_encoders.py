@@ -31,7 +31,7 @@ from rpiae.core.errors import (
 from rpiae.core.model.attention import attention_backend
 from rpiae.core.model.blocks import recomputing
 from rpiae.core.model.resolve import part_config
-from rpiae.core.runtime.processes import weight_files
+from rpiae.core.runtime import weight_files
 from rpiae.encoders import hub
 from rpiae.encoders.open_clip import ClipTower, OpenClipEncoder, weights_source
 from rpiae.encoders.timm import TimmEncoder
