@@ -20,6 +20,8 @@ class SyntheticImages:
         count: how many.
     """
 
+    notices: tuple[str, ...] = ()
+
     def __init__(self, size: int, *, count: int = 8) -> None:
         self.num_images = count
         self.image_size = size
@@ -40,7 +42,7 @@ class SyntheticImages:
         """The images in turn."""
         for step in range(start, steps):
             samples = tuple(local_samples(step, batch_size, rank=rank, num_processes=num_processes))
-            yield Batch(self.images[[sample % self.num_images for sample in samples]], samples, ())
+            yield Batch(self.images[[sample % self.num_images for sample in samples]], samples)
 
     def held_out(self) -> HeldOut:
         """The first two images."""

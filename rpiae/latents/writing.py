@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,7 +24,8 @@ from rpiae.core.errors import CheckpointError, DataError, RunError, UsageError
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.names import printable
 from rpiae.core.runtime.processes import Runtime
-from rpiae.data.listed import CentreCrop, EveryImage
+from rpiae.core.training.feed import Feed
+from rpiae.data.listed import EveryImage
 from rpiae.latents.encoding import (
     batch_size_for,
     check_finite,
@@ -46,7 +48,6 @@ from rpiae.latents.layout import (
     tensor_digest,
     tree_digest,
 )
-from rpiae.latents.loading import load_batches
 from rpiae.latents.statistics import ChannelStatistics
 
 LOCK_FILE = ".lock"
@@ -325,58 +326,59 @@ def _encoded(
 ) -> Iterator[Event]:
     batches = [b for number in missing for b in positions_in_batches(plan.shard(number), size)]
     dtype = DTYPES[plan.settings.dtype]
-    parts: list[dict[str, Tensor]] = []
-    crops: list[CentreCrop] = []
+    stored: dict[str, list[Tensor]] = defaultdict(list)
+    skipped: dict[int, str] = {}
     pace.start()
-    for batch in load_batches(images, batches):
-        usable = batch.usable
-        if usable:
-            made = encode_batch(
-                model, batch.images(runtime.device), [crop.position for crop in usable],
-                plan.settings, runtime,
-            )  # fmt: skip
-            stored = {name: tensor.to(dtype) for name, tensor in made.items()}
-            check_finite(stored, [crop.name for crop in usable])
-            parts.append(stored)
-        crops += batch.crops
-        pace.done += len(batch.crops)
-        for crop in batch.crops:
-            if crop.failure:
-                yield Skipped(reason=crop.failure)
-        number = crops[0].position // plan.settings.shard_size
-        if len(crops) == len(plan.shard(number)):
-            _write_shard(folder, plan, number, crops, parts)
-            crops, parts = [], []
+    for batch, positions in zip(
+        Feed(images.batches(batches), runtime.device), batches, strict=True
+    ):
+        if batch.samples:
+            latents = encode_batch(model, batch.inputs, batch.samples, plan.settings, runtime)
+            latents = {name: tensor.to(dtype) for name, tensor in latents.items()}
+            check_finite(latents, [images.name(position) for position in batch.samples])
+            latents["position"] = torch.tensor(batch.samples)
+            if plan.labelled:
+                assert batch.labels is not None
+                latents["label"] = batch.labels.cpu()
+            for name, tensor in latents.items():
+                stored[name].append(tensor)
+        left_out = [position for position in positions if position not in batch.samples]
+        skipped |= zip(left_out, batch.skipped, strict=True)
+        pace.done += len(positions)
+        for reason in batch.skipped:
+            yield Skipped(reason=reason)
+        number = positions[0] // plan.settings.shard_size
+        if positions[-1] == plan.shard(number)[-1]:
+            tensors = {name: torch.cat(stored[name]) for name in stored}
+            _write_shard(folder, plan, number, images, tensors, skipped)
+            stored.clear()
+            skipped.clear()
         yield pace.progressed()
 
 
 def _write_shard(
-    folder: Path, plan: Plan, number: int, crops: list[CentreCrop], parts: list[dict[str, Tensor]]
+    folder: Path,
+    plan: Plan,
+    number: int,
+    images: EveryImage,
+    tensors: dict[str, Tensor],
+    skipped: dict[int, str],
 ) -> None:
     """A shard under a temporary name, which is then renamed."""
-    usable = [crop for crop in crops if not crop.failure]
-    empty = torch.empty(0, *plan.latent_shape, dtype=DTYPES[plan.settings.dtype])
-    tensors = {
-        name: torch.cat([part[name] for part in parts]) if parts else empty.clone()
-        for name in plan.settings.tensors
-    }
+    tensors = _without_images(plan) | tensors
     statistics = _statistics(plan, tensors)
-    tensors["position"] = torch.tensor([crop.position for crop in usable], dtype=torch.int64)
-    if plan.labelled:
-        tensors["label"] = torch.tensor([crop.label for crop in usable], dtype=torch.int64)
     described: dict[str, Any] = {
         "format": FORMAT,
         "plan": plan.digest(),
         "shard": number,
-        "names": [printable(crop.name) for crop in usable],
+        "names": [printable(images.name(i)) for i in tensors["position"].tolist()],
         "skipped": [
             {
-                "position": crop.position,
-                "name": printable(crop.name),
-                "reason": printable(crop.failure),
+                "position": position,
+                "name": printable(images.name(position)),
+                "reason": printable(reason),
             }
-            for crop in crops
-            if crop.failure
+            for position, reason in skipped.items()
         ],
         "statistics": statistics.as_tree(),
         "tensors": {name: tensor_digest(tensor) for name, tensor in tensors.items()},
@@ -398,6 +400,16 @@ def _write_shard(
             f"cannot write {path}: {error}. Shards that are complete stay; free some space and call "
             "again to go on"
         ) from None
+
+
+def _without_images(plan: Plan) -> dict[str, Tensor]:
+    """What a shard holds none of whose images can be used."""
+    latents = torch.empty(0, *plan.latent_shape, dtype=DTYPES[plan.settings.dtype])
+    numbers = ("position", "label") if plan.labelled else ("position",)
+    return {
+        **{name: latents.clone() for name in plan.settings.tensors},
+        **{name: torch.empty(0, dtype=torch.int64) for name in numbers},
+    }
 
 
 def _statistics(plan: Plan, tensors: dict[str, Tensor]) -> ChannelStatistics:

@@ -103,7 +103,7 @@ def plan(resolved: ResolvedRun) -> Plan:
         return _planned(resolved, None)
     data = resolved.config.data.build()
     # A run tells them with its first batch.
-    return _planned(resolved, data.num_images, notices=getattr(data, "notices", ()))
+    return _planned(resolved, data.num_images, notices=data.notices)
 
 
 def check_startable(resolved: ResolvedRun) -> None:

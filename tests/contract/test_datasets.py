@@ -37,7 +37,7 @@ class Remembering(SyntheticImages):
     def batches(self, **given: Any) -> Iterator[Batch]:
         for batch in super().batches(**given):
             self.turn += 1
-            yield batch._replace(images=batch.images.roll(self.turn, 0))
+            yield batch._replace(inputs=batch.inputs.roll(self.turn, 0))
 
 
 class Whole(SyntheticImages):

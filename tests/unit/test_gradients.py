@@ -41,7 +41,7 @@ def gradients(inputs: TrainerInputs, stage: StageConfig) -> tuple[dict[str, Tens
     batch = next(
         iter(inputs.data.batches(seed=0, stage=stage.name, batch_size=2, start=0, steps=1))
     )
-    outcome = player(batch.images, StepRandomness(0, stage.name, 0, batch.samples), 0)
+    outcome = player(batch.inputs, StepRandomness(0, stage.name, 0, batch.samples), 0)
     if outcome.total.requires_grad:
         outcome.total.backward()
     return {n: p.grad for n, p in trained_parameters(model.roles)}, outcome.total.item()

@@ -26,9 +26,11 @@ from torch.utils.data import DataLoader
 from rpiae.cli import main
 from rpiae.core.errors import CheckpointError, DataError, RunError, UsageError
 from rpiae.core.model.build import build
+from rpiae.core.model.contracts import Batch, BatchSource
 from rpiae.core.model.folders import load_tokenizer, save_tokenizer
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.processes import Runtime
+from rpiae.core.training.feed import stage_feed
 from rpiae.data.images import to_tensor
 from rpiae.data.listed import Listed, every_image
 from rpiae.latents import LatentDataset, reading, writing
@@ -337,6 +339,57 @@ def test_moments_are_sampled_when_read(toy: Path, parquet: Path, tmp_path: Path)
     spread = torch.cat([logvar, stacked(tmp_path / "out", "logvar_flipped")]).double().exp()
     variance = every.var((0, 2, 3), unbiased=False) + spread.mean((0, 2, 3))
     torch.testing.assert_close(dataset.std.flatten().double(), variance.sqrt(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("posterior", "flip"), [("mode", False), ("moments", True)])
+def test_latents_are_fed_like_images(
+    toy: Path, parquet: Path, tmp_path: Path, posterior: str, flip: bool
+) -> None:
+    encode(
+        toy, f"parquet:{parquet}", tmp_path / "out", posterior=posterior, flip=flip, dtype="fp16"
+    )
+    dataset = LatentDataset(tmp_path / "out", flip=flip)
+    source: BatchSource = dataset
+
+    def drawn(start: int = 0, workers: int = 0, **share: int) -> list[Batch]:
+        dataset = LatentDataset(tmp_path / "out", flip=flip, workers=workers)
+        return list(dataset.batches(
+            seed=1, stage="s", batch_size=4, start=start, steps=7, **share
+        ))  # fmt: skip
+
+    whole = drawn()
+    assert whole[0].inputs.dtype == (torch.float16 if posterior == "mode" else torch.float32)
+    assert [batch.samples for batch in whole[:2]] == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    later, shares = drawn(start=5, workers=2), [drawn(rank=r, num_processes=3) for r in range(3)]
+    assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(later, whole[5:], strict=True))
+    for step, batch in enumerate(whole):
+        assert torch.equal(torch.cat([share[step].inputs for share in shares]), batch.inputs)
+    fed = list(stage_feed(
+        source, Runtime(device="cpu", precision="fp32"), seed=1, stage="s", batch_size=4, start=0,
+        steps=7,
+    ))  # fmt: skip
+    assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(fed, whole, strict=True))
+    labels = torch.cat([batch.labels for batch in whole if batch.labels is not None])
+    epoch = labels[: source.num_images]
+    assert sorted(epoch.tolist()) == sorted(dataset.labels.tolist())
+    if posterior == "mode":
+        shown = torch.cat([batch.inputs for batch in whole])[: source.num_images]
+        assert {tuple(row) for row in shown.flatten(1).tolist()} == {
+            tuple(dataset[i][0].half().flatten().tolist()) for i in range(len(dataset))
+        }
+
+
+def test_damaged_latents_end_a_feed_with_a_reason(toy: Path, parquet: Path, tmp_path: Path) -> None:
+    encode(toy, f"parquet:{parquet}", tmp_path / "out")
+    dataset = LatentDataset(tmp_path / "out", workers=1)
+    (path, *_) = shards(tmp_path / "out")
+    content = bytearray(path.read_bytes())
+    content[-40] ^= 1
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    batches = dataset.batches(seed=1, stage="s", batch_size=COUNT, start=0, steps=1)
+    with pytest.raises(DataError, match=r"rpiae encode again"):
+        next(batches)
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])

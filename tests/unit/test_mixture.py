@@ -18,7 +18,7 @@ from rpiae.core.errors import ConfigError, UsageError
 from rpiae.core.model.contracts import Batch, Dataset
 from rpiae.core.model.resolve import part_config
 from rpiae.core.training import events
-from rpiae.data.image_dataset import held_out_indices
+from rpiae.data.held_out import held_out_indices
 from tests.toys import DECODERS, ENCODERS
 
 
@@ -64,7 +64,7 @@ def drawn(dataset: Any, start: int = 0, steps: int = 40, **changes: Any) -> list
 
 
 def greys(batches: list[Batch]) -> list[int]:
-    return [round(float(i[0, 0, 0]) * 255) for batch in batches for i in batch.images]
+    return [int(i[0, 0, 0]) for batch in batches for i in batch.inputs]
 
 
 def test_samples_are_drawn_by_weight_and_each_source_has_its_epochs(
@@ -95,8 +95,8 @@ def test_a_restart_and_a_split_give_what_one_unbroken_process_gives(
     parts = [drawn(built(folders), steps=6, rank=r, num_processes=2) for r in range(2)]
     assert [g for pair in zip(*parts, strict=True) for g in greys(list(pair))] == greys(whole[:6])
     for step in range(6):
-        images = torch.cat([part[step].images for part in parts])
-        assert torch.equal(images, whole[step].images)
+        images = torch.cat([part[step].inputs for part in parts])
+        assert torch.equal(images, whole[step].inputs)
 
 
 def test_held_out_images_are_named_after_their_source(folders: tuple[Path, Path]) -> None:

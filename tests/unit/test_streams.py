@@ -108,12 +108,12 @@ def drawn(dataset: Any, start: int = 0, steps: int = 9, **changes: Any) -> list[
 
 
 def greys(batches: list[Batch]) -> list[int]:
-    return [round(float(i[0, 0, 0]) * 255) for batch in batches for i in batch.images]
+    return [int(i[0, 0, 0]) for batch in batches for i in batch.inputs]
 
 
 def assert_same(left: list[Batch], right: list[Batch]) -> None:
     assert [b.samples for b in left] == [b.samples for b in right]
-    assert all(torch.equal(a.images, b.images) for a, b in zip(left, right, strict=True))
+    assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(left, right, strict=True))
 
 
 def said(batches: list[Batch]) -> str:

@@ -28,7 +28,7 @@ pytest.importorskip("webdataset")
 
 from rpiae.data.members import Sample, Tally, key_and_ending
 from rpiae.data.opening import MOST_SHARDS, shards_of
-from rpiae.data.tars import Wanted, index_tar
+from rpiae.data.tar_index import Wanted, index_tar
 
 
 def picture(grey: int = 0) -> bytes:
@@ -140,7 +140,7 @@ def test_one_image_of_a_sample_is_taken_and_the_others_are_told(
         packed.write_bytes(gzip.compress(path.read_bytes()))
         stream = config(packed, streaming=True, num_images=4).build()
         batches = list(stream.batches(seed=0, stage="s", batch_size=3, start=0, steps=3))
-        shown = {round(float(image.mean()) * 255) for batch in batches for image in batch.images}
+        shown = {round(float(image.double().mean())) for batch in batches for image in batch.inputs}
         assert shown == {50 * members.index(taken)}
         (told,) = [text for batch in batches for text in batch.notices]
         assert "samples hold several images" in told
@@ -477,7 +477,7 @@ def test_a_command_runs_with_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("RPIAE_ALLOW_PIPE", "1")
     shard = write(tmp_path / "a.tar", images_of("0.png", "1.png", "2.png"))
     stream = config(f"pipe:cat {shard}", streaming=True, num_images=3).build()
-    assert len(next(stream.batches(seed=0, stage="s", batch_size=2, start=0, steps=1)).images) == 2
+    assert len(next(stream.batches(seed=0, stage="s", batch_size=2, start=0, steps=1)).inputs) == 2
     # What was allowed when it was built is asked again where it is opened.
     monkeypatch.delenv("RPIAE_ALLOW_PIPE")
     with pytest.raises(UsageError, match="runs a command"):

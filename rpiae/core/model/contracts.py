@@ -6,11 +6,12 @@ A part is any ``torch.nn.Module`` that fits its Protocol; nothing has to be inhe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from rpiae.core.errors import UsageError
@@ -261,19 +262,40 @@ class AdversarialTerm(Term, Protocol):
 
 
 class Batch(NamedTuple):
-    """Training images of one optimiser step, those of one process.
+    """What one process learns from at a step, or a part of it that goes through the model together.
 
     Attributes:
-        images: (b, 3, h, w) in [0, 1], on CPU; all processes have the same h and w at a step.
-        samples: global sample index of each image within the stage; names its random draws.
-        skipped: images that could not be used and were replaced, in words; new ones only.
+        inputs: (b, …), of one shape in all processes at a step: images (b, 3, h, w), as bytes or as
+            floats in [0, 1]; or latents (b, C, h, w) in the type that they are stored in.
+        samples: global sample index of each row within the stage; names its random draws.
+        skipped: samples that could not be used and were replaced, in words; new ones only.
         notices: what else is worth saying, such as a shard that was left out; new ones only.
+        labels: of each row, (b,); −1 where there is none, None where none is known.
+        share: weight of these rows' mean in the mean over the step: their number over that of the
+            whole step, times the processes whose means are averaged.
     """
 
-    images: Float[Tensor, "b 3 h w"]
+    inputs: Shaped[Tensor, "b ..."]
     samples: tuple[int, ...]
-    skipped: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    labels: Int[Tensor, " b"] | None = None
+    share: float = 1.0
+
+    def split(self, parts: int) -> list[Batch]:
+        """At most ``parts`` batches of like size, whose shares add up to this one's."""
+        number = len(self.samples)
+        size = math.ceil(number / parts)
+        return [self._rows(slice(i, min(i + size, number))) for i in range(0, number, size)]
+
+    def _rows(self, rows: slice) -> Batch:
+        samples = self.samples[rows]
+        return Batch(
+            self.inputs[rows],
+            samples,
+            labels=None if self.labels is None else self.labels[rows],
+            share=self.share * len(samples) / len(self.samples),
+        )
 
 
 class HeldOut(NamedTuple):
@@ -290,17 +312,20 @@ class HeldOut(NamedTuple):
     columns: dict[str, int]
 
 
-@runtime_checkable
-class Dataset(Protocol):
-    """Images to train on and images held out.
+class BatchSource(Protocol):
+    """What a stage learns from, step by step.
 
     Attributes:
-        num_images: images to train on (an epoch).
-        image_size: side s of square crops; other shapes have about their area.
+        num_images: images (or their latents) to train on, which are an epoch.
+        notices: what is to be said of it before it is used, such as what is left out, in words; the
+            first batch says it too.
     """
 
-    num_images: int
-    image_size: int
+    @property
+    def num_images(self) -> int: ...
+
+    @property
+    def notices(self) -> tuple[str, ...]: ...
 
     def batches(
         self,
@@ -313,17 +338,29 @@ class Dataset(Protocol):
         rank: int = 0,
         num_processes: int = 1,
     ) -> Iterator[Batch]:
-        """Batches of the steps ``start`` to ``steps`` − 1 of a stage.
+        """Batches of the steps ``start`` to ``steps`` − 1 of a stage, on CPU.
 
-        Which images they hold, and how they are cropped, depends on (seed, stage, step) alone. Of
-        the ``batch_size`` samples of step s, which are s·b, s·b + 1, …, process ``rank`` gets
+        What they hold, and how it is cropped, depends on (seed, stage, step) alone. Of the
+        ``batch_size`` samples of step s, which are s·b, s·b + 1, …, process ``rank`` gets
         ``local_samples``.
         """
+
+
+@runtime_checkable
+class Dataset(BatchSource, Protocol):
+    """Images to train on and images held out.
+
+    Attributes:
+        image_size: side s of square crops; other shapes have about their area.
+    """
+
+    @property
+    def image_size(self) -> int: ...
 
     def held_out(self) -> HeldOut: ...
 
     def crops(self, count: int, *, seed: int) -> Float[Tensor, "n 3 s s"]:
-        """Random training crops, for fitting."""
+        """Random training crops in [0, 1], for fitting."""
 
 
 def block_index(index: int, num_blocks: int) -> int:

@@ -42,6 +42,7 @@ from rpiae.core.training.checkpoint import (
 )
 from rpiae.core.training.critic import CriticTraining, ShownImages
 from rpiae.core.training.ema import Ema
+from rpiae.core.training.feed import stage_feed
 from rpiae.core.training.fitting import fit_bridge
 from rpiae.core.training.freeze import FreezeReport, apply_stage, set_modes, trained_parameters
 from rpiae.core.training.objective import Objective
@@ -316,13 +317,9 @@ class _Stage:
 
     def _parts(self, batch: Batch) -> Iterator[_Part]:
         """The batch as it is accumulated."""
-        runtime = self.inputs.runtime
-        for images, samples in _split(batch, self.inputs.recipe.accumulate):
-            yield _Part(
-                images=images.to(runtime.device),
-                draws=StepRandomness(self.inputs.seed, self.config.name, self.step, samples),
-                share=len(samples) * runtime.num_processes / self.batch_size,
-            )
+        for part in batch.split(self.inputs.recipe.accumulate):
+            draws = StepRandomness(self.inputs.seed, self.config.name, self.step, part.samples)
+            yield _Part(images=part.inputs, draws=draws, share=part.share)
 
     def _backward(
         self, parts: Sequence[_Part]
@@ -409,22 +406,21 @@ class _Stage:
         They end early where the processes that load them were told to end along with this one.
         """
         runtime = self.inputs.runtime
-        batches = self.inputs.data.batches(
-            seed=self.inputs.seed, stage=self.config.name, batch_size=self.batch_size,
-            start=self.step, steps=self.length.steps,
-            rank=runtime.rank, num_processes=runtime.num_processes,
+        feed = stage_feed(
+            self.inputs.data, runtime, seed=self.inputs.seed, stage=self.config.name,
+            batch_size=self.batch_size, start=self.step, steps=self.length.steps,
         )  # fmt: skip
-        waiting = time.perf_counter()
         try:
-            for batch in batches:
-                yield batch, time.perf_counter() - waiting
-                waiting = time.perf_counter()
+            for batch in feed:
+                yield batch, feed.waited
         except DataError as error:
             if stop.received:
                 return
             if runtime.is_main and self.step > 0:
                 self._write()
             raise DataError(f"{error}. {self._way_on}") from None
+        finally:
+            feed.close()
 
     def _skipped(self, batch: Batch) -> events.ImagesSkipped:
         self.skipped += len(batch.skipped)
@@ -550,9 +546,3 @@ def _trains(model: RPiAE, stage: StageConfig) -> bool:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _split(batch: Batch, parts: int) -> list[tuple[Tensor, tuple[int, ...]]]:
-    size = math.ceil(len(batch.samples) / parts)
-    starts = range(0, len(batch.samples), size)
-    return [(batch.images[i : i + size], batch.samples[i : i + size]) for i in starts]
