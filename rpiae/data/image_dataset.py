@@ -26,7 +26,7 @@ from rpiae.data.held_out import (
 )
 from rpiae.data.images import Picture, Shape
 from rpiae.data.listed import EveryImage
-from rpiae.data.loading import Reports, chosen_workers, loaded, loaded_batches, loader
+from rpiae.data.loading import Reports, chosen_workers, loaded_batches, loaded_one_by_one
 from rpiae.data.orders import BucketOrder, EpochOrder, Requests
 from rpiae.data.sources import ImageSource
 
@@ -170,10 +170,7 @@ class CropDataset(abc.ABC):
         return request
 
     def _load(self, pools: Sequence[Pool], requests: Requests[CropRequest]) -> Iterator[Batch]:
-        workers = min(self._workers, len(requests))
-        return loaded_batches(
-            loader(Crops(pools), workers=workers, batch_sampler=requests, collate_fn=collated)
-        )
+        return loaded_batches(Crops(pools), requests, collate=collated, workers=self._workers)
 
 
 class ImageDataset(CropDataset):
@@ -247,12 +244,8 @@ class ImageDataset(CropDataset):
     def _bucketed(self) -> list[Pool]:
         """The buckets that have images; those without a readable header are reported."""
         headers = Headers(self._reader, self._training)
-        workers = min(self._workers, len(headers))
-        found = [
-            shape
-            for chunk in loaded(loader(headers, workers=workers, batch_size=None, collate_fn=_same))
-            for shape in chunk
-        ]
+        chunks = loaded_one_by_one(headers, workers=self._workers)
+        found = [shape for chunk in chunks for shape in chunk]
         members: list[list[int]] = [[] for _ in self._shapes]
         errors: list[DataError] = []
         for index, shape in zip(self._training, found, strict=True):
@@ -272,10 +265,6 @@ class ImageDataset(CropDataset):
             for images, shape in zip(members, self._shapes, strict=True)
             if images
         ]  # fmt: skip
-
-
-def _same(chunk: list[Shape | str]) -> list[Shape | str]:
-    return chunk
 
 
 def _bucket_shapes(fitting: Fitting, options: BucketOptions) -> tuple[Shape, ...]:

@@ -16,7 +16,7 @@ from rpiae.core.model.contracts import Batch, Dataset
 from rpiae.core.model.resolve import ResolvedTokenizer, part_config, wire
 from rpiae.data.crops import AdmFitting, ImageReader
 from rpiae.data.images import centre_crop
-from rpiae.data.loading import handed_over, loaded_batches, loader
+from rpiae.data.loading import handed_over, loaded_batches
 
 #: How images become square crops: by the rule of ADM, or as a run crops what it holds out.
 CropRule = Literal["adm", "centre"]
@@ -132,11 +132,8 @@ class EveryImage(TorchDataset[CentreCrop]):
         Raises:
             DataError: if a process that loads images ended.
         """
-        workers = min(self._workers, len(positions))
         collate = partial(_collated, side=self.image_size)
-        return loaded_batches(
-            loader(self, workers=workers, batch_sampler=positions, collate_fn=collate)
-        )
+        return loaded_batches(self, positions, collate=collate, workers=self._workers)
 
     def none_usable(self) -> str:
         """Message for a source none of whose images can be used."""

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any, TypeVar, cast
 
@@ -154,14 +154,42 @@ def handed_over(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def loaded_batches(source: Iterable[Batch | str]) -> Iterator[Batch]:
-    """Every batch a loader gives, as tensors however it was handed over.
+def loaded_one_by_one(items: Any, *, workers: int) -> Iterator[Any]:
+    """Every item of a list, as it is; see ``loaded``.
+
+    Args:
+        items: has a length, and gives items by their number.
+        workers: loading processes, at most.
+    """
+    workers = min(workers, len(items))
+    return loaded(loader(items, workers=workers, batch_size=None, collate_fn=_as_it_is))
+
+
+def _as_it_is(item: T) -> T:
+    return item
+
+
+def loaded_batches(
+    view: Any,
+    requests: Any,
+    *,
+    collate: Callable[[list[Any]], Batch | str],
+    workers: int,
+) -> Iterator[Batch]:
+    """Batches of what a view shows on request, as tensors however they were handed over.
+
+    Args:
+        view: gives a record for a request.
+        requests: lists of requests, one per batch; how many there are is known.
+        collate: makes a batch of records, or a text that says why there is none.
+        workers: loading processes, at most.
 
     Raises:
-        DataError: if it gives a text instead, which says why there is no batch; see also ``loaded``.
+        DataError: if there is no batch; see also ``loaded``.
     """
-    for batch in loaded(source):
-        yield received(batch)
+    workers = min(workers, len(requests))
+    found = loaded(loader(view, workers=workers, batch_sampler=requests, collate_fn=collate))
+    return (received(batch) for batch in found)
 
 
 def received(batch: Batch | str) -> Batch:

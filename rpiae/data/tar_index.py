@@ -17,7 +17,7 @@ from rpiae.core.errors import DataError
 from rpiae.core.runtime.files import open_regular
 from rpiae.core.runtime.names import printable
 from rpiae.data.labels import Labels, check_classes, read_labels, unique_names
-from rpiae.data.loading import loaded, loader
+from rpiae.data.loading import loaded_one_by_one
 from rpiae.data.members import READING, Member, Sample, Tally, samples
 from rpiae.data.readers import Encoded
 from rpiae.data.sources import WithLabels
@@ -143,10 +143,6 @@ class _Indexing(TorchDataset[TarIndex]):
         return index_tar(self._paths[number], self._wanted)
 
 
-def _same(index: TarIndex) -> TarIndex:
-    return index
-
-
 class IndexedTars(WithLabels):
     """Images in uncompressed local tar shards, in the order of shards and members.
 
@@ -189,9 +185,7 @@ class IndexedTars(WithLabels):
         self._label = ending
         indexing = _Indexing(paths, Wanted(normal_ending(member), ending))
         workers = min(workers, len(paths) // SHARDS_PER_WORKER)
-        self._shards: list[TarIndex] = list(
-            loaded(loader(indexing, workers=workers, batch_size=None, collate_fn=_same))
-        )
+        self._shards: list[TarIndex] = list(loaded_one_by_one(indexing, workers=workers))
         tally = Tally()
         for shard in self._shards:
             tally.merge(shard.tally)

@@ -19,7 +19,7 @@ from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.model.contracts import Batch, local_samples
 from rpiae.core.runtime.draws import generator, uniform
 from rpiae.core.runtime.names import shown
-from rpiae.data.loading import handed_over, loaded_batches, loader
+from rpiae.data.loading import handed_over, loaded_batches
 from rpiae.data.orders import EpochOrder, Requests
 from rpiae.latents.layout import UNCHECKED_FORMAT, check_shard, check_tensor, read_index
 from rpiae.latents.statistics import latent_norm
@@ -196,10 +196,7 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
             return local_samples(step, batch_size, rank=rank, num_processes=num_processes)
 
         requests = Requests(request, samples, range(start, steps))
-        workers = min(self._workers, len(requests))
-        return loaded_batches(
-            loader(_Drawn(self), workers=workers, batch_sampler=requests, collate_fn=_collated)
-        )
+        return loaded_batches(_Drawn(self), requests, collate=_collated, workers=self._workers)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": {}}

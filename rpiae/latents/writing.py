@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import time
@@ -15,12 +14,10 @@ from typing import Any, TypeAlias
 import torch
 from attrs import frozen
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rpiae.core.config.tree import Tree
-from rpiae.core.errors import CheckpointError, DataError, RunError, UsageError
+from rpiae.core.errors import UsageError
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.names import printable
 from rpiae.core.runtime.processes import Runtime
@@ -36,22 +33,21 @@ from rpiae.latents.encoding import (
 )
 from rpiae.latents.layout import (
     DTYPES,
-    FORMAT,
     INDEX_FILE,
-    METADATA,
     UNCHECKED_FORMAT,
     Plan,
     Settings,
-    check_content,
-    check_shard,
     read_index,
-    tensor_digest,
-    tree_digest,
 )
-from rpiae.latents.statistics import ChannelStatistics
+from rpiae.latents.shards import (
+    UNFINISHED,
+    finished_index,
+    problem_of,
+    write_index,
+    write_shard,
+)
 
 LOCK_FILE = ".lock"
-UNFINISHED = ".part"
 
 #: Seconds between two looks at what other processes have written.
 GLANCE = 0.5
@@ -229,32 +225,24 @@ def encode_dataset(
         def begin() -> Tree:
             plan = make_plan(model, images, settings=settings, data=data, tokenizer=tokenizer)
             _claim(target, held)
-            check_folder(target, plan)
-            _clear(target)
-            if not (target / INDEX_FILE).exists():
-                _write_index(target, plan, complete=False)
+            _prepare(target, plan)
             return plan.as_tree()
 
         plan = Plan.from_tree(runtime.on_main(begin))
         own = range(runtime.rank, plan.num_shards, runtime.num_processes)
-        missing = []
-        for number in own:
-            problem = _problem(plan, target, number, images)
-            if problem:
-                missing.append(number)
-                if (target / plan.shard_file(number)).exists():
-                    yield Notice(text=f"{problem}; it is written anew")
+        problems = {number: problem_of(plan, target, number, images) for number in own}
+        missing = [number for number, problem in problems.items() if problem]
+        for number in missing:
+            if (target / plan.shard_file(number)).exists():
+                yield Notice(text=f"{problems[number]}; it is written anew")
         for notice in images.notices if runtime.is_main else ():
             yield Notice(text=notice)
         yield Started(
             plan=plan, kept=len(own) - len(missing), process=runtime.rank,
             num_processes=runtime.num_processes,
         )  # fmt: skip
-        if runtime.is_main and plan.num_shards < runtime.num_processes:
-            yield Notice(
-                text=f"{runtime.num_processes} processes have {plan.num_shards} shards to share: a "
-                "smaller --shard-size makes more"
-            )
+        if runtime.is_main:
+            yield from _too_few_shards(plan, runtime)
         size = batch_size or batch_size_for(model, images.image_size)
         pace = _Pace(plan, target, others=not_in(own, plan.num_shards) if runtime.is_main else [])
         pace.done = sum(len(plan.shard(number)) for number in own if number not in missing)
@@ -265,7 +253,24 @@ def encode_dataset(
             while not pace.others_are_done():
                 time.sleep(GLANCE)
                 yield pace.progressed()
-            yield Finished(folder=target, index=_finish(target, plan, images))
+            yield Finished(folder=target, index=finished_index(target, plan, images))
+
+
+def _prepare(folder: Path, plan: Plan) -> None:
+    """Leave nothing half-written in a folder that a plan may be carried out in, and an index."""
+    check_folder(folder, plan)
+    for path in folder.glob(f".*{UNFINISHED}"):  # of interrupted calls
+        path.unlink(missing_ok=True)
+    if not (folder / INDEX_FILE).exists():
+        write_index(folder, plan, complete=False)
+
+
+def _too_few_shards(plan: Plan, runtime: Runtime) -> Iterator[Notice]:
+    if plan.num_shards < runtime.num_processes:
+        yield Notice(
+            text=f"{runtime.num_processes} processes have {plan.num_shards} shards to share: a "
+            "smaller --shard-size makes more"
+        )
 
 
 def not_in(own: range, count: int) -> list[int]:
@@ -350,133 +355,10 @@ def _encoded(
         number = positions[0] // plan.settings.shard_size
         if positions[-1] == plan.shard(number)[-1]:
             tensors = {name: torch.cat(stored[name]) for name in stored}
-            _write_shard(folder, plan, number, images, tensors, skipped)
+            write_shard(folder, plan, number, images, tensors, skipped)
             stored.clear()
             skipped.clear()
         yield pace.progressed()
-
-
-def _write_shard(
-    folder: Path,
-    plan: Plan,
-    number: int,
-    images: EveryImage,
-    tensors: dict[str, Tensor],
-    skipped: dict[int, str],
-) -> None:
-    """A shard under a temporary name, which is then renamed."""
-    tensors = _without_images(plan) | tensors
-    statistics = _statistics(plan, tensors)
-    described: dict[str, Any] = {
-        "format": FORMAT,
-        "plan": plan.digest(),
-        "shard": number,
-        "names": [printable(images.name(i)) for i in tensors["position"].tolist()],
-        "skipped": [
-            {
-                "position": position,
-                "name": printable(images.name(position)),
-                "reason": printable(reason),
-            }
-            for position, reason in skipped.items()
-        ],
-        "statistics": statistics.as_tree(),
-        "tensors": {name: tensor_digest(tensor) for name, tensor in tensors.items()},
-    }
-    described["sha256"] = tree_digest(described)
-    path = folder / plan.shard_file(number)
-    part = path.with_name(f".{path.name}{UNFINISHED}")
-    try:
-        # One key alone: safetensors writes several in an order that changes from call to call.
-        save_file(tensors, part, metadata={METADATA: json.dumps(described)})
-        part.chmod(0o644)  # safetensors lets its owner alone read it
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.rename(path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise RunError(
-            f"cannot write {path}: {error}. Shards that are complete stay; free some space and call "
-            "again to go on"
-        ) from None
-
-
-def _without_images(plan: Plan) -> dict[str, Tensor]:
-    """What a shard holds none of whose images can be used."""
-    latents = torch.empty(0, *plan.latent_shape, dtype=DTYPES[plan.settings.dtype])
-    numbers = ("position", "label") if plan.labelled else ("position",)
-    return {
-        **{name: latents.clone() for name in plan.settings.tensors},
-        **{name: torch.empty(0, dtype=torch.int64) for name in numbers},
-    }
-
-
-def _statistics(plan: Plan, tensors: dict[str, Tensor]) -> ChannelStatistics:
-    """Of what a shard stores, mirrored images included."""
-    found = ChannelStatistics(plan.latent_shape[0])
-    for suffix in ("", "_flipped") if plan.settings.flip else ("",):
-        if plan.settings.posterior == "moments":
-            variance = tensors[f"logvar{suffix}"].double().exp()
-            found.add(tensors[f"mean{suffix}"], variance=variance)
-        else:
-            found.add(tensors[f"latent{suffix}"])
-    return found
-
-
-def _problem(plan: Plan, folder: Path, number: int, images: EveryImage) -> str:
-    """Why a shard has to be written, or nothing."""
-    try:
-        metadata = check_content(plan, folder, number)
-    except CheckpointError as error:
-        return str(error)
-    skipped = {row["position"]: row["name"] for row in metadata["skipped"]}
-    names = iter(metadata["names"])
-    for position in plan.shard(number):
-        recorded = skipped[position] if position in skipped else next(names)
-        if recorded != (name := printable(images.name(position))):
-            return f"{folder / plan.shard_file(number)} has {recorded} where the dataset now has {name}"
-    return ""
-
-
-def _finish(folder: Path, plan: Plan, images: EveryImage) -> dict[str, Any]:
-    """Look at all shards, and write the index."""
-    found = ChannelStatistics(plan.latent_shape[0])
-    shards, skipped = [], []
-    for number in range(plan.num_shards):
-        metadata = check_shard(plan, folder, number)
-        found.merge(ChannelStatistics.from_tree(metadata["statistics"]))
-        shards.append({
-            "file": plan.shard_file(number), "count": len(metadata["names"]),
-            "sha256": metadata["sha256"],
-        })  # fmt: skip
-        skipped += metadata["skipped"]
-    if not found.count:
-        raise DataError(images.none_usable())
-    return _write_index(
-        folder, plan, complete=True, count=sum(shard["count"] for shard in shards),
-        statistics={
-            "count": found.count, "mean": found.mean.tolist(), "std": found.std.tolist(),
-        },
-        shards=shards, skipped=skipped,
-    )  # fmt: skip
-
-
-def _write_index(folder: Path, plan: Plan, **more: Any) -> dict[str, Any]:
-    path = folder / INDEX_FILE
-    part = path.with_name(f".{path.name}{UNFINISHED}")
-    index = {
-        "rpiae": importlib.metadata.version("rpiae"),
-        **plan.as_tree(),
-        **more,
-    }
-    index["sha256"] = tree_digest(index)
-    try:
-        part.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.rename(path)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from None
-    return index
 
 
 def _claim(folder: Path, held: contextlib.ExitStack) -> None:
@@ -496,12 +378,6 @@ def _claim(folder: Path, held: contextlib.ExitStack) -> None:
             f"cannot write to {folder}: {error.strerror}. Name another --out"
         ) from None
     held.callback(lock.release)
-
-
-def _clear(folder: Path) -> None:
-    """Remove what interrupted calls left half-written."""
-    for path in folder.glob(f".*{UNFINISHED}"):
-        path.unlink(missing_ok=True)
 
 
 def _ours(path: Path) -> bool:

@@ -34,6 +34,7 @@ from rpiae.core.training.feed import stage_feed
 from rpiae.data.images import to_tensor
 from rpiae.data.listed import Listed, every_image
 from rpiae.latents import LatentDataset, reading, writing
+from rpiae.latents import shards as shard_files
 from rpiae.latents.decoding import decode_latents, read_tensor
 from rpiae.latents.encoding import measure_latents, tokenizer_digest
 from rpiae.latents.layout import Plan, Settings, tree_digest
@@ -688,7 +689,7 @@ def test_datasets_that_are_not_listed(toy: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_full_disk_keeps_complete_shards(
     toy: Path, parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = writing.save_file, []
+    real, calls = shard_files.save_file, []
 
     def full(tensors: Any, path: Path, metadata: Any) -> None:
         calls.append(path)
@@ -697,7 +698,7 @@ def test_a_full_disk_keeps_complete_shards(
             raise OSError(28, "No space left on device")
         real(tensors, path, metadata=metadata)
 
-    monkeypatch.setattr(writing, "save_file", full)
+    monkeypatch.setattr(shard_files, "save_file", full)
     with pytest.raises(RunError, match=r"No space left.*stay"):
         encode(toy, f"parquet:{parquet}", tmp_path / "out")
     assert len(shards(tmp_path / "out")) == 1
