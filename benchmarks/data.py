@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from rpiae.core.errors import RpiaeError
+from rpiae.core.model.contracts import StageSteps
 from rpiae.core.training.feed import Feed
 from rpiae.data.datasets import FolderDataset
 from rpiae.data.images import bicubic, crop, decode, short_side_size
@@ -49,7 +50,7 @@ def timed_parts(folder: Path, size: int) -> dict[str, float]:
 def fed(folder: Path, size: int, device: torch.device, *, steps: int) -> Feed:
     """Batches of 8 on a device."""
     data = FolderDataset(path=str(folder), image_size=size, held_out=2)
-    batches = data.batches(seed=0, stage="bench", batch_size=8, start=0, steps=steps)
+    batches = data.batches(StageSteps(seed=0, stage="bench", batch_size=8, start=0, steps=steps))
     return Feed(batches, device)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rpiae.core.errors import DataError, UsageError
-from rpiae.core.model.contracts import Batch, HeldOut, local_samples
+from rpiae.core.model.contracts import Batch, HeldOut, StageSteps
 from rpiae.core.runtime.draws import generator, uniform
 from rpiae.core.training.feed import as_floats
 from rpiae.data.buckets import Headers, bucket_shapes, nearest_bucket
@@ -78,18 +78,8 @@ class CropDataset(abc.ABC):
         self.notices = tuple(notices)
         self._reports = Reports()
 
-    def batches(
-        self,
-        *,
-        seed: int,
-        stage: str,
-        batch_size: int,
-        start: int,
-        steps: int,
-        rank: int = 0,
-        num_processes: int = 1,
-    ) -> Iterator[Batch]:
-        """Batches of the steps ``start`` to ``steps`` − 1 of a stage; step s has the samples s·b ….
+    def batches(self, steps: StageSteps) -> Iterator[Batch]:
+        """Batches of the steps of a stage.
 
         An image that is damaged or smaller than the crop is replaced by the next usable one in the
         source's order, and reported the first time.
@@ -98,12 +88,8 @@ class CropDataset(abc.ABC):
             DataError: if no training image can be used.
         """
         pools = self._pools()
-        request = self._requests(seed, stage, batch_size)
-
-        def samples(step: int) -> range:
-            return local_samples(step, batch_size, rank=rank, num_processes=num_processes)
-
-        for batch in self._load(pools, Requests(request, samples, range(start, steps))):
+        request = self._requests(steps.seed, steps.stage, steps.batch_size)
+        for batch in self._load(pools, Requests(request, steps)):
             yield batch._replace(
                 skipped=self._reports.fresh(batch.skipped),
                 notices=self._reports.fresh(self.notices),
@@ -123,10 +109,8 @@ class CropDataset(abc.ABC):
             top, left = torch.rand(2, generator=draws).tolist()
             return CropRequest(sample=i, image=image, top=top, left=left, pool=pool)
 
-        def samples(step: int) -> range:
-            return range(step * FITTED, min((step + 1) * FITTED, count))
-
-        requests = Requests(request, samples, range(-(-count // FITTED)))
+        steps = [range(i, min(i + FITTED, count)) for i in range(0, count, FITTED)]
+        requests = Requests(request, steps)
         parts = [as_floats(batch.inputs) for batch in self._load(self.square_pools(), requests)]
         return torch.cat(parts) if parts else torch.empty(0, 3, self.image_size, self.image_size)
 

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from rpiae.core.model.contracts import StageSteps
 from rpiae.core.runtime.draws import key
 
 R = TypeVar("R")
@@ -43,23 +44,21 @@ class Requests(Generic[R]):
 
     Args:
         request: sample → what is asked for it.
-        samples: step → its samples.
-        steps: which steps.
+        steps: the samples of each step.
     """
 
     def __init__(
-        self, request: Callable[[int], R], samples: Callable[[int], Iterable[int]], steps: range
+        self, request: Callable[[int], R], steps: StageSteps | Sequence[Iterable[int]]
     ) -> None:
         self._request = request
-        self._samples = samples
         self._steps = steps
 
     def __len__(self) -> int:
         return len(self._steps)
 
     def __iter__(self) -> Iterator[list[R]]:
-        for step in self._steps:
-            yield [self._request(sample) for sample in self._samples(step)]
+        for samples in self._steps:
+            yield [self._request(sample) for sample in samples]
 
 
 class EpochOrder:

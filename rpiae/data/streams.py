@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rpiae.core.errors import DataError, UsageError
-from rpiae.core.model.contracts import Batch, HeldOut, local_samples
+from rpiae.core.model.contracts import Batch, HeldOut, StageSteps
 from rpiae.core.training.feed import as_floats
 from rpiae.data.crops import Fitting, collated
 from rpiae.data.held_out import centre_crops, check_held_out, most_held_out, trained_on_itself
@@ -104,18 +104,8 @@ class StreamDataset:
         self._workers = chosen_workers(options.get("workers"))
         self._reports = Reports()
 
-    def batches(
-        self,
-        *,
-        seed: int,
-        stage: str,
-        batch_size: int,
-        start: int,
-        steps: int,
-        rank: int = 0,
-        num_processes: int = 1,
-    ) -> Iterator[Batch]:
-        """Batches of the steps ``start`` to ``steps`` − 1 of a stage; step s has the samples s·b ….
+    def batches(self, steps: StageSteps) -> Iterator[Batch]:
+        """Batches of the steps of a stage.
 
         An image that cannot be used is replaced by the next usable one of its shuffle buffer, and
         reported the first time. After a start on the way, the first batch says that the shuffle
@@ -124,14 +114,10 @@ class StreamDataset:
         Raises:
             DataError: if no training image can be used.
         """
-        local = local_samples(0, batch_size, rank=rank, num_processes=num_processes)
-        loaded_steps = self._steps(
-            seed, stage, batch_size, range(start, steps), local, buffer=self._buffer
-        )
-        for step, batch, places in loaded_steps:
+        for batch, places in self._read(steps, self._buffer):
             notices = self._reports.fresh((*self.notices, *batch.notices))
-            if step == start > 0:
-                notices += (self._went_on(places, start),)
+            if places:
+                notices += (self._went_on(places, steps.start),)
             yield batch._replace(skipped=self._reports.fresh(batch.skipped), notices=notices)
 
     def crops(self, count: int, *, seed: int) -> Float[Tensor, "n 3 s s"]:
@@ -140,15 +126,12 @@ class StreamDataset:
         Raises:
             DataError: if no training image can be used.
         """
-        size = min(count, FITTED)
-        steps = range(-(-count // size)) if count else range(0)
+        size = max(1, min(count, FITTED))
+        steps = StageSteps(
+            seed=seed, stage="crops", batch_size=size, start=0, steps=-(-count // size)
+        )
         # A buffer of the crops that are asked for: a full one would be read for a few crops.
-        found = [
-            as_floats(batch.inputs)
-            for _, batch, _ in self._steps(
-                seed, "crops", size, steps, range(size), buffer=max(1, count)
-            )
-        ]
+        found = [as_floats(batch.inputs) for batch, _ in self._read(steps, max(1, count))]
         empty = torch.empty(0, 3, self.image_size, self.image_size)
         return torch.cat(found)[:count] if found else empty
 
@@ -177,37 +160,27 @@ class StreamDataset:
             except DataError as error:
                 yield self._stream.shard(shard), partial(_fail, error)
 
-    def _steps(
-        self,
-        seed: int,
-        stage: str,
-        batch_size: int,
-        steps: range,
-        local: range,
-        *,
-        buffer: int,
-    ) -> Iterator[tuple[int, Batch, list[str]]]:
-        """This process's batches, and where its readers went on, step by step."""
-        lanes = self._lanes(seed, stage, batch_size, local, buffer)
+    def _read(self, steps: StageSteps, buffer: int) -> Iterator[tuple[Batch, list[str]]]:
+        """This process's batches, and where its readers went on."""
+        lanes = self._lanes(steps, buffer)
         if not steps:
             return
         workers = min(self._workers, len(lanes))
         portions = Portions(
-            lanes, fitting=self._fitting, batch_size=batch_size, steps=steps,
-            longest=self.num_images,
+            lanes, fitting=self._fitting, batch_size=steps.batch_size,
+            steps=range(steps.start, steps.steps), longest=self.num_images,
         )  # fmt: skip
         source = loaded(loader(portions, workers=workers, batch_size=None, collate_fn=packed))
-        for step in steps:
+        for _ in steps:
             # One portion of each loading process, in turn: each of them has all steps.
             found = [unpacked(portion) for portion in islice(source, max(1, workers))]
             crops = sorted((c for each in found for c in each.crops), key=lambda c: c.sample)
             problems = tuple(text for each in found for text in each.problems)
             places = [text for each in found for text in each.places]
-            yield step, received(collated(crops))._replace(notices=problems), places
+            yield received(collated(crops))._replace(notices=problems), places
 
-    def _lanes(
-        self, seed: int, stage: str, batch_size: int, local: range, buffer: int
-    ) -> list[Lane]:
+    def _lanes(self, steps: StageSteps, buffer: int) -> list[Lane]:
+        batch_size, local = steps.batch_size, steps.samples(0)
         reading = Reading(stream=self._stream, held=self._withheld)
         shards = [i for i in range(len(self._stream)) if reading.counts.get(i) != 0]
         number = min(self._readers, len(shards), batch_size)
@@ -220,16 +193,15 @@ class StreamDataset:
                 reader = Reader(
                     reading=reading, number=i, shards=own[i],
                     substitutes=own[i + 1 :] + own[:i],
-                    buffer=max(1, buffer // number), seed=seed, stage=stage,
+                    buffer=max(1, buffer // number), seed=steps.seed, stage=steps.stage,
                 )  # fmt: skip
                 lanes.append(Lane(reader=reader, positions=positions, local=mine))
         return lanes
 
     def _went_on(self, places: Sequence[str], start: int) -> str:
         others = f" and {len(places) - 1} more places" if len(places) > 1 else ""
-        where = places[0] if places else self._stream.location
         return (
-            f"the stream goes on at step {start} with {where}{others}; its shuffle buffer was "
+            f"the stream goes on at step {start} with {places[0]}{others}; its shuffle buffer was "
             "filled again, in the order it had"
         )
 

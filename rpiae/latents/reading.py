@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from rpiae.core.errors import CheckpointError, UsageError
-from rpiae.core.model.contracts import Batch, local_samples
+from rpiae.core.model.contracts import Batch, StageSteps
 from rpiae.core.runtime.draws import generator, uniform
 from rpiae.core.runtime.names import shown
 from rpiae.data.loading import handed_over, loaded_batches
@@ -166,24 +166,15 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
     def num_images(self) -> int:
         return len(self)
 
-    def batches(
-        self,
-        *,
-        seed: int,
-        stage: str,
-        batch_size: int,
-        start: int,
-        steps: int,
-        rank: int = 0,
-        num_processes: int = 1,
-    ) -> Iterator[Batch]:
-        """Latents and labels of the steps ``start`` to ``steps`` − 1 of a stage; see ``BatchSource``.
+    def batches(self, steps: StageSteps) -> Iterator[Batch]:
+        """Latents and labels of the steps of a stage; see ``BatchSource``.
 
         Every epoch shows all latents, in an order of its own.
 
         Raises:
             DataError: if what is stored is damaged.
         """
+        seed, stage = steps.seed, steps.stage
         order = EpochOrder(seed, stage, len(self))
 
         def request(sample: int) -> LatentRequest:
@@ -192,10 +183,7 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
                 sample, order.image(sample), flipped, (seed, stage, sample, "posterior")
             )
 
-        def samples(step: int) -> range:
-            return local_samples(step, batch_size, rank=rank, num_processes=num_processes)
-
-        requests = Requests(request, samples, range(start, steps))
+        requests = Requests(request, steps)
         return loaded_batches(_Drawn(self), requests, collate=_collated, workers=self._workers)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from rpiae.core.config.parts import DatasetConfig
-from rpiae.core.model.contracts import Batch, HeldOut
+from rpiae.core.model.contracts import Batch, HeldOut, StageSteps
 from rpiae.core.model.resolve import part_config
 from rpiae.testing import SyntheticImages, check_dataset
 
@@ -34,8 +34,8 @@ class Remembering(SyntheticImages):
 
     turn = 0
 
-    def batches(self, **given: Any) -> Iterator[Batch]:
-        for batch in super().batches(**given):
+    def batches(self, steps: StageSteps) -> Iterator[Batch]:
+        for batch in super().batches(steps):
             self.turn += 1
             yield batch._replace(inputs=batch.inputs.roll(self.turn, 0))
 
@@ -43,8 +43,8 @@ class Remembering(SyntheticImages):
 class Whole(SyntheticImages):
     """Gives every process all images."""
 
-    def batches(self, **given: Any) -> Iterator[Batch]:
-        return super().batches(**given | {"rank": 0, "num_processes": 1})
+    def batches(self, steps: StageSteps) -> Iterator[Batch]:
+        return super().batches(evolve(steps, rank=0, num_processes=1))
 
 
 class Bytes(SyntheticImages):

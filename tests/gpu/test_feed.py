@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rpiae.core.model.contracts import StageSteps
 from rpiae.core.runtime.draws import StepRandomness, generator
-from rpiae.core.runtime.processes import Runtime
-from rpiae.core.training.feed import as_floats, stage_feed
+from rpiae.core.training.feed import Feed, as_floats
 from rpiae.data.datasets import SampleDataset
 
 pytestmark = pytest.mark.gpu
@@ -53,12 +53,12 @@ def test_every_byte_becomes_the_float_of_the_processor(card: torch.device) -> No
 
 def test_batches_arrive_whole_while_the_card_computes(card: torch.device) -> None:
     """Copies on a stream of their own are there when their batch is used, and not overwritten."""
-    options = {"seed": 0, "stage": "tune", "batch_size": 8, "start": 0, "steps": 12}
+    steps = StageSteps(seed=0, stage="tune", batch_size=8, start=0, steps=12)
     data = SampleDataset(image_size=128)
-    wanted = [as_floats(batch.inputs) for batch in data.batches(**options)]  # type: ignore[arg-type]
-    runtime, kept = Runtime(device=str(card), precision="fp32"), []
+    wanted = [as_floats(batch.inputs) for batch in data.batches(steps)]
+    kept = []
     matrix = torch.randn(2048, 2048, device=card)
-    for batch in stage_feed(data, runtime, **options):  # type: ignore[arg-type]
+    for batch in Feed(data.batches(steps), card):
         matrix = torch.tanh(matrix @ matrix)
         kept.append(batch.inputs + 0 * matrix[0, 0])
     for found, expected in zip(kept, wanted, strict=True):

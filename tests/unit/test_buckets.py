@@ -15,7 +15,7 @@ from PIL import Image
 
 from rpiae import runs
 from rpiae.core.errors import DataError, UsageError
-from rpiae.core.model.contracts import Batch, Dataset
+from rpiae.core.model.contracts import Batch, Dataset, StageSteps
 from rpiae.core.model.resolve import part_config
 from rpiae.core.training import events
 from rpiae.core.training.trainer import train
@@ -63,7 +63,7 @@ def built(folder: Path, **fields: Any) -> Any:
 
 def drawn(dataset: Any, start: int = 0, steps: int = 18, **changes: Any) -> list[Batch]:
     settings: dict[str, Any] = {"seed": 3, "stage": "tune", "batch_size": 4} | changes
-    return list(dataset.batches(start=start, steps=steps, **settings))
+    return list(dataset.batches(StageSteps(start=start, steps=steps, **settings)))
 
 
 def greys(batches: list[Batch]) -> list[int]:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from rpiae.core.config.convert import make_converter, parse
 from rpiae.core.errors import ConfigError, DataError, UsageError
-from rpiae.core.model.contracts import Batch, Dataset
+from rpiae.core.model.contracts import Batch, Dataset, StageSteps
 from rpiae.core.training.feed import as_floats
 from rpiae.data import DATASETS
 from rpiae.data.configs import FolderDatasetConfig, ParquetDatasetConfig, SampleDatasetConfig
@@ -85,7 +85,7 @@ def cells(count: int, first: int = 0) -> list[dict[str, Any] | None]:
 
 def drawn(dataset: CropDataset, start: int = 0, steps: int = 6, **changes: Any) -> list[Batch]:
     settings: dict[str, Any] = {"seed": 3, "stage": "tune", "batch_size": 4} | changes
-    return list(dataset.batches(start=start, steps=steps, **settings))
+    return list(dataset.batches(StageSteps(start=start, steps=steps, **settings)))
 
 
 def assert_same(left: list[Batch], right: list[Batch]) -> None:
@@ -720,7 +720,7 @@ def test_the_registry_and_configs_do_not_import_torch() -> None:
 
 def test_no_worker_outlives_its_batches(folder: Path) -> None:
     dataset = FolderDataset(path=str(folder), image_size=16, workers=2)
-    batches = dataset.batches(seed=0, stage="tune", batch_size=2, start=0, steps=50)
+    batches = dataset.batches(StageSteps(seed=0, stage="tune", batch_size=2, start=0, steps=50))
     next(batches)
     assert multiprocessing.active_children()
     batches.close()  # type: ignore[attr-defined]  # a generator

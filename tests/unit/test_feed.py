@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from rpiae.core.errors import DataError
-from rpiae.core.model.contracts import Batch
-from rpiae.core.runtime.processes import Runtime
+from rpiae.core.model.contracts import Batch, StageSteps
 from rpiae.core.training import feed as feed_module
-from rpiae.core.training.feed import Feed, as_floats, stage_feed
+from rpiae.core.training.feed import Feed, as_floats
 from rpiae.data.synthetic import SyntheticImages
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -117,18 +116,33 @@ def test_the_parts_of_a_batch_are_the_batch(size: int, parts: int) -> None:
     assert not any(part.skipped or part.notices for part in found)
 
 
-def test_a_stage_s_shares_make_the_mean_of_processes_that_of_the_batch() -> None:
-    """Means over parts, weighted and averaged over processes, are the mean over the whole batch."""
-
-    class One:
-        def __init__(self, rank: int) -> None:
-            self.rank, self.num_processes, self.device = rank, 3, CPU
-
+def test_shares_make_the_mean_of_processes_that_of_the_step() -> None:
+    """Means over parts, weighted and averaged over processes, are the mean over all samples."""
     data, means = SyntheticImages(4, count=16), []
     for rank in range(3):
-        runtime: Runtime = One(rank)  # type: ignore[assignment]  # what a feed asks of it
-        feed = stage_feed(data, runtime, seed=0, stage="s", batch_size=10, start=1, steps=2)
-        (own,) = feed
+        steps = StageSteps(
+            seed=0, stage="s", batch_size=10, start=1, steps=2, rank=rank, num_processes=3
+        )
+        (own,) = Feed(data.batches(steps), CPU, share=steps.share)
         means.append(sum(part.share * part.inputs.mean() for part in own.split(2)))
     wanted = data.images[[sample % 16 for sample in range(10, 20)]].mean()
     torch.testing.assert_close(torch.stack(means).mean(), wanted)
+
+
+@pytest.mark.parametrize(("batch_size", "processes"), [(4, 1), (6, 3), (7, 3), (2, 2)])
+def test_processes_share_every_step(batch_size: int, processes: int) -> None:
+    shares = [
+        StageSteps(
+            seed=0, stage="s", batch_size=batch_size, start=3, steps=8, rank=rank,
+            num_processes=processes,
+        )
+        for rank in range(processes)
+    ]  # fmt: skip
+    assert {len(share) for share in shares} == {5}
+    for step, of_step in enumerate(zip(*shares, strict=True), start=3):
+        together = [sample for samples in of_step for sample in samples]
+        assert together == list(range(step * batch_size, (step + 1) * batch_size))
+        sizes = [len(samples) for samples in of_step]
+        assert max(sizes) - min(sizes) <= 1
+        assert sizes == sorted(sizes, reverse=True)
+    assert sum(share.share for share in shares) == pytest.approx(processes)

@@ -10,6 +10,7 @@ from attrs import evolve
 from torch import Tensor
 
 from rpiae.core.config.recipe import StageConfig, TermConfig, stage_length
+from rpiae.core.model.contracts import StageSteps
 from rpiae.core.runtime.draws import StepRandomness
 from rpiae.core.training.freeze import apply_stage, trained_parameters
 from rpiae.core.training.objective import Objective
@@ -39,7 +40,11 @@ def gradients(inputs: TrainerInputs, stage: StageConfig) -> tuple[dict[str, Tens
         model, stage=stage, objective=objective, replica=inputs.replica, critic=critic
     )
     batch = next(
-        iter(inputs.data.batches(seed=0, stage=stage.name, batch_size=2, start=0, steps=1))
+        iter(
+            inputs.data.batches(
+                StageSteps(seed=0, stage=stage.name, batch_size=2, start=0, steps=1)
+            )
+        )
     )
     outcome = player(batch.inputs, StepRandomness(0, stage.name, 0, batch.samples), 0)
     if outcome.total.requires_grad:

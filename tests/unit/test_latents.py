@@ -26,11 +26,11 @@ from torch.utils.data import DataLoader
 from rpiae.cli import main
 from rpiae.core.errors import CheckpointError, DataError, RunError, UsageError
 from rpiae.core.model.build import build
-from rpiae.core.model.contracts import Batch, BatchSource
+from rpiae.core.model.contracts import Batch, BatchSource, StageSteps
 from rpiae.core.model.folders import load_tokenizer, save_tokenizer
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.processes import Runtime
-from rpiae.core.training.feed import stage_feed
+from rpiae.core.training.feed import Feed
 from rpiae.data.images import to_tensor
 from rpiae.data.listed import Listed, every_image
 from rpiae.latents import LatentDataset, reading, writing
@@ -352,11 +352,12 @@ def test_latents_are_fed_like_images(
     dataset = LatentDataset(tmp_path / "out", flip=flip)
     source: BatchSource = dataset
 
+    def steps(start: int = 0, **share: int) -> StageSteps:
+        return StageSteps(seed=1, stage="s", batch_size=4, start=start, steps=7, **share)
+
     def drawn(start: int = 0, workers: int = 0, **share: int) -> list[Batch]:
         dataset = LatentDataset(tmp_path / "out", flip=flip, workers=workers)
-        return list(dataset.batches(
-            seed=1, stage="s", batch_size=4, start=start, steps=7, **share
-        ))  # fmt: skip
+        return list(dataset.batches(steps(start, **share)))
 
     whole = drawn()
     assert whole[0].inputs.dtype == (torch.float16 if posterior == "mode" else torch.float32)
@@ -365,10 +366,7 @@ def test_latents_are_fed_like_images(
     assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(later, whole[5:], strict=True))
     for step, batch in enumerate(whole):
         assert torch.equal(torch.cat([share[step].inputs for share in shares]), batch.inputs)
-    fed = list(stage_feed(
-        source, Runtime(device="cpu", precision="fp32"), seed=1, stage="s", batch_size=4, start=0,
-        steps=7,
-    ))  # fmt: skip
+    fed = list(Feed(source.batches(steps()), torch.device("cpu")))
     assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(fed, whole, strict=True))
     labels = torch.cat([batch.labels for batch in whole if batch.labels is not None])
     epoch = labels[: source.num_images]
@@ -388,7 +386,7 @@ def test_damaged_latents_end_a_feed_with_a_reason(toy: Path, parquet: Path, tmp_
     content[-40] ^= 1
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    batches = dataset.batches(seed=1, stage="s", batch_size=COUNT, start=0, steps=1)
+    batches = dataset.batches(StageSteps(seed=1, stage="s", batch_size=COUNT, start=0, steps=1))
     with pytest.raises(DataError, match=r"rpiae encode again"):
         next(batches)
 

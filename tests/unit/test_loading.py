@@ -20,7 +20,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from rpiae.core.errors import DataError
-from rpiae.core.model.contracts import Batch
+from rpiae.core.model.contracts import Batch, StageSteps
 from rpiae.core.runtime.signals import SAME
 from rpiae.data.datasets import FolderDataset
 from rpiae.data.image_dataset import CropDataset
@@ -41,7 +41,7 @@ def built(folder: Path, workers: int) -> FolderDataset:
 
 
 def batches(dataset: CropDataset, steps: int = 4) -> list[torch.Tensor]:
-    drawn = dataset.batches(seed=0, stage="tune", batch_size=4, start=0, steps=steps)
+    drawn = dataset.batches(StageSteps(seed=0, stage="tune", batch_size=4, start=0, steps=steps))
     return [batch.inputs for batch in drawn]
 
 
@@ -77,9 +77,11 @@ class _Handed(Dataset[torch.Tensor]):
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts need root")
 def test_a_real_small_shared_memory(folder: Path) -> None:
     code = (
-        "import sys; from rpiae.data.datasets import FolderDataset\n"
+        "import sys; from rpiae.core.model.contracts import StageSteps\n"
+        "from rpiae.data.datasets import FolderDataset\n"
         "data = FolderDataset(path=sys.argv[1], image_size=512, resize=512, workers=2, held_out=1)\n"
-        "for b in data.batches(seed=0, stage='a', batch_size=8, start=0, steps=4): print(b.inputs.shape)"
+        "steps = StageSteps(seed=0, stage='a', batch_size=8, start=0, steps=4)\n"
+        "for b in data.batches(steps): print(b.inputs.shape)"
     )
     small = 'mount -t tmpfs -o size=2m tmpfs /dev/shm && exec "$@"'
     done = subprocess.run(
@@ -95,10 +97,11 @@ def test_a_real_small_shared_memory(folder: Path) -> None:
 def test_a_signal_to_the_group_is_left_to_the_first_process(folder: Path) -> None:
     code = (
         "import os, signal, sys; from rpiae.core.runtime.signals import StopSignal\n"
+        "from rpiae.core.model.contracts import StageSteps\n"
         "from rpiae.data.datasets import FolderDataset\n"
         "data = FolderDataset(path=sys.argv[1], image_size=16, workers=2, held_out=1)\n"
         "with StopSignal() as stop:\n"
-        "    drawn = data.batches(seed=0, stage='a', batch_size=4, start=0, steps=50)\n"
+        "    drawn = data.batches(StageSteps(seed=0, stage='a', batch_size=4, start=0, steps=50))\n"
         "    next(drawn)\n"
         "    os.killpg(0, signal.{0})\n"
         "    print(stop.received, sum(1 for _ in drawn))\n"
@@ -115,6 +118,7 @@ def test_a_signal_while_processes_start_reaches_none_of_them(folder: Path) -> No
     # Sent from inside the start of the second worker, before it could say what it ignores.
     code = (
         "import multiprocessing.process as p, os, signal, sys\n"
+        "from rpiae.core.model.contracts import StageSteps\n"
         "from rpiae.core.runtime.signals import StopSignal; from rpiae.data.datasets import FolderDataset\n"
         "first = p.BaseProcess._bootstrap\n"
         "def bootstrap(self, *a, **k):\n"
@@ -122,7 +126,8 @@ def test_a_signal_while_processes_start_reaches_none_of_them(folder: Path) -> No
         "p.BaseProcess._bootstrap = bootstrap\n"
         "data = FolderDataset(path=sys.argv[1], image_size=16, workers=1, held_out=1)\n"
         "with StopSignal() as stop:\n"
-        "    print(sum(1 for _ in data.batches(seed=0, stage='a', batch_size=4, start=0, steps=5)), stop.received)\n"
+        "    steps = StageSteps(seed=0, stage='a', batch_size=4, start=0, steps=5)\n"
+        "    print(sum(1 for _ in data.batches(steps)), stop.received)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder)],

@@ -15,7 +15,7 @@ from rpiae import runs
 from rpiae.cli import main
 from rpiae.core.config.tree import dump_toml, read_toml
 from rpiae.core.errors import ConfigError, UsageError
-from rpiae.core.model.contracts import Batch, Dataset
+from rpiae.core.model.contracts import Batch, Dataset, StageSteps
 from rpiae.core.model.resolve import part_config
 from rpiae.core.training import events
 from rpiae.data.held_out import held_out_indices
@@ -60,7 +60,7 @@ def built(folders: tuple[Path, Path], **fields: Any) -> Any:
 
 def drawn(dataset: Any, start: int = 0, steps: int = 40, **changes: Any) -> list[Batch]:
     settings: dict[str, Any] = {"seed": 3, "stage": "tune", "batch_size": 5} | changes
-    return list(dataset.batches(start=start, steps=steps, **settings))
+    return list(dataset.batches(StageSteps(start=start, steps=steps, **settings)))
 
 
 def greys(batches: list[Batch]) -> list[int]:

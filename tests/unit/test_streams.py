@@ -18,7 +18,7 @@ from PIL import Image
 from rpiae import runs
 from rpiae.cli import main
 from rpiae.core.errors import DataError, FetchError, MissingExtraError, UsageError
-from rpiae.core.model.contracts import Batch, Dataset
+from rpiae.core.model.contracts import Batch, Dataset, StageSteps
 from rpiae.core.model.resolve import part_config
 from rpiae.core.training import events
 from rpiae.data import DATASETS
@@ -104,7 +104,7 @@ def stream_of(shards: Path, **fields: Any) -> StreamDataset:
 
 def drawn(dataset: Any, start: int = 0, steps: int = 9, **changes: Any) -> list[Batch]:
     settings: dict[str, Any] = {"seed": 3, "stage": "tune", "batch_size": 6} | changes
-    return list(dataset.batches(start=start, steps=steps, **settings))
+    return list(dataset.batches(StageSteps(start=start, steps=steps, **settings)))
 
 
 def greys(batches: list[Batch]) -> list[int]:
@@ -327,7 +327,7 @@ def test_crops_for_fitting_are_training_images(shards: Path) -> None:
 
 def test_no_process_outlives_a_stream(shards: Path) -> None:
     batches = stream_of(shards, workers=2).batches(
-        seed=0, stage="tune", batch_size=4, start=0, steps=100
+        StageSteps(seed=0, stage="tune", batch_size=4, start=0, steps=100)
     )
     next(batches)
     assert multiprocessing.active_children()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
+from attrs import frozen
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
@@ -312,6 +313,48 @@ class HeldOut(NamedTuple):
     columns: dict[str, int]
 
 
+@frozen(kw_only=True)
+class StageSteps:
+    """The steps of a stage, and a process's share of each; iterated, its samples step by step.
+
+    The samples of step s are s·b to s·b + b − 1, of which every process has consecutive ones, as many
+    as others. Where their number b is no multiple of the number of processes, the first ones have one
+    more.
+
+    Attributes:
+        seed: the run's.
+        stage: name of the stage.
+        batch_size: samples of a step, b, in all processes together.
+        start, steps: the first step, and the one after the last.
+        rank, num_processes: which of how many processes it is.
+    """
+
+    seed: int
+    stage: str
+    batch_size: int
+    start: int
+    steps: int
+    rank: int = 0
+    num_processes: int = 1
+
+    def __len__(self) -> int:
+        return len(range(self.start, self.steps))
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        return (tuple(self.samples(step)) for step in range(self.start, self.steps))
+
+    def samples(self, step: int) -> range:
+        """The process's samples of a step."""
+        small, more = divmod(self.batch_size, self.num_processes)
+        first = step * self.batch_size + self.rank * small + min(self.rank, more)
+        return range(first, first + small + (self.rank < more))
+
+    @property
+    def share(self) -> float:
+        """See ``Batch``."""
+        return len(self.samples(0)) * self.num_processes / self.batch_size
+
+
 class BatchSource(Protocol):
     """What a stage learns from, step by step.
 
@@ -327,22 +370,11 @@ class BatchSource(Protocol):
     @property
     def notices(self) -> tuple[str, ...]: ...
 
-    def batches(
-        self,
-        *,
-        seed: int,
-        stage: str,
-        batch_size: int,
-        start: int,
-        steps: int,
-        rank: int = 0,
-        num_processes: int = 1,
-    ) -> Iterator[Batch]:
-        """Batches of the steps ``start`` to ``steps`` − 1 of a stage, on CPU.
+    def batches(self, steps: StageSteps) -> Iterator[Batch]:
+        """Batches of these steps, one after the other, on CPU.
 
-        What they hold, and how it is cropped, depends on (seed, stage, step) alone. Of the
-        ``batch_size`` samples of step s, which are s·b, s·b + 1, …, process ``rank`` gets
-        ``local_samples``.
+        What they hold, and how it is cropped, depends on the seed, the stage and the sample alone (and
+        on the size of the batches, where all images of a batch have something in common).
         """
 
 
@@ -372,16 +404,6 @@ def block_index(index: int, num_blocks: int) -> int:
     if not -num_blocks <= index < num_blocks:
         raise UsageError(f"there is no block {index}: the encoder has blocks 0 to {num_blocks - 1}")
     return index % num_blocks
-
-
-def local_samples(step: int, batch_size: int, *, rank: int, num_processes: int) -> range:
-    """Global sample indices that one process has of a step: consecutive ones, as many as others.
-
-    Where the batch is no multiple of the number of processes, the first ones have one more.
-    """
-    small, more = divmod(batch_size, num_processes)
-    first = step * batch_size + rank * small + min(rank, more)
-    return range(first, first + small + (rank < more))
 
 
 def standard_normal_like(reference: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -12,9 +12,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from rpiae.core.model.contracts import Batch, BatchSource, local_samples
+from rpiae.core.model.contracts import Batch
 from rpiae.core.runtime.devices import sent
-from rpiae.core.runtime.processes import Runtime
 
 
 class Feed:
@@ -27,7 +26,7 @@ class Feed:
     Args:
         batches: on CPU.
         device: where to.
-        share: see ``Batch``.
+        share: of every batch; see ``Batch``.
 
     Attributes:
         waited: seconds that the last batch was waited for.
@@ -59,29 +58,6 @@ class Feed:
         for batches in (self._batches, self._source):
             if isinstance(batches, Generator):
                 batches.close()
-
-
-def stage_feed(
-    data: BatchSource,
-    runtime: Runtime,
-    *,
-    seed: int,
-    stage: str,
-    batch_size: int,
-    start: int,
-    steps: int,
-) -> Feed:
-    """This process's batches of a stage's steps ``start`` to ``steps`` − 1; see ``BatchSource``.
-
-    Args:
-        batch_size: samples of a step, in all processes together.
-    """
-    processes = {"rank": runtime.rank, "num_processes": runtime.num_processes}
-    batches = data.batches(
-        seed=seed, stage=stage, batch_size=batch_size, start=start, steps=steps, **processes
-    )
-    own = len(local_samples(0, batch_size, **processes))
-    return Feed(batches, runtime.device, share=own * runtime.num_processes / batch_size)
 
 
 def as_floats(images: Tensor) -> Tensor:

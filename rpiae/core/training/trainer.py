@@ -23,7 +23,7 @@ from rpiae.core.config.recipe import (
 )
 from rpiae.core.errors import CheckpointError, ConfigError, DataError, TrainingError, UsageError
 from rpiae.core.model.blocks import recomputing
-from rpiae.core.model.contracts import Batch, Dataset, Replica
+from rpiae.core.model.contracts import Batch, Dataset, Replica, StageSteps
 from rpiae.core.model.folders import save_tokenizer
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.draws import StepRandomness
@@ -42,7 +42,7 @@ from rpiae.core.training.checkpoint import (
 )
 from rpiae.core.training.critic import CriticTraining, ShownImages
 from rpiae.core.training.ema import Ema
-from rpiae.core.training.feed import stage_feed
+from rpiae.core.training.feed import Feed
 from rpiae.core.training.fitting import fit_bridge
 from rpiae.core.training.freeze import FreezeReport, apply_stage, set_modes, trained_parameters
 from rpiae.core.training.objective import Objective
@@ -406,10 +406,12 @@ class _Stage:
         They end early where the processes that load them were told to end along with this one.
         """
         runtime = self.inputs.runtime
-        feed = stage_feed(
-            self.inputs.data, runtime, seed=self.inputs.seed, stage=self.config.name,
-            batch_size=self.batch_size, start=self.step, steps=self.length.steps,
+        steps = StageSteps(
+            seed=self.inputs.seed, stage=self.config.name, batch_size=self.batch_size,
+            start=self.step, steps=self.length.steps,
+            rank=runtime.rank, num_processes=runtime.num_processes,
         )  # fmt: skip
+        feed = Feed(self.inputs.data.batches(steps), runtime.device, share=steps.share)
         try:
             for batch in feed:
                 yield batch, feed.waited
