@@ -87,8 +87,14 @@ class CropDataset(abc.ABC):
         Raises:
             DataError: if no training image can be used.
         """
-        pools = self._pools()
-        request = self._requests(steps.seed, steps.stage, steps.batch_size)
+        pools, place = self._pools(), self._place(steps)
+        labels = steps.seed, steps.stage
+
+        def request(sample: int) -> CropRequest:
+            pool, image = place(sample)
+            top, left = (uniform(*labels, sample, f"crop-{axis}") for axis in "yx")
+            return CropRequest(sample=sample, image=image, top=top, left=left, pool=pool)
+
         for batch in self._load(pools, Requests(request, steps)):
             yield batch._replace(
                 skipped=self._reports.fresh(batch.skipped),
@@ -131,27 +137,12 @@ class CropDataset(abc.ABC):
         return self.square_pools()
 
     @abc.abstractmethod
-    def _place(self, seed: int, stage: str, batch_size: int) -> Callable[[int], tuple[int, int]]:
+    def _place(self, steps: StageSteps) -> Callable[[int], tuple[int, int]]:
         """Sample → pool and position in it."""
 
     @abc.abstractmethod
     def _draws(self) -> Callable[[torch.Generator], tuple[int, int]]:
         """Random draws → pool (among the square ones) and position in it."""
-
-    def _requests(self, seed: int, stage: str, batch_size: int) -> Callable[[int], CropRequest]:
-        place = self._place(seed, stage, batch_size)
-
-        def request(sample: int) -> CropRequest:
-            pool, image = place(sample)
-            return CropRequest(
-                sample=sample,
-                image=image,
-                top=uniform(seed, stage, sample, "crop-y"),
-                left=uniform(seed, stage, sample, "crop-x"),
-                pool=pool,
-            )
-
-        return request
 
     def _load(self, pools: Sequence[Pool], requests: Requests[CropRequest]) -> Iterator[Batch]:
         return loaded_batches(Crops(pools), requests, collate=collated, workers=self._workers)
@@ -212,11 +203,11 @@ class ImageDataset(CropDataset):
             self._filled = self._bucketed()
         return self._filled
 
-    def _place(self, seed: int, stage: str, batch_size: int) -> Callable[[int], tuple[int, int]]:
+    def _place(self, steps: StageSteps) -> Callable[[int], tuple[int, int]]:
         if self._shapes:
             counts = [len(pool.images) for pool in self._pools()]
-            return BucketOrder(seed, stage, counts, batch_size).place
-        order = EpochOrder(seed, stage, self.num_images)
+            return BucketOrder(steps.seed, steps.stage, counts, steps.batch_size).place
+        order = EpochOrder(steps.seed, steps.stage, self.num_images)
         return lambda sample: (0, order.image(sample))
 
     def _draws(self) -> Callable[[torch.Generator], tuple[int, int]]:

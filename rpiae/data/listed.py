@@ -10,41 +10,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
+from rpiae.core.config.parts import DatasetConfig
 from rpiae.core.config.tree import Tree, apply_override, parse_override, unparse
 from rpiae.core.errors import ConfigError, DataError, UsageError
-from rpiae.core.model.contracts import Batch, Dataset
+from rpiae.core.model.contracts import Batch
 from rpiae.core.model.resolve import ResolvedTokenizer, part_config, wire
+from rpiae.data.building import built_dataset
 from rpiae.data.crops import AdmFitting, ImageReader
 from rpiae.data.images import centre_crop
 from rpiae.data.loading import handed_over, loaded_batches
+from rpiae.data.sources import WithLabels
 
 #: How images become square crops: by the rule of ADM, or as a run crops what it holds out.
 CropRule = Literal["adm", "centre"]
 
 #: Images that are looked at again to say why none can be used.
 EXAMINED = 64
-
-
-@runtime_checkable
-class LabelledSource(Protocol):
-    """What an ``ImageSource`` offers besides where its images have labels.
-
-    Attributes:
-        labelled: whether it has any.
-        label_names: name of every label, by its number; empty where unknown.
-        label_notices: what is to be said of them.
-    """
-
-    labelled: bool
-    label_names: Sequence[str]
-    label_notices: Sequence[str]
-
-    def label(self, index: int) -> int | None:
-        """The label of an image, at least 0; None where it has none.
-
-        Raises:
-            DataError: if it cannot be read.
-        """
 
 
 class CentreCrop(NamedTuple):
@@ -84,13 +65,13 @@ class EveryImage(TorchDataset[CentreCrop]):
     def __init__(self, reader: ImageReader, *, workers: int = 0) -> None:
         source = reader.source
         self._reader = reader
-        self._labels = source if isinstance(source, LabelledSource) and source.labelled else None
+        self._labels = source if isinstance(source, WithLabels) and source.labelled else None
         self.location = source.location
         self.image_size = reader.fitting.image_size
         self.rule = f"{reader.fitting.rule}, centre crop {self.image_size}×{self.image_size}"
         self.labelled = self._labels is not None
         self.label_names = tuple(self._labels.label_names) if self._labels else ()
-        labels = source.label_notices if isinstance(source, LabelledSource) else ()
+        labels = source.label_notices if isinstance(source, WithLabels) else ()
         self.notices = (*source.problems, *labels)
         self._workers = workers
 
@@ -218,8 +199,8 @@ def every_image(
     config, problems = wire(config, facts | {"encoder.image_size": (image_size, "")}, "data")
     if problems:
         raise ConfigError("the dataset", problems)
-    dataset = config.build()
-    assert isinstance(dataset, Dataset)
+    assert isinstance(config, DatasetConfig)
+    dataset = built_dataset(config)
     if not isinstance(dataset, Listed):
         raise UsageError(
             f"dataset {config.label!r} has random crops only and cannot be gone through image by "

@@ -162,10 +162,11 @@ def loaded_one_by_one(items: Any, *, workers: int) -> Iterator[Any]:
         workers: loading processes, at most.
     """
     workers = min(workers, len(items))
-    return loaded(loader(items, workers=workers, batch_size=None, collate_fn=_as_it_is))
+    return loaded(loader(items, workers=workers, batch_size=None, collate_fn=as_it_is))
 
 
-def _as_it_is(item: T) -> T:
+def as_it_is(item: T) -> T:
+    """What needs no collating."""
     return item
 
 

@@ -10,14 +10,13 @@ from typing import NamedTuple, Protocol
 
 import torch
 from attrs import define, field, frozen
-from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from rpiae.core.errors import DataError
+from rpiae.core.model.contracts import Batch
 from rpiae.core.runtime.draws import uniform
-from rpiae.data.crops import Crop, Fitting, cut, none_usable
+from rpiae.data.crops import Crop, Fitting, collated, cut, none_usable
 from rpiae.data.images import Picture
-from rpiae.data.loading import handed_over
 from rpiae.data.orders import permutation
 
 #: Shards that a message tells the problems of.
@@ -220,13 +219,11 @@ class Portion(NamedTuple):
     """What one loading process has of a step.
 
     Attributes:
-        crops: its crops; without their pixels on the way between processes.
-        pixels: of those that have any, in their order; only on the way.
+        batch: its samples; why there are none, where one failed.
+        places: where its readers went on, after a start on the way.
     """
 
-    crops: list[Crop]
-    pixels: Tensor
-    problems: tuple[str, ...]
+    batch: Batch | str
     places: tuple[str, ...]
 
 
@@ -269,7 +266,10 @@ class Portions(IterableDataset[Portion]):
                     slot = next(places, None)
                     if position in lane.local:
                         crops.append(self._crop(lane, slot, step * self._batch_size + position))
-            yield Portion(crops, torch.empty(0), tuple(reading.problems), tuple(reading.places))
+            batch = collated(crops)
+            if isinstance(batch, Batch):
+                batch = batch._replace(notices=tuple(reading.problems))
+            yield Portion(batch, tuple(reading.places))
             reading.problems.clear()
             reading.places.clear()
 
@@ -310,17 +310,13 @@ def opened(image: Encoded, fitting: Fitting) -> Picture:
     return fitting.fitted(image.content, image.name)
 
 
-def packed(portion: Portion) -> Portion:
-    """A portion as a loading process hands it over: all pixels at once."""
-    usable = [crop.pixels for crop in portion.crops if crop.pixels is not None]
-    pixels = handed_over(torch.stack(usable)) if usable else portion.pixels
-    return portion._replace(
-        crops=[crop._replace(pixels=None) for crop in portion.crops], pixels=pixels
+def joined(portions: Sequence[Batch]) -> Batch:
+    """The portions of a step as one batch, in the order of its samples."""
+    samples = [sample for portion in portions for sample in portion.samples]
+    order = sorted(range(len(samples)), key=samples.__getitem__)
+    return Batch(
+        torch.cat([portion.inputs for portion in portions])[order],
+        tuple(sorted(samples)),
+        tuple(text for portion in portions for text in portion.skipped),
+        tuple(text for portion in portions for text in portion.notices),
     )
-
-
-def unpacked(portion: Portion) -> Portion:
-    """Inverse of ``packed``."""
-    rows = iter(torch.as_tensor(portion.pixels))
-    crops = [crop if crop.failure else crop._replace(pixels=next(rows)) for crop in portion.crops]
-    return portion._replace(crops=crops)

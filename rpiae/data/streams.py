@@ -14,11 +14,11 @@ from torch import Tensor
 from rpiae.core.errors import DataError, UsageError
 from rpiae.core.model.contracts import Batch, HeldOut, StageSteps
 from rpiae.core.training.feed import as_floats
-from rpiae.data.crops import Fitting, collated
+from rpiae.data.crops import Fitting
 from rpiae.data.held_out import centre_crops, check_held_out, most_held_out, trained_on_itself
 from rpiae.data.image_dataset import BucketOptions
 from rpiae.data.images import Picture
-from rpiae.data.loading import Reports, chosen_workers, loaded, loader, received
+from rpiae.data.loading import Reports, as_it_is, chosen_workers, loaded, loader, received
 from rpiae.data.orders import sampled
 from rpiae.data.readers import (
     Encoded,
@@ -27,9 +27,8 @@ from rpiae.data.readers import (
     Reader,
     Reading,
     Stream,
+    joined,
     opened,
-    packed,
-    unpacked,
 )
 
 #: Crops per step where training crops are loaded for fitting.
@@ -170,14 +169,12 @@ class StreamDataset:
             lanes, fitting=self._fitting, batch_size=steps.batch_size,
             steps=range(steps.start, steps.steps), longest=self.num_images,
         )  # fmt: skip
-        source = loaded(loader(portions, workers=workers, batch_size=None, collate_fn=packed))
+        source = loaded(loader(portions, workers=workers, batch_size=None, collate_fn=as_it_is))
         for _ in steps:
             # One portion of each loading process, in turn: each of them has all steps.
-            found = [unpacked(portion) for portion in islice(source, max(1, workers))]
-            crops = sorted((c for each in found for c in each.crops), key=lambda c: c.sample)
-            problems = tuple(text for each in found for text in each.problems)
-            places = [text for each in found for text in each.places]
-            yield received(collated(crops))._replace(notices=problems), places
+            found = list(islice(source, max(1, workers)))
+            places = [text for portion in found for text in portion.places]
+            yield joined([received(portion.batch) for portion in found]), places
 
     def _lanes(self, steps: StageSteps, buffer: int) -> list[Lane]:
         batch_size, local = steps.batch_size, steps.samples(0)

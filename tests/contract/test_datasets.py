@@ -13,8 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from rpiae.core.config.parts import DatasetConfig
+from rpiae.core.errors import PluginError
 from rpiae.core.model.contracts import Batch, HeldOut, StageSteps
 from rpiae.core.model.resolve import part_config
+from rpiae.data.building import built_dataset
 from rpiae.testing import SyntheticImages, check_dataset
 
 
@@ -111,3 +113,13 @@ def test_what_is_wrong_is_named(kind: type, problem: str) -> None:
 
     with pytest.raises(AssertionError, match=problem):
         check_dataset(Config())
+
+
+def test_a_dataset_that_lacks_something_is_told() -> None:
+    @frozen(kw_only=True)
+    class Config(SyntheticConfig):
+        module: ClassVar[str] = f"{__name__}:{Unfit.__name__}"
+
+    assert isinstance(built_dataset(SyntheticConfig()), SyntheticImages)
+    with pytest.raises(PluginError, match=r"lacks num_images, notices, .*check_dataset"):
+        built_dataset(Config())

@@ -123,6 +123,15 @@ def said(batches: list[Batch]) -> str:
 # --- shards by index --------------------------------------------------------------------------------
 
 
+def test_a_stream_of_one_image_says_that_it_is_trained_on_itself(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", samples(7, 1))
+    stream = stream_of(tmp_path)
+    assert any("has a single image: it is trained on" in text for text in stream.notices)
+    batches = drawn(stream, steps=2, batch_size=2)
+    assert greys(batches) == [7, 7, 7, 7]
+    assert [bool(batch.notices) for batch in batches] == [True, False]
+
+
 def test_local_shards_are_read_in_any_order(shards: Path) -> None:
     dataset = built("webdataset", shards)
     assert dataset.num_images == 18
