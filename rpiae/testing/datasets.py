@@ -21,10 +21,12 @@ def check_dataset(config: DatasetConfig) -> None:
     dataset = config.build()
     assert isinstance(dataset, Dataset), f"{type(dataset).__name__} does not fit Dataset"
     assert dataset.num_images > 0
-    assert all(isinstance(text, str) for text in dataset.notices), "notices are no texts"
+    notices = dataset.notices
+    assert all(isinstance(text, str) for text in notices), "notices are no texts"
     size = dataset.image_size
     whole = _batches(dataset, start=0, steps=3)
     assert len(whole) == 3, "batches() gives another number of steps"
+    assert set(notices) <= set(whole[0].notices), "the first batch does not say the notices"
     for step, batch in enumerate(whole):
         _check_images(as_floats(batch.inputs), (4, 3, size, size), "a batch")
         assert batch.samples == tuple(range(4 * step, 4 * step + 4)), "samples are not s·b, …"

@@ -49,6 +49,12 @@ class Whole(SyntheticImages):
         return super().batches(evolve(steps, rank=0, num_processes=1))
 
 
+class Silent(SyntheticImages):
+    """Says nothing with its first batch."""
+
+    notices = ("one image is left out",)
+
+
 class Bytes(SyntheticImages):
     """Has images from 0 to 255."""
 
@@ -100,6 +106,7 @@ def test_a_folder(tmp_path: Path) -> None:
     [
         (Remembering, "a step depends on those before it"),
         (Whole, "three processes see other images than one"),
+        (Silent, "the first batch does not say the notices"),
         (Bytes, r"held_out\(\) goes from .* not from 0 to 1"),
         (Ungrouped, "needs a group per image"),
         (Drawn, r"crops\(\) is not repeatable"),
