@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from rpiae.core.model.contracts import StageSteps
 from rpiae.data.buckets import bucket_shapes, nearest_bucket
 from rpiae.data.held_out import held_out_indices
 from rpiae.data.images import cover_size, crop, short_side_size
