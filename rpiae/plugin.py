@@ -62,10 +62,10 @@ if TYPE_CHECKING:
         Posterior,
         QuantisedPosterior,
         Replica,
+        StageSteps,
         StepContext,
         Term,
         block_index,
-        local_samples,
     )
     from rpiae.core.model.folding import per_frame
     from rpiae.core.model.geometry import (
@@ -142,6 +142,7 @@ _WHERE = {
     "QuantisedPosterior": "rpiae.core.model.contracts",
     "Replica": "rpiae.core.model.contracts",
     "RpiaeError": "rpiae.core.errors",
+    "StageSteps": "rpiae.core.model.contracts",
     "StepContext": "rpiae.core.model.contracts",
     "StepRandomness": "rpiae.core.runtime.draws",
     "SyntheticImages": "rpiae.testing",
@@ -165,7 +166,6 @@ _WHERE = {
     "check_plugin": "rpiae.testing",
     "generator": "rpiae.core.runtime.draws",
     "loaded_once": "rpiae.core.config.fields",
-    "local_samples": "rpiae.core.model.contracts",
     "map_grid": "rpiae.core.model.geometry",
     "map_to_tokens": "rpiae.core.model.geometry",
     "names_file": "rpiae.core.config.fields",
@@ -224,6 +224,7 @@ __all__ = [
     "QuantisedPosterior",
     "Replica",
     "RpiaeError",
+    "StageSteps",
     "StepContext",
     "StepRandomness",
     "SyntheticImages",
@@ -247,7 +248,6 @@ __all__ = [
     "check_plugin",
     "generator",
     "loaded_once",
-    "local_samples",
     "map_grid",
     "map_to_tokens",
     "names_file",

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from rpiae.core.errors import DataError, UsageError
+from rpiae.core.model.contracts import Batch
 from rpiae.core.runtime.names import printable
 from rpiae.data.images import (
     Picture,
@@ -26,7 +27,7 @@ from rpiae.data.images import (
     resize_as_adm,
     short_side_size,
 )
-from rpiae.data.loading import Handed, handed_over
+from rpiae.data.loading import handed_over
 from rpiae.data.sources import ImageSource
 
 #: Short side that larger images are shrunk to by default, over the side of the crop (384 / 256).
@@ -64,24 +65,15 @@ class Crop(NamedTuple):
     failure: str
 
 
-class CropBatch(NamedTuple):
-    """Crops of one shape, (b, 3, h, w); empty where one of them failed."""
-
-    pixels: Handed
-    samples: tuple[int, ...]
-    skipped: tuple[str, ...]
-    failure: str
-
-
-def collated(crops: Sequence[Crop]) -> CropBatch:
-    """Crops as a batch."""
+def collated(crops: Sequence[Crop]) -> Batch | str:
+    """Crops of one shape as a batch of bytes; what is wrong with one that has no pixels."""
     failure = next((c.failure for c in crops if c.failure), "")
-    usable = [c.pixels for c in crops if c.pixels is not None]
-    return CropBatch(
-        pixels=torch.empty(0) if failure else handed_over(torch.stack(usable)),
-        samples=tuple(c.sample for c in crops),
-        skipped=tuple(dict.fromkeys(text for c in crops for text in c.skipped)),
-        failure=failure,
+    if failure:
+        return failure
+    return Batch(
+        handed_over(torch.stack([c.pixels for c in crops if c.pixels is not None])),
+        tuple(c.sample for c in crops),
+        tuple(dict.fromkeys(text for c in crops for text in c.skipped)),
     )
 
 

@@ -17,8 +17,9 @@ from rpiae.data.image_dataset import ImageOptions, SplitDataset
 from rpiae.data.labels import Labels, check_classes, read_labels
 from rpiae.data.parquet import holds_images, holds_labels
 from rpiae.data.paths import as_path, existing
+from rpiae.data.readers import Encoded
 from rpiae.data.sources import WithLabels, walked
-from rpiae.data.streams import Encoded, StreamDataset, check_not_streaming
+from rpiae.data.streams import StreamDataset, check_not_streaming
 
 #: Files that ``save_to_disk`` leaves in its folder: of one split, and of several.
 SAVED = "state.json"

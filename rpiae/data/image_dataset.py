@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Required, TypedDict
 
@@ -14,27 +13,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rpiae.core.errors import DataError, UsageError
-from rpiae.core.model.contracts import Batch, HeldOut, local_samples
+from rpiae.core.model.contracts import Batch, HeldOut, StageSteps
 from rpiae.core.runtime.draws import generator, uniform
-from rpiae.core.runtime.names import printable
+from rpiae.core.training.feed import as_floats
 from rpiae.data.buckets import Headers, bucket_shapes, nearest_bucket
-from rpiae.data.crops import (
-    CropBatch,
-    CropRequest,
-    Crops,
-    Fitting,
-    ImageReader,
-    Pool,
-    collated,
-    none_usable,
+from rpiae.data.crops import CropRequest, Crops, Fitting, ImageReader, Pool, collated
+from rpiae.data.held_out import (
+    centre_crops,
+    check_held_out,
+    held_out_indices,
+    trained_on_itself,
 )
-from rpiae.data.images import Picture, Shape, centre_crop, to_tensor
+from rpiae.data.images import Picture, Shape
 from rpiae.data.listed import EveryImage
-from rpiae.data.loading import chosen_workers, loaded, loader, unit
-from rpiae.data.orders import BucketOrder, EpochOrder, sampled
+from rpiae.data.loading import Reports, chosen_workers, loaded_batches, loaded_one_by_one
+from rpiae.data.orders import BucketOrder, EpochOrder, Requests
 from rpiae.data.sources import ImageSource
-
-logger = logging.getLogger(__name__)
 
 #: Crops that are loaded at once for fitting.
 FITTED = 64
@@ -55,24 +49,6 @@ class ImageOptions(BucketOptions, total=False):
     resize: int | None
     workers: int | None
     held_out: int
-
-
-class _Requests:
-    """The batches of requests of a stage's steps, for a loader's ``batch_sampler``."""
-
-    def __init__(
-        self, request: Callable[[int], CropRequest], samples: Callable[[int], range], steps: range
-    ) -> None:
-        self._request = request
-        self._samples = samples
-        self._steps = steps
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def __iter__(self) -> Iterator[list[CropRequest]]:
-        for step in self._steps:
-            yield [self._request(sample) for sample in self._samples(step)]
 
 
 class CropDataset(abc.ABC):
@@ -100,20 +76,10 @@ class CropDataset(abc.ABC):
         self.image_size = image_size
         self._workers = workers
         self.notices = tuple(notices)
-        self._reported: set[str] = set()
+        self._reports = Reports()
 
-    def batches(
-        self,
-        *,
-        seed: int,
-        stage: str,
-        batch_size: int,
-        start: int,
-        steps: int,
-        rank: int = 0,
-        num_processes: int = 1,
-    ) -> Iterator[Batch]:
-        """Batches of the steps ``start`` to ``steps`` − 1 of a stage; step s has the samples s·b ….
+    def batches(self, steps: StageSteps) -> Iterator[Batch]:
+        """Batches of the steps of a stage.
 
         An image that is damaged or smaller than the crop is replaced by the next usable one in the
         source's order, and reported the first time.
@@ -121,17 +87,19 @@ class CropDataset(abc.ABC):
         Raises:
             DataError: if no training image can be used.
         """
-        pools = self._pools()
-        request = self._requests(seed, stage, batch_size)
+        pools, place = self._pools(), self._place(steps)
+        labels = steps.seed, steps.stage
 
-        def samples(step: int) -> range:
-            return local_samples(step, batch_size, rank=rank, num_processes=num_processes)
+        def request(sample: int) -> CropRequest:
+            pool, image = place(sample)
+            top, left = (uniform(*labels, sample, f"crop-{axis}") for axis in "yx")
+            return CropRequest(sample=sample, image=image, top=top, left=left, pool=pool)
 
-        for batch in self._load(pools, _Requests(request, samples, range(start, steps))):
-            yield Batch(
-                unit(batch.pixels), batch.samples, self._fresh(batch.skipped),
-                self._fresh(self.notices),
-            )  # fmt: skip
+        for batch in self._load(pools, Requests(request, steps)):
+            yield batch._replace(
+                skipped=self._reports.fresh(batch.skipped),
+                notices=self._reports.fresh(self.notices),
+            )
 
     def crops(self, count: int, *, seed: int) -> Float[Tensor, "n 3 s s"]:
         """Random square training crops (count, 3, s, s) in [0, 1], drawn with replacement.
@@ -147,11 +115,9 @@ class CropDataset(abc.ABC):
             top, left = torch.rand(2, generator=draws).tolist()
             return CropRequest(sample=i, image=image, top=top, left=left, pool=pool)
 
-        def samples(step: int) -> range:
-            return range(step * FITTED, min((step + 1) * FITTED, count))
-
-        requests = _Requests(request, samples, range(-(-count // FITTED)))
-        parts = [unit(batch.pixels) for batch in self._load(self.square_pools(), requests)]
+        steps = [range(i, min(i + FITTED, count)) for i in range(0, count, FITTED)]
+        requests = Requests(request, steps)
+        parts = [as_floats(batch.inputs) for batch in self._load(self.square_pools(), requests)]
         return torch.cat(parts) if parts else torch.empty(0, 3, self.image_size, self.image_size)
 
     @abc.abstractmethod
@@ -171,41 +137,15 @@ class CropDataset(abc.ABC):
         return self.square_pools()
 
     @abc.abstractmethod
-    def _place(self, seed: int, stage: str, batch_size: int) -> Callable[[int], tuple[int, int]]:
+    def _place(self, steps: StageSteps) -> Callable[[int], tuple[int, int]]:
         """Sample → pool and position in it."""
 
     @abc.abstractmethod
     def _draws(self) -> Callable[[torch.Generator], tuple[int, int]]:
         """Random draws → pool (among the square ones) and position in it."""
 
-    def _requests(self, seed: int, stage: str, batch_size: int) -> Callable[[int], CropRequest]:
-        place = self._place(seed, stage, batch_size)
-
-        def request(sample: int) -> CropRequest:
-            pool, image = place(sample)
-            return CropRequest(
-                sample=sample,
-                image=image,
-                top=uniform(seed, stage, sample, "crop-y"),
-                left=uniform(seed, stage, sample, "crop-x"),
-                pool=pool,
-            )
-
-        return request
-
-    def _load(self, pools: Sequence[Pool], requests: _Requests) -> Iterator[CropBatch]:
-        workers = min(self._workers, len(requests))
-        source = loader(Crops(pools), workers=workers, batch_sampler=requests, collate_fn=collated)
-        for batch in loaded(source):
-            if batch.failure:
-                raise DataError(batch.failure)
-            yield batch
-
-    def _fresh(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """Those that were not reported before."""
-        fresh = tuple(text for text in texts if text not in self._reported)
-        self._reported.update(fresh)
-        return fresh
+    def _load(self, pools: Sequence[Pool], requests: Requests[CropRequest]) -> Iterator[Batch]:
+        return loaded_batches(Crops(pools), requests, collate=collated, workers=self._workers)
 
 
 class ImageDataset(CropDataset):
@@ -237,7 +177,7 @@ class ImageDataset(CropDataset):
     ) -> None:
         super().__init__(
             num_images=len(training), image_size=reader.fitting.image_size, workers=workers,
-            notices=(*getattr(reader.source, "problems", ()), *notices),
+            notices=(*reader.source.problems, *notices),
         )  # fmt: skip
         self._reader = reader
         self._training = training
@@ -263,11 +203,11 @@ class ImageDataset(CropDataset):
             self._filled = self._bucketed()
         return self._filled
 
-    def _place(self, seed: int, stage: str, batch_size: int) -> Callable[[int], tuple[int, int]]:
+    def _place(self, steps: StageSteps) -> Callable[[int], tuple[int, int]]:
         if self._shapes:
             counts = [len(pool.images) for pool in self._pools()]
-            return BucketOrder(seed, stage, counts, batch_size).place
-        order = EpochOrder(seed, stage, self.num_images)
+            return BucketOrder(steps.seed, steps.stage, counts, steps.batch_size).place
+        order = EpochOrder(steps.seed, steps.stage, self.num_images)
         return lambda sample: (0, order.image(sample))
 
     def _draws(self) -> Callable[[torch.Generator], tuple[int, int]]:
@@ -279,12 +219,8 @@ class ImageDataset(CropDataset):
     def _bucketed(self) -> list[Pool]:
         """The buckets that have images; those without a readable header are reported."""
         headers = Headers(self._reader, self._training)
-        workers = min(self._workers, len(headers))
-        found = [
-            shape
-            for chunk in loaded(loader(headers, workers=workers, batch_size=None, collate_fn=_same))
-            for shape in chunk
-        ]
+        chunks = loaded_one_by_one(headers, workers=self._workers)
+        found = [shape for chunk in chunks for shape in chunk]
         members: list[list[int]] = [[] for _ in self._shapes]
         errors: list[DataError] = []
         for index, shape in zip(self._training, found, strict=True):
@@ -304,10 +240,6 @@ class ImageDataset(CropDataset):
             for images, shape in zip(members, self._shapes, strict=True)
             if images
         ]  # fmt: skip
-
-
-def _same(chunk: list[Shape | str]) -> list[Shape | str]:
-    return chunk
 
 
 def _bucket_shapes(fitting: Fitting, options: BucketOptions) -> tuple[Shape, ...]:
@@ -367,55 +299,3 @@ class SplitDataset(ImageDataset):
 
     def _opened(self, index: int) -> Callable[[], Picture]:
         return lambda: self._reader.read(index)
-
-
-def check_held_out(held_out: int) -> None:
-    """Refuse to hold out nothing.
-
-    Raises:
-        UsageError: if ``held_out`` is below one.
-    """
-    if held_out < 1:
-        raise UsageError(f"data.held_out must be at least 1, got {held_out}")
-
-
-def held_out_indices(num_images: int, held_out: int) -> list[int]:
-    """Indices of the held-out images, drawn once and for all; at most half of them, and at least one."""
-    return sampled(num_images, most_held_out(num_images, held_out), "held-out")
-
-
-def most_held_out(num_images: int, held_out: int) -> int:
-    """How many images are held out: as asked for, at most half of them, and at least one."""
-    return max(1, min(held_out, num_images // 2))
-
-
-def trained_on_itself(location: str) -> str:
-    """What is said of a source of one image."""
-    return (
-        f"{printable(location)} has a single image: it is trained on and measured on, so scores say "
-        "how well it is learned by heart"
-    )
-
-
-def centre_crops(
-    images: Iterator[tuple[str, Callable[[], Picture]]], *, image_size: int, where: str
-) -> HeldOut:
-    """Held-out images from their names and what reads them; unusable ones are logged and left out.
-
-    Raises:
-        DataError: if none of them can be used.
-    """
-    crops, groups = [], []
-    errors: list[DataError] = []
-    for name, read in images:
-        try:
-            pixels = read()
-        except DataError as error:
-            logger.warning("held-out image left out: %s", error)
-            errors.append(error)
-            continue
-        crops.append(to_tensor(centre_crop(pixels, image_size, image_size)))
-        groups.append(name)
-    if not crops:
-        raise DataError("held out: " + none_usable(errors, where, image_size))
-    return HeldOut(torch.stack(crops), tuple(groups), dict.fromkeys(groups, 1))

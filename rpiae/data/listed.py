@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
+from rpiae.core.config.parts import DatasetConfig
 from rpiae.core.config.tree import Tree, apply_override, parse_override, unparse
 from rpiae.core.errors import ConfigError, DataError, UsageError
-from rpiae.core.model.contracts import Dataset
+from rpiae.core.model.contracts import Batch
 from rpiae.core.model.resolve import ResolvedTokenizer, part_config, wire
+from rpiae.data.building import built_dataset
 from rpiae.data.crops import AdmFitting, ImageReader
 from rpiae.data.images import centre_crop
+from rpiae.data.loading import handed_over, loaded_batches
+from rpiae.data.sources import WithLabels
 
 #: How images become square crops: by the rule of ADM, or as a run crops what it holds out.
 CropRule = Literal["adm", "centre"]
 
 #: Images that are looked at again to say why none can be used.
 EXAMINED = 64
-
-
-@runtime_checkable
-class LabelledSource(Protocol):
-    """What an ``ImageSource`` offers besides where its images have labels.
-
-    Attributes:
-        labelled: whether it has any.
-        label_names: name of every label, by its number; empty where unknown.
-    """
-
-    labelled: bool
-    label_names: Sequence[str]
-
-    def label(self, index: int) -> int | None:
-        """The label of an image, at least 0; None where it has none.
-
-        Raises:
-            DataError: if it cannot be read.
-        """
 
 
 class CentreCrop(NamedTuple):
@@ -75,21 +60,20 @@ class EveryImage(TorchDataset[CentreCrop]):
         labelled: whether the source has labels.
         label_names: name of every label, by its number; empty where unknown.
         notices: what the source leaves out, and what is to be said of its labels.
-        workers: as given.
     """
 
     def __init__(self, reader: ImageReader, *, workers: int = 0) -> None:
         source = reader.source
         self._reader = reader
-        self._labels = source if isinstance(source, LabelledSource) and source.labelled else None
+        self._labels = source if isinstance(source, WithLabels) and source.labelled else None
         self.location = source.location
         self.image_size = reader.fitting.image_size
         self.rule = f"{reader.fitting.rule}, centre crop {self.image_size}×{self.image_size}"
         self.labelled = self._labels is not None
         self.label_names = tuple(self._labels.label_names) if self._labels else ()
-        told = (*getattr(source, "problems", ()), *getattr(source, "label_notices", ()))
-        self.notices = tuple(map(str, told))
-        self.workers = workers
+        labels = source.label_notices if isinstance(source, WithLabels) else ()
+        self.notices = (*source.problems, *labels)
+        self._workers = workers
 
     def cropped(self, rule: CropRule) -> EveryImage:
         """The same images, cropped by a rule.
@@ -102,7 +86,7 @@ class EveryImage(TorchDataset[CentreCrop]):
             return self
         given = self._reader.fitting
         fitting = AdmFitting(image_size=given.image_size, resize=given.resize)
-        return EveryImage(ImageReader(self._reader.source, fitting), workers=self.workers)
+        return EveryImage(ImageReader(self._reader.source, fitting), workers=self._workers)
 
     def __len__(self) -> int:
         return len(self._reader.source)
@@ -121,6 +105,17 @@ class EveryImage(TorchDataset[CentreCrop]):
         made = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
         return CentreCrop(index, name, -1 if label is None else label, made, "")
 
+    def batches(self, positions: Sequence[Sequence[int]]) -> Iterator[Batch]:
+        """Batches of the images at these positions, which are their samples, as bytes, on CPU.
+
+        A batch lacks the images that cannot be used, and ``skipped`` says why: one text for each.
+
+        Raises:
+            DataError: if a process that loads images ended.
+        """
+        collate = partial(_collated, side=self.image_size)
+        return loaded_batches(self, positions, collate=collate, workers=self._workers)
+
     def none_usable(self) -> str:
         """Message for a source none of whose images can be used."""
         errors = []
@@ -130,6 +125,18 @@ class EveryImage(TorchDataset[CentreCrop]):
             except DataError as error:
                 errors.append(error)
         return self._reader.none_usable(errors)
+
+
+def _collated(crops: Sequence[CentreCrop], *, side: int) -> Batch:
+    pixels = [crop.pixels for crop in crops if crop.pixels is not None]
+    usable = [crop for crop in crops if not crop.failure]
+    made = torch.stack(pixels) if pixels else torch.empty(0, 3, side, side, dtype=torch.uint8)
+    return Batch(
+        handed_over(made),
+        tuple(crop.position for crop in usable),
+        tuple(crop.failure for crop in crops if crop.failure),
+        labels=handed_over(torch.tensor([crop.label for crop in usable], dtype=torch.int64)),
+    )
 
 
 @runtime_checkable
@@ -192,8 +199,8 @@ def every_image(
     config, problems = wire(config, facts | {"encoder.image_size": (image_size, "")}, "data")
     if problems:
         raise ConfigError("the dataset", problems)
-    dataset = config.build()
-    assert isinstance(dataset, Dataset)
+    assert isinstance(config, DatasetConfig)
+    dataset = built_dataset(config)
     if not isinstance(dataset, Listed):
         raise UsageError(
             f"dataset {config.label!r} has random crops only and cannot be gone through image by "

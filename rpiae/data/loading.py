@@ -8,24 +8,20 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from rpiae.core.errors import DataError
+from rpiae.core.model.contracts import Batch
 from rpiae.core.runtime.processes import ended_loader
 from rpiae.core.runtime.signals import SAME, STOP_SIGNALS
 
 T = TypeVar("T")
-
-#: Bytes as a loading process hands them over; see ``handed_over``.
-Handed = Tensor | NDArray[np.uint8]
 
 
 def usable_cpus() -> int:
@@ -142,21 +138,81 @@ def loaded(source: Iterable[T]) -> Iterator[T]:
         yield batch
 
 
-def handed_over(pixels: Tensor) -> Handed:
-    """Bytes that a loading process can hand over: in shared memory, or as a copy where it is full.
+def handed_over(tensor: Tensor) -> Tensor:
+    """What a loading process can hand over: in shared memory, or as a copy where it is full.
 
-    Torch would move them there while it sends them, where an error is lost and the training process
-    waits for ever. Containers often have 64 MB of shared memory.
+    Torch would move it there while it sends it, where an error is lost and the training process
+    waits for ever. Containers often have 64 MB of shared memory. A copy is an array of NumPy's, which
+    ``received`` makes a tensor again.
     """
     if get_worker_info() is None:
-        return pixels
+        return tensor
     try:
-        pixels.share_memory_()  # type: ignore[no-untyped-call]  # torch's
+        tensor.share_memory_()  # type: ignore[no-untyped-call]  # torch's
     except RuntimeError:
-        return pixels.numpy()
-    return pixels
+        return cast(Tensor, tensor.numpy())
+    return tensor
 
 
-def unit(pixels: Handed) -> Tensor:
-    """Bytes as floats in [0, 1]."""
-    return torch.as_tensor(pixels).to(torch.float32).div_(255)
+def loaded_one_by_one(items: Any, *, workers: int) -> Iterator[Any]:
+    """Every item of a list, as it is; see ``loaded``.
+
+    Args:
+        items: has a length, and gives items by their number.
+        workers: loading processes, at most.
+    """
+    workers = min(workers, len(items))
+    return loaded(loader(items, workers=workers, batch_size=None, collate_fn=as_it_is))
+
+
+def as_it_is(item: T) -> T:
+    """What needs no collating."""
+    return item
+
+
+def loaded_batches(
+    view: Any,
+    requests: Any,
+    *,
+    collate: Callable[[list[Any]], Batch | str],
+    workers: int,
+) -> Iterator[Batch]:
+    """Batches of what a view shows on request, as tensors however they were handed over.
+
+    Args:
+        view: gives a record for a request.
+        requests: lists of requests, one per batch; how many there are is known.
+        collate: makes a batch of records, or a text that says why there is none.
+        workers: loading processes, at most.
+
+    Raises:
+        DataError: if there is no batch; see also ``loaded``.
+    """
+    workers = min(workers, len(requests))
+    found = loaded(loader(view, workers=workers, batch_sampler=requests, collate_fn=collate))
+    return (received(batch) for batch in found)
+
+
+def received(batch: Batch | str) -> Batch:
+    """A batch out of a loading process.
+
+    Raises:
+        DataError: if it is a text, which says why there is none.
+    """
+    if isinstance(batch, str):
+        raise DataError(batch)
+    labels = None if batch.labels is None else torch.as_tensor(batch.labels)
+    return batch._replace(inputs=torch.as_tensor(batch.inputs), labels=labels)
+
+
+class Reports:
+    """What is told once, however often it is met."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def fresh(self, texts: Iterable[str]) -> tuple[str, ...]:
+        """Those of some texts that were not told before."""
+        fresh = tuple(dict.fromkeys(text for text in texts if text not in self._told))
+        self._told.update(fresh)
+        return fresh

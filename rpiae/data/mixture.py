@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from rpiae.core.errors import UsageError
-from rpiae.core.model.contracts import HeldOut
+from rpiae.core.model.contracts import HeldOut, StageSteps
 from rpiae.data.crops import Pool
 from rpiae.data.image_dataset import CropDataset, ImageDataset
 from rpiae.data.loading import chosen_workers
@@ -78,10 +78,10 @@ class MixtureDataset(CropDataset):
     def square_pools(self) -> list[Pool]:
         return [pool for source in self._sources for pool in source.square_pools()]
 
-    def _place(self, seed: int, stage: str, batch_size: int) -> Callable[[int], tuple[int, int]]:
-        mixture = MixtureOrder(seed, stage, self._weights)
+    def _place(self, steps: StageSteps) -> Callable[[int], tuple[int, int]]:
+        mixture = MixtureOrder(steps.seed, steps.stage, self._weights)
         orders = [
-            EpochOrder(seed, stage, source.num_images, f"order-{i}")
+            EpochOrder(steps.seed, steps.stage, source.num_images, f"order-{i}")
             for i, source in enumerate(self._sources)
         ]
 

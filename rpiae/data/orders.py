@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rpiae.core.model.contracts import StageSteps
 from rpiae.core.runtime.draws import key
+
+R = TypeVar("R")
 
 #: Samples of a mixture whose sources are drawn at once.
 DRAWN = 4096
@@ -33,6 +37,28 @@ def sampled(number: int, count: int, *labels: int | str) -> list[int]:
     if count >= number:
         return list(range(number))
     return sorted(permutation(number, 0, *(labels or ("sampled",)))[:count].tolist())
+
+
+class Requests(Generic[R]):
+    """What is asked of a source step by step, all draws included; a loader's ``batch_sampler``.
+
+    Args:
+        request: sample → what is asked for it.
+        steps: the samples of each step.
+    """
+
+    def __init__(
+        self, request: Callable[[int], R], steps: StageSteps | Sequence[Iterable[int]]
+    ) -> None:
+        self._request = request
+        self._steps = steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[list[R]]:
+        for samples in self._steps:
+            yield [self._request(sample) for sample in samples]
 
 
 class EpochOrder:

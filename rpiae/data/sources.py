@@ -40,13 +40,13 @@ LISTED = 6
 class ImageSource(Protocol):
     """Encoded images by index.
 
-    A source may also have ``problems``: what it leaves out, in words.
-
     Attributes:
         location: what messages call the source.
+        problems: what it leaves out, in words.
     """
 
     location: str
+    problems: tuple[str, ...]
 
     def __len__(self) -> int: ...
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from rpiae.core.model.contracts import Batch, HeldOut, local_samples
+from rpiae.core.model.contracts import Batch, HeldOut, StageSteps
 
 
 class SyntheticImages:
@@ -20,27 +20,18 @@ class SyntheticImages:
         count: how many.
     """
 
+    notices: tuple[str, ...] = ()
+
     def __init__(self, size: int, *, count: int = 8) -> None:
         self.num_images = count
         self.image_size = size
         coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(0))
         self.images: Float[Tensor, "n 3 s s"] = F.interpolate(coarse, size=size, mode="bilinear")
 
-    def batches(
-        self,
-        *,
-        seed: int,
-        stage: str,
-        batch_size: int,
-        start: int,
-        steps: int,
-        rank: int = 0,
-        num_processes: int = 1,
-    ) -> Iterator[Batch]:
+    def batches(self, steps: StageSteps) -> Iterator[Batch]:
         """The images in turn."""
-        for step in range(start, steps):
-            samples = tuple(local_samples(step, batch_size, rank=rank, num_processes=num_processes))
-            yield Batch(self.images[[sample % self.num_images for sample in samples]], samples, ())
+        for samples in steps:
+            yield Batch(self.images[[sample % self.num_images for sample in samples]], samples)
 
     def held_out(self) -> HeldOut:
         """The first two images."""

@@ -16,11 +16,11 @@ from rpiae.core.config.tree import Tree
 from rpiae.core.errors import DataError, UsageError
 from rpiae.core.model.resolve import ResolvedTokenizer
 from rpiae.core.runtime.processes import Runtime
+from rpiae.core.training.feed import as_floats
 from rpiae.data.listed import EveryImage, every_image
 from rpiae.data.orders import sampled
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.examination import Accumulator
-from rpiae.latents.loading import load_batches
 
 #: Share of the images measured on that may be among the training images: real datasets have doubles.
 MOST_SHARED = 0.02
@@ -85,12 +85,9 @@ class ListedImages:
 
     def load(self, batches: Sequence[Sequence[int]]) -> Iterator[Loaded]:
         """Images by their positions, batch by batch."""
-        for batch in load_batches(self._images, batches):
-            usable = batch.usable
-            failures = tuple(crop.failure for crop in batch.crops if crop.failure)
-            pixels = batch.images(torch.device("cpu")) if usable else torch.empty(0, 3, 1, 1)
-            labels = torch.tensor([crop.label for crop in usable], dtype=torch.int64)
-            yield Loaded([crop.position for crop in usable], pixels, labels, failures)
+        for batch in self._images.batches(batches):
+            assert batch.labels is not None
+            yield Loaded(list(batch.samples), as_floats(batch.inputs), batch.labels, batch.skipped)
 
 
 class GivenImages:

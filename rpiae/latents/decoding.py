@@ -75,7 +75,7 @@ def decode_latents(
     size: tuple[int, int] | None = None
     if isinstance(latents, LatentDataset):
         size = (latents.index["image_size"],) * 2
-        batches = latents.batches(batch_size, limit=limit)
+        batches = latents.in_order(batch_size, limit=limit)
         total = min(len(latents), limit or len(latents))
     else:
         tensor = latents if limit is None else latents[:limit]

@@ -14,13 +14,13 @@ from rpiae.core.config.tree import unparse
 from rpiae.core.errors import DataError, RunError, UsageError
 from rpiae.core.model.contracts import GaussianPosterior, Posterior
 from rpiae.core.model.tokenizer import RPiAE
-from rpiae.core.runtime.draws import generator
+from rpiae.core.runtime.draws import SampleDraws
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training.checkpoint import digest
+from rpiae.core.training.feed import Feed
 from rpiae.data.listed import EveryImage
 from rpiae.data.orders import sampled
 from rpiae.latents.layout import PosteriorUse, Settings
-from rpiae.latents.loading import load_batches
 from rpiae.latents.statistics import ChannelStatistics
 
 #: Tokens per forward pass where no batch size is given.
@@ -93,13 +93,8 @@ def _values(
     mode = posterior.mode()
     if settings.posterior == "mode":
         return {"latent": mode}
-    noise = torch.stack(
-        [
-            torch.randn(mode.shape[1:], generator=generator(settings.seed, "latents", i, purpose))
-            for i in positions
-        ]
-    )
-    return {"latent": posterior.sample(noise.to(mode.device))}
+    draws = SampleDraws(settings.seed, ("latents",), positions)
+    return {"latent": posterior.sample(draws.normal_like(mode, purpose))}
 
 
 def check_finite(tensors: dict[str, Tensor], names: Sequence[str]) -> None:
@@ -169,17 +164,14 @@ def measure_latents(
     size = batch_size or batch_size_for(model, images.image_size)
     found = ChannelStatistics(model.bridge.latent_channels)
     done = 0
-    for batch in load_batches(images, [chosen[i : i + size] for i in range(0, total, size)]):
-        usable = batch.usable
-        if usable:
-            made = encode_batch(
-                model, batch.images(runtime.device), [c.position for c in usable], settings, runtime
-            )
-            check_finite(made, [c.name for c in usable])
-            found.add(made["latent"])
-        done += len(batch.crops)
-        failures = tuple(crop.failure for crop in batch.crops if crop.failure)
-        progress(Measured(done=done, total=total, skipped=failures))
+    batches = images.batches([chosen[i : i + size] for i in range(0, total, size)])
+    for batch in Feed(batches, runtime.device):
+        if batch.samples:
+            latents = encode_batch(model, batch.inputs, batch.samples, settings, runtime)
+            check_finite(latents, [images.name(position) for position in batch.samples])
+            found.add(latents["latent"])
+        done += len(batch.samples) + len(batch.skipped)
+        progress(Measured(done=done, total=total, skipped=batch.skipped))
     if not found.count:
         raise DataError(images.none_usable())
     return found

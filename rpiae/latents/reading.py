@@ -1,4 +1,4 @@
-"""Latents from a folder that ``rpiae encode`` wrote, for training a diffusion model."""
+"""Latents from a folder that ``rpiae encode`` wrote, for training on them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,11 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from rpiae.core.errors import CheckpointError, UsageError
+from rpiae.core.model.contracts import Batch, StageSteps
+from rpiae.core.runtime.draws import generator, uniform
 from rpiae.core.runtime.names import shown
+from rpiae.data.loading import handed_over, loaded_batches
+from rpiae.data.orders import EpochOrder, Requests
 from rpiae.latents.layout import UNCHECKED_FORMAT, check_shard, check_tensor, read_index
 from rpiae.latents.statistics import latent_norm
 
@@ -27,6 +31,22 @@ _WRITE_AGAIN = (
 )
 
 
+class LatentRequest(NamedTuple):
+    """A latent with all its random draws.
+
+    Attributes:
+        sample: global sample index within the stage.
+        latent: which one, by its index.
+        flipped: whether it is the mirrored image's.
+        draws: seed and labels of a sample's noise.
+    """
+
+    sample: int
+    latent: int
+    flipped: bool
+    draws: tuple[int, str, int, str]
+
+
 class LatentDataset(TorchDataset[tuple[Tensor, int]]):
     """Latents and labels in the order of the images, read from memory-mapped shards.
 
@@ -34,7 +54,8 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
     are as the tokenizer made them: ``normalised`` and ``denormalised`` convert, and nothing is ever
     converted unasked. Where moments are stored, every access draws a new sample; with ``flip``, it
     takes the mirrored image's latent half of the time. Both draw from torch's global generator,
-    which a ``DataLoader`` seeds differently in each of its workers and epochs.
+    which a ``DataLoader`` seeds differently in each of its workers and epochs; ``batches`` draws as a
+    function of the sample.
 
     Every tensor of a shard is compared with its digest when it is read for the first time, in each
     process that reads; ``verify`` does so for all beforehand, and what is forked or pickled afterwards
@@ -46,8 +67,11 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         sample: whether stored moments are sampled; otherwise the mean is taken.
         label_names: the names that labels must have by number, such as those of the latents that a
             model is trained on; anything goes where not given.
+        workers: processes that read the latents of ``batches``; 0 reads in this process.
 
     Attributes:
+        num_images: how many there are.
+        notices: none; see ``BatchSource``.
         index: what ``index.json`` holds.
         latent_shape: (C, h, w).
         labels: (n,), int64; −1 where there is none.
@@ -59,6 +83,8 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         UsageError: if ``flip`` is asked for and not stored, or labels have other names.
     """
 
+    notices: tuple[str, ...] = ()
+
     def __init__(
         self,
         folder: str | os.PathLike[str],
@@ -66,8 +92,10 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         flip: bool = False,
         sample: bool = True,
         label_names: Sequence[str] | None = None,
+        workers: int = 0,
     ) -> None:
         self.folder = Path(folder)
+        self._workers = workers
         self._plan, self.index = read_index(self.folder)
         plan = self._plan
         if not self.index.get("complete"):
@@ -110,13 +138,53 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         index = range(len(self))[index]
+        latent = self.drawn(index, flipped=self._flip and bool(torch.rand(()) < 0.5))
+        return latent.float(), int(self.labels[index])
+
+    def drawn(
+        self, index: int, *, flipped: bool, draws: torch.Generator | None = None
+    ) -> Float[Tensor, "c h w"]:
+        """A latent in the type that it is stored in; in fp32 where it is a sample of moments.
+
+        Args:
+            index: which one.
+            flipped: whether it is the mirrored image's.
+            draws: where a sample's noise is from; torch's global generator where not given.
+        """
         number, row = self._locate(index)
-        suffix = "_flipped" if self._flip and torch.rand(()) < 0.5 else ""
-        latent = self._read(number, "mean" if self._moments else "latent", row, suffix)
-        if self._sample:
-            logvar = self._read(number, "logvar", row, suffix)
-            latent = latent + (0.5 * logvar).exp() * torch.randn(latent.shape)
-        return latent, int(self.labels[index])
+        suffix = "_flipped" if flipped else ""
+        kind = "mean" if self._moments else "latent"
+        latent: Tensor = self._stored(number, kind + suffix)[row]
+        if not self._sample:
+            return latent
+        logvar = self._stored(number, "logvar" + suffix)[row].float()
+        noise = torch.randn(latent.shape, generator=draws)
+        sampled: Tensor = latent.float() + (0.5 * logvar).exp() * noise
+        return sampled
+
+    @property
+    def num_images(self) -> int:
+        return len(self)
+
+    def batches(self, steps: StageSteps) -> Iterator[Batch]:
+        """Latents and labels of the steps of a stage; see ``BatchSource``.
+
+        Every epoch shows all latents, in an order of its own.
+
+        Raises:
+            DataError: if what is stored is damaged.
+        """
+        seed, stage = steps.seed, steps.stage
+        order = EpochOrder(seed, stage, len(self))
+
+        def request(sample: int) -> LatentRequest:
+            flipped = self._flip and uniform(seed, stage, sample, "flip") < 0.5
+            return LatentRequest(
+                sample, order.image(sample), flipped, (seed, stage, sample, "posterior")
+            )
+
+        requests = Requests(request, steps)
+        return loaded_batches(_Drawn(self), requests, collate=_collated, workers=self._workers)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": {}}
@@ -149,7 +217,7 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         """Inverse of ``normalised``."""
         return latent * self.std.to(latent) + self.mean.to(latent)
 
-    def batches(
+    def in_order(
         self, size: int, *, limit: int | None = None
     ) -> Iterator[tuple[Float[Tensor, "b c h w"], list[str]]]:
         """Stored latents (means, where there are moments) in order, with the images' names."""
@@ -170,10 +238,6 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         index = range(len(self))[index]
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return number, index - int(self._starts[number])
-
-    def _read(self, number: int, kind: str, row: int, suffix: str) -> Tensor:
-        stored: Tensor = self._stored(number, kind + suffix)[row]
-        return stored.float()
 
     def _names_of(self, number: int) -> list[str]:
         if number not in self._names:
@@ -208,6 +272,31 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"{path} cannot be read: {error}") from None
         return self._files[number]
+
+
+class _Drawn(TorchDataset["tuple[int, Tensor, int] | str"]):
+    """Latents by request, with sample and label; what is wrong where one cannot be read."""
+
+    def __init__(self, latents: LatentDataset) -> None:
+        self._latents = latents
+
+    def __getitem__(self, request: LatentRequest) -> tuple[int, Tensor, int] | str:
+        draws = generator(*request.draws)
+        try:
+            latent = self._latents.drawn(request.latent, flipped=request.flipped, draws=draws)
+        except CheckpointError as error:
+            return str(error)
+        return request.sample, latent, int(self._latents.labels[request.latent])
+
+
+def _collated(found: Sequence[tuple[int, Tensor, int] | str]) -> Batch | str:
+    for each in found:
+        if isinstance(each, str):
+            return each
+    samples, latents, labels = zip(*found, strict=True)
+    return Batch(
+        handed_over(torch.stack(latents)), samples, labels=handed_over(torch.tensor(labels))
+    )
 
 
 def _check_labels(labels: Tensor, names: Sequence[str], folder: Path) -> None:

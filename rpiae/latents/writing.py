@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from attrs import frozen
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rpiae.core.config.identity import identity
 from rpiae.core.config.tree import Tree
-from rpiae.core.errors import CheckpointError, DataError, RunError, UsageError
+from rpiae.core.errors import UsageError
 from rpiae.core.model.resolve import part_config
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.locks import LOCK_FILE, hold
 from rpiae.core.runtime.names import printable
 from rpiae.core.runtime.processes import Runtime
-from rpiae.data.listed import CentreCrop, EveryImage
+from rpiae.core.training.feed import Feed
+from rpiae.data.listed import EveryImage
 from rpiae.latents.encoding import (
     batch_size_for,
     check_finite,
@@ -38,19 +37,17 @@ from rpiae.latents.layout import (
     DTYPES,
     FORMAT,
     INDEX_FILE,
-    METADATA,
     Plan,
     Settings,
-    check_content,
-    check_shard,
     read_index,
-    tensor_digest,
-    tree_digest,
 )
-from rpiae.latents.loading import load_batches
-from rpiae.latents.statistics import ChannelStatistics
-
-UNFINISHED = ".part"
+from rpiae.latents.shards import (
+    UNFINISHED,
+    finished_index,
+    problem_of,
+    write_index,
+    write_shard,
+)
 
 #: Seconds between two looks at what other processes have written.
 GLANCE = 0.5
@@ -175,7 +172,7 @@ def check_folder(folder: Path, plan: Plan) -> None:
             f"{folder} holds latents of an earlier rpiae, of format {before.format}: they can be read, "
             "but not gone on with. Name another --out"
         )
-    there, here = before.identity(), plan.identity()
+    there, here = _flat(before.identity()), _flat(plan.identity())
     different = [
         f"{name} is {_shown(there.get(name))} there and {_shown(here.get(name))} here"
         for name in {**here, **there}
@@ -229,32 +226,24 @@ def encode_dataset(
         def begin() -> Tree:
             plan = make_plan(model, images, settings=settings, data=data, tokenizer=tokenizer)
             _claim(target, held)
-            check_folder(target, plan)
-            _clear(target)
-            if not (target / INDEX_FILE).exists():
-                _write_index(target, plan, complete=False)
+            _prepare(target, plan)
             return plan.as_tree()
 
         plan = Plan.from_tree(runtime.on_main(begin))
         own = range(runtime.rank, plan.num_shards, runtime.num_processes)
-        missing = []
-        for number in own:
-            problem = _problem(plan, target, number, images)
-            if problem:
-                missing.append(number)
-                if (target / plan.shard_file(number)).exists():
-                    yield Notice(text=f"{problem}; it is written anew")
+        problems = {number: problem_of(plan, target, number, images) for number in own}
+        missing = [number for number, problem in problems.items() if problem]
+        for number in missing:
+            if (target / plan.shard_file(number)).exists():
+                yield Notice(text=f"{problems[number]}; it is written anew")
         for notice in images.notices if runtime.is_main else ():
             yield Notice(text=notice)
         yield Started(
             plan=plan, kept=len(own) - len(missing), process=runtime.rank,
             num_processes=runtime.num_processes,
         )  # fmt: skip
-        if runtime.is_main and plan.num_shards < runtime.num_processes:
-            yield Notice(
-                text=f"{runtime.num_processes} processes have {plan.num_shards} shards to share: a "
-                "smaller --shard-size makes more"
-            )
+        if runtime.is_main:
+            yield from _too_few_shards(plan, runtime)
         size = batch_size or batch_size_for(model, images.image_size)
         pace = _Pace(plan, target, others=not_in(own, plan.num_shards) if runtime.is_main else [])
         pace.done = sum(len(plan.shard(number)) for number in own if number not in missing)
@@ -265,7 +254,24 @@ def encode_dataset(
             while not pace.others_are_done():
                 time.sleep(GLANCE)
                 yield pace.progressed()
-            yield Finished(folder=target, index=_finish(target, plan, images))
+            yield Finished(folder=target, index=finished_index(target, plan, images))
+
+
+def _prepare(folder: Path, plan: Plan) -> None:
+    """Leave nothing half-written in a folder that a plan may be carried out in, and an index."""
+    check_folder(folder, plan)
+    for path in folder.glob(f".*{UNFINISHED}"):  # of interrupted calls
+        path.unlink(missing_ok=True)
+    if not (folder / INDEX_FILE).exists():
+        write_index(folder, plan, complete=False)
+
+
+def _too_few_shards(plan: Plan, runtime: Runtime) -> Iterator[Notice]:
+    if plan.num_shards < runtime.num_processes:
+        yield Notice(
+            text=f"{runtime.num_processes} processes have {plan.num_shards} shards to share: a "
+            "smaller --shard-size makes more"
+        )
 
 
 def not_in(own: range, count: int) -> list[int]:
@@ -326,146 +332,34 @@ def _encoded(
 ) -> Iterator[Event]:
     batches = [b for number in missing for b in positions_in_batches(plan.shard(number), size)]
     dtype = DTYPES[plan.settings.dtype]
-    parts: list[dict[str, Tensor]] = []
-    crops: list[CentreCrop] = []
+    stored: dict[str, list[Tensor]] = defaultdict(list)
+    skipped: dict[int, str] = {}
     pace.start()
-    for batch in load_batches(images, batches):
-        usable = batch.usable
-        if usable:
-            made = encode_batch(
-                model, batch.images(runtime.device), [crop.position for crop in usable],
-                plan.settings, runtime,
-            )  # fmt: skip
-            stored = {name: tensor.to(dtype) for name, tensor in made.items()}
-            check_finite(stored, [crop.name for crop in usable])
-            parts.append(stored)
-        crops += batch.crops
-        pace.done += len(batch.crops)
-        for crop in batch.crops:
-            if crop.failure:
-                yield Skipped(reason=crop.failure)
-        number = crops[0].position // plan.settings.shard_size
-        if len(crops) == len(plan.shard(number)):
-            _write_shard(folder, plan, number, crops, parts)
-            crops, parts = [], []
+    for batch, positions in zip(
+        Feed(images.batches(batches), runtime.device), batches, strict=True
+    ):
+        if batch.samples:
+            latents = encode_batch(model, batch.inputs, batch.samples, plan.settings, runtime)
+            latents = {name: tensor.to(dtype) for name, tensor in latents.items()}
+            check_finite(latents, [images.name(position) for position in batch.samples])
+            latents["position"] = torch.tensor(batch.samples)
+            if plan.labelled:
+                assert batch.labels is not None
+                latents["label"] = batch.labels.cpu()
+            for name, tensor in latents.items():
+                stored[name].append(tensor)
+        left_out = [position for position in positions if position not in batch.samples]
+        skipped |= zip(left_out, batch.skipped, strict=True)
+        pace.done += len(positions)
+        for reason in batch.skipped:
+            yield Skipped(reason=reason)
+        number = positions[0] // plan.settings.shard_size
+        if positions[-1] == plan.shard(number)[-1]:
+            tensors = {name: torch.cat(stored[name]) for name in stored}
+            write_shard(folder, plan, number, images, tensors, skipped)
+            stored.clear()
+            skipped.clear()
         yield pace.progressed()
-
-
-def _write_shard(
-    folder: Path, plan: Plan, number: int, crops: list[CentreCrop], parts: list[dict[str, Tensor]]
-) -> None:
-    """A shard under a temporary name, which is then renamed."""
-    usable = [crop for crop in crops if not crop.failure]
-    empty = torch.empty(0, *plan.latent_shape, dtype=DTYPES[plan.settings.dtype])
-    tensors = {
-        name: torch.cat([part[name] for part in parts]) if parts else empty.clone()
-        for name in plan.settings.tensors
-    }
-    statistics = _statistics(plan, tensors)
-    tensors["position"] = torch.tensor([crop.position for crop in usable], dtype=torch.int64)
-    if plan.labelled:
-        tensors["label"] = torch.tensor([crop.label for crop in usable], dtype=torch.int64)
-    described: dict[str, Any] = {
-        "format": FORMAT,
-        "plan": plan.digest(),
-        "shard": number,
-        "names": [printable(crop.name) for crop in usable],
-        "skipped": [
-            {
-                "position": crop.position,
-                "name": printable(crop.name),
-                "reason": printable(crop.failure),
-            }
-            for crop in crops
-            if crop.failure
-        ],
-        "statistics": statistics.as_tree(),
-        "tensors": {name: tensor_digest(tensor) for name, tensor in tensors.items()},
-    }
-    described["sha256"] = tree_digest(described)
-    path = folder / plan.shard_file(number)
-    part = path.with_name(f".{path.name}{UNFINISHED}")
-    try:
-        # One key alone: safetensors writes several in an order that changes from call to call.
-        save_file(tensors, part, metadata={METADATA: json.dumps(described)})
-        part.chmod(0o644)  # safetensors lets its owner alone read it
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.rename(path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise RunError(
-            f"cannot write {path}: {error}. Shards that are complete stay; free some space and call "
-            "again to go on"
-        ) from None
-
-
-def _statistics(plan: Plan, tensors: dict[str, Tensor]) -> ChannelStatistics:
-    """Of what a shard stores, mirrored images included."""
-    found = ChannelStatistics(plan.latent_shape[0])
-    for suffix in ("", "_flipped") if plan.settings.flip else ("",):
-        if plan.settings.posterior == "moments":
-            variance = tensors[f"logvar{suffix}"].double().exp()
-            found.add(tensors[f"mean{suffix}"], variance=variance)
-        else:
-            found.add(tensors[f"latent{suffix}"])
-    return found
-
-
-def _problem(plan: Plan, folder: Path, number: int, images: EveryImage) -> str:
-    """Why a shard has to be written, or nothing."""
-    try:
-        metadata = check_content(plan, folder, number)
-    except CheckpointError as error:
-        return str(error)
-    skipped = {row["position"]: row["name"] for row in metadata["skipped"]}
-    names = iter(metadata["names"])
-    for position in plan.shard(number):
-        recorded = skipped[position] if position in skipped else next(names)
-        if recorded != (name := printable(images.name(position))):
-            return f"{folder / plan.shard_file(number)} has {recorded} where the dataset now has {name}"
-    return ""
-
-
-def _finish(folder: Path, plan: Plan, images: EveryImage) -> dict[str, Any]:
-    """Look at all shards, and write the index."""
-    found = ChannelStatistics(plan.latent_shape[0])
-    shards, skipped = [], []
-    for number in range(plan.num_shards):
-        metadata = check_shard(plan, folder, number)
-        found.merge(ChannelStatistics.from_tree(metadata["statistics"]))
-        shards.append({
-            "file": plan.shard_file(number), "count": len(metadata["names"]),
-            "sha256": metadata["sha256"],
-        })  # fmt: skip
-        skipped += metadata["skipped"]
-    if not found.count:
-        raise DataError(images.none_usable())
-    return _write_index(
-        folder, plan, complete=True, count=sum(shard["count"] for shard in shards),
-        statistics={
-            "count": found.count, "mean": found.mean.tolist(), "std": found.std.tolist(),
-        },
-        shards=shards, skipped=skipped,
-    )  # fmt: skip
-
-
-def _write_index(folder: Path, plan: Plan, **more: Any) -> dict[str, Any]:
-    path = folder / INDEX_FILE
-    part = path.with_name(f".{path.name}{UNFINISHED}")
-    index = {
-        "rpiae": importlib.metadata.version("rpiae"),
-        **plan.as_tree(),
-        **more,
-    }
-    index["sha256"] = tree_digest(index)
-    try:
-        part.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.rename(path)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from None
-    return index
 
 
 def _claim(folder: Path, held: contextlib.ExitStack) -> None:
@@ -475,14 +369,17 @@ def _claim(folder: Path, held: contextlib.ExitStack) -> None:
     held.enter_context(hold(folder, worker="rpiae encode"))
 
 
-def _clear(folder: Path) -> None:
-    """Remove what interrupted calls left half-written."""
-    for path in folder.glob(f".*{UNFINISHED}"):
-        path.unlink(missing_ok=True)
-
-
 def _ours(path: Path) -> bool:
     return path.name == LOCK_FILE or (path.name.startswith(".") and path.suffix == UNFINISHED)
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree whose tables are spelt out: ``data.files``."""
+    rows: dict[str, Any] = {}
+    for name, value in tree.items():
+        inside = _flat(value) if isinstance(value, dict) else {}
+        rows |= {f"{name}.{key}": each for key, each in inside.items()} or {name: value}
+    return rows
 
 
 def _shown(value: Any) -> str:

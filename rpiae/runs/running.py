@@ -37,6 +37,7 @@ from rpiae.core.training import events
 from rpiae.core.training.checkpoint import checkpoint_path, digest, list_checkpoints, progress
 from rpiae.core.training.stage import TrainerInputs
 from rpiae.core.training.trainer import train
+from rpiae.data.building import built_dataset
 from rpiae.data.fingerprint import data_fingerprint
 from rpiae.evaluation.final import evaluate_run
 from rpiae.evaluation.reconstruction import EXACT, stage_metrics
@@ -102,9 +103,9 @@ def plan(resolved: ResolvedRun) -> Plan:
     check_initial(resolved)
     if resolved.config.data is None:
         return _planned(resolved, None)
-    data = resolved.config.data.build()
+    data = built_dataset(resolved.config.data)
     # A run tells them with its first batch.
-    return _planned(resolved, data.num_images, notices=getattr(data, "notices", ()))
+    return _planned(resolved, data.num_images, notices=data.notices)
 
 
 def check_startable(resolved: ResolvedRun) -> None:
@@ -320,9 +321,7 @@ def _resolved(config: RunConfig | Tree) -> ResolvedRun:
 
 def _dataset(config: RunConfig) -> Dataset:
     assert config.data is not None
-    data = config.data.build()
-    assert isinstance(data, Dataset)
-    return data
+    return built_dataset(config.data)
 
 
 class _Claim(contextlib.AbstractContextManager["_Claim"]):

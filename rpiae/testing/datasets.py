@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from rpiae.core.config.parts import DatasetConfig
-from rpiae.core.model.contracts import Batch, Dataset
+from rpiae.core.model.contracts import Batch, Dataset, StageSteps
+from rpiae.core.training.feed import as_floats
 
 
 def check_dataset(config: DatasetConfig) -> None:
@@ -20,24 +21,26 @@ def check_dataset(config: DatasetConfig) -> None:
     dataset = config.build()
     assert isinstance(dataset, Dataset), f"{type(dataset).__name__} does not fit Dataset"
     assert dataset.num_images > 0
+    notices = dataset.notices
+    assert all(isinstance(text, str) for text in notices), "notices are no texts"
     size = dataset.image_size
-    whole = _batches(dataset, batch_size=4, start=0, steps=3)
+    whole = _batches(dataset, start=0, steps=3)
     assert len(whole) == 3, "batches() gives another number of steps"
+    assert set(notices) <= set(whole[0].notices), "the first batch does not say the notices"
     for step, batch in enumerate(whole):
-        _check_images(batch.images, (4, 3, size, size), "a batch")
+        _check_images(as_floats(batch.inputs), (4, 3, size, size), "a batch")
         assert batch.samples == tuple(range(4 * step, 4 * step + 4)), "samples are not s·b, …"
-    later = _batches(dataset, batch_size=4, start=2, steps=3)
+    later = _batches(dataset, start=2, steps=3)
     assert len(later) == 1, "batches() does not begin at start"
-    assert torch.equal(later[0].images, whole[2].images), "a step depends on those before it"
-    again = _batches(config.build(), batch_size=4, start=0, steps=1)
-    assert torch.equal(again[0].images, whole[0].images), "the same seed gives other images"
-    parts = [
-        _batches(dataset, batch_size=4, start=1, steps=2, rank=rank, num_processes=3)[0]
-        for rank in range(3)
+    assert torch.equal(later[0].inputs, whole[2].inputs), "a step depends on those before it"
+    again = _batches(config.build(), start=0, steps=1)
+    assert torch.equal(again[0].inputs, whole[0].inputs), "the same seed gives other images"
+    shares = [
+        _batches(dataset, start=1, steps=2, rank=rank, num_processes=3)[0] for rank in range(3)
     ]
-    together = torch.cat([part.images for part in parts])
-    assert torch.equal(together, whole[1].images), "three processes see other images than one"
-    assert sum((part.samples for part in parts), ()) == whole[1].samples
+    together = torch.cat([batch.inputs for batch in shares])
+    assert torch.equal(together, whole[1].inputs), "three processes see other images than one"
+    assert sum((batch.samples for batch in shares), ()) == whole[1].samples
     _check_held_out(dataset)
     crops = dataset.crops(3, seed=0)
     _check_images(crops, (3, 3, size, size), "crops()")
@@ -45,21 +48,8 @@ def check_dataset(config: DatasetConfig) -> None:
     assert dataset.crops(0, seed=0).shape[0] == 0
 
 
-def _batches(
-    dataset: Dataset,
-    *,
-    batch_size: int,
-    start: int,
-    steps: int,
-    rank: int = 0,
-    num_processes: int = 1,
-) -> list[Batch]:
-    return list(
-        dataset.batches(
-            seed=1, stage="one", batch_size=batch_size, start=start, steps=steps, rank=rank,
-            num_processes=num_processes,
-        )
-    )  # fmt: skip
+def _batches(dataset: Dataset, **steps: int) -> list[Batch]:
+    return list(dataset.batches(StageSteps(seed=1, stage="one", batch_size=4, **steps)))
 
 
 def _check_held_out(dataset: Dataset) -> None:

@@ -13,8 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from rpiae.core.config.parts import DatasetConfig
-from rpiae.core.model.contracts import Batch, HeldOut
+from rpiae.core.errors import PluginError
+from rpiae.core.model.contracts import Batch, HeldOut, StageSteps
 from rpiae.core.model.resolve import part_config
+from rpiae.data.building import built_dataset
 from rpiae.testing import SyntheticImages, check_dataset
 
 
@@ -34,17 +36,23 @@ class Remembering(SyntheticImages):
 
     turn = 0
 
-    def batches(self, **given: Any) -> Iterator[Batch]:
-        for batch in super().batches(**given):
+    def batches(self, steps: StageSteps) -> Iterator[Batch]:
+        for batch in super().batches(steps):
             self.turn += 1
-            yield batch._replace(images=batch.images.roll(self.turn, 0))
+            yield batch._replace(inputs=batch.inputs.roll(self.turn, 0))
 
 
 class Whole(SyntheticImages):
     """Gives every process all images."""
 
-    def batches(self, **given: Any) -> Iterator[Batch]:
-        return super().batches(**given | {"rank": 0, "num_processes": 1})
+    def batches(self, steps: StageSteps) -> Iterator[Batch]:
+        return super().batches(evolve(steps, rank=0, num_processes=1))
+
+
+class Silent(SyntheticImages):
+    """Says nothing with its first batch."""
+
+    notices = ("one image is left out",)
 
 
 class Bytes(SyntheticImages):
@@ -98,6 +106,7 @@ def test_a_folder(tmp_path: Path) -> None:
     [
         (Remembering, "a step depends on those before it"),
         (Whole, "three processes see other images than one"),
+        (Silent, "the first batch does not say the notices"),
         (Bytes, r"held_out\(\) goes from .* not from 0 to 1"),
         (Ungrouped, "needs a group per image"),
         (Drawn, r"crops\(\) is not repeatable"),
@@ -111,3 +120,13 @@ def test_what_is_wrong_is_named(kind: type, problem: str) -> None:
 
     with pytest.raises(AssertionError, match=problem):
         check_dataset(Config())
+
+
+def test_a_dataset_that_lacks_something_is_told() -> None:
+    @frozen(kw_only=True)
+    class Config(SyntheticConfig):
+        module: ClassVar[str] = f"{__name__}:{Unfit.__name__}"
+
+    assert isinstance(built_dataset(SyntheticConfig()), SyntheticImages)
+    with pytest.raises(PluginError, match=r"lacks num_images, notices, .*check_dataset"):
+        built_dataset(Config())

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rpiae.core.model.contracts import local_samples
+from rpiae.core.model.contracts import StageSteps
 from rpiae.data.buckets import bucket_shapes, nearest_bucket
-from rpiae.data.image_dataset import held_out_indices
+from rpiae.data.held_out import held_out_indices
 from rpiae.data.images import cover_size, crop, short_side_size
 from rpiae.data.orders import DRAWN, BucketOrder, MixtureOrder
-from rpiae.data.streams import Encoded, StreamDataset, held_positions
+from rpiae.data.readers import Encoded
+from rpiae.data.streams import StreamDataset, held_positions
 
 
 @given(num_images=st.integers(2, 5000), held_out=st.integers(1, 6000))
@@ -172,11 +173,11 @@ def test_a_stream_is_the_same_split_over_processes_and_begun_anywhere(
         )  # fmt: skip
         settings: dict[str, Any] = {"seed": 1, "stage": "tune", "batch_size": batch_size}
         return {
-            sample: round(float(image.mean()) * 255)
+            sample: int(image[0, 0, 0])
             for batch in dataset.batches(
-                start=first, steps=12, rank=rank, num_processes=processes, **settings
+                StageSteps(start=first, steps=12, rank=rank, num_processes=processes, **settings)
             )
-            for sample, image in zip(batch.samples, batch.images, strict=True)
+            for sample, image in zip(batch.samples, batch.inputs, strict=True)
         }
 
     total = sum(counts)
@@ -196,7 +197,10 @@ def test_a_stream_is_the_same_split_over_processes_and_begun_anywhere(
     assert {k: v for part in parts for k, v in part.items()} == whole
     assert sum(map(len, parts)) == len(whole)
     for rank, part in enumerate(parts):
-        local = local_samples(0, batch_size, rank=rank, num_processes=num_processes)
-        assert set(local) <= set(part)
+        own = StageSteps(
+            seed=1, stage="tune", batch_size=batch_size, start=0, steps=12, rank=rank,
+            num_processes=num_processes,
+        )  # fmt: skip
+        assert {sample for samples in own for sample in samples} == set(part)
     tail = shown(start)
     assert tail == {k: v for k, v in whole.items() if k >= start * batch_size}

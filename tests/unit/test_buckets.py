@@ -15,7 +15,7 @@ from PIL import Image
 
 from rpiae import runs
 from rpiae.core.errors import DataError, UsageError
-from rpiae.core.model.contracts import Batch, Dataset
+from rpiae.core.model.contracts import Batch, Dataset, StageSteps
 from rpiae.core.model.resolve import part_config
 from rpiae.core.training import events
 from rpiae.core.training.trainer import train
@@ -63,11 +63,11 @@ def built(folder: Path, **fields: Any) -> Any:
 
 def drawn(dataset: Any, start: int = 0, steps: int = 18, **changes: Any) -> list[Batch]:
     settings: dict[str, Any] = {"seed": 3, "stage": "tune", "batch_size": 4} | changes
-    return list(dataset.batches(start=start, steps=steps, **settings))
+    return list(dataset.batches(StageSteps(start=start, steps=steps, **settings)))
 
 
 def greys(batches: list[Batch]) -> list[int]:
-    return [round(float(i[0, 0, 0]) * 255) for batch in batches for i in batch.images]
+    return [int(i[0, 0, 0]) for batch in batches for i in batch.inputs]
 
 
 def test_shapes_by_number_lie_around_the_square() -> None:
@@ -98,10 +98,10 @@ def test_batches_are_of_one_bucket_and_leave_no_image_out(folder: Path) -> None:
     dataset = built(folder)
     # 09 and 13 are held out: nine square images, six wide and three tall ones.
     batches = drawn(dataset)
-    assert {tuple(b.images.shape[2:]) for b in batches} == {(32, 32), (24, 44), (44, 24)}
+    assert {tuple(b.inputs.shape[2:]) for b in batches} == {(32, 32), (24, 44), (44, 24)}
     shapes = {(32, 32): (40, 40), (24, 44): (30, 60), (44, 24): (70, 36)}
     for batch in batches:
-        of_one = shapes[tuple(batch.images.shape[2:])]
+        of_one = shapes[tuple(batch.inputs.shape[2:])]
         assert all(SHAPES[grey] == of_one for grey in greys([batch]))
     # Four epochs of 18 images fill 18 batches of four.
     assert Counter(greys(batches)) == dict.fromkeys(set(SHAPES) - {9, 13}, 4)
@@ -114,10 +114,10 @@ def test_a_restart_and_a_split_give_what_one_unbroken_process_gives(
 ) -> None:
     whole = drawn(built(folder))
     tail = drawn(built(folder, workers=workers), start=7)
-    assert all(torch.equal(a.images, b.images) for a, b in zip(tail, whole[7:], strict=True))
+    assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(tail, whole[7:], strict=True))
     parts = [drawn(built(folder), rank=r, num_processes=3) for r in range(3)]
     for step, batch in enumerate(whole):
-        assert torch.equal(torch.cat([part[step].images for part in parts]), batch.images)
+        assert torch.equal(torch.cat([part[step].inputs for part in parts]), batch.inputs)
 
 
 def test_images_are_covered_and_cropped(tmp_path: Path) -> None:
@@ -126,8 +126,8 @@ def test_images_are_covered_and_cropped(tmp_path: Path) -> None:
         Image.fromarray(wide).save(tmp_path / f"{i}.png")
     (batch,) = drawn(built(tmp_path, held_out=1), steps=1, batch_size=1)
     resized = Image.fromarray(wide).resize((44, 24), Image.Resampling.BICUBIC)
-    expected = torch.from_numpy(np.asarray(resized).transpose(2, 0, 1).copy()) / 255
-    assert torch.allclose(batch.images[0], expected, atol=1e-6)
+    expected = torch.from_numpy(np.asarray(resized).transpose(2, 0, 1).copy())
+    assert torch.equal(batch.inputs[0], expected)
 
 
 def test_held_out_images_and_fitting_crops_stay_square(folder: Path) -> None:
@@ -143,7 +143,7 @@ def test_images_that_cannot_be_used_are_replaced_and_named(folder: Path, workers
         (folder / name).write_bytes((folder / name).read_bytes()[:60])
     dataset = built(folder, workers=workers, held_out=1)
     batches = drawn(dataset)
-    tall = [b for b in batches if b.images.shape[2:] == (44, 24)]
+    tall = [b for b in batches if b.inputs.shape[2:] == (44, 24)]
     assert tall
     assert set(greys(tall)) <= set(SHAPES) - {0, 17, 18, 19}
     assert 0 not in greys(batches)

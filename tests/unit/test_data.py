@@ -22,11 +22,13 @@ from PIL import Image
 
 from rpiae.core.config.convert import make_converter, parse
 from rpiae.core.errors import ConfigError, DataError, UsageError
-from rpiae.core.model.contracts import Batch, Dataset
+from rpiae.core.model.contracts import Batch, Dataset, StageSteps
+from rpiae.core.training.feed import as_floats
 from rpiae.data import DATASETS
 from rpiae.data.configs import FolderDatasetConfig, ParquetDatasetConfig, SampleDatasetConfig
 from rpiae.data.datasets import FolderDataset, ParquetDataset, SampleDataset
-from rpiae.data.image_dataset import CropDataset, held_out_indices
+from rpiae.data.held_out import held_out_indices
+from rpiae.data.image_dataset import CropDataset
 from rpiae.data.images import FORMATS, bicubic, crop, decode, short_side_size, to_tensor
 from rpiae.data.parquet import ParquetSource
 
@@ -83,13 +85,13 @@ def cells(count: int, first: int = 0) -> list[dict[str, Any] | None]:
 
 def drawn(dataset: CropDataset, start: int = 0, steps: int = 6, **changes: Any) -> list[Batch]:
     settings: dict[str, Any] = {"seed": 3, "stage": "tune", "batch_size": 4} | changes
-    return list(dataset.batches(start=start, steps=steps, **settings))
+    return list(dataset.batches(StageSteps(start=start, steps=steps, **settings)))
 
 
 def assert_same(left: list[Batch], right: list[Batch]) -> None:
     assert [b.samples for b in left] == [b.samples for b in right]
     for a, b in zip(left, right, strict=True):
-        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.inputs, b.inputs)
 
 
 # --- decoding ----------------------------------------------------------------------------------
@@ -292,9 +294,9 @@ def test_batches_have_the_contract_s_layout(folder: Path) -> None:
     batches = drawn(FolderDataset(path=str(folder), image_size=16, workers=0), start=2, steps=4)
     assert [b.samples for b in batches] == [(8, 9, 10, 11), (12, 13, 14, 15)]
     for batch in batches:
-        assert batch.images.shape == (4, 3, 16, 16)
-        assert batch.images.dtype == torch.float32
-        assert 0 <= batch.images.min() < batch.images.max() <= 1
+        assert batch.inputs.shape == (4, 3, 16, 16)
+        assert batch.inputs.dtype == torch.uint8
+        assert batch.inputs.min() < batch.inputs.max()
         assert batch.skipped == ()
 
 
@@ -306,13 +308,13 @@ def test_nothing_is_left_to_give_at_the_end(folder: Path) -> None:
 @pytest.mark.parametrize("changes", [{"seed": 4}, {"stage": "train"}])
 def test_seed_and_stage_change_the_batches(folder: Path, changes: dict[str, Any]) -> None:
     dataset = FolderDataset(path=str(folder), image_size=16, workers=0)
-    assert not torch.equal(drawn(dataset)[0].images, drawn(dataset, **changes)[0].images)
+    assert not torch.equal(drawn(dataset)[0].inputs, drawn(dataset, **changes)[0].inputs)
 
 
 def test_the_batch_size_does_not_change_the_samples(folder: Path) -> None:
     dataset = FolderDataset(path=str(folder), image_size=16, workers=0)
-    fours = torch.cat([b.images for b in drawn(dataset, steps=6)])
-    eights = torch.cat([b.images for b in drawn(dataset, steps=3, batch_size=8)])
+    fours = torch.cat([b.inputs for b in drawn(dataset, steps=6)])
+    eights = torch.cat([b.inputs for b in drawn(dataset, steps=3, batch_size=8)])
     assert torch.equal(fours, eights)
 
 
@@ -340,7 +342,7 @@ def test_an_epoch_shows_every_training_image_once(tmp_path: Path) -> None:
         path=str(flat_folder(tmp_path, 12)), image_size=8, workers=0, held_out=3
     )
     assert dataset.num_images == 9
-    shown = [g for b in drawn(dataset, steps=9, batch_size=3) for g in greys(b.images)]
+    shown = [g for b in drawn(dataset, steps=9, batch_size=3) for g in greys(as_floats(b.inputs))]
     epochs = [shown[i : i + 9] for i in range(0, 27, 9)]
     held_out = set(greys(dataset.held_out().images))
     assert len(held_out) == 3
@@ -388,7 +390,7 @@ def test_unusable_images_are_replaced_and_reported_once(tmp_path: Path, workers:
     batches = drawn(dataset, steps=6, batch_size=7, seed=0)
     first = held_out_indices(8, 1)
     assert first == [2]
-    shown = [g for b in batches for g in greys(b.images)]
+    shown = [g for b in batches for g in greys(as_floats(b.inputs))]
     assert shown.count(6) == 2 * len(batches)
     reported = [text for b in batches for text in b.skipped]
     assert reported == [f"{tmp_path / '005.png'}: 40×6 pixels are less than the crop of 8×8"]
@@ -403,7 +405,7 @@ def test_replacement_wraps_and_passes_over_several(tmp_path: Path) -> None:
     dataset = FolderDataset(path=str(tmp_path), image_size=8, workers=0, held_out=1)
     assert held_out_indices(6, 1) == [2]
     (batch,) = drawn(dataset, steps=1, batch_size=5)
-    assert sorted(greys(batch.images)) == [0, 0, 0, 1, 3]
+    assert sorted(greys(as_floats(batch.inputs))) == [0, 0, 0, 1, 3]
     assert len(batch.skipped) == 2
     assert all("not an image of a known format" in text for text in batch.skipped)
 
@@ -492,7 +494,7 @@ def test_a_single_image_is_trained_on_and_held_out(tmp_path: Path) -> None:
     (batch,) = drawn(dataset, steps=1, batch_size=2)
     held_out = dataset.held_out()
     assert held_out.groups == ("a.png",)
-    assert all(torch.equal(image, held_out.images[0]) for image in batch.images)
+    assert all(torch.equal(image, held_out.images[0]) for image in as_floats(batch.inputs))
     assert len(batch.notices) == 1
     assert "has a single image: it is trained on and measured on" in batch.notices[0]
     assert len(dataset.every_image()) == 1
@@ -618,7 +620,7 @@ def test_imagenet_sample_is_read() -> None:
     assert len(set(held_out.groups)) == 32
     (batch,) = drawn(dataset, steps=1, batch_size=32)
     assert batch.skipped == ()
-    assert batch.images.std() > 0.1
+    assert as_floats(batch.inputs).std() > 0.1
 
 
 # --- sample --------------------------------------------------------------------------------------
@@ -649,7 +651,7 @@ def test_sample_trains_on_other_photographs() -> None:
     assert not set(names[: dataset.num_images]) & set(dataset.held_out().groups)
     batches = drawn(dataset, steps=2, batch_size=7)
     assert [b.skipped for b in batches] == [(), ()]
-    assert not torch.equal(batches[0].images, batches[1].images)
+    assert not torch.equal(batches[0].inputs, batches[1].inputs)
 
 
 def test_sample_photographs_are_colour_and_stay_in_memory() -> None:
@@ -718,7 +720,7 @@ def test_the_registry_and_configs_do_not_import_torch() -> None:
 
 def test_no_worker_outlives_its_batches(folder: Path) -> None:
     dataset = FolderDataset(path=str(folder), image_size=16, workers=2)
-    batches = dataset.batches(seed=0, stage="tune", batch_size=2, start=0, steps=50)
+    batches = dataset.batches(StageSteps(seed=0, stage="tune", batch_size=2, start=0, steps=50))
     next(batches)
     assert multiprocessing.active_children()
     batches.close()  # type: ignore[attr-defined]  # a generator

@@ -10,6 +10,7 @@ from attrs import evolve
 from torch import Tensor
 
 from rpiae.core.config.recipe import StageConfig, TermConfig, stage_length
+from rpiae.core.model.contracts import StageSteps
 from rpiae.core.runtime.draws import StepRandomness
 from rpiae.core.training.balance import Balance
 from rpiae.core.training.freeze import apply_stage, trained_parameters
@@ -41,10 +42,14 @@ def gradients(inputs: TrainerInputs, stage: StageConfig) -> tuple[dict[str, Tens
     adversary = adversary_of(objective)
     task.critic = adversary[0].critic.build().eval() if adversary else None
     batch = next(
-        iter(inputs.data.batches(seed=0, stage=stage.name, batch_size=2, start=0, steps=1))
+        iter(
+            inputs.data.batches(
+                StageSteps(seed=0, stage=stage.name, batch_size=2, start=0, steps=1)
+            )
+        )
     )
     draws = StepRandomness(0, stage.name, 0, batch.samples)
-    passed = Trainee(task, stage, objective)(0, MicroBatch(batch.images, draws, 1.0))
+    passed = Trainee(task, stage, objective)(0, MicroBatch(batch.inputs, draws, 1.0))
     weights = Balance(task.layers()).backward(passed, share=1.0, weigh=True)
     total = sum(weights[v.label] * v.value.detach() for v in passed.values)
     return {n: p.grad for n, p in trained_parameters(model.roles)}, float(total)

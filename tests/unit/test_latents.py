@@ -27,12 +27,15 @@ from torch.utils.data import DataLoader
 from rpiae.cli import main
 from rpiae.core.errors import CheckpointError, DataError, RunError, UsageError
 from rpiae.core.model.build import build
+from rpiae.core.model.contracts import Batch, BatchSource, StageSteps
 from rpiae.core.model.folders import load_tokenizer, save_tokenizer
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.processes import Runtime
+from rpiae.core.training.feed import Feed
 from rpiae.data.images import to_tensor
 from rpiae.data.listed import Listed, every_image
 from rpiae.latents import LatentDataset, reading, writing
+from rpiae.latents import shards as shard_files
 from rpiae.latents.decoding import decode_latents, read_tensor
 from rpiae.latents.encoding import measure_latents, tokenizer_digest
 from rpiae.latents.layout import Plan, Settings, tree_digest
@@ -340,6 +343,55 @@ def test_moments_are_sampled_when_read(toy: Path, parquet: Path, tmp_path: Path)
     torch.testing.assert_close(dataset.std.flatten().double(), variance.sqrt(), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize(("posterior", "flip"), [("mode", False), ("moments", True)])
+def test_latents_are_fed_like_images(
+    toy: Path, parquet: Path, tmp_path: Path, posterior: str, flip: bool
+) -> None:
+    encode(
+        toy, f"parquet:{parquet}", tmp_path / "out", posterior=posterior, flip=flip, dtype="fp16"
+    )
+    dataset = LatentDataset(tmp_path / "out", flip=flip)
+    source: BatchSource = dataset
+
+    def steps(start: int = 0, **share: int) -> StageSteps:
+        return StageSteps(seed=1, stage="s", batch_size=4, start=start, steps=7, **share)
+
+    def drawn(start: int = 0, workers: int = 0, **share: int) -> list[Batch]:
+        dataset = LatentDataset(tmp_path / "out", flip=flip, workers=workers)
+        return list(dataset.batches(steps(start, **share)))
+
+    whole = drawn()
+    assert whole[0].inputs.dtype == (torch.float16 if posterior == "mode" else torch.float32)
+    assert [batch.samples for batch in whole[:2]] == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    later, shares = drawn(start=5, workers=2), [drawn(rank=r, num_processes=3) for r in range(3)]
+    assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(later, whole[5:], strict=True))
+    for step, batch in enumerate(whole):
+        assert torch.equal(torch.cat([share[step].inputs for share in shares]), batch.inputs)
+    fed = list(Feed(source.batches(steps()), torch.device("cpu")))
+    assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(fed, whole, strict=True))
+    labels = torch.cat([batch.labels for batch in whole if batch.labels is not None])
+    epoch = labels[: source.num_images]
+    assert sorted(epoch.tolist()) == sorted(dataset.labels.tolist())
+    if posterior == "mode":
+        shown = torch.cat([batch.inputs for batch in whole])[: source.num_images]
+        assert {tuple(row) for row in shown.flatten(1).tolist()} == {
+            tuple(dataset[i][0].half().flatten().tolist()) for i in range(len(dataset))
+        }
+
+
+def test_damaged_latents_end_a_feed_with_a_reason(toy: Path, parquet: Path, tmp_path: Path) -> None:
+    encode(toy, f"parquet:{parquet}", tmp_path / "out")
+    dataset = LatentDataset(tmp_path / "out", workers=1)
+    (path, *_) = shards(tmp_path / "out")
+    content = bytearray(path.read_bytes())
+    content[-40] ^= 1
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    batches = dataset.batches(StageSteps(seed=1, stage="s", batch_size=COUNT, start=0, steps=1))
+    with pytest.raises(DataError, match=r"rpiae encode again"):
+        next(batches)
+
+
 @pytest.mark.parametrize(("dtype", "kind"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_stored_types(
     toy: Path, parquet: Path, tmp_path: Path, dtype: str, kind: torch.dtype
@@ -509,16 +561,14 @@ def test_another_tokenizer_or_dataset_is_refused(toy: Path, parquet: Path, tmp_p
         encode(toy, f"parquet:{parquet}", tmp_path / "out")
 
 
-def test_renamed_images_make_their_shard_anew(toy: Path, tmp_path: Path) -> None:
+def test_renamed_images_are_other_images(toy: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for i in range(6):
         (tmp_path / "photos" / f"{i}.png").write_bytes(png(i))
     encode(toy, f"folder:{tmp_path / 'photos'}", tmp_path / "out")
     (tmp_path / "photos" / "5.png").rename(tmp_path / "photos" / "6.png")
-    happened = encode(toy, f"folder:{tmp_path / 'photos'}", tmp_path / "out")
-    (notice,) = kinds(happened, writing.Notice)
-    assert "has 5.png where the dataset now has 6.png" in notice.text
-    assert LatentDataset(tmp_path / "out").name(5) == "6.png"
+    with pytest.raises(UsageError, match=r"made otherwise: data\.files is \"\w+…\" there and"):
+        encode(toy, f"folder:{tmp_path / 'photos'}", tmp_path / "out")
 
 
 def test_a_moved_tokenizer_and_its_latent_norm_do_not_count(
@@ -636,7 +686,7 @@ def test_datasets_that_are_not_listed(toy: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_full_disk_keeps_complete_shards(
     toy: Path, parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = writing.save_file, []
+    real, calls = shard_files.save_file, []
 
     def full(tensors: Any, path: Path, metadata: Any) -> None:
         calls.append(path)
@@ -645,7 +695,7 @@ def test_a_full_disk_keeps_complete_shards(
             raise OSError(28, "No space left on device")
         real(tensors, path, metadata=metadata)
 
-    monkeypatch.setattr(writing, "save_file", full)
+    monkeypatch.setattr(shard_files, "save_file", full)
     with pytest.raises(RunError, match=r"No space left.*stay"):
         encode(toy, f"parquet:{parquet}", tmp_path / "out")
     assert len(shards(tmp_path / "out")) == 1

@@ -20,12 +20,11 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from rpiae.core.errors import DataError
+from rpiae.core.model.contracts import Batch, StageSteps
 from rpiae.core.runtime.signals import SAME
-from rpiae.data.crops import CropBatch
 from rpiae.data.datasets import FolderDataset
 from rpiae.data.image_dataset import CropDataset
-from rpiae.data.loading import handed_over, live_with_parent, loaded, loader, unit
-from rpiae.latents.loading import load_batches
+from rpiae.data.loading import handed_over, live_with_parent, loaded, loader, received
 
 
 @pytest.fixture
@@ -42,8 +41,8 @@ def built(folder: Path, workers: int) -> FolderDataset:
 
 
 def batches(dataset: CropDataset, steps: int = 4) -> list[torch.Tensor]:
-    drawn = dataset.batches(seed=0, stage="tune", batch_size=4, start=0, steps=steps)
-    return [batch.images for batch in drawn]
+    drawn = dataset.batches(StageSteps(seed=0, stage="tune", batch_size=4, start=0, steps=steps))
+    return [batch.inputs for batch in drawn]
 
 
 def full(*_: object) -> None:
@@ -54,15 +53,17 @@ def test_pixels_are_copied_where_shared_memory_is_full(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = batches(built(folder, workers=0))
-    listed = [b.pixels for b in load_batches(built(folder, 0).every_image(), [[0, 1], [2, 3]])]
+    listed = list(built(folder, 0).every_image().batches([[0, 1], [2, 3]]))
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)  # of forked processes too
     handed = loader(_Handed(), workers=1, batch_size=None, collate_fn=handed_over)
     assert [type(batch) for batch in loaded(handed)] == [np.ndarray]
     for found, wanted in zip(batches(built(folder, workers=2)), expected, strict=True):
         assert torch.equal(found, wanted)
     images = built(folder, 2).every_image()
-    for batch, wanted in zip(load_batches(images, [[0, 1], [2, 3]]), listed, strict=True):
-        assert torch.equal(torch.as_tensor(batch.pixels), torch.as_tensor(wanted))
+    for batch, wanted in zip(images.batches([[0, 1], [2, 3]]), listed, strict=True):
+        assert torch.equal(batch.inputs, wanted.inputs)
+        assert torch.equal(batch.labels, wanted.labels)
+        assert batch.samples == wanted.samples
 
 
 class _Handed(Dataset[torch.Tensor]):
@@ -76,9 +77,11 @@ class _Handed(Dataset[torch.Tensor]):
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts need root")
 def test_a_real_small_shared_memory(folder: Path) -> None:
     code = (
-        "import sys; from rpiae.data.datasets import FolderDataset\n"
+        "import sys; from rpiae.core.model.contracts import StageSteps\n"
+        "from rpiae.data.datasets import FolderDataset\n"
         "data = FolderDataset(path=sys.argv[1], image_size=512, resize=512, workers=2, held_out=1)\n"
-        "for b in data.batches(seed=0, stage='a', batch_size=8, start=0, steps=4): print(b.images.shape)"
+        "steps = StageSteps(seed=0, stage='a', batch_size=8, start=0, steps=4)\n"
+        "for b in data.batches(steps): print(b.inputs.shape)"
     )
     small = 'mount -t tmpfs -o size=2m tmpfs /dev/shm && exec "$@"'
     done = subprocess.run(
@@ -94,10 +97,11 @@ def test_a_real_small_shared_memory(folder: Path) -> None:
 def test_a_signal_to_the_group_is_left_to_the_first_process(folder: Path) -> None:
     code = (
         "import os, signal, sys; from rpiae.core.runtime.signals import StopSignal\n"
+        "from rpiae.core.model.contracts import StageSteps\n"
         "from rpiae.data.datasets import FolderDataset\n"
         "data = FolderDataset(path=sys.argv[1], image_size=16, workers=2, held_out=1)\n"
         "with StopSignal() as stop:\n"
-        "    drawn = data.batches(seed=0, stage='a', batch_size=4, start=0, steps=50)\n"
+        "    drawn = data.batches(StageSteps(seed=0, stage='a', batch_size=4, start=0, steps=50))\n"
         "    next(drawn)\n"
         "    os.killpg(0, signal.{0})\n"
         "    print(stop.received, sum(1 for _ in drawn))\n"
@@ -114,6 +118,7 @@ def test_a_signal_while_processes_start_reaches_none_of_them(folder: Path) -> No
     # Sent from inside the start of the second worker, before it could say what it ignores.
     code = (
         "import multiprocessing.process as p, os, signal, sys\n"
+        "from rpiae.core.model.contracts import StageSteps\n"
         "from rpiae.core.runtime.signals import StopSignal; from rpiae.data.datasets import FolderDataset\n"
         "first = p.BaseProcess._bootstrap\n"
         "def bootstrap(self, *a, **k):\n"
@@ -121,7 +126,8 @@ def test_a_signal_while_processes_start_reaches_none_of_them(folder: Path) -> No
         "p.BaseProcess._bootstrap = bootstrap\n"
         "data = FolderDataset(path=sys.argv[1], image_size=16, workers=1, held_out=1)\n"
         "with StopSignal() as stop:\n"
-        "    print(sum(1 for _ in data.batches(seed=0, stage='a', batch_size=4, start=0, steps=5)), stop.received)\n"
+        "    steps = StageSteps(seed=0, stage='a', batch_size=4, start=0, steps=5)\n"
+        "    print(sum(1 for _ in data.batches(steps)), stop.received)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder)],
@@ -210,7 +216,12 @@ def test_a_hanging_process_ends_by_a_later_request(tmp_path: Path) -> None:
     assert worker.exitcode == -signal.SIGTERM
 
 
-def test_bytes_become_floats_in_either_form() -> None:
-    batch = torch.arange(12, dtype=torch.uint8).view(1, 3, 2, 2)
-    crops = CropBatch(batch.numpy(), (0,), (), "")
-    assert torch.equal(unit(crops.pixels), batch / 255)
+def test_a_copy_becomes_a_tensor_again() -> None:
+    pixels, labels = torch.arange(12, dtype=torch.uint8).view(1, 3, 2, 2), torch.tensor([4])
+    handed: Any = Batch(pixels.numpy(), (0,), labels=labels.numpy())  # type: ignore[arg-type]
+    batch = received(handed)
+    assert torch.equal(batch.inputs, pixels)
+    assert batch.labels is not None
+    assert torch.equal(batch.labels, labels)
+    with pytest.raises(DataError, match="no image can be used"):
+        received("no image can be used")

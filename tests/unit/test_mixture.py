@@ -15,10 +15,10 @@ from rpiae import runs
 from rpiae.cli import main
 from rpiae.core.config.tree import dump_toml, read_toml
 from rpiae.core.errors import ConfigError, UsageError
-from rpiae.core.model.contracts import Batch, Dataset
+from rpiae.core.model.contracts import Batch, Dataset, StageSteps
 from rpiae.core.model.resolve import part_config
 from rpiae.core.training import events
-from rpiae.data.image_dataset import held_out_indices
+from rpiae.data.held_out import held_out_indices
 from tests.toys import DECODERS, ENCODERS
 
 
@@ -60,11 +60,11 @@ def built(folders: tuple[Path, Path], **fields: Any) -> Any:
 
 def drawn(dataset: Any, start: int = 0, steps: int = 40, **changes: Any) -> list[Batch]:
     settings: dict[str, Any] = {"seed": 3, "stage": "tune", "batch_size": 5} | changes
-    return list(dataset.batches(start=start, steps=steps, **settings))
+    return list(dataset.batches(StageSteps(start=start, steps=steps, **settings)))
 
 
 def greys(batches: list[Batch]) -> list[int]:
-    return [round(float(i[0, 0, 0]) * 255) for batch in batches for i in batch.images]
+    return [int(i[0, 0, 0]) for batch in batches for i in batch.inputs]
 
 
 def test_samples_are_drawn_by_weight_and_each_source_has_its_epochs(
@@ -95,8 +95,8 @@ def test_a_restart_and_a_split_give_what_one_unbroken_process_gives(
     parts = [drawn(built(folders), steps=6, rank=r, num_processes=2) for r in range(2)]
     assert [g for pair in zip(*parts, strict=True) for g in greys(list(pair))] == greys(whole[:6])
     for step in range(6):
-        images = torch.cat([part[step].images for part in parts])
-        assert torch.equal(images, whole[step].images)
+        images = torch.cat([part[step].inputs for part in parts])
+        assert torch.equal(images, whole[step].inputs)
 
 
 def test_held_out_images_are_named_after_their_source(folders: tuple[Path, Path]) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from rpiae.cli import following
 from rpiae.core.errors import DataError
-from rpiae.core.model.contracts import Batch
+from rpiae.core.model.contracts import Batch, StageSteps
 from rpiae.core.runtime import signals
 from rpiae.core.runtime.signals import STOP_SIGNALS, StopSignal
 from rpiae.core.training import events
@@ -77,8 +77,8 @@ def test_what_a_process_was_started_to_ignore_stays_ignored() -> None:
 class EndingWithTheGroup(SyntheticImages):
     """Images whose loading processes end by the signal that the training process gets too."""
 
-    def batches(self, **options: Any) -> Iterator[Batch]:
-        for number, batch in enumerate(super().batches(**options)):
+    def batches(self, steps: StageSteps) -> Iterator[Batch]:
+        for number, batch in enumerate(super().batches(steps)):
             if number == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
                 raise DataError("a process that loads images ended")

@@ -18,7 +18,7 @@ from PIL import Image
 from rpiae import runs
 from rpiae.cli import main
 from rpiae.core.errors import DataError, FetchError, MissingExtraError, UsageError
-from rpiae.core.model.contracts import Batch, Dataset
+from rpiae.core.model.contracts import Batch, Dataset, StageSteps
 from rpiae.core.model.resolve import part_config
 from rpiae.core.training import events
 from rpiae.data import DATASETS
@@ -104,16 +104,16 @@ def stream_of(shards: Path, **fields: Any) -> StreamDataset:
 
 def drawn(dataset: Any, start: int = 0, steps: int = 9, **changes: Any) -> list[Batch]:
     settings: dict[str, Any] = {"seed": 3, "stage": "tune", "batch_size": 6} | changes
-    return list(dataset.batches(start=start, steps=steps, **settings))
+    return list(dataset.batches(StageSteps(start=start, steps=steps, **settings)))
 
 
 def greys(batches: list[Batch]) -> list[int]:
-    return [round(float(i[0, 0, 0]) * 255) for batch in batches for i in batch.images]
+    return [int(i[0, 0, 0]) for batch in batches for i in batch.inputs]
 
 
 def assert_same(left: list[Batch], right: list[Batch]) -> None:
     assert [b.samples for b in left] == [b.samples for b in right]
-    assert all(torch.equal(a.images, b.images) for a, b in zip(left, right, strict=True))
+    assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(left, right, strict=True))
 
 
 def said(batches: list[Batch]) -> str:
@@ -121,6 +121,15 @@ def said(batches: list[Batch]) -> str:
 
 
 # --- shards by index --------------------------------------------------------------------------------
+
+
+def test_a_stream_of_one_image_says_that_it_is_trained_on_itself(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", samples(7, 1))
+    stream = stream_of(tmp_path)
+    assert any("has a single image: it is trained on" in text for text in stream.notices)
+    batches = drawn(stream, steps=2, batch_size=2)
+    assert greys(batches) == [7, 7, 7, 7]
+    assert [bool(batch.notices) for batch in batches] == [True, False]
 
 
 def test_local_shards_are_read_in_any_order(shards: Path) -> None:
@@ -327,7 +336,7 @@ def test_crops_for_fitting_are_training_images(shards: Path) -> None:
 
 def test_no_process_outlives_a_stream(shards: Path) -> None:
     batches = stream_of(shards, workers=2).batches(
-        seed=0, stage="tune", batch_size=4, start=0, steps=100
+        StageSteps(seed=0, stage="tune", batch_size=4, start=0, steps=100)
     )
     next(batches)
     assert multiprocessing.active_children()

@@ -22,6 +22,7 @@ from rpiae import runs
 from rpiae.cli import main
 from rpiae.core.config.tree import dump_toml
 from rpiae.core.errors import DataError, FetchError, RpiaeError, UsageError
+from rpiae.core.model.contracts import StageSteps
 from rpiae.core.model.resolve import part_config
 from rpiae.data.listed import EveryImage
 
@@ -29,7 +30,7 @@ pytest.importorskip("webdataset")
 
 from rpiae.data.members import Sample, Tally, key_and_ending
 from rpiae.data.opening import MOST_SHARDS, shards_of
-from rpiae.data.tars import Wanted, index_tar
+from rpiae.data.tar_index import Wanted, index_tar
 
 
 def picture(grey: int = 0) -> bytes:
@@ -140,8 +141,10 @@ def test_one_image_of_a_sample_is_taken_and_the_others_are_told(
         packed = tmp_path / "a.tar.gz"
         packed.write_bytes(gzip.compress(path.read_bytes()))
         stream = config(packed, streaming=True, num_images=4).build()
-        batches = list(stream.batches(seed=0, stage="s", batch_size=3, start=0, steps=3))
-        shown = {round(float(image.mean()) * 255) for batch in batches for image in batch.images}
+        batches = list(
+            stream.batches(StageSteps(seed=0, stage="s", batch_size=3, start=0, steps=3))
+        )
+        shown = {round(float(image.double().mean())) for batch in batches for image in batch.inputs}
         assert shown == {50 * members.index(taken)}
         (told,) = [text for batch in batches for text in batch.notices]
         assert "samples hold several images" in told
@@ -216,7 +219,7 @@ def test_a_shard_that_is_no_file_is_named(kind: str, tmp_path: Path) -> None:
     os.mkfifo(path) if kind == "FIFO" else path.mkdir()
     stream = config(f"{tmp_path}/{{a,a}}.tar.gz", streaming=True, num_images=4).build()
     with pytest.raises(DataError, match=r"it is a FIFO|Is a directory"):
-        list(stream.batches(seed=0, stage="s", batch_size=3, start=0, steps=1))
+        list(stream.batches(StageSteps(seed=0, stage="s", batch_size=3, start=0, steps=1)))
 
 
 # --- labels -----------------------------------------------------------------------------------------
@@ -335,7 +338,7 @@ def test_a_size_that_cannot_be_ends_the_shard(
     packed = tmp_path / "a.tar.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
     stream = config(packed, streaming=True, num_images=4).build()
-    batches = list(stream.batches(seed=0, stage="s", batch_size=3, start=0, steps=2))
+    batches = list(stream.batches(StageSteps(seed=0, stage="s", batch_size=3, start=0, steps=2)))
     assert any("its first 2 images are used" in text for b in batches for text in b.notices)
 
 
@@ -480,11 +483,18 @@ def test_a_command_runs_with_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("RPIAE_ALLOW_PIPE", "1")
     shard = write(tmp_path / "a.tar", images_of("0.png", "1.png", "2.png"))
     stream = config(f"pipe:cat {shard}", streaming=True, num_images=3).build()
-    assert len(next(stream.batches(seed=0, stage="s", batch_size=2, start=0, steps=1)).images) == 2
+    assert (
+        len(
+            next(
+                stream.batches(StageSteps(seed=0, stage="s", batch_size=2, start=0, steps=1))
+            ).inputs
+        )
+        == 2
+    )
     # What was allowed when it was built is asked again where it is opened.
     monkeypatch.delenv("RPIAE_ALLOW_PIPE")
     with pytest.raises(UsageError, match="runs a command"):
-        next(stream.batches(seed=0, stage="s", batch_size=2, start=0, steps=1))
+        next(stream.batches(StageSteps(seed=0, stage="s", batch_size=2, start=0, steps=1)))
 
 
 @pytest.mark.parametrize("url", ["ssh:host/a.tar", "exec:ls", "s3://a/b.tar"])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rpiae.core.config.parts import LossConfig
 from rpiae.core.config.recipe import OptimiserConfig, RecipeConfig, StageConfig, TermConfig
 from rpiae.core.errors import CheckpointError, TrainingError
-from rpiae.core.model.contracts import Batch, local_samples
+from rpiae.core.model.contracts import Batch, StageSteps
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training import events
 from rpiae.core.training.player import MicroBatch
@@ -74,15 +74,12 @@ class Points:
 
     num_images = 32
     image_size = 1
+    notices = ()
 
-    def batches(
-        self, *, seed: int, stage: str, batch_size: int, start: int, steps: int, rank: int = 0,
-        num_processes: int = 1,
-    ) -> Iterator[Batch]:  # fmt: skip
-        for step in range(start, steps):
-            samples = tuple(local_samples(step, batch_size, rank=rank, num_processes=num_processes))
+    def batches(self, steps: StageSteps) -> Iterator[Batch]:
+        for samples in steps:
             x = torch.tensor(samples).view(-1, 1) % 32 / 32
-            yield Batch(torch.cat([x, 3 * x - 1], dim=1), samples, ())
+            yield Batch(torch.cat([x, 3 * x - 1], dim=1), samples)
 
 
 def run_of(folder: Path, *, task: Task | None = None, **recipe: Any) -> TrainerInputs:

@@ -6,11 +6,13 @@ A part is any ``torch.nn.Module`` that fits its Protocol; nothing has to be inhe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from attrs import frozen
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from rpiae.core.errors import UsageError
@@ -268,19 +270,40 @@ class AdversarialTerm(Term, Protocol):
 
 
 class Batch(NamedTuple):
-    """Training images of one optimiser step, those of one process.
+    """What one process learns from at a step, or a part of it that goes through the model together.
 
     Attributes:
-        images: (b, 3, h, w) in [0, 1], on CPU; all processes have the same h and w at a step.
-        samples: global sample index of each image within the stage; names its random draws.
-        skipped: images that could not be used and were replaced, in words; new ones only.
+        inputs: (b, …), of one shape in all processes at a step: images (b, 3, h, w), as bytes or as
+            floats in [0, 1]; or latents (b, C, h, w) in the type that they are stored in.
+        samples: global sample index of each row within the stage; names its random draws.
+        skipped: samples that could not be used and were replaced, in words; new ones only.
         notices: what else is worth saying, such as a shard that was left out; new ones only.
+        labels: of each row, (b,); −1 where there is none, None where none is known.
+        share: weight of these rows' mean in the mean over the step: their number over that of the
+            whole step, times the processes whose means are averaged.
     """
 
-    images: Float[Tensor, "b 3 h w"]
+    inputs: Shaped[Tensor, "b ..."]
     samples: tuple[int, ...]
-    skipped: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    labels: Int[Tensor, " b"] | None = None
+    share: float = 1.0
+
+    def split(self, parts: int) -> list[Batch]:
+        """At most ``parts`` batches of like size, whose shares add up to this one's."""
+        number = len(self.samples)
+        size = math.ceil(number / parts)
+        return [self._rows(slice(i, min(i + size, number))) for i in range(0, number, size)]
+
+    def _rows(self, rows: slice) -> Batch:
+        samples = self.samples[rows]
+        return Batch(
+            self.inputs[rows],
+            samples,
+            labels=None if self.labels is None else self.labels[rows],
+            share=self.share * len(samples) / len(self.samples),
+        )
 
 
 class HeldOut(NamedTuple):
@@ -297,40 +320,86 @@ class HeldOut(NamedTuple):
     columns: dict[str, int]
 
 
+@frozen(kw_only=True)
+class StageSteps:
+    """The steps of a stage, and a process's share of each; iterated, its samples step by step.
+
+    The samples of step s are s·b to s·b + b − 1, of which every process has consecutive ones, as many
+    as others. Where their number b is no multiple of the number of processes, the first ones have one
+    more.
+
+    Attributes:
+        seed: the run's.
+        stage: name of the stage.
+        batch_size: samples of a step, b, in all processes together.
+        start, steps: the first step, and the one after the last.
+        rank, num_processes: which of how many processes it is.
+    """
+
+    seed: int
+    stage: str
+    batch_size: int
+    start: int
+    steps: int
+    rank: int = 0
+    num_processes: int = 1
+
+    def __len__(self) -> int:
+        return len(range(self.start, self.steps))
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        return (tuple(self.samples(step)) for step in range(self.start, self.steps))
+
+    def samples(self, step: int) -> range:
+        """The process's samples of a step."""
+        small, more = divmod(self.batch_size, self.num_processes)
+        first = step * self.batch_size + self.rank * small + min(self.rank, more)
+        return range(first, first + small + (self.rank < more))
+
+    @property
+    def share(self) -> float:
+        """See ``Batch``."""
+        return len(self.samples(0)) * self.num_processes / self.batch_size
+
+
+class BatchSource(Protocol):
+    """What a stage learns from, step by step.
+
+    Attributes:
+        num_images: images (or their latents) to train on, which are an epoch.
+        notices: what is to be said of it before it is used, such as what is left out, in words; the
+            first batch says it too.
+    """
+
+    @property
+    def num_images(self) -> int: ...
+
+    @property
+    def notices(self) -> tuple[str, ...]: ...
+
+    def batches(self, steps: StageSteps) -> Iterator[Batch]:
+        """Batches of these steps, one after the other, on CPU.
+
+        What they hold, and how it is cropped, depends on the seed, the stage and the sample alone (and
+        on the size of the batches, where all images of a batch have something in common).
+        """
+
+
 @runtime_checkable
-class Dataset(Protocol):
+class Dataset(BatchSource, Protocol):
     """Images to train on and images held out.
 
     Attributes:
-        num_images: images to train on (an epoch).
         image_size: side s of square crops; other shapes have about their area.
     """
 
-    num_images: int
-    image_size: int
-
-    def batches(
-        self,
-        *,
-        seed: int,
-        stage: str,
-        batch_size: int,
-        start: int,
-        steps: int,
-        rank: int = 0,
-        num_processes: int = 1,
-    ) -> Iterator[Batch]:
-        """Batches of the steps ``start`` to ``steps`` − 1 of a stage.
-
-        Which images they hold, and how they are cropped, depends on (seed, stage, step) alone. Of
-        the ``batch_size`` samples of step s, which are s·b, s·b + 1, …, process ``rank`` gets
-        ``local_samples``.
-        """
+    @property
+    def image_size(self) -> int: ...
 
     def held_out(self) -> HeldOut: ...
 
     def crops(self, count: int, *, seed: int) -> Float[Tensor, "n 3 s s"]:
-        """Random training crops, for fitting."""
+        """Random training crops in [0, 1], for fitting."""
 
 
 def block_index(index: int, num_blocks: int) -> int:
@@ -342,16 +411,6 @@ def block_index(index: int, num_blocks: int) -> int:
     if not -num_blocks <= index < num_blocks:
         raise UsageError(f"there is no block {index}: the encoder has blocks 0 to {num_blocks - 1}")
     return index % num_blocks
-
-
-def local_samples(step: int, batch_size: int, *, rank: int, num_processes: int) -> range:
-    """Global sample indices that one process has of a step: consecutive ones, as many as others.
-
-    Where the batch is no multiple of the number of processes, the first ones have one more.
-    """
-    small, more = divmod(batch_size, num_processes)
-    first = step * batch_size + rank * small + min(rank, more)
-    return range(first, first + small + (rank < more))
 
 
 def standard_normal_like(reference: Tensor, generator: torch.Generator | None = None) -> Tensor:

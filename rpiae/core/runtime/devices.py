@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import torch
+from torch import Tensor
 
 from rpiae.core.errors import UsageError
 from rpiae.core.runtime.names import shown
@@ -38,3 +39,10 @@ def choose_device(device: str) -> torch.device:
             f"{torch.cuda.device_count()} CUDA devices; rpiae doctor says more"
         )
     return torch.device(device)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor in memory on a device, which nobody waits for: to a card it goes from pinned memory."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,7 +1,8 @@
 """Every random draw as a pure function of (seed, stage, step, sample index, purpose).
 
 No generator carries state from one draw to the next. So a resumed run draws what the unbroken one
-would have drawn, whatever the number of workers or processes.
+would have drawn, whatever the number of workers or processes. Noise is drawn on the device that uses
+it; single numbers come from a hash of their labels and are sent there without waiting for it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rpiae.core.runtime.devices import sent
+
 
 def key(seed: int, *labels: int | str) -> int:
     """A 63-bit number for this seed and these labels."""
@@ -19,9 +22,15 @@ def key(seed: int, *labels: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def generator(seed: int, *labels: int | str) -> torch.Generator:
-    """A torch generator (CPU) for this seed and these labels."""
-    return torch.Generator().manual_seed(key(seed, *labels))
+def generator(seed: int, *labels: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator for this seed and these labels.
+
+    Args:
+        seed, labels: name the stream of numbers.
+        device: where it draws; the CPU's numbers are not those of a card, nor one kind of card's those
+            of another.
+    """
+    return torch.Generator(device).manual_seed(key(seed, *labels))
 
 
 def uniform(seed: int, *labels: int | str) -> float:
@@ -29,8 +38,40 @@ def uniform(seed: int, *labels: int | str) -> float:
     return (key(seed, *labels) >> 10) / 2**53
 
 
-class StepRandomness:
-    """The draws of one optimiser step, one stream per sample.
+class SampleDraws:
+    """The draws of some samples: each has streams of its own, whoever else is in the batch.
+
+    So they are the same for any number of processes and for any part of a batch.
+
+    Args:
+        seed: of all of them.
+        labels: what they are for.
+        samples: what tells one sample from another; one per row of what is drawn.
+    """
+
+    def __init__(self, seed: int, labels: Sequence[int | str], samples: Sequence[int]) -> None:
+        self._seed = seed
+        self._labels = labels
+        self._samples = samples
+
+    def normal_like(self, reference: Tensor, purpose: str) -> Tensor:
+        """Standard normal noise of ``reference``'s shape (b, …), in fp32, drawn on its device."""
+        noise = torch.empty(reference.shape, dtype=torch.float32, device=reference.device)
+        drawing = "cpu" if noise.is_meta else noise.device
+        for row, sample in zip(noise, self._samples, strict=True):
+            row.normal_(
+                generator=generator(self._seed, *self._labels, sample, purpose, device=drawing)
+            )
+        return noise
+
+    def uniform(self, purpose: str, device: torch.device | str) -> Tensor:
+        """U(0, 1), one number per sample: (b,); the same numbers on every device."""
+        drawn = [uniform(self._seed, *self._labels, sample, purpose) for sample in self._samples]
+        return sent(torch.tensor(drawn, dtype=torch.float32), torch.device(device))
+
+
+class StepRandomness(SampleDraws):
+    """The draws of one optimiser step, or of a part of its batch.
 
     Args:
         seed: the run's seed.
@@ -40,20 +81,4 @@ class StepRandomness:
     """
 
     def __init__(self, seed: int, stage: str, step: int, samples: Sequence[int]) -> None:
-        self._labels = (stage, step)
-        self._seed = seed
-        self._samples = samples
-
-    def normal_like(self, reference: Tensor, purpose: str) -> Tensor:
-        """Standard normal noise of ``reference``'s shape (b, …), in fp32 on its device."""
-        noise = torch.empty(reference.shape, dtype=torch.float32)
-        for row, sample in zip(noise, self._samples, strict=True):
-            torch.randn(
-                row.shape, out=row, generator=generator(self._seed, *self._labels, sample, purpose)
-            )
-        return noise.to(reference.device)
-
-    def uniform(self, purpose: str, device: torch.device) -> Tensor:
-        """U(0, 1), one number per sample: (b,)."""
-        drawn = [uniform(self._seed, *self._labels, sample, purpose) for sample in self._samples]
-        return torch.tensor(drawn, dtype=torch.float32, device=device)
+        super().__init__(seed, (stage, step), samples)

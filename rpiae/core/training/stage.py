@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from attrs import asdict, define, field, frozen
-from torch import Tensor
 
 from rpiae.core.config.recipe import (
     RecipeConfig,
@@ -21,7 +20,7 @@ from rpiae.core.config.recipe import (
 )
 from rpiae.core.errors import CheckpointError, DataError, TrainingError, UsageError
 from rpiae.core.model.blocks import recomputing
-from rpiae.core.model.contracts import Batch, Dataset
+from rpiae.core.model.contracts import Batch, Dataset, StageSteps
 from rpiae.core.runtime.draws import StepRandomness
 from rpiae.core.runtime.files import plain_name
 from rpiae.core.runtime.processes import Runtime
@@ -35,6 +34,7 @@ from rpiae.core.training.checkpoint import (
     save_checkpoint,
 )
 from rpiae.core.training.ema import Ema
+from rpiae.core.training.feed import Feed
 from rpiae.core.training.freeze import FreezeReport, wants_averages
 from rpiae.core.training.player import Learned, MicroBatch, Player
 from rpiae.core.training.readings import Readings
@@ -222,13 +222,9 @@ class StageAtWork:
 
     def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
         """The batch as it is accumulated."""
-        runtime = self.inputs.runtime
-        for images, samples in _split(batch, self.inputs.recipe.accumulate):
-            yield MicroBatch(
-                inputs=images.to(runtime.device),
-                draws=StepRandomness(self.inputs.seed, self.config.name, self.step, samples),
-                share=len(samples) * runtime.num_processes / self.batch_size,
-            )
+        for piece in batch.split(self.inputs.recipe.accumulate):
+            draws = StepRandomness(self.inputs.seed, self.config.name, self.step, piece.samples)
+            yield MicroBatch(inputs=piece.inputs, draws=draws, share=piece.share)
 
     def _check_finite(self, problems: Sequence[str]) -> None:
         if problems:
@@ -253,22 +249,23 @@ class StageAtWork:
         They end early where the processes that load them were told to end along with this one.
         """
         runtime = self.inputs.runtime
-        batches = self.inputs.data.batches(
+        steps = StageSteps(
             seed=self.inputs.seed, stage=self.config.name, batch_size=self.batch_size,
             start=self.step, steps=self.length.steps,
             rank=runtime.rank, num_processes=runtime.num_processes,
         )  # fmt: skip
-        waiting = time.perf_counter()
+        feed = Feed(self.inputs.data.batches(steps), runtime.device, share=steps.share)
         try:
-            for batch in batches:
-                yield batch, time.perf_counter() - waiting
-                waiting = time.perf_counter()
+            for batch in feed:
+                yield batch, feed.waited
         except DataError as error:
             if stop.received:
                 return
             if runtime.is_main and self.step > 0:
                 self._write()
             raise DataError(f"{error}. {self._way_on()}") from None
+        finally:
+            feed.close()
 
     def _skipped(self, batch: Batch) -> events.ImagesSkipped:
         self.skipped += len(batch.skipped)
@@ -403,9 +400,3 @@ def _try_to_save(task: Task, folder: Path) -> str:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _split(batch: Batch, parts: int) -> list[tuple[Tensor, tuple[int, ...]]]:
-    size = math.ceil(len(batch.samples) / parts)
-    starts = range(0, len(batch.samples), size)
-    return [(batch.images[i : i + size], batch.samples[i : i + size]) for i in starts]
