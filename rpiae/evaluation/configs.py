@@ -100,7 +100,7 @@ class InterpolatedFrechetConfig(MetricConfig):
     """
 
     module: ClassVar[str] = "rpiae.evaluation.distances:InterpolationDistance"
-    needs: ClassVar[frozenset[str]] = frozenset({"training"})
+    needs: ClassVar[frozenset[str]] = frozenset({"training", "latent"})
     space: str = names_file("tiny", after="cnn: inception:")
     weight: float = at_least(0, default=0.5)
 
@@ -159,6 +159,7 @@ class LatentsConfig(MetricConfig):
     """
 
     module: ClassVar[str] = "rpiae.evaluation.latents:Latents"
+    needs: ClassVar[frozenset[str]] = frozenset({"latent"})
     bits_per_value: int = at_least(1, default=16)
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from rpiae.core.errors import UsageError
-from rpiae.evaluation.examination import Accumulator, Examination, Measured, Rows
+from rpiae.evaluation.accumulators import Accumulator, Rows
+from rpiae.evaluation.examination import Examination, Measured
 from rpiae.evaluation.frechet import FeatureMoments, few_samples, frechet_distance
 from rpiae.evaluation.neighbours import NearestNeighbours, spherical_interpolation
 from rpiae.evaluation.references import FrechetReference, read_reference

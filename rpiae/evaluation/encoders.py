@@ -22,19 +22,17 @@ from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training.objective import PivotReplica
 from rpiae.data.listed import CropRule
+from rpiae.evaluation.accumulators import Rows, merge
 from rpiae.evaluation.configs import EvaluationConfig
-from rpiae.evaluation.examination import Rows, pooled
+from rpiae.evaluation.examination import pooled
 from rpiae.evaluation.images import (
     ImageSet,
-    Progress,
-    Walk,
-    check_apart,
     listed_images,
-    merge,
     with_labels_of,
 )
 from rpiae.evaluation.probing import ProbeResult, knn_accuracy, linear_probe
 from rpiae.evaluation.semantics import turned
+from rpiae.evaluation.walk import Progress, Walk, check_apart
 from rpiae.latents.encoding import TOKENS_PER_BATCH
 
 #: Partners that an encoder is wired with where it has none of its own; they are never built.

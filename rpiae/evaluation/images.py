@@ -1,29 +1,22 @@
-"""Sets of images to measure on, and walks over them that several processes share."""
+"""Sets of images to measure on."""
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
-from attrs import frozen
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from rpiae.core.config.tree import Tree
 from rpiae.core.errors import DataError, UsageError
+from rpiae.core.model.contracts import HeldOut
 from rpiae.core.model.resolve import ResolvedTokenizer
-from rpiae.core.runtime.processes import Runtime
 from rpiae.data.listed import EveryImage, every_image
-from rpiae.data.orders import sampled
 from rpiae.evaluation.configs import EvaluationConfig
-from rpiae.evaluation.examination import Accumulator
+from rpiae.evaluation.examination import Picture
 from rpiae.latents.loading import load_batches
-
-#: Share of the images measured on that may be among the training images: real datasets have doubles.
-MOST_SHARED = 0.02
 
 
 class Loaded(NamedTuple):
@@ -34,12 +27,14 @@ class Loaded(NamedTuple):
         images: these, (b, 3, s, s) in [0, 1].
         labels: of these; −1 where there is none.
         failures: why others cannot be used, in words.
+        pictures: the whole pictures that the images are; each one of its own where empty.
     """
 
     positions: list[int]
     images: Float[Tensor, "b 3 s s"]
     labels: Int[Tensor, " b"]
-    failures: tuple[str, ...]
+    failures: tuple[str, ...] = ()
+    pictures: tuple[Picture, ...] = ()
 
 
 class ImageSet(Protocol):
@@ -52,6 +47,7 @@ class ImageSet(Protocol):
         image_size: side of the crops, in pixels.
         labelled: whether they have labels.
         label_names: name of every label, by its number; empty where unknown.
+        tiles: images that one picture is put together of, at most.
     """
 
     location: str
@@ -60,15 +56,19 @@ class ImageSet(Protocol):
     image_size: int
     labelled: bool
     label_names: tuple[str, ...]
+    tiles: int
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """How many pictures there are."""
 
     def load(self, batches: Sequence[Sequence[int]]) -> Iterator[Loaded]:
-        """Images by their positions, batch by batch."""
+        """Images of pictures by their positions, batch by batch."""
 
 
 class ListedImages:
     """All images of a dataset; see ``ImageSet``."""
+
+    tiles = 1
 
     def __init__(self, images: EveryImage, fields: Tree) -> None:
         self._images = images
@@ -98,6 +98,7 @@ class GivenImages:
 
     labelled = False
     label_names: tuple[str, ...] = ()
+    tiles = 1
 
     def __init__(self, images: Float[Tensor, "n 3 s s"], *, location: str, crop: str) -> None:
         self._images = images
@@ -113,7 +114,41 @@ class GivenImages:
         """Images by their positions, batch by batch."""
         for batch in batches:
             chosen = list(batch)
-            yield Loaded(chosen, self._images[chosen], torch.full((len(chosen),), -1), ())
+            yield Loaded(chosen, self._images[chosen], torch.full((len(chosen),), -1))
+
+
+class HeldOutPictures:
+    """What a dataset holds out, as whole photographs of one or more tiles; see ``ImageSet``."""
+
+    fields: Tree = {}  # noqa: RUF012  # never changed
+    labelled = False
+    label_names: tuple[str, ...] = ()
+
+    def __init__(self, held_out: HeldOut, *, location: str, crop: str) -> None:
+        self._held_out = held_out
+        self.location = location
+        self.crop = crop
+        self.image_size = int(held_out.images.shape[-1])
+        self._tiles: dict[str, list[int]] = {}
+        for position, group in enumerate(held_out.groups):
+            self._tiles.setdefault(group, []).append(position)
+        self._names = tuple(self._tiles)
+        self.tiles = max(map(len, self._tiles.values()))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def load(self, batches: Sequence[Sequence[int]]) -> Iterator[Loaded]:
+        """Tiles of photographs by these's positions, batch by batch."""
+        for batch in batches:
+            chosen: list[int] = []
+            pictures = []
+            for name in (self._names[position] for position in batch):
+                tiles = slice(len(chosen), len(chosen) + len(self._tiles[name]))
+                pictures.append(Picture(name, tiles, self._held_out.columns[name]))
+                chosen += self._tiles[name]
+            unlabelled = torch.full((len(chosen),), -1)
+            yield Loaded(chosen, self._held_out.images[chosen], unlabelled, (), tuple(pictures))
 
 
 def listed_images(
@@ -174,6 +209,7 @@ class Renumbered:
         self.image_size = images.image_size
         self.labelled = images.labelled
         self.label_names = names
+        self.tiles = images.tiles
 
     def __len__(self) -> int:
         return len(self._images)
@@ -197,149 +233,3 @@ def with_labels_of(images: ImageSet, training: ImageSet) -> ImageSet:
     if images.label_names == training.label_names:
         return images
     return Renumbered(images, training.label_names, training.location)
-
-
-def check_apart(training: Walk, testing: Walk) -> str:
-    """What is to be said of images that were both learned from and measured on; empty for none.
-
-    Raises:
-        UsageError: if they are more than ``MOST_SHARED`` of those measured on.
-    """
-    shared, total = training.shared_with(testing), testing.protocol()["count"]
-    if shared > MOST_SHARED * total:
-        raise UsageError(
-            f"{shared} of the {total} images that are measured on are among those that are learned "
-            "from: name other images for training"
-        )
-    return f"{shared} of {total} images measured on are also learned from" if shared else ""
-
-
-@frozen(kw_only=True)
-class Progress:
-    """How far a walk is.
-
-    Attributes:
-        what: what the images are for.
-        done, total: images.
-        seconds: since this part began.
-    """
-
-    what: str
-    done: int
-    total: int
-    seconds: float
-
-
-class Walk:
-    """A walk over the images of a set, shared between processes.
-
-    Args:
-        images: the set.
-        count: how many are looked at, drawn at random but always the same; all where not given.
-        batch_size: images at a time.
-        runtime: device and processes.
-
-    Attributes:
-        skipped: images that could not be used, in words; after ``protocol`` of all processes.
-
-    Raises:
-        UsageError: if there are fewer images than processes.
-    """
-
-    def __init__(
-        self, images: ImageSet, count: int | None, *, batch_size: int, runtime: Runtime
-    ) -> None:
-        self._images = images
-        self._runtime = runtime
-        self._size = batch_size
-        chosen = sampled(len(images), count or len(images))
-        if len(chosen) < runtime.num_processes:
-            raise UsageError(
-                f"{images.location} has {len(chosen)} images to measure on, fewer than the "
-                f"{runtime.num_processes} processes: start fewer"
-            )
-        self._own = chosen[runtime.rank :: runtime.num_processes]
-        self._hashes = _Hashes()
-        self._protocol: dict[str, Any] = {}
-        self.skipped: list[str] = []
-
-    def batches(self, what: str, progress: Callable[[Progress], None]) -> Iterator[Loaded]:
-        """This process's images on its device, batch by batch."""
-        started = time.perf_counter()
-        batches = [self._own[i : i + self._size] for i in range(0, len(self._own), self._size)]
-        done = 0
-        for loaded, batch in zip(self._images.load(batches), batches, strict=True):
-            done += len(batch)
-            self.skipped += loaded.failures
-            if loaded.positions:
-                self._hashes.add(loaded.positions, loaded.images)
-                yield loaded._replace(images=loaded.images.to(self._runtime.device))
-            seconds = time.perf_counter() - started
-            progress(Progress(what=what, done=done, total=len(self._own), seconds=seconds))
-
-    def protocol(self) -> dict[str, Any]:
-        """What was walked over, by all processes.
-
-        Raises:
-            DataError: if no image could be used.
-        """
-        if self._protocol:
-            return self._protocol
-        merge([self._hashes], self._runtime)
-        everyone = self._runtime.gather(self.skipped)
-        self.skipped = list(dict.fromkeys(text for texts in everyone for text in texts))
-        if not self._hashes.found:
-            raise DataError(
-                f"no image of {self._images.location} can be used: "
-                f"{self.skipped[0] if self.skipped else 'there are none'}"
-            )
-        self._protocol = {
-            "data": self._images.fields or self._images.location,
-            "location": self._images.location,
-            "crop": self._images.crop,
-            "count": len(self._hashes.found),
-            "skipped": len(self.skipped),
-            "images_sha256": self._hashes.digest(),
-        }
-        return self._protocol
-
-    def shared_with(self, other: Walk) -> int:
-        """How many images of another walk were among these, to the pixel; after both ``protocol``."""
-        known = set(self._hashes.found.values())
-        return sum(digest in known for digest in other._hashes.found.values())
-
-
-class _Hashes:
-    """sha256 of 8-bit images by their positions."""
-
-    def __init__(self) -> None:
-        self.found: dict[int, bytes] = {}
-
-    def add(self, positions: Sequence[int], images: Tensor) -> None:
-        """Add images (b, 3, s, s) in [0, 1]."""
-        pixels = (images * 255).round().to(torch.uint8).cpu()
-        for position, image in zip(positions, pixels, strict=True):
-            self.found[position] = hashlib.sha256(image.contiguous().numpy().data).digest()
-
-    def merge(self, other: _Hashes) -> None:
-        """Add those of another process."""
-        self.found |= other.found
-
-    def digest(self) -> str:
-        """sha256 over all of them, in the order of positions."""
-        whole = hashlib.sha256()
-        for position in sorted(self.found):
-            whole.update(self.found[position])
-        return whole.hexdigest()
-
-
-def merge(accumulators: Sequence[Accumulator], runtime: Runtime) -> None:
-    """Have every process hold what all have gathered, merged in the order of processes."""
-    if runtime.num_processes == 1:
-        return
-    everyone = runtime.gather(list(accumulators))
-    for position, accumulator in enumerate(accumulators):
-        merged = everyone[0][position]
-        for theirs in everyone[1:]:
-            merged.merge(theirs[position])
-        vars(accumulator).update(vars(merged))

@@ -9,15 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rpiae.core.runtime.draws import key
-from rpiae.evaluation.examination import (
-    Accumulator,
-    Examination,
-    Measured,
-    Once,
-    Rows,
-    pooled,
-    pooled_latent,
-)
+from rpiae.evaluation.accumulators import Accumulator, Once, Rows
+from rpiae.evaluation.examination import Examination, Measured, pooled, pooled_latent
 from rpiae.evaluation.probing import knn_accuracy, linear_probe
 from rpiae.evaluation.resemblance import Resemblance
 
@@ -92,8 +85,9 @@ class ClassProbe(_Probe):
         found = {
             "labels": seen.labels,
             ENCODER: pooled(seen.features.tokens),
-            "latent": pooled_latent(seen.latent, self._values),
         }
+        if seen.use_bridge:
+            found["latent"] = pooled_latent(seen.latent, self._values)
         if seen.replica is not None:
             found["pivot"] = pooled(seen.pivot_features.tokens)
         return found

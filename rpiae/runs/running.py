@@ -38,8 +38,10 @@ from rpiae.core.training.checkpoint import checkpoint_path, digest, list_checkpo
 from rpiae.core.training.objective import PivotReplica
 from rpiae.core.training.trainer import TrainerInputs, train
 from rpiae.data.fingerprint import data_fingerprint
+from rpiae.evaluation.engine import alone
 from rpiae.evaluation.final import evaluate_run
-from rpiae.evaluation.reconstruction import EXACT, stage_metrics
+from rpiae.evaluation.held_out import METRICS, HeldOutEvaluation
+from rpiae.evaluation.pixels import EXACT
 from rpiae.runs.changes import Change, allowed_changes
 from rpiae.runs.history import begin_session, sessions
 from rpiae.runs.planning import Plan, make_plan
@@ -449,10 +451,10 @@ def _trained(
         pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
     )
 
+    measured = HeldOutEvaluation(held_out, METRICS, replica, alone(runtime))
+
     def evaluate(current: RPiAE, stage: StageConfig) -> Mapping[str, float]:
-        return stage_metrics(
-            current, stage, held_out=held_out, replica=replica, autocast=runtime.autocast
-        )
+        return measured(current, use_bridge=stage.use_bridge)
 
     inputs = TrainerInputs(
         model=model, recipe=config.recipe, data=data, runtime=runtime, replica=replica,
@@ -481,7 +483,7 @@ def _trained(
     _restore_latent_norm(model, folder / "tokenizer")
     save_tokenizer(model, folder / "tokenizer")
     summary = {
-        **_evaluated(config, folder),
+        **_evaluated(config, folder, runtime),
         "seconds": sum(stage.get("seconds", 0.0) for stage in rows),
         "images_per_second": _overall_rate(rows),
         "wall_seconds": time.perf_counter() - started,
@@ -549,15 +551,15 @@ def verdict(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _evaluated(config: RunConfig, folder: Path) -> dict[str, Any]:
+def _evaluated(config: RunConfig, folder: Path, runtime: Runtime) -> dict[str, Any]:
     """Scores from the saved files: in a new process, where one would find all parts."""
     needed = (config.encoder, config.bridge, config.decoder, config.data)
     if not all(registry(part.family).entry(part.name).importable for part in _parts(needed)):
-        return evaluate_run(folder)
-    alone = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
+        return evaluate_run(folder, alone(runtime, precision="fp32"))
+    environment = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
     done = subprocess.run(
-        [sys.executable, "-m", "rpiae.evaluation", str(folder)],
-        capture_output=True, text=True, env=alone,
+        [sys.executable, "-m", "rpiae.evaluation", str(folder), str(runtime.device)],
+        capture_output=True, text=True, env=environment,
     )  # fmt: skip
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]

@@ -17,7 +17,7 @@ from rpiae.core.training.objective import PivotReplica
 from rpiae.evaluation.examination import Examination, Measured, Metric, TrainedMetric
 
 #: What a metric may say that it needs.
-NEEDS = frozenset({"training", "labels", "pivot"})
+NEEDS = frozenset({"training", "labels", "pivot", "latent"})
 
 IMAGES = 24
 CLASSES = 3

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from rpiae.evaluation.reconstruction import dead_channels
 
 from rpiae.core.config.parts import Alarm
 from rpiae.core.model.contracts import Features
 from rpiae.core.training import events
 from rpiae.core.training.trainer import train
 from rpiae.core.training.watch import Watch
-from rpiae.evaluation.reconstruction import dead_channels
 from tests.toys import toy_run
 
 RISING = Alarm(sign="rising", bound=0.05, advice="hold on")
