@@ -18,7 +18,7 @@ from rpiae.core.runtime.processes import Runtime
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.engine import Examiner, measure
 from rpiae.evaluation.examination import Measured
-from rpiae.evaluation.images import ImageSet, with_labels_of
+from rpiae.evaluation.images import ImageSet, ListedImages
 from rpiae.evaluation.originals import References
 from rpiae.evaluation.panel import Panel, built, metric_configs, needing, numbers
 from rpiae.evaluation.subjects import Subject, measured_images, training_images
@@ -102,9 +102,7 @@ def evaluate(
     )
     measure(panel, examiner, walk, training=learned, progress=progress)
     examiner.faults.check_none(str(subject.folder))
-    protocol, skipped = _walked(walk, learned)
-    if learned is not None and (text := check_apart(learned, walk)):
-        warnings.append(text)
+    protocol, skipped, shared = _walked(walk, learned)
     if not runtime.is_main:
         return Evaluation(metrics={}, details={}, protocol={})
     references.check_images(protocol)
@@ -112,7 +110,7 @@ def evaluate(
     protocol |= {"precision": runtime.precision, "round": config.round, "software": _software()}
     protocol["metrics"] = _metric_protocols(measured, configs, protocol)
     values, lost = _finite(measured)
-    warnings += [*panel.failures(), *lost]
+    warnings += [*shared, *panel.failures(), *lost]
     warnings += [text for each in measured.values() for text in each.warnings]
     if not values:
         raise RunError(f"nothing was measured: {' · '.join(warnings)}")
@@ -168,10 +166,12 @@ def _sets(
     ]
     if problems:
         raise UsageError(f"{' · '.join(problems)}. Leave it out of the metrics")
-    told = [text for each in (images, training) for text in getattr(each, "notices", ())]
+    told = [*images.notices, *(training.notices if training else ())]
     if training is None or not learners:
         return images, None, told
-    return with_labels_of(images, training), training, told
+    if isinstance(images, ListedImages):
+        images = images.with_labels_of(training)
+    return images, training, told
 
 
 def _walks(
@@ -191,13 +191,21 @@ def _walks(
     return walk(images, config.num_images), learned
 
 
-def _walked(walk: Walk, learned: Walk | None) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The protocol of images and training images, and all that could not be used."""
+def _walked(
+    walk: Walk, learned: Walk | None
+) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
+    """The protocol of images and training images, what could not be used, and what is to be said.
+
+    Raises:
+        UsageError: if what is measured on was learned from.
+    """
     protocol = dict(walk.protocol())
     if learned is None:
-        return protocol, tuple(walk.skipped)
+        return protocol, tuple(walk.skipped), ()
     protocol["training"] = learned.protocol()
-    return protocol, tuple(dict.fromkeys([*learned.skipped, *walk.skipped]))
+    skipped = tuple(dict.fromkeys([*learned.skipped, *walk.skipped]))
+    shared = check_apart(learned, walk)
+    return protocol, skipped, (shared,) if shared else ()
 
 
 def _metric_protocols(

@@ -19,7 +19,7 @@ from rpiae.core.training.objective import PivotReplica
 from rpiae.evaluation.accumulators import Accumulator
 from rpiae.evaluation.engine import Examiner, measure
 from rpiae.evaluation.examination import Examination, Measured
-from rpiae.evaluation.images import HeldOutPictures
+from rpiae.evaluation.images import held_out_pictures
 from rpiae.evaluation.panel import Panel, built, metric_configs
 from rpiae.evaluation.pictures import side_by_side
 from rpiae.evaluation.pixels import SSIM_WINDOW, psnr_of, squared_errors, ssim_of
@@ -66,7 +66,7 @@ def evaluate_run(folder: Path, runtime: Runtime) -> dict[str, Any]:
     modules = dict(built(metric_configs(("psnr", "ssim", "drift"))))
     panel = Panel({**modules, "photographs": photographs}, runtime)
     examiner = Examiner(model=model, runtime=runtime, replica=replica)
-    images = HeldOutPictures(held_out, location=str(folder), crop="as held out by the run")
+    images = held_out_pictures(held_out)
     size = batch_size_for(model, images.image_size)
     measure(panel, examiner, Walk(images, batch_size=size, runtime=runtime, recognised=False))
     examiner.faults.check_none(f"the tokenizer in {folder}")

@@ -11,7 +11,7 @@ from rpiae.core.model.contracts import HeldOut, Replica
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.processes import Runtime
 from rpiae.evaluation.engine import Examiner, measure
-from rpiae.evaluation.images import HeldOutPictures
+from rpiae.evaluation.images import held_out_pictures
 from rpiae.evaluation.panel import Panel, built, metric_configs, needing, numbers
 from rpiae.evaluation.walk import Walk
 from rpiae.latents.encoding import batch_size_for
@@ -61,9 +61,7 @@ class HeldOutEvaluation:
     def __init__(
         self, held_out: HeldOut, metrics: Sequence[Any], replica: Replica, runtime: Runtime
     ) -> None:
-        self._images = HeldOutPictures(
-            held_out, location="held-out images", crop="as held out by the run"
-        )
+        self._images = held_out_pictures(held_out)
         self._configs = held_out_metrics(metrics)
         self._replica = replica
         self._runtime = runtime

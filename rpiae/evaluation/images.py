@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -37,51 +38,79 @@ class Loaded(NamedTuple):
     pictures: tuple[Picture, ...] = ()
 
 
-class ImageSet(Protocol):
-    """Images to measure on.
+class ImageSet:
+    """Base of the sets of images to measure on.
 
-    Attributes:
+    Args:
         location: where they come from, in words.
-        fields: the dataset's fields.
         crop: how images become crops, in words.
         image_size: side of the crops, in pixels.
+
+    Attributes:
+        location, crop, image_size: as given.
+        fields: the dataset's fields.
         labelled: whether they have labels.
         label_names: name of every label, by its number; empty where unknown.
+        notices: what is to be said of them.
         tiles: images that one picture is put together of, at most.
     """
 
-    location: str
-    fields: Tree
-    crop: str
-    image_size: int
-    labelled: bool
-    label_names: tuple[str, ...]
-    tiles: int
+    fields: Tree = {}  # noqa: RUF012  # replaced, never changed
+    labelled = False
+    label_names: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+    tiles = 1
+
+    def __init__(self, *, location: str, crop: str, image_size: int) -> None:
+        self.location = location
+        self.crop = crop
+        self.image_size = image_size
 
     def __len__(self) -> int:
         """How many pictures there are."""
+        raise NotImplementedError
 
     def load(self, batches: Sequence[Sequence[int]]) -> Iterator[Loaded]:
         """Images of pictures by their positions, batch by batch."""
+        raise NotImplementedError
 
 
-class ListedImages:
-    """All images of a dataset; see ``ImageSet``."""
-
-    tiles = 1
+class ListedImages(ImageSet):
+    """All images of a dataset."""
 
     def __init__(self, images: EveryImage, fields: Tree) -> None:
+        super().__init__(location=images.location, crop=images.rule, image_size=images.image_size)
         self._images = images
-        self.location = images.location
+        self._numbers: Tensor | None = None
         self.fields = {k: v for k, v in fields.items() if k not in ("workers", "held_out")}
-        self.crop = images.rule
-        self.image_size = images.image_size
         self.labelled = images.labelled
         self.label_names = images.label_names
         self.notices = images.notices
 
     def __len__(self) -> int:
         return len(self._images)
+
+    def with_labels_of(self, training: ImageSet) -> ListedImages:
+        """These images, with labels that mean what those of the training images mean.
+
+        Folders number their classes each for itself, so equal numbers need not be equal classes.
+
+        Raises:
+            UsageError: if they have classes that the training images have not.
+        """
+        names = training.label_names
+        if not self.label_names or not names or self.label_names == names:
+            return self
+        unknown = sorted(set(self.label_names) - set(names))
+        if unknown:
+            raise UsageError(
+                f"{self.location} has classes that {training.location} has not, such as "
+                f"{unknown[0]!r}: nothing can be learned about them there"
+            )
+        renumbered = copy.copy(self)
+        renumbered._numbers = torch.tensor([names.index(name) for name in self.label_names])
+        renumbered.label_names = names
+        return renumbered
 
     def load(self, batches: Sequence[Sequence[int]]) -> Iterator[Loaded]:
         """Images by their positions, batch by batch."""
@@ -90,65 +119,60 @@ class ListedImages:
             failures = tuple(crop.failure for crop in batch.crops if crop.failure)
             pixels = batch.images(torch.device("cpu")) if usable else torch.empty(0, 3, 1, 1)
             labels = torch.tensor([crop.label for crop in usable], dtype=torch.int64)
+            if self._numbers is not None:
+                labels = torch.where(labels >= 0, self._numbers[labels.clamp(min=0)], -1)
             yield Loaded([crop.position for crop in usable], pixels, labels, failures)
 
 
-class GivenImages:
-    """Images in memory, without labels; see ``ImageSet``."""
+class GivenImages(ImageSet):
+    """Images in memory, without labels.
 
-    labelled = False
-    label_names: tuple[str, ...] = ()
-    tiles = 1
+    Args:
+        images: these.
+        location, crop: see ``ImageSet``.
+        held_out: the photographs that they are tiles of; each a picture of its own where not given.
+    """
 
-    def __init__(self, images: Float[Tensor, "n 3 s s"], *, location: str, crop: str) -> None:
+    def __init__(
+        self,
+        images: Float[Tensor, "n 3 s s"],
+        *,
+        location: str,
+        crop: str,
+        held_out: HeldOut | None = None,
+    ) -> None:
+        super().__init__(location=location, crop=crop, image_size=int(images.shape[-1]))
         self._images = images
-        self.location = location
-        self.fields: Tree = {}
-        self.crop = crop
-        self.image_size = int(images.shape[-1])
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def load(self, batches: Sequence[Sequence[int]]) -> Iterator[Loaded]:
-        """Images by their positions, batch by batch."""
-        for batch in batches:
-            chosen = list(batch)
-            yield Loaded(chosen, self._images[chosen], torch.full((len(chosen),), -1))
-
-
-class HeldOutPictures:
-    """What a dataset holds out, as whole photographs of one or more tiles; see ``ImageSet``."""
-
-    fields: Tree = {}  # noqa: RUF012  # never changed
-    labelled = False
-    label_names: tuple[str, ...] = ()
-
-    def __init__(self, held_out: HeldOut, *, location: str, crop: str) -> None:
-        self._held_out = held_out
-        self.location = location
-        self.crop = crop
-        self.image_size = int(held_out.images.shape[-1])
-        self._tiles: dict[str, list[int]] = {}
-        for position, group in enumerate(held_out.groups):
-            self._tiles.setdefault(group, []).append(position)
-        self._names = tuple(self._tiles)
-        self.tiles = max(map(len, self._tiles.values()))
+        self._columns = held_out.columns if held_out else {}
+        self._pictures: dict[str, list[int]] = {}
+        for position in range(len(images)):
+            name = held_out.groups[position] if held_out else str(position)
+            self._pictures.setdefault(name, []).append(position)
+        self._names = tuple(self._pictures)
+        self.tiles = max(map(len, self._pictures.values()), default=1)
 
     def __len__(self) -> int:
         return len(self._names)
 
     def load(self, batches: Sequence[Sequence[int]]) -> Iterator[Loaded]:
-        """Tiles of photographs by these's positions, batch by batch."""
+        """Images of pictures by their positions, batch by batch."""
         for batch in batches:
             chosen: list[int] = []
             pictures = []
             for name in (self._names[position] for position in batch):
-                tiles = slice(len(chosen), len(chosen) + len(self._tiles[name]))
-                pictures.append(Picture(name, tiles, self._held_out.columns[name]))
-                chosen += self._tiles[name]
+                tiles = slice(len(chosen), len(chosen) + len(self._pictures[name]))
+                pictures.append(Picture(name, tiles, self._columns.get(name, 1)))
+                chosen += self._pictures[name]
             unlabelled = torch.full((len(chosen),), -1)
-            yield Loaded(chosen, self._held_out.images[chosen], unlabelled, (), tuple(pictures))
+            yield Loaded(chosen, self._images[chosen], unlabelled, (), tuple(pictures))
+
+
+def held_out_pictures(held_out: HeldOut) -> GivenImages:
+    """What a dataset holds out, as whole photographs."""
+    return GivenImages(
+        held_out.images, location="held-out images", crop="as held out by the run",
+        held_out=held_out,
+    )  # fmt: skip
 
 
 def listed_images(
@@ -183,53 +207,3 @@ def listed_images(
             raise
         # A source knows its fields by the name that they have in a run.
         raise DataError(f"{error} (of these images by --set {address}.FIELD=VALUE)") from None
-
-
-class Renumbered:
-    """A set whose labels have the numbers of another one's names; see ``ImageSet``.
-
-    Folders number their classes each for itself, so equal numbers need not be equal classes.
-
-    Raises:
-        UsageError: if it has classes that the other one has not.
-    """
-
-    def __init__(self, images: ImageSet, names: tuple[str, ...], other: str) -> None:
-        unknown = sorted(set(images.label_names) - set(names))
-        if unknown:
-            raise UsageError(
-                f"{images.location} has classes that {other} has not, such as {unknown[0]!r}: "
-                "nothing can be learned about them there"
-            )
-        self._images = images
-        self._numbers = torch.tensor([names.index(name) for name in images.label_names])
-        self.location = images.location
-        self.fields = images.fields
-        self.crop = images.crop
-        self.image_size = images.image_size
-        self.labelled = images.labelled
-        self.label_names = names
-        self.tiles = images.tiles
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def load(self, batches: Sequence[Sequence[int]]) -> Iterator[Loaded]:
-        """Images by their positions, batch by batch."""
-        for loaded in self._images.load(batches):
-            known = loaded.labels >= 0
-            labels = torch.where(known, self._numbers[loaded.labels.clamp(min=0)], -1)
-            yield loaded._replace(labels=labels)
-
-
-def with_labels_of(images: ImageSet, training: ImageSet) -> ImageSet:
-    """A set whose labels mean what those of the training images mean.
-
-    Raises:
-        UsageError: if it has classes that the training images have not.
-    """
-    if not images.label_names or not training.label_names:
-        return images
-    if images.label_names == training.label_names:
-        return images
-    return Renumbered(images, training.label_names, training.location)

@@ -19,7 +19,7 @@ from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.engine import Examiner, alone, measure
 from rpiae.evaluation.evaluating import evaluate
 from rpiae.evaluation.held_out import METRICS, HeldOutEvaluation, held_out_metrics
-from rpiae.evaluation.images import HeldOutPictures
+from rpiae.evaluation.images import held_out_pictures
 from rpiae.evaluation.panel import Panel, built, metric_configs
 from rpiae.evaluation.subjects import Subject
 from rpiae.evaluation.walk import Walk
@@ -55,7 +55,7 @@ def test_numbers_are_those_of_an_evaluation(
     images = photographs().images
     names = tuple(f"{i}" for i in range(len(images)))
     apart = HeldOut(images, names, dict.fromkeys(names, 1))
-    held_out = HeldOutPictures(apart, location="here", crop="none")
+    held_out = held_out_pictures(apart)
     monkeypatch.setattr("rpiae.evaluation.evaluating.measured_images", lambda *_: held_out)
     config = EvaluationConfig(metrics=METRICS)
     runtime = Runtime(device="cpu", precision="fp32")
@@ -155,7 +155,7 @@ def test_no_batch_waits_for_the_result_of_another(monkeypatch: pytest.MonkeyPatc
     runtime = Runtime(device="cpu", precision="fp32")
     panel = Panel(dict(built(metric_configs((*METRICS, "rfd:tiny")))), runtime)
     walk = Walk(
-        HeldOutPictures(photographs(), location="here", crop="none"),
+        held_out_pictures(photographs()),
         batch_size=4, runtime=runtime, recognised=False,
     )  # fmt: skip
     examiner = Examiner(model=model, runtime=runtime, replica=replica)
