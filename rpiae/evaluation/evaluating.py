@@ -183,9 +183,7 @@ def _walks(
 ) -> tuple[Walk, Walk | None]:
     def walk(each: ImageSet, count: int | None) -> Walk:
         size = config.batch_size or batch_size_for(subject.model, each.image_size)
-        made = Walk(each, count, batch_size=size, runtime=runtime)
-        made.check_enough()
-        return made
+        return Walk(each, count, batch_size=size, runtime=runtime)
 
     learned = None if training is None else walk(training, config.num_training)
     return walk(images, config.num_images), learned

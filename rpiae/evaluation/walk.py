@@ -63,23 +63,12 @@ class Walk:
         self._images = images
         self._runtime = runtime
         self._size = max(1, batch_size // images.tiles)
-        self._chosen = sampled(len(images), count or len(images))
-        self._own = self._chosen[runtime.rank :: runtime.num_processes]
+        self._own = sampled(len(images), count or len(images))[
+            runtime.rank :: runtime.num_processes
+        ]
         self._hashes = _Hashes() if recognised else None
         self._protocol: dict[str, Any] = {}
         self.skipped: list[str] = []
-
-    def check_enough(self) -> None:
-        """Refuse more processes than there are images.
-
-        Raises:
-            UsageError: with both numbers.
-        """
-        if len(self._chosen) < self._runtime.num_processes:
-            raise UsageError(
-                f"{self._images.location} has {len(self._chosen)} images to measure on, fewer than the "
-                f"{self._runtime.num_processes} processes: start fewer"
-            )
 
     def batches(self, what: str, progress: Callable[[Progress], None]) -> Iterator[Loaded]:
         """This process's images on its device, batch by batch."""
