@@ -91,6 +91,14 @@ class InceptionFrechetConfig(MetricConfig):
 
 
 @frozen(kw_only=True)
+class PivotFrechetConfig(MetricConfig):
+    """Fréchet distance of reconstructions to their originals in the features of the run's own pivot."""
+
+    module: ClassVar[str] = "rpiae.evaluation.distances:PivotDistance"
+    needs: ClassVar[frozenset[str]] = frozenset({"pivot"})
+
+
+@frozen(kw_only=True)
 class InterpolatedFrechetConfig(MetricConfig):
     """iFD: Fréchet distance of images decoded half-way between latents of neighbours.
 

@@ -108,7 +108,7 @@ def evaluate(
     references.check_images(protocol)
     measured = panel.compute()
     protocol |= {"precision": runtime.precision, "round": config.round, "software": _software()}
-    protocol["metrics"] = _metric_protocols(measured, configs, protocol)
+    protocol["metrics"] = _metric_protocols(measured, configs, protocol, subject.pivot_sha256)
     values, lost = _finite(measured)
     warnings += [*shared, *panel.failures(), *lost]
     warnings += [text for each in measured.values() for text in each.warnings]
@@ -210,9 +210,10 @@ def _metric_protocols(
     measured: Mapping[str, Measured],
     configs: Mapping[str, MetricConfig],
     whole: Mapping[str, Any],
+    pivot_sha256: str,
 ) -> dict[str, dict[str, Any]]:
     """By number: the facts of its metric, and where these make it a distance between sets of images,
-    which images, and which were learned from."""
+    which images, in which pivot, and which were learned from."""
     images = ("data", "crop", "count", "images_sha256")
     conditions = (*images, "precision", "round")
     protocols: dict[str, dict[str, Any]] = {}
@@ -220,6 +221,8 @@ def _metric_protocols(
         facts = dict(each.facts)
         if "extractor" in facts:
             facts |= {name: whole[name] for name in conditions}
+            if "pivot" in configs[metric].needs:
+                facts["extractor"] = {**facts["extractor"], "weights_sha256": pivot_sha256}
         if "training" in configs[metric].needs:
             facts["training"] = {name: whole["training"][name] for name in images}
         if facts:

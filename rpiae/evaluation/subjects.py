@@ -42,6 +42,7 @@ class Subject:
         replica: its pivot; None where it has none.
         run: the run that it is from; None where there is none.
         without_pivot: why it has no pivot.
+        pivot_sha256: of its pivot's file; empty where it has none.
     """
 
     model: RPiAE
@@ -49,6 +50,7 @@ class Subject:
     replica: Replica | None = None
     run: TrainedRun | None = None
     without_pivot: str = ""
+    pivot_sha256: str = ""
 
 
 def open_subject(folder: Path, device: torch.device) -> Subject:
@@ -70,7 +72,9 @@ def open_subject(folder: Path, device: torch.device) -> Subject:
         read_pivot(place, run.encoder).to(device), output_patch=model.decoder.patch,
         downsampling=model.bridge.downsampling,
     )  # fmt: skip
-    return Subject(model=model, folder=folder, replica=replica, run=run)
+    return Subject(
+        model=model, folder=folder, replica=replica, run=run, pivot_sha256=file_digest(pivot)
+    )
 
 
 def measured_images(subject: Subject, config: EvaluationConfig) -> ImageSet:

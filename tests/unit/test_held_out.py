@@ -10,17 +10,23 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from rpiae.core.config.parts import DatasetConfig, EncoderConfig
 from rpiae.core.errors import UsageError
 from rpiae.core.model.contracts import HeldOut
+from rpiae.core.model.geometry import to_8_bits
+from rpiae.core.model.resolve import part_config
 from rpiae.core.runtime.processes import Runtime
+from rpiae.core.training.objective import PivotReplica
 from rpiae.core.training.watch import Watch
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.engine import Examiner, alone, measure
 from rpiae.evaluation.evaluating import evaluate
+from rpiae.evaluation.examination import Examination
 from rpiae.evaluation.held_out import METRICS, HeldOutEvaluation, held_out_metrics
 from rpiae.evaluation.images import held_out_pictures
-from rpiae.evaluation.panel import Panel, built, metric_configs
+from rpiae.evaluation.panel import Panel, built, metric_configs, numbers
 from rpiae.evaluation.subjects import Subject
 from rpiae.evaluation.walk import Walk
 from rpiae.testing.metrics import _tokenizer
@@ -148,12 +154,42 @@ def test_dead_channels_are_counted() -> None:
     assert list(watch.evaluation(found)) == []
 
 
+def test_the_distance_in_the_pivot_does_not_prefer_blur() -> None:
+    """Half the detail gone has the better PSNR than detail of which some is wrong."""
+    pivot = part_config("encoders", "tiny")
+    assert isinstance(pivot, EncoderConfig)
+    encoder = pivot.build()
+    pivot.load_pretrained(encoder)
+    replica = PivotReplica(encoder, output_patch=pivot.describe().output_patch)
+    data = part_config("datasets", {"name": "sample", "image_size": 64})
+    assert isinstance(data, DatasetConfig)
+    images = data.build().held_out().images[::4]
+    low = F.interpolate(F.avg_pool2d(images, 4), scale_factor=4, mode="bilinear")
+    draws = torch.Generator().manual_seed(0)
+    turned = torch.where(torch.rand(len(images), 1, 16, 16, generator=draws) < 0.25, -1.0, 1.0)
+    texture = low + (images - low) * F.interpolate(turned, scale_factor=4)
+    found = {}
+    for name, made in (("exact", images), ("blur", (low + images) / 2), ("texture", texture)):
+        seen = Examination(
+            _tokenizer()[0], images, labels=torch.zeros(len(images)),
+            positions=torch.arange(len(images)), replica=replica,
+        )  # fmt: skip
+        vars(seen)["reconstruction"] = to_8_bits(made)
+        metrics = dict(built(metric_configs(("psnr", "pivot-rfd"))))
+        for metric in metrics.values():
+            metric.update(seen)
+        found[name] = numbers({k: metric.compute() for k, metric in metrics.items()})
+    assert found["exact"]["pivot_rfd"] == pytest.approx(0, abs=1e-4)
+    assert found["blur"]["psnr"] > found["texture"]["psnr"] + 2
+    assert found["blur"]["pivot_rfd"] > found["texture"]["pivot_rfd"]
+
+
 def test_no_batch_waits_for_the_result_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading a value makes an accelerator's queue run empty: it is done when a walk has ended."""
     model, replica = _tokenizer()
     model._watches_range = False  # as after the first batch on an accelerator
     runtime = Runtime(device="cpu", precision="fp32")
-    panel = Panel(dict(built(metric_configs((*METRICS, "rfd:tiny")))), runtime)
+    panel = Panel(dict(built(metric_configs((*METRICS, "rfd:tiny", "pivot-rfd")))), runtime)
     walk = Walk(
         held_out_pictures(photographs()),
         batch_size=4, runtime=runtime, recognised=False,
@@ -170,7 +206,7 @@ def test_no_batch_waits_for_the_result_of_another(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(panel, "update", watched)
     measure(panel, examiner, walk)
     assert panel.failures() == []
-    assert len(panel.compute()) == len(METRICS) + 1
+    assert len(panel.compute()) == len(METRICS) + 2
 
 
 def one_of(rank: int, port: int, out: Path, log: Path) -> None:
@@ -187,7 +223,7 @@ def _measure_and_write(path: Path) -> None:
     runtime = Runtime(device="cpu", precision="fp32")
     assert runtime.num_processes == 2
     found = {}
-    names = (*METRICS, "rfd:tiny")
+    names = (*METRICS, "rfd:tiny", "pivot-rfd")
     for use_bridge in (True, False):
         evaluation = HeldOutEvaluation(photographs(), names, replica, runtime)
         found[str(use_bridge)] = evaluation(model, use_bridge=use_bridge)
@@ -219,7 +255,7 @@ def test_two_processes_measure_as_one(tmp_path: Path, port: int) -> None:
         assert process.exitcode == 0, log.read_text()
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second, "every process has all numbers"
-    names = (*METRICS, "rfd:tiny")
+    names = (*METRICS, "rfd:tiny", "pivot-rfd")
     for use_bridge in (True, False):
         expected = measured(photographs(), *names, use_bridge=use_bridge)
         assert first[str(use_bridge)] == pytest.approx(expected, rel=1e-6)
