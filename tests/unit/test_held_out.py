@@ -19,7 +19,6 @@ from rpiae.core.model.geometry import to_8_bits
 from rpiae.core.model.resolve import part_config
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training.objective import PivotReplica
-from rpiae.core.training.watch import Watch
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.engine import Examiner, alone, measure
 from rpiae.evaluation.evaluating import evaluate
@@ -148,10 +147,6 @@ def test_dead_channels_are_counted() -> None:
         model.bridge.encoder.moments.weight[[1, 3]] = 0  # type: ignore[attr-defined]
     found = evaluation(model)
     assert (found["dead_channels"], found["active_channels"]) == (2, 2)
-    watch = Watch(steps=10, alarms={})
-    [text] = watch.evaluation(found)
-    assert text.startswith("2 latent channels carry nothing")
-    assert list(watch.evaluation(found)) == []
 
 
 def test_the_distance_in_the_pivot_does_not_prefer_blur() -> None:

@@ -61,3 +61,10 @@ def test_a_stage_without_a_kl_weight_that_bites_says_nothing_and_one_that_collap
     assert len(texts["collapsed"]) == 1
     assert "stage compress, step" in texts["collapsed"][0]
     assert "Lower the term's weight" in texts["collapsed"][0]
+
+
+def test_dead_channels_are_said_once() -> None:
+    watch = Watch(steps=10, alarms={})
+    (text,) = watch.evaluation({"dead_channels": 2.0})
+    assert text.startswith("2 latent channels carry nothing")
+    assert list(watch.evaluation({"dead_channels": 2.0})) == []
