@@ -557,6 +557,7 @@ def _evaluated(config: RunConfig, folder: Path, runtime: Runtime) -> dict[str, A
     if not all(registry(part.family).entry(part.name).importable for part in _parts(needed)):
         return evaluate_run(folder, alone(runtime, precision="fp32"))
     environment = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
+    runtime.release()  # leaves the device's memory to the new process
     done = subprocess.run(
         [sys.executable, "-m", "rpiae.evaluation", str(folder), str(runtime.device)],
         capture_output=True, text=True, env=environment,
