@@ -558,8 +558,9 @@ def _evaluated(config: RunConfig, folder: Path, runtime: Runtime) -> dict[str, A
         return evaluate_run(folder, alone(runtime, precision="fp32"))
     environment = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
     runtime.release()  # leaves the device's memory to the new process
+    device = "cpu" if runtime.device.type == "cpu" else str(runtime.device)  # not cpu:0
     done = subprocess.run(
-        [sys.executable, "-m", "rpiae.evaluation", str(folder), str(runtime.device)],
+        [sys.executable, "-m", "rpiae.evaluation", str(folder), device],
         capture_output=True, text=True, env=environment,
     )  # fmt: skip
     if done.returncode:
