@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,22 +123,20 @@ def probe_encoder(
     view = EvaluationConfig(crop=crop, resize=resize, image_size=image_size)
     learned_from = _labelled(training, resolved, size=size, config=view, address="train")
     measured_on = _labelled(testing, resolved, size=size, config=view, address="test")
-    learned, walk = (
-        Walk(images, count, batch_size=batch_size or _batch_size(images, resolved), runtime=runtime)
-        for images, count in (
-            (learned_from, num_training), (measured_on.with_labels_of(learned_from), num_testing)
-        )
-    )  # fmt: skip
-    classes, turns = ClassProbe(k=k), RotationProbe()
-    panel = Panel({"classes": classes, **({"turns": turns} if rotation else {})}, runtime)
+    walk_over = partial(_walk, resolved=resolved, batch_size=batch_size, runtime=runtime)
+    learned = walk_over(learned_from, num_training)
+    walk = walk_over(measured_on.with_labels_of(learned_from), num_testing)
+    classes = ClassProbe(k=k)
+    probes: dict[str, ClassProbe | RotationProbe] = {"classes": classes}
+    if rotation:
+        probes["turns"] = RotationProbe()
+    panel = Panel(probes, runtime)
     # An encoder alone has features, and nothing else is asked for.
     examiner = Examiner(model=subject, runtime=runtime, use_bridge=False)  # type: ignore[arg-type]
     measure(panel, examiner, walk, training=learned, progress=progress)
     facts = {"training": learned.protocol(), "testing": walk.protocol()}
     shared = check_apart(learned, walk)
-    linear = {"classes": classes.linear()[ENCODER]}
-    if rotation:
-        linear["turns"] = turns.linear()[ENCODER]
+    linear = {name: probe.linear()[ENCODER] for name, probe in probes.items()}
     return EncoderProbe(
         encoder=encoder, width=resolved.encoder_facts.width, linear=linear,
         knn=classes.nearest()[ENCODER], k=min(k, facts["training"]["count"]), **facts,
@@ -160,9 +159,17 @@ def _labelled(
     return images
 
 
-def _batch_size(images: ImageSet, resolved: ResolvedTokenizer) -> int:
+def _walk(
+    images: ImageSet,
+    count: int | None,
+    *,
+    resolved: ResolvedTokenizer,
+    batch_size: int | None,
+    runtime: Runtime,
+) -> Walk:
     tokens = math.ceil(images.image_size / resolved.output_patch) ** 2
-    return max(1, TOKENS_PER_BATCH // tokens)
+    size = batch_size or max(1, TOKENS_PER_BATCH // tokens)
+    return Walk(images, count, batch_size=size, runtime=runtime)
 
 
 def _opened(encoder: str, runtime: Runtime) -> tuple[RPiAE | Replica, ResolvedTokenizer, int]:

@@ -109,9 +109,8 @@ def evaluate(
     measured = panel.compute()
     protocol |= {"precision": runtime.precision, "round": config.round, "software": _software()}
     protocol["metrics"] = _metric_protocols(measured, configs, protocol, subject.pivot_sha256)
-    values, lost = _finite(measured)
-    warnings += [*shared, *panel.failures(), *lost]
-    warnings += [text for each in measured.values() for text in each.warnings]
+    values, told = _finite(measured)
+    warnings += [*shared, *panel.failures(), *told]
     if not values:
         raise RunError(f"nothing was measured: {' · '.join(warnings)}")
     return Evaluation(
@@ -231,11 +230,11 @@ def _metric_protocols(
 
 
 def _finite(measured: Mapping[str, Measured]) -> tuple[dict[str, float], list[str]]:
-    """The numbers that are finite, and what is to be said of the others."""
+    """The numbers that are finite; what is to be said of the others, and of all."""
     found = numbers(measured)
     values = {name: value for name, value in found.items() if math.isfinite(value)}
     lost = [f"{name} was not measured: it is not finite" for name in found if name not in values]
-    return values, lost
+    return values, lost + [text for each in measured.values() for text in each.warnings]
 
 
 def _software() -> dict[str, str]:
