@@ -104,8 +104,7 @@ def probe_encoder(
         runtime: device and precision.
         num_training, num_testing: how many images are looked at, drawn at random but always the same;
             all where not given.
-        k: neighbours that vote.
-        rotation: whether turns of images are probed too.
+        k, rotation: neighbours that vote, and whether turns of images are probed too.
         crop, resize, image_size: how images become crops; see ``EvaluationConfig``.
         batch_size: images per forward pass.
         progress: is told after every batch.
@@ -131,16 +130,14 @@ def probe_encoder(
     if rotation:
         probes["turns"] = RotationProbe()
     panel = Panel(probes, runtime)
-    # An encoder alone has features, and nothing else is asked for.
-    examiner = Examiner(model=subject, runtime=runtime, use_bridge=False)  # type: ignore[arg-type]
+    examiner = Examiner(model=subject, runtime=runtime, use_bridge=False)  # type: ignore[arg-type]  # of features
     measure(panel, examiner, walk, training=learned, progress=progress)
     facts = {"training": learned.protocol(), "testing": walk.protocol()}
-    shared = check_apart(learned, walk)
     linear = {name: probe.linear()[ENCODER] for name, probe in probes.items()}
     return EncoderProbe(
         encoder=encoder, width=resolved.encoder_facts.width, linear=linear,
         knn=classes.nearest()[ENCODER], k=min(k, facts["training"]["count"]), **facts,
-        precision=runtime.precision, warnings=(shared,) if shared else (),
+        precision=runtime.precision, warnings=tuple(filter(None, (check_apart(learned, walk),))),
         skipped=(*learned.skipped, *walk.skipped),
     )  # fmt: skip
 
