@@ -77,13 +77,8 @@ if TYPE_CHECKING:
     )
     from rpiae.core.registry.entries import Entry, Manifest, Preset
     from rpiae.core.runtime.draws import StepRandomness, generator
-    from rpiae.evaluation.examination import (
-        Accumulator,
-        Examination,
-        Measured,
-        Metric,
-        TrainedMetric,
-    )
+    from rpiae.evaluation.accumulators import Accumulator
+    from rpiae.evaluation.examination import Examination, Measured, Metric, TrainedMetric
     from rpiae.latents import LatentDataset
     from rpiae.testing import (
         SyntheticImages,
@@ -100,7 +95,7 @@ if TYPE_CHECKING:
     )
 
 _WHERE = {
-    "Accumulator": "rpiae.evaluation.examination",
+    "Accumulator": "rpiae.evaluation.accumulators",
     "AdversarialConfig": "rpiae.core.config.recipe",
     "AdversarialTerm": "rpiae.core.model.contracts",
     "Batch": "rpiae.core.model.contracts",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rpiae.core.runtime.processes import Runtime
     from rpiae.evaluation.configs import EvaluationConfig
     from rpiae.evaluation.evaluating import Evaluation
-    from rpiae.evaluation.images import Progress
+    from rpiae.evaluation.walk import Progress
 
 #: Seconds that an evaluation takes, above which it is said how it would take fewer.
 LONG = 60
@@ -74,7 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
     from rpiae.core.model.folders import tokenizer_folder
     from rpiae.core.runtime.devices import choose_device
     from rpiae.core.runtime.processes import Runtime
-    from rpiae.evaluation.evaluating import evaluate_saved, metric_configs
+    from rpiae.evaluation.panel import metric_configs
+    from rpiae.evaluation.saved import evaluate_saved
 
     config = _config(arguments)
     folders = [Path(folder) for folder in arguments.runs]
@@ -84,7 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--write-reference goes with one run: a reference is of images alone")
     reference = Path(arguments.write_reference) if arguments.write_reference else None
     if speaks() and (
-        missing := [each.what for each in needed(metric_configs(config)) if not each.path]
+        missing := [
+            each.what for each in needed(metric_configs(config.metrics).values()) if not each.path
+        ]
     ):
         _say(f"weights that are not on this machine are fetched first: {', '.join(missing)}")
     if arguments.processes > 1 and not launched():

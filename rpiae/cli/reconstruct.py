@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rpiae.core.runtime.devices import choose_device
     from rpiae.data.images import decode
     from rpiae.evaluation.pictures import side_by_side
-    from rpiae.evaluation.reconstruction import psnr_of
+    from rpiae.evaluation.pixels import psnr_of
     from rpiae.evaluation.tiles import reconstruct_tiled
 
     out = Path(arguments.out)
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             made = model.reconstruct(image.to(device))
     made = to_8_bits(made.cpu())
-    psnr = psnr_of((made.double() - image.double()).square().mean().item())
+    psnr = psnr_of((made.double() - image.double()).square().mean()).item()
     try:
         side_by_side([image[0], made[0]]).save(out)
     except (OSError, ValueError) as error:

@@ -29,6 +29,12 @@ ENTRIES = (
         source="arXiv 1801.03924",
     ),
     Entry(
+        name="pivot-rfd",
+        target="rpiae.evaluation.configs:PivotFrechetConfig",
+        summary="Fréchet distance of reconstructions over the tokens of the run's own pivot",
+        source="FID, arXiv 1706.08500",
+    ),
+    Entry(
         name="probe",
         target="rpiae.evaluation.configs:ProbeConfig",
         summary="linear probe and k-NN of classes on the encoder's tokens, the latent and the pivot",

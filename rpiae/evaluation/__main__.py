@@ -1,4 +1,4 @@
-"""Evaluate a finished run from its saved files alone: ``python -m rpiae.evaluation RUN``.
+"""Evaluate a finished run from its saved files alone: ``python -m rpiae.evaluation RUN DEVICE``.
 
 Prints one JSON object. ``rpiae build`` calls it in a new process, so what is measured is what was
 written.
@@ -10,7 +10,9 @@ import json
 import sys
 from pathlib import Path
 
+from rpiae.core.runtime.processes import Runtime
 from rpiae.evaluation.final import evaluate_run
 
 if __name__ == "__main__":
-    json.dump(evaluate_run(Path(sys.argv[1])), sys.stdout)
+    runtime = Runtime(device=sys.argv[2], precision="fp32")
+    json.dump(evaluate_run(Path(sys.argv[1]), runtime), sys.stdout)

@@ -91,6 +91,14 @@ class InceptionFrechetConfig(MetricConfig):
 
 
 @frozen(kw_only=True)
+class PivotFrechetConfig(MetricConfig):
+    """Fréchet distance of reconstructions to their originals in the features of the run's own pivot."""
+
+    module: ClassVar[str] = "rpiae.evaluation.distances:PivotDistance"
+    needs: ClassVar[frozenset[str]] = frozenset({"pivot"})
+
+
+@frozen(kw_only=True)
 class InterpolatedFrechetConfig(MetricConfig):
     """iFD: Fréchet distance of images decoded half-way between latents of neighbours.
 
@@ -100,7 +108,7 @@ class InterpolatedFrechetConfig(MetricConfig):
     """
 
     module: ClassVar[str] = "rpiae.evaluation.distances:InterpolationDistance"
-    needs: ClassVar[frozenset[str]] = frozenset({"training"})
+    needs: ClassVar[frozenset[str]] = frozenset({"training", "latent"})
     space: str = names_file("tiny", after="cnn: inception:")
     weight: float = at_least(0, default=0.5)
 
@@ -159,6 +167,7 @@ class LatentsConfig(MetricConfig):
     """
 
     module: ClassVar[str] = "rpiae.evaluation.latents:Latents"
+    needs: ClassVar[frozenset[str]] = frozenset({"latent"})
     bits_per_value: int = at_least(1, default=16)
 
 

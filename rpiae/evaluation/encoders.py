@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from attrs import field, frozen
-from torch import Tensor
 
 from rpiae.core.config.parts import EncoderConfig
 from rpiae.core.config.tree import Tree
@@ -22,18 +21,12 @@ from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.processes import Runtime
 from rpiae.data.listed import CropRule
 from rpiae.evaluation.configs import EvaluationConfig
-from rpiae.evaluation.examination import Rows, pooled
-from rpiae.evaluation.images import (
-    ImageSet,
-    Progress,
-    Walk,
-    check_apart,
-    listed_images,
-    merge,
-    with_labels_of,
-)
-from rpiae.evaluation.probing import ProbeResult, knn_accuracy, linear_probe
-from rpiae.evaluation.semantics import turned
+from rpiae.evaluation.engine import Examiner, measure
+from rpiae.evaluation.images import ImageSet, ListedImages, listed_images
+from rpiae.evaluation.panel import Panel
+from rpiae.evaluation.probing import ProbeResult
+from rpiae.evaluation.semantics import ENCODER, ClassProbe, RotationProbe
+from rpiae.evaluation.walk import Progress, Walk, check_apart
 from rpiae.latents.encoding import TOKENS_PER_BATCH
 from rpiae.tasks.tokenizer.replica import PivotReplica
 
@@ -111,8 +104,7 @@ def probe_encoder(
         runtime: device and precision.
         num_training, num_testing: how many images are looked at, drawn at random but always the same;
             all where not given.
-        k: neighbours that vote.
-        rotation: whether turns of images are probed too.
+        k, rotation: neighbours that vote, and whether turns of images are probed too.
         crop, resize, image_size: how images become crops; see ``EvaluationConfig``.
         batch_size: images per forward pass.
         progress: is told after every batch.
@@ -128,53 +120,53 @@ def probe_encoder(
         part_config("datasets", data)
     subject, resolved, size = _opened(encoder, runtime)
     view = EvaluationConfig(crop=crop, resize=resize, image_size=image_size)
-    found: dict[str, dict[str, Tensor]] = {}
-    facts: dict[str, dict[str, Any]] = {}
-    sets: dict[str, ImageSet] = {}
-    walks: dict[str, Walk] = {}
-    for what, address, data, count in (
-        ("training", "train", training, num_training), ("testing", "test", testing, num_testing)
-    ):  # fmt: skip
-        images: ImageSet = listed_images(data, resolved, size=size, config=view, address=address)
-        sets[what] = images
-        if not images.labelled:
-            raise UsageError(f"{images.location} has no labels to probe")
-        images = with_labels_of(images, sets["training"])
-        tokens = math.ceil(images.image_size / resolved.output_patch) ** 2
-        walk = walks[what] = Walk(
-            images,
-            count,
-            batch_size=batch_size or max(1, TOKENS_PER_BATCH // tokens),
-            runtime=runtime,
-        )
-        rows = Rows()
-        for loaded in walk.batches(what, progress):
-            positions = torch.tensor(loaded.positions)
-            kept = {"labels": loaded.labels, "features": _features(subject, loaded.images, runtime)}
-            if rotation:
-                images_turned, turns = turned(loaded.images, positions, seed=0)
-                kept |= {"turns": turns, "turned": _features(subject, images_turned, runtime)}
-            rows.add(positions, **kept)
-        merge([rows], runtime)
-        found[what], facts[what] = rows.joined(), walk.protocol()
-    shared = check_apart(walks["training"], walks["testing"])
-    x, y = found["training"], found["testing"]
-    linear = {"classes": linear_probe(x["features"], x["labels"], y["features"], y["labels"])}
+    learned_from = _labelled(training, resolved, size=size, config=view, address="train")
+    measured_on = _labelled(testing, resolved, size=size, config=view, address="test")
+    walk_over = partial(_walk, resolved=resolved, batch_size=batch_size, runtime=runtime)
+    learned = walk_over(learned_from, num_training)
+    walk = walk_over(measured_on.with_labels_of(learned_from), num_testing)
+    classes = ClassProbe(k=k)
+    probes: dict[str, ClassProbe | RotationProbe] = {"classes": classes}
     if rotation:
-        linear["turns"] = linear_probe(x["turned"], x["turns"], y["turned"], y["turns"])
-    votes = min(k, len(x["features"]))
+        probes["turns"] = RotationProbe()
+    panel = Panel(probes, runtime)
+    examiner = Examiner(model=subject, runtime=runtime, use_bridge=False)  # type: ignore[arg-type]  # of features
+    measure(panel, examiner, walk, training=learned, progress=progress)
+    facts = {"training": learned.protocol(), "testing": walk.protocol()}
+    linear = {name: probe.linear()[ENCODER] for name, probe in probes.items()}
     return EncoderProbe(
-        encoder=encoder,
-        width=int(x["features"].shape[1]),
-        linear=linear,
-        knn=knn_accuracy(x["features"], x["labels"], y["features"], y["labels"], k=votes),
-        k=votes,
-        training=facts["training"],
-        testing=facts["testing"],
-        precision=runtime.precision,
-        warnings=(shared,) if shared else (),
-        skipped=(*walks["training"].skipped, *walks["testing"].skipped),
-    )
+        encoder=encoder, width=resolved.encoder_facts.width, linear=linear,
+        knn=classes.nearest()[ENCODER], k=min(k, facts["training"]["count"]), **facts,
+        precision=runtime.precision, warnings=tuple(filter(None, (check_apart(learned, walk),))),
+        skipped=(*learned.skipped, *walk.skipped),
+    )  # fmt: skip
+
+
+def _labelled(
+    data: str | Tree,
+    resolved: ResolvedTokenizer,
+    *,
+    size: int,
+    config: EvaluationConfig,
+    address: str,
+) -> ListedImages:
+    images = listed_images(data, resolved, size=size, config=config, address=address)
+    if not images.labelled:
+        raise UsageError(f"{images.location} has no labels to probe")
+    return images
+
+
+def _walk(
+    images: ImageSet,
+    count: int | None,
+    *,
+    resolved: ResolvedTokenizer,
+    batch_size: int | None,
+    runtime: Runtime,
+) -> Walk:
+    tokens = math.ceil(images.image_size / resolved.output_patch) ** 2
+    size = batch_size or max(1, TOKENS_PER_BATCH // tokens)
+    return Walk(images, count, batch_size=size, runtime=runtime)
 
 
 def _opened(encoder: str, runtime: Runtime) -> tuple[RPiAE | Replica, ResolvedTokenizer, int]:
@@ -198,9 +190,3 @@ def _opened(encoder: str, runtime: Runtime) -> tuple[RPiAE | Replica, ResolvedTo
     module = build_tokenizer(resolved, pretrained=True).roles["encoder"].to(runtime.device)
     replica = PivotReplica(module, output_patch=resolved.output_patch)
     return replica, resolved, resolved.encoder_facts.image_size
-
-
-@torch.no_grad()
-def _features(subject: RPiAE | Replica, images: Tensor, runtime: Runtime) -> Tensor:
-    with runtime.autocast():
-        return pooled(subject.features(images).tokens)

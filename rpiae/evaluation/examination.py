@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,34 @@ from attrs import field, frozen
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rpiae.core.errors import RunError, UsageError
+from rpiae.core.errors import UsageError
 from rpiae.core.model.clips import of_images
 from rpiae.core.model.contracts import Features, GaussianPosterior, Posterior, Replica
 from rpiae.core.model.geometry import Rounding, to_8_bits
 from rpiae.core.model.tokenizer import RPiAE
+from rpiae.evaluation.accumulators import Accumulator, Faults
 from rpiae.evaluation.spaces import FeatureSpace
+
+
+class Picture(NamedTuple):
+    """A whole picture among the images of a batch.
+
+    Attributes:
+        name: what its dataset calls it.
+        tiles: the images that it is put together of, row by row.
+        columns: tiles per row; 1 where the picture is one image.
+    """
+
+    name: str
+    tiles: slice
+    columns: int
+
+    def whole(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "3 h w"]:
+        """The picture, put together of its tiles."""
+        tiles = images[self.tiles]
+        n, c, h, w = tiles.shape
+        rows = tiles.reshape(n // self.columns, self.columns, c, h, w).permute(2, 0, 3, 1, 4)
+        return rows.reshape(c, n // self.columns * h, self.columns * w)
 
 
 class Examination:
@@ -31,8 +53,11 @@ class Examination:
         labels: of the images, −1 where there is none.
         positions: of the images in their dataset; they name the images.
         replica: the pivot; None where it is not known.
+        use_bridge: whether the bridge is in the path; without it there is no latent.
+        pictures: the whole pictures that the images are; each a picture of its own where empty.
         autocast: context that the tokenizer is run in.
         rounding: how decoded images are brought to 8 bits.
+        faults: where values that are not finite are counted.
     """
 
     def __init__(
@@ -43,16 +68,22 @@ class Examination:
         labels: Int[Tensor, " b"],
         positions: Int[Tensor, " b"],
         replica: Replica | None = None,
+        use_bridge: bool = True,
+        pictures: Sequence[Picture] = (),
         autocast: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
         rounding: Rounding = "nearest",
+        faults: Faults | None = None,
     ) -> None:
         self.model = model
         self.images = images
         self.labels = labels
         self.positions = positions
         self.replica = replica
+        self.use_bridge = use_bridge
+        self.pictures = pictures
         self._autocast = autocast
         self._rounding = rounding
+        self._faults = faults or Faults()
         self._described: dict[tuple[int, str], Tensor] = {}
 
     @cached_property
@@ -86,26 +117,26 @@ class Examination:
 
     @cached_property
     def reconstruction(self) -> Float[Tensor, "b 3 s s"]:
-        """Images through the mode and back, brought to 8 bits."""
-        return self.decoded(self.latent)
+        """Images through the path and back, by the posterior's mode, brought to 8 bits."""
+        if self.use_bridge:
+            return self.decoded(self.latent)
+        return self._decoded(self.model.decode_features, self.features)
 
     def decoded(self, latent: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 s s"]:
-        """Images of latents in the size of ``images``, brought to 8 bits.
+        """Images of latents in the size of ``images``, brought to 8 bits."""
+        return self._decoded(self.model.decode, latent)
 
-        Raises:
-            RunError: if they are not finite.
-        """
-        size = (self.images.shape[-2], self.images.shape[-1])
+    def _decoded(self, decode: Callable[..., Tensor], source: Any) -> Tensor:
         with torch.no_grad(), self._autocast():
-            made = self.model.decode(latent, size=size)
-        if not made.isfinite().all():
-            raise RunError("the decoder gives numbers that are not finite")
+            made = decode(source, size=(self.images.shape[-2], self.images.shape[-1]))
+        self._faults.in_images(made)
         return to_8_bits(made.float(), rounding=self._rounding)
 
     def tokens_of(self, images: Float[Tensor, "b 3 s s"]) -> Features:
         """The encoder's tokens of other images, fp32."""
         with torch.no_grad(), self._autocast():
             found = self.model.features(images)
+        self._faults.in_tokens(found.tokens)
         return Features(found.tokens.float(), found.grid)
 
     def pivot_tokens_of(self, images: Float[Tensor, "b 3 s s"]) -> Features:
@@ -123,6 +154,12 @@ class Examination:
             self._described[key] = space(getattr(self, which))
         return self._described[key]
 
+    def whole(self, images: Float[Tensor, "b 3 s s"]) -> list[Float[Tensor, "n 3 h w"]]:
+        """Whole pictures of ``images``, or of others in their places, those of one size together."""
+        if all(picture.columns == len(images[picture.tiles]) == 1 for picture in self.pictures):
+            return [images]
+        return [picture.whole(images)[None] for picture in self.pictures]
+
 
 @frozen(kw_only=True)
 class Measured:
@@ -139,13 +176,6 @@ class Measured:
     details: Mapping[str, Any] = field(factory=dict)
     facts: Mapping[str, Any] = field(factory=dict)
     warnings: tuple[str, ...] = ()
-
-
-class Accumulator(Protocol):
-    """What a metric gathers; can be pickled."""
-
-    def merge(self, other: Any) -> None:
-        """Add all that another one of its kind has gathered."""
 
 
 @runtime_checkable
@@ -171,83 +201,6 @@ class TrainedMetric(Metric, Protocol):
 
     def training_accumulators(self) -> Sequence[Accumulator]:
         """All that ``update_training`` gathered; merged over processes before the first ``update``."""
-
-
-class Mean:
-    """The mean of numbers, one per image; in float64."""
-
-    def __init__(self) -> None:
-        self.total = 0.0
-        self.count = 0
-
-    def add(self, values: Tensor) -> None:
-        """Add numbers (n,)."""
-        self.total += float(values.double().sum())
-        self.count += values.numel()
-
-    def merge(self, other: Mean) -> None:
-        """Add all that another one has seen."""
-        self.total += other.total
-        self.count += other.count
-
-    @property
-    def value(self) -> float:
-        """The mean; NaN where nothing was added."""
-        return self.total / self.count if self.count else float("nan")
-
-
-class Once:
-    """An accumulator that is made when the first images tell its size; a process may see none.
-
-    Attributes:
-        made: the accumulator; None before that.
-    """
-
-    def __init__(self) -> None:
-        self.made: Any = None
-
-    def merge(self, other: Once) -> None:
-        """Add all that another one has gathered."""
-        if self.made is None:
-            self.made = other.made
-        elif other.made is not None:
-            self.made.merge(other.made)
-
-
-class Rows:
-    """Tensors of images, kept by the images' positions."""
-
-    def __init__(self) -> None:
-        self._parts: list[tuple[Tensor, dict[str, Tensor]]] = []
-
-    def add(self, positions: Int[Tensor, " b"], **tensors: Tensor) -> None:
-        """Add tensors (b, …) of some images, by name; they are kept on CPU."""
-        kept = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-        self._parts.append((positions.cpu(), kept))
-
-    def merge(self, other: Rows) -> None:
-        """Add all that another one has kept."""
-        self._parts += other._parts
-
-    def joined(self) -> dict[str, Tensor]:
-        """All tensors (n, …) by name, in the order of positions."""
-        if len(self._parts) > 1:
-            positions = torch.cat([positions for positions, _ in self._parts])
-            order = torch.argsort(positions)
-            place = torch.empty_like(order)
-            place[order] = torch.arange(len(order))
-            whole = {
-                name: torch.empty(len(order), *tensor.shape[1:], dtype=tensor.dtype)
-                for name, tensor in self._parts[0][1].items()
-            }
-            done = 0
-            while self._parts:  # each part is let go once it is copied: these can be large
-                part, kept = self._parts.pop(0)
-                for name, tensor in kept.items():
-                    whole[name][place[done : done + len(part)]] = tensor
-                done += len(part)
-            self._parts = [(positions[order], whole)]
-        return dict(self._parts[0][1]) if self._parts else {}
 
 
 def check_side(images: Float[Tensor, "b 3 h w"], least: int, reason: str) -> None:

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rpiae.core.errors import RunError
-from rpiae.core.model.contracts import HeldOut
+from torch import Tensor
+
+from rpiae.core.model.contracts import Dataset, HeldOut
 from rpiae.core.model.folders import load_tokenizer
+from rpiae.core.model.geometry import to_8_bits
+from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.files import plain_name
+from rpiae.core.runtime.processes import Runtime
+from rpiae.evaluation.accumulators import Accumulator
+from rpiae.evaluation.engine import Examiner, measure
+from rpiae.evaluation.examination import Examination, Measured
+from rpiae.evaluation.images import held_out_pictures
+from rpiae.evaluation.panel import Panel, built, metric_configs
 from rpiae.evaluation.pictures import side_by_side
-from rpiae.evaluation.reconstruction import (
-    drift,
-    linear_code,
-    mean_colour,
-    photographs,
-    reconstruct_held_out,
-    score,
-)
+from rpiae.evaluation.pixels import SSIM_WINDOW, psnr_of, squared_errors, ssim_of
 from rpiae.evaluation.trained_run import read_run
+from rpiae.evaluation.walk import Walk
+from rpiae.evaluation.yardsticks import LinearCode, MeanColour
+from rpiae.latents.encoding import batch_size_for
 from rpiae.tasks.tokenizer.pivot import read_pivot
 from rpiae.tasks.tokenizer.replica import PivotReplica
 
 #: Training crops that the linear code is fitted on, in pixels; some 65,000 patches of 4×4.
 FITTING_PIXELS = 1 << 20
 
+#: Photographs that are written as pictures.
+SHOWN = 16
 
-def evaluate_run(folder: Path) -> dict[str, Any]:
+#: Images through a code and back.
+Code = Callable[[Tensor], Tensor]
+
+
+def evaluate_run(folder: Path, runtime: Runtime) -> dict[str, Any]:
     """Held-out scores of a run's saved tokenizer, the two yardsticks, drift, and sample pictures.
 
     Args:
         folder: a run's folder; pictures go to its ``samples/``.
+        runtime: device and precision, of one process.
 
     Returns:
         psnr, ssim, psnr_mean_colour, psnr_pca, drift, and the first four per photograph. An exact
@@ -43,43 +57,90 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
     assert run.data is not None
     data = run.data.build()
     held_out: HeldOut = data.held_out()
-    model = load_tokenizer(folder)
-    assert model.config is not None
-    made = reconstruct_held_out(model, held_out)
-    if not made.isfinite().all():
-        raise RunError(f"the tokenizer in {folder} gives numbers that are not finite")
-    facts = model.config.bridge_facts
-    patch = model.decoder.patch[1] * facts.downsampling
-    training = data.crops(max(16, FITTING_PIXELS // data.image_size**2), seed=run.seed)
-    coded = linear_code(training, held_out.images, patch=patch, channels=facts.latent_channels)
-    flat = mean_colour(held_out.images, patch=patch)
-    ours, linear, colour = (score(images, held_out) for images in (made, coded, flat))
+    model = load_tokenizer(folder).to(runtime.device)
     replica = PivotReplica(
-        read_pivot(folder, run.encoder), output_patch=model.decoder.patch,
+        read_pivot(folder, run.encoder).to(runtime.device), output_patch=model.decoder.patch,
         downsampling=model.bridge.downsampling,
     )  # fmt: skip
-    _write_samples(folder / "samples", held_out, [held_out.images, made, flat])
-    similarity = {} if ours.ssim is None else {"ssim": ours.ssim}
+    photographs = Photographs(_yardsticks(model, data, seed=run.seed))
+    modules = dict(built(metric_configs(("psnr", "ssim", "drift"))))
+    panel = Panel({**modules, "photographs": photographs}, runtime)
+    examiner = Examiner(model=model, runtime=runtime, replica=replica)
+    images = held_out_pictures(held_out)
+    size = batch_size_for(model, images.image_size)
+    measure(panel, examiner, Walk(images, batch_size=size, runtime=runtime, recognised=False))
+    examiner.faults.check_none(f"the tokenizer in {folder}")
+    found = panel.compute()
+    photographs.write(folder / "samples")
+    wanted = ("psnr", "ssim", *photographs.yardsticks, "drift")
+    values = {name: value for each in found.values() for name, value in each.values.items()}
     return {
-        "psnr": ours.psnr,
-        **similarity,
-        "psnr_mean_colour": colour.psnr,
-        "psnr_pca": linear.psnr,
-        "drift": drift(model, replica, held_out.images),
-        "photographs": {
-            name: {
-                **values,
-                "psnr_mean_colour": colour.photographs[name]["psnr"],
-                "psnr_pca": linear.photographs[name]["psnr"],
-            }
-            for name, values in ours.photographs.items()
-        },
+        **{name: values[name] for name in wanted if name in values},
+        **found["photographs"].details,
     }
 
 
-def _write_samples(folder: Path, held_out: HeldOut, columns: list[Any]) -> None:
-    """Image, reconstruction and mean colours of up to sixteen photographs."""
-    folder.mkdir(exist_ok=True)
-    sheets = [photographs(images, held_out) for images in columns]
-    for name in list(sheets[0])[:16]:
-        side_by_side([sheet[name] for sheet in sheets]).save(folder / f"{plain_name(name)}.png")
+def _yardsticks(model: RPiAE, data: Dataset, *, seed: int) -> dict[str, Code]:
+    """Codes that know nothing but pixels, by the name of their PSNR."""
+    assert model.config is not None
+    facts = model.config.bridge_facts
+    patch = model.decoder.patch[1] * facts.downsampling
+    training = data.crops(max(16, FITTING_PIXELS // data.image_size**2), seed=seed)
+    return {
+        "psnr_mean_colour": MeanColour(patch=patch),
+        "psnr_pca": LinearCode(training, patch=patch, channels=facts.latent_channels),
+    }
+
+
+class Photographs:
+    """Scores of every photograph beside those of yardsticks, and pictures of the first ones; for one
+    process.
+
+    Args:
+        yardsticks: codes by the name of their PSNR.
+
+    Attributes:
+        yardsticks: as given.
+    """
+
+    def __init__(self, yardsticks: Mapping[str, Code]) -> None:
+        self.yardsticks = yardsticks
+        self._scores: dict[str, dict[str, float]] = {}
+        self._sheets: dict[str, list[Tensor]] = {}
+
+    def update(self, seen: Examination) -> None:
+        """Take in some photographs."""
+        coded = {name: to_8_bits(code(seen.images)) for name, code in self.yardsticks.items()}
+        for picture in seen.pictures:
+            image, made = picture.whole(seen.images), picture.whole(seen.reconstruction)
+            scores = {"psnr": _psnr(made, image)}
+            if min(image.shape[-2:]) >= SSIM_WINDOW:
+                scores["ssim"] = ssim_of(made[None], image[None]).item()
+            others = {name: picture.whole(images) for name, images in coded.items()}
+            scores |= {name: _psnr(other, image) for name, other in others.items()}
+            self._scores[picture.name] = scores
+            if len(self._sheets) < SHOWN:
+                columns = (image, made, others["psnr_mean_colour"])
+                self._sheets[picture.name] = [each.cpu() for each in columns]
+
+    def accumulators(self) -> Sequence[Accumulator]:
+        """None: it is measured in one process."""
+        return ()
+
+    def compute(self) -> Measured:
+        """The yardsticks' means over photographs, and under details all scores of each."""
+        means = {
+            name: statistics.fmean(scores[name] for scores in self._scores.values())
+            for name in self.yardsticks
+        }
+        return Measured(values=means, details={"photographs": self._scores})
+
+    def write(self, folder: Path) -> None:
+        """Image, reconstruction and mean colours of the first photographs."""
+        folder.mkdir(exist_ok=True)
+        for name, sheet in self._sheets.items():
+            side_by_side(sheet).save(folder / f"{plain_name(name)}.png")
+
+
+def _psnr(made: Tensor, image: Tensor) -> float:
+    return psnr_of(squared_errors(made[None], image[None])).item()

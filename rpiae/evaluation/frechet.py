@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rpiae.core.errors import UsageError
+from rpiae.evaluation.accumulators import Gathered
 
 
-class FeatureMoments:
+class FeatureMoments(Gathered):
     """Mean and scatter of feature vectors.
 
     Vectors are added in any number of parts; the numbers do not depend on how they were divided, up
@@ -64,13 +65,13 @@ class FeatureMoments:
             )
         if not len(features):
             return
-        values = features.detach().cpu().double()
+        values = features.detach().double()
         # From the first vector on, so that what never varies deviates by nothing at all.
         values = values - values[0]
         offset = values.mean(dim=0)
         part = FeatureMoments(self.dimensions)
         part.count = len(features)
-        part.mean = features[0].detach().cpu().double() + offset
+        part.mean = features[0].detach().double() + offset
         values -= offset
         part.scatter = values.T @ values
         self.merge(part)
@@ -82,9 +83,12 @@ class FeatureMoments:
             UsageError: if its vectors have other dimensions.
         """
         _same_dimensions(self, other)
-        count = self.count + other.count
-        if not count:
+        if not other.count:
             return
+        if not self.count:
+            vars(self).update(vars(other))
+            return
+        count = self.count + other.count
         apart = other.mean - self.mean
         self.scatter = torch.addr(
             self.scatter + other.scatter, apart, apart, alpha=self.count * other.count / count

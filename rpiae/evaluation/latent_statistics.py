@@ -10,14 +10,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rpiae.core.errors import UsageError
+from rpiae.evaluation.accumulators import Gathered
 from rpiae.evaluation.frechet import FeatureMoments
-from rpiae.evaluation.reconstruction import DEAD
+
+#: Share of the liveliest channel's standard deviation below which a channel counts as dead.
+DEAD = 0.01
 
 #: Highest frequency of a grid along a side, in cycles per place.
 NYQUIST = 0.5
 
 
-class LatentStatistics:
+class LatentStatistics(Gathered):
     """Statistics of latents over images and places.
 
     Latents are added in any number of parts and of any grids; the numbers do not depend on how they
@@ -68,11 +71,12 @@ class LatentStatistics:
                     f"latents {tuple(latent.shape)}, means {tuple(mean.shape)} and logvars "
                     f"{tuple(logvar.shape)} have one shape"
                 )
-            mu, log = mean.detach().cpu().double(), logvar.detach().cpu().double()
-            self.divergence = self.divergence + (mu.square() + log.exp() - 1 - log).sum((0, 2, 3))
+            mu, log = mean.detach().double(), logvar.detach().double()
+            divergence = (mu.square() + log.exp() - 1 - log).sum((0, 2, 3))
+            self.divergence = self.divergence.to(divergence.device) + divergence
             self.gaussian_images += len(latent)
             self.gaussian_places += latent.numel() // channels
-        values = latent.detach().cpu().double()
+        values = latent.detach().double()
         self.images += len(latent)
         self.moments.add(values.movedim(1, -1).flatten(0, -2))
         if values.numel():

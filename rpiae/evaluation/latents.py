@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rpiae.core.model.contracts import QuantisedPosterior
-from rpiae.evaluation.examination import Accumulator, Examination, Measured, Once
+from rpiae.evaluation.accumulators import Accumulator, Gathered, Once
+from rpiae.evaluation.examination import Examination, Measured
 from rpiae.evaluation.latent_statistics import LatentStatistics, compression
 
 
-class _Gathered:
+class _Seen(Gathered):
     """Statistics of latents, and what else is told by the first of them."""
 
     def __init__(self, seen: Examination) -> None:
@@ -21,7 +22,7 @@ class _Gathered:
         if isinstance(posterior, QuantisedPosterior):
             self.codebook = posterior.codebook_size
 
-    def merge(self, other: _Gathered) -> None:
+    def merge(self, other: _Seen) -> None:
         """Add all that another one has seen."""
         self.statistics.merge(other.statistics)
 
@@ -40,7 +41,7 @@ class Latents:
     def update(self, seen: Examination) -> None:
         """Take in some images."""
         if self._gathered.made is None:
-            self._gathered.made = _Gathered(seen)
+            self._gathered.made = _Seen(seen)
         mean, logvar = seen.moments or (None, None)
         self._gathered.made.statistics.add(seen.latent, mean=mean, logvar=logvar)
 
@@ -50,7 +51,7 @@ class Latents:
 
     def compute(self) -> Measured:
         """Numbers, and under details one per channel and the spectrum."""
-        gathered: _Gathered = self._gathered.made
+        gathered: _Seen = self._gathered.made
         found, image, latent = gathered.statistics, gathered.image, gathered.latent
         size = compression(
             image, latent, bits_per_value=self._bits, codebook_size=gathered.codebook
@@ -58,6 +59,7 @@ class Latents:
         values = {
             "latent_std": float(found.std.mean()),
             "active_channels": float(found.active_channels()),
+            "dead_channels": float(latent[0] - found.active_channels()),
             "effective_rank": found.effective_rank,
             "high_frequency_share": found.high_frequency_share,
             "compression_values": size["values"],

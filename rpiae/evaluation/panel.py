@@ -2,16 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from rpiae.core.errors import UsageError
+from rpiae.core.config.parts import MetricConfig
+from rpiae.core.errors import FetchError, RunError, UsageError
+from rpiae.core.model.resolve import part_config
 from rpiae.core.runtime.processes import Runtime
+from rpiae.evaluation.accumulators import merge
 from rpiae.evaluation.examination import Examination, Measured, Metric, TrainedMetric
-from rpiae.evaluation.images import merge
 
 T = TypeVar("T")
+
+
+def metric_configs(metrics: Sequence[Any]) -> dict[str, MetricConfig]:
+    """Metrics by what they were called.
+
+    Args:
+        metrics: names as in ``rpiae list metrics``, such as ``"psnr"`` or ``"rfd:tiny"``, or tables.
+
+    Raises:
+        UsageError: if one is unknown, malformed or named twice.
+    """
+    configs: dict[str, MetricConfig] = {}
+    for each in metrics:
+        config = part_config("metrics", each)
+        assert isinstance(config, MetricConfig)
+        name = each if isinstance(each, str) else json.dumps(each, sort_keys=True)
+        if name in configs:
+            raise UsageError(f"metric {name!r} is named twice")
+        configs[name] = config
+    return configs
+
+
+def built(configs: Mapping[str, MetricConfig]) -> Iterator[tuple[str, Metric]]:
+    """The metrics of configs."""
+    for name, config in configs.items():
+        module = config.build()
+        assert isinstance(module, Metric)
+        yield name, module
+
+
+def needing(what: str, configs: Mapping[str, MetricConfig]) -> list[str]:
+    """The metrics that need something, such as ``training``."""
+    return [name for name, config in configs.items() if what in config.needs]
+
+
+def fetch_weights(metrics: Sequence[Any]) -> None:
+    """Have all that metrics load at hand before anything is measured.
+
+    Raises:
+        UsageError: if a metric is unknown.
+        FetchError: with all that cannot be had.
+        CheckpointError: if it is one named file that is not there.
+    """
+    problems: dict[str, RunError] = {}
+    for config in metric_configs(metrics).values():
+        try:
+            config.fetch()
+        except RunError as error:
+            problems.setdefault(str(error), error)
+    if len(problems) == 1:
+        raise next(iter(problems.values()))
+    if problems:
+        raise FetchError(f"metrics lack {len(problems)} files: {' · '.join(problems)}")
 
 
 class Panel:
@@ -88,3 +144,16 @@ class Panel:
         """Have every process leave out what failed in any of them."""
         for failed in self._runtime.gather(self._failed):
             self._failed = failed | self._failed
+
+
+def numbers(found: Mapping[str, Measured]) -> dict[str, float]:
+    """The numbers of metrics by name.
+
+    Two metrics can give a number of one name, such as one space from two files: the second is told by
+    its metric.
+    """
+    values: dict[str, float] = {}
+    for metric, each in found.items():
+        for name, value in each.values.items():
+            values[name if name not in values else f"{name} ({metric})"] = value
+    return values

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from rpiae.core.errors import UsageError
 from rpiae.core.model.geometry import Grid
+from rpiae.evaluation.accumulators import Gathered
 from rpiae.evaluation.frechet import FeatureMoments
 
 
-class Resemblance:
+class Resemblance(Gathered):
     """An encoder's tokens compared with its pivot's, as pairs and as sets.
 
     Tokens are added in any number of parts; the numbers do not depend on how they were divided, up to
@@ -33,19 +34,19 @@ class Resemblance:
     def __init__(self, width: int) -> None:
         self.width = width
         self.moments = FeatureMoments(2 * width)
-        self.cosines = 0.0
-        self.errors = 0.0
-        self.squares = 0.0
+        self.cosines: Tensor | float = 0.0
+        self.errors: Tensor | float = 0.0
+        self.squares: Tensor | float = 0.0
 
     @property
     def cosine_distance(self) -> float:
         """Mean over tokens of 1 − cosine, 0 to 2."""
-        return self.cosines / (self.moments.count or math.nan)
+        return float(self.cosines) / (self.moments.count or math.nan)
 
     @property
     def relative_error(self) -> float:
         """‖z − p‖/‖p‖ over all tokens z and the pivot's p, by the Frobenius norm."""
-        return math.sqrt(self.errors / (self.squares or math.nan))
+        return math.sqrt(float(self.errors) / (float(self.squares) or math.nan))
 
     @property
     def linear_cka(self) -> float:
@@ -72,18 +73,18 @@ class Resemblance:
                 f"expected two times tokens of shape (b, n, {self.width}), got "
                 f"{tuple(tokens.shape)} and {tuple(pivot.shape)}"
             )
-        ours, theirs = (part.detach().cpu().double().flatten(0, 1) for part in (tokens, pivot))
+        ours, theirs = (part.detach().double().flatten(0, 1) for part in (tokens, pivot))
         self.moments.add(torch.cat([ours, theirs], dim=1))
-        self.cosines += (1 - F.cosine_similarity(ours, theirs, dim=1)).sum().item()
-        self.errors += (ours - theirs).square().sum().item()
-        self.squares += theirs.square().sum().item()
+        self.cosines = self.cosines + (1 - F.cosine_similarity(ours, theirs, dim=1)).sum()
+        self.errors = self.errors + (ours - theirs).square().sum()
+        self.squares = self.squares + theirs.square().sum()
 
     def merge(self, other: Resemblance) -> None:
         """Add all that another one has seen."""
         self.moments.merge(other.moments)
-        self.cosines += other.cosines
-        self.errors += other.errors
-        self.squares += other.squares
+        self.cosines = self.cosines + other.cosines
+        self.errors = self.errors + other.errors
+        self.squares = self.squares + other.squares
 
 
 def similarity_map(

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from rpiae.core.runtime.draws import key
-from rpiae.evaluation.examination import (
-    Accumulator,
-    Examination,
-    Measured,
-    Once,
-    Rows,
-    pooled,
-    pooled_latent,
-)
-from rpiae.evaluation.probing import knn_accuracy, linear_probe
+from rpiae.evaluation.accumulators import Accumulator, Once, Rows
+from rpiae.evaluation.examination import Examination, Measured, pooled, pooled_latent
+from rpiae.evaluation.probing import ProbeResult, knn_accuracy, linear_probe
 from rpiae.evaluation.resemblance import Resemblance
 
 #: Name of the features of the tokenizer's own encoder, whose numbers have no suffix.
 ENCODER = "encoder"
 
+T = TypeVar("T")
+
 
 class _Probe:
     """Features of training and testing images with labels, and probes of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, seed: int = 0) -> None:
+        self._seed = seed
         self._training = Rows()
         self._testing = Rows()
 
@@ -51,22 +49,28 @@ class _Probe:
     def _features(self, seen: Examination) -> dict[str, Tensor]:
         raise AssertionError("a probe says what it probes")
 
-    def _accuracies(
-        self, name: str, accuracy: Callable[[Tensor, Tensor, Tensor, Tensor], float]
-    ) -> dict[str, float]:
-        """Accuracy of each kind of features, and the share of the pivot's that is kept."""
+    def _of_each(self, probe: Callable[[Tensor, Tensor, Tensor, Tensor], T]) -> dict[str, T]:
+        """What a probe finds about each kind of features."""
         training, testing = self._training.joined(), self._testing.joined()
-        found = {}
-        for kind in training:
-            if kind == "labels":
-                continue
-            label = name if kind == ENCODER else f"{name}_{kind}"
-            found[label] = accuracy(
-                training[kind], training["labels"], testing[kind], testing["labels"]
-            )
-        if found.get(f"{name}_pivot"):
-            found[f"{name}_retention"] = found[name] / found[f"{name}_pivot"]
-        return found
+        return {
+            kind: probe(training[kind], training["labels"], testing[kind], testing["labels"])
+            for kind in training
+            if kind != "labels"
+        }
+
+    def linear(self) -> dict[str, ProbeResult]:
+        """Linear probes, by the kind of features."""
+        return self._of_each(partial(linear_probe, seed=self._seed))
+
+
+def _named(name: str, accuracies: Mapping[str, float]) -> dict[str, float]:
+    """Accuracies as numbers of a metric, and the share of the pivot's that the encoder keeps."""
+    found = {
+        name if kind == ENCODER else f"{name}_{kind}": value for kind, value in accuracies.items()
+    }
+    if found.get(f"{name}_pivot"):
+        found[f"{name}_retention"] = found[name] / found[f"{name}_pivot"]
+    return found
 
 
 class ClassProbe(_Probe):
@@ -83,33 +87,35 @@ class ClassProbe(_Probe):
     """
 
     def __init__(self, *, k: int = 20, latent_values: int = 2048, seed: int = 0) -> None:
-        super().__init__()
+        super().__init__(seed=seed)
         self._k = k
         self._values = latent_values
-        self._seed = seed
 
     def _features(self, seen: Examination) -> dict[str, Tensor]:
         found = {
             "labels": seen.labels,
             ENCODER: pooled(seen.features.tokens),
-            "latent": pooled_latent(seen.latent, self._values),
         }
+        if seen.use_bridge:
+            found["latent"] = pooled_latent(seen.latent, self._values)
         if seen.replica is not None:
             found["pivot"] = pooled(seen.pivot_features.tokens)
         return found
 
     def compute(self) -> Measured:
         """Accuracies, 0 to 1."""
-
-        def linear(x: Tensor, y: Tensor, x_testing: Tensor, y_testing: Tensor) -> float:
-            return linear_probe(x, y, x_testing, y_testing, seed=self._seed).accuracy
-
-        def nearest(x: Tensor, y: Tensor, x_testing: Tensor, y_testing: Tensor) -> float:
-            return knn_accuracy(x, y, x_testing, y_testing, k=min(self._k, len(x)))
-
-        values = self._accuracies("probe", linear) | self._accuracies("knn", nearest)
+        linear = {kind: found.accuracy for kind, found in self.linear().items()}
+        values = _named("probe", linear) | _named("knn", self.nearest())
         facts = {"k": self._k, "latent_values": self._values, "features": "mean of patch tokens"}
         return Measured(values=values, facts=facts)
+
+    def nearest(self) -> dict[str, float]:
+        """Accuracies of the vote of neighbours, by the kind of features."""
+
+        def vote(x: Tensor, y: Tensor, x_testing: Tensor, y_testing: Tensor) -> float:
+            return knn_accuracy(x, y, x_testing, y_testing, k=min(self._k, len(x)))
+
+        return self._of_each(vote)
 
 
 class RotationProbe(_Probe):
@@ -121,10 +127,6 @@ class RotationProbe(_Probe):
     Args:
         seed: of the turns, and of the division that chooses the regularisation.
     """
-
-    def __init__(self, *, seed: int = 0) -> None:
-        super().__init__()
-        self._seed = seed
 
     def _features(self, seen: Examination) -> dict[str, Tensor]:
         images, turns = turned(seen.images, seen.positions, seed=self._seed)
@@ -138,11 +140,8 @@ class RotationProbe(_Probe):
 
     def compute(self) -> Measured:
         """Accuracies, 0 to 1; chance is 0.25."""
-
-        def linear(x: Tensor, y: Tensor, x_testing: Tensor, y_testing: Tensor) -> float:
-            return linear_probe(x, y, x_testing, y_testing, seed=self._seed).accuracy
-
-        return Measured(values=self._accuracies("rotation", linear))
+        linear = {kind: found.accuracy for kind, found in self.linear().items()}
+        return Measured(values=_named("rotation", linear))
 
 
 def turned(

@@ -1,4 +1,4 @@
-"""Saved tokenizers to be measured, and what tells one measurement from another."""
+"""Saved tokenizers to be measured, their images, and what tells one measurement from another."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from attrs import evolve, frozen
 
 from rpiae.core.config.identity import address, identity
 from rpiae.core.config.parts import DatasetConfig
-from rpiae.core.errors import CheckpointError
-from rpiae.core.model.contracts import Replica
+from rpiae.core.config.tree import Tree
+from rpiae.core.errors import CheckpointError, UsageError
+from rpiae.core.model.contracts import HeldOut, Replica
 from rpiae.core.model.folders import load_tokenizer, tokenizer_folder
 from rpiae.core.model.resolve import part_config
 from rpiae.core.model.tokenizer import RPiAE
@@ -18,12 +19,16 @@ from rpiae.core.runtime.files import file_digest
 from rpiae.core.runtime.names import printable
 from rpiae.data.fingerprint import data_fingerprint
 from rpiae.evaluation.configs import EvaluationConfig
+from rpiae.evaluation.images import GivenImages, ImageSet, listed_images
 from rpiae.evaluation.protocol import EVALUATION_FILE
 from rpiae.evaluation.records import FORMAT, read_evaluations
 from rpiae.evaluation.trained_run import TrainedRun, read_run
 from rpiae.tasks.tokenizer.pivot import FILE as PIVOT_FILE
 from rpiae.tasks.tokenizer.pivot import find_pivot, read_pivot
 from rpiae.tasks.tokenizer.replica import PivotReplica
+
+#: Training crops where the run's own held-out images are measured on and nothing else was said.
+TRAINING_CROPS = 2000
 
 
 @frozen(kw_only=True)
@@ -36,6 +41,7 @@ class Subject:
         replica: its pivot; None where it has none.
         run: the run that it is from; None where there is none.
         without_pivot: why it has no pivot.
+        pivot_sha256: of its pivot's file; empty where it has none.
     """
 
     model: RPiAE
@@ -43,6 +49,7 @@ class Subject:
     replica: Replica | None = None
     run: TrainedRun | None = None
     without_pivot: str = ""
+    pivot_sha256: str = ""
 
 
 def open_subject(folder: Path, device: torch.device) -> Subject:
@@ -64,7 +71,67 @@ def open_subject(folder: Path, device: torch.device) -> Subject:
         read_pivot(place, run.encoder).to(device), output_patch=model.decoder.patch,
         downsampling=model.bridge.downsampling,
     )  # fmt: skip
-    return Subject(model=model, folder=folder, replica=replica, run=run)
+    return Subject(
+        model=model, folder=folder, replica=replica, run=run, pivot_sha256=file_digest(pivot)
+    )
+
+
+def measured_images(subject: Subject, config: EvaluationConfig) -> ImageSet:
+    """The images that a tokenizer is measured on: the named ones, or what its run held out.
+
+    Raises:
+        UsageError: if none are named and it is from no run that knows its data.
+        DataError: if there are no such images.
+    """
+    if config.data:
+        return _listed(subject, config, config.data, address="data")
+    data = _data(subject, "data")
+    held_out: HeldOut = data.build().held_out()
+    return GivenImages(
+        held_out.images, location=f"{data.label}, held out", crop="as held out by the run"
+    )
+
+
+def training_images(subject: Subject, config: EvaluationConfig) -> ImageSet:
+    """The images that metrics learn from: the named ones, or crops of those its run was trained on.
+
+    Raises:
+        UsageError: if they are those that are measured on, or none are named and others than the
+            run's are measured on.
+        DataError: if there are no such images.
+    """
+    if config.training:
+        if config.training == config.data:
+            raise UsageError(
+                f"{config.data} is both what is learned from and what is measured on: name other "
+                "images for training"
+            )
+        return _listed(subject, config, config.training, address="train")
+    data = _data(subject, "training")
+    if config.data:
+        raise UsageError(
+            "probes and neighbours need training images: name them, apart from those that are "
+            "measured on (--train)"
+        )
+    crops = data.build().crops(config.num_training or TRAINING_CROPS, seed=0)
+    return GivenImages(crops, location=f"{data.label}, training crops", crop="random crops")
+
+
+def _data(subject: Subject, option: str) -> DatasetConfig:
+    if subject.run is None or subject.run.data is None:
+        raise UsageError(
+            f"{subject.folder} is no run that knows its data: name images with --{option}"
+        )
+    return subject.run.data
+
+
+def _listed(
+    subject: Subject, config: EvaluationConfig, data: str | Tree, *, address: str
+) -> ImageSet:
+    model = subject.model
+    assert model.config is not None
+    size = config.image_size or model.trained_size or model.config.encoder_facts.image_size
+    return listed_images(data, model.config, size=size, config=config, address=address)
 
 
 def results_folder(folder: Path) -> Path:

@@ -17,7 +17,7 @@ from attrs import evolve
 
 from rpiae.core.config.identity import pinned
 from rpiae.core.config.parts import parts_of
-from rpiae.core.config.recipe import RunConfig, StageConfig
+from rpiae.core.config.recipe import AdversarialConfig, RecipeConfig, RunConfig, StageConfig
 from rpiae.core.config.tree import Tree, dump_toml, read_toml, unparse
 from rpiae.core.errors import CheckpointError, ConfigError, RunError, UsageError
 from rpiae.core.model.build import build_tokenizer
@@ -39,8 +39,10 @@ from rpiae.core.training.stage import TrainerInputs
 from rpiae.core.training.trainer import train
 from rpiae.data.building import built_dataset
 from rpiae.data.fingerprint import data_fingerprint
+from rpiae.evaluation.engine import alone
 from rpiae.evaluation.final import evaluate_run
-from rpiae.evaluation.reconstruction import EXACT, stage_metrics
+from rpiae.evaluation.held_out import METRICS, HeldOutEvaluation, held_out_metrics
+from rpiae.evaluation.pixels import EXACT
 from rpiae.runs.changes import Change, allowed_changes
 from rpiae.runs.history import begin_session, sessions
 from rpiae.runs.planning import Plan, make_plan
@@ -108,6 +110,15 @@ def plan(resolved: ResolvedRun) -> Plan:
     return _planned(resolved, data.num_images, notices=data.notices)
 
 
+def _metrics(recipe: RecipeConfig) -> tuple[str, ...]:
+    """What is measured on held-out images while a run trains: PSNR, which curves and logs show, what
+    the recipe names or else the usual, and what chooses the best weights of adversarial stages."""
+    losses = [term.loss for stage in recipe.stages for term in stage.terms]
+    adversarial = any(isinstance(loss, AdversarialConfig) for loss in losses)
+    wanted = ("psnr", *(recipe.metrics or METRICS), *(("pivot-rfd",) if adversarial else ()))
+    return tuple(dict.fromkeys(wanted))
+
+
 def check_startable(resolved: ResolvedRun) -> None:
     """Refuse a planned run that cannot begin.
 
@@ -116,6 +127,7 @@ def check_startable(resolved: ResolvedRun) -> None:
         CheckpointError: if the tokenizer that it starts from does not fit.
     """
     check_initial(resolved)
+    held_out_metrics(resolved.config.recipe.metrics)
     recipe = resolved.config.recipe.label
     if resolved.config.data is None:
         raise UsageError(
@@ -152,7 +164,8 @@ def _planned(
 
 def loading(resolved: ResolvedRun) -> list[Loading]:
     """The parts of a run that load something when it begins."""
-    return loading_parts(resolved.config, encoder=not brings_pivot(resolved.config))
+    parts = loading_parts(resolved.config, encoder=not brings_pivot(resolved.config))
+    return [*parts, *held_out_metrics(_metrics(resolved.config.recipe)).values()]
 
 
 def run(
@@ -420,10 +433,10 @@ def _trained(
         pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
     )
 
+    measured = HeldOutEvaluation(held_out, _metrics(config.recipe), replica, runtime)
+
     def evaluate(current: RPiAE, stage: StageConfig) -> Mapping[str, float]:
-        return stage_metrics(
-            current, stage, held_out=held_out, replica=replica, autocast=runtime.autocast
-        )
+        return measured(current, use_bridge=stage.use_bridge)
 
     inputs = TrainerInputs(
         task=TokenizerTask(model, replica=replica, evaluate=evaluate),
@@ -452,7 +465,7 @@ def _trained(
     _restore_latent_norm(model, folder / "tokenizer")
     save_tokenizer(model, folder / "tokenizer")
     summary = {
-        **_evaluated(config, folder),
+        **_evaluated(config, folder, runtime),
         "seconds": sum(stage.get("seconds", 0.0) for stage in rows),
         "images_per_second": _overall_rate(rows),
         "wall_seconds": time.perf_counter() - started,
@@ -520,15 +533,17 @@ def verdict(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _evaluated(config: RunConfig, folder: Path) -> dict[str, Any]:
+def _evaluated(config: RunConfig, folder: Path, runtime: Runtime) -> dict[str, Any]:
     """Scores from the saved files: in a new process, where one would find all parts."""
     needed = (config.encoder, config.bridge, config.decoder, config.data)
     if not all(registry(part.family).entry(part.name).importable for part in parts_of(needed)):
-        return evaluate_run(folder)
-    alone = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
+        return evaluate_run(folder, alone(runtime, precision="fp32"))
+    environment = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
+    runtime.release()  # leaves the device's memory to the new process
+    device = "cpu" if runtime.device.type == "cpu" else str(runtime.device)  # not cpu:0
     done = subprocess.run(
-        [sys.executable, "-m", "rpiae.evaluation", str(folder)],
-        capture_output=True, text=True, env=alone,
+        [sys.executable, "-m", "rpiae.evaluation", str(folder), device],
+        capture_output=True, text=True, env=environment,
     )  # fmt: skip
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]

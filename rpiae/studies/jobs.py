@@ -25,7 +25,7 @@ from rpiae.core.runtime.locks import LOCK_FILE
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training import events
 from rpiae.evaluation.configs import EvaluationConfig
-from rpiae.evaluation.evaluating import evaluate_saved
+from rpiae.evaluation.saved import evaluate_saved
 from rpiae.evaluation.subjects import is_evaluated
 from rpiae.runs.changes import differences
 from rpiae.runs.stages import StageStore, run_address

@@ -19,7 +19,7 @@ from rpiae.core.runtime.files import write_text
 from rpiae.core.runtime.locks import hold
 from rpiae.core.runtime.names import printable
 from rpiae.core.runtime.signals import StopSignal
-from rpiae.evaluation.evaluating import check_evaluation
+from rpiae.evaluation.saved import check_evaluation
 from rpiae.runs.stages import StageStore
 from rpiae.studies.configs import StudyConfig
 from rpiae.studies.executors import Executor, Running

@@ -17,7 +17,7 @@ from rpiae.evaluation.examination import Examination, Measured, Metric, TrainedM
 from rpiae.tasks.tokenizer.replica import PivotReplica
 
 #: What a metric may say that it needs.
-NEEDS = frozenset({"training", "labels", "pivot"})
+NEEDS = frozenset({"training", "labels", "pivot", "latent"})
 
 IMAGES = 24
 CLASSES = 3

@@ -10,7 +10,8 @@ from attrs import frozen
 from rpiae.core.config.parts import MetricConfig
 from rpiae.core.model.resolve import part_config
 from rpiae.core.registry.registry import registry
-from rpiae.evaluation.examination import Examination, Mean, Measured
+from rpiae.evaluation.accumulators import Mean
+from rpiae.evaluation.examination import Examination, Measured
 from rpiae.testing import check_metric
 
 #: Metrics that load weights which nobody ships; tests/unit/test_evaluation.py has them.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ from rpiae import runs
 from rpiae.core.config.parts import MetricConfig
 from rpiae.core.config.tree import dump_toml
 from rpiae.core.errors import CheckpointError, FetchError, RpiaeError, RunError, UsageError
-from rpiae.core.model.contracts import HeldOut
+from rpiae.core.model.contracts import Features, HeldOut
 from rpiae.core.model.folders import load_tokenizer, save_tokenizer
 from rpiae.core.model.geometry import Rounding, to_8_bits
 from rpiae.core.model.resolve import part_config
@@ -28,18 +30,15 @@ from rpiae.core.runtime.processes import Runtime
 from rpiae.data.fingerprint import data_fingerprint
 from rpiae.data.orders import sampled
 from rpiae.evaluation import distances, evaluating, references
-from rpiae.evaluation.configs import EvaluationConfig, PsnrConfig
+from rpiae.evaluation.accumulators import Rows, merge
+from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.encoders import probe_encoder
-from rpiae.evaluation.evaluating import (
-    Evaluation,
-    check_evaluation,
-    evaluate,
-    evaluate_saved,
-)
-from rpiae.evaluation.examination import Examination, Rows, pooled_latent
-from rpiae.evaluation.images import merge
+from rpiae.evaluation.evaluating import Evaluation, evaluate
+from rpiae.evaluation.examination import Examination, pooled_latent
+from rpiae.evaluation.held_out import HeldOutEvaluation
+from rpiae.evaluation.pixels import psnr_of
 from rpiae.evaluation.protocol import EVALUATION_FILE, check_comparable, number_protocol
-from rpiae.evaluation.reconstruction import psnr_of, score
+from rpiae.evaluation.saved import check_evaluation, evaluate_saved
 from rpiae.evaluation.semantics import turned
 from rpiae.evaluation.subjects import evaluation_address, is_evaluated, open_subject
 from rpiae.losses.configs import LpipsLossConfig
@@ -50,7 +49,6 @@ from tests.unit.test_lpips import random_state
 #: Images per class in each of the two sets.
 COUNT = 9
 SPACE = "tiny"
-PSNR = PsnrConfig(name="psnr")
 
 
 def write_classes(folder: Path, *, seed: int) -> Path:
@@ -254,7 +252,7 @@ def test_truncation_costs_what_it_costs_at_forty_decibels() -> None:
 
     def psnr(rounding: Rounding) -> float:
         error = (to_8_bits(made, rounding=rounding) - images)[inside].double().square().mean()
-        return psnr_of(error.item())
+        return psnr_of(error).item()
 
     assert psnr("nearest") == pytest.approx(40, abs=0.1)
     assert psnr("nearest") - psnr("truncate") == pytest.approx(0.16, abs=0.02)
@@ -290,7 +288,7 @@ def test_feature_spaces_are_in_fp32_whatever_the_tokenizer_is_in(
         metric = rpiae.METRICS.config_class("rfd")(name="rfd", space=SPACE).build()
         config = EvaluationConfig(data=f"folder:{testing}", metrics=("psnr",))
         runtime = Runtime(device="cpu", precision=precision)
-        monkeypatch.setattr(evaluating, "_built", lambda _, m=metric: [("rfd", (PSNR, m))])
+        monkeypatch.setattr(evaluating, "built", lambda _, m=metric: [("psnr", m)])
         evaluate(open_subject(run, runtime.device), config, runtime=runtime)
         images[precision] = metric.originals
     assert set(seen) == {(torch.float32, False)}
@@ -308,13 +306,40 @@ def test_images_too_small_for_a_metric_have_the_others(run: Path, testing: Path,
     assert all(f"{side}×{side} pixels are smaller than 11×11" in text for text in said)
 
 
+@attrs.frozen
+class Replay:
+    """A tokenizer that gives the images themselves, a little darker, and nothing else."""
+
+    by: float = 0.0
+
+    def posterior(self, features: Features) -> Any:
+        return self
+
+    def features(self, images: torch.Tensor) -> Features:
+        return Features(images.flatten(2).movedim(1, -1), (1, *images.shape[-2:]))
+
+    def decode_features(self, features: Features, *, size: tuple[int, int]) -> torch.Tensor:
+        return features.tokens.movedim(-1, 1).unflatten(-1, size) - self.by
+
+    def geometry(self, *size: int) -> Any:
+        return SimpleNamespace(grid=(1, *size))
+
+
+def held_out_numbers(
+    images: torch.Tensor, groups: str, columns: dict[str, int]
+) -> dict[str, float]:
+    runtime = Runtime(device="cpu", precision="fp32")
+    held_out = HeldOut(images, tuple(groups), columns)
+    measured = HeldOutEvaluation(held_out, ("psnr", "ssim"), Replay(), runtime)  # type: ignore[arg-type]
+    return measured(Replay(), use_bridge=False)  # type: ignore[arg-type]
+
+
 def test_tiny_photographs_of_a_run_have_a_psnr() -> None:
     images = to_8_bits(torch.rand(5, 3, 8, 8))
-    tiny = score(images[:2], HeldOut(images[:2], ("a", "b"), {"a": 1, "b": 1}))
-    assert (tiny.psnr, tiny.ssim) == (100.0, None)
-    tiled = score(images, HeldOut(images, ("a", *"bbbb"), {"a": 1, "b": 2}))
-    assert tiled.ssim == pytest.approx(1), "four tiles make a photograph of 16 pixels"
-    assert "ssim" not in tiled.photographs["a"]
+    tiny = held_out_numbers(images[:2], "ab", {"a": 1, "b": 1})
+    assert tiny == {"psnr": 100.0, "psnr_pooled": 100.0}
+    tiled = held_out_numbers(images, "abbbb", {"a": 1, "b": 2})
+    assert tiled["ssim"] == pytest.approx(1), "four tiles make a photograph of 16 pixels"
 
 
 def test_one_image_has_all_numbers_that_one_can_have(

@@ -12,8 +12,7 @@ from torch.distributions import Normal, kl_divergence
 
 from rpiae.bridges.posterior import DiagonalGaussian
 from rpiae.core.errors import UsageError
-from rpiae.evaluation.latent_statistics import LatentStatistics, compression
-from rpiae.evaluation.reconstruction import DEAD
+from rpiae.evaluation.latent_statistics import DEAD, LatentStatistics, compression
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

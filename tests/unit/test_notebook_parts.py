@@ -13,7 +13,7 @@ import pytest
 
 from rpiae.core.errors import UnknownNameError
 from rpiae.evaluation.configs import EvaluationConfig
-from rpiae.evaluation.evaluating import evaluate_saved
+from rpiae.evaluation.saved import evaluate_saved
 from rpiae.evaluation.trained_run import read_run
 from tests.short_run import short_run, write_images
 
@@ -29,7 +29,7 @@ from rpiae.core.config.parts import CriticConfig, LossConfig, MetricConfig
 from rpiae.core.registry.registry import registry
 from rpiae.data.configs import FolderDatasetConfig
 from rpiae.evaluation.configs import EvaluationConfig
-from rpiae.evaluation.evaluating import evaluate_saved
+from rpiae.evaluation.saved import evaluate_saved
 from rpiae.evaluation.pixels import Psnr
 
 @registry("losses").register("my-loss")

@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from rpiae.core.config.parts import Alarm
-from rpiae.core.model.contracts import Features
 from rpiae.core.training import events
 from rpiae.core.training.trainer import train
 from rpiae.core.training.watch import Watch
-from rpiae.evaluation.reconstruction import dead_channels
 from tests.toys import toy_run
 
 RISING = Alarm(sign="rising", bound=0.05, advice="hold on")
@@ -66,16 +63,10 @@ def test_a_stage_without_a_kl_weight_that_bites_says_nothing_and_one_that_collap
     assert "Lower the term's weight" in texts["collapsed"][0]
 
 
-def test_dead_channels_are_counted(tmp_path: Path) -> None:
-    model = toy_run(tmp_path, "vit", "vb4", "vit", "quick").task.model.eval()
-    images = torch.rand(4, 3, 32, 32)
-    assert dead_channels(model, images) == 0
-    with torch.no_grad():
-        moments = model.bridge.encoder.moments
-        moments.weight[[1, 3]] = 0
-    assert isinstance(model.features(images), Features)
-    assert dead_channels(model, images) == 2
+def test_dead_channels_are_said_once(tmp_path: Path) -> None:
+    task = toy_run(tmp_path, "vit", "vb4", "vit", "quick").task
+    assert not task.remarks({"psnr": 20.0})
     watch = Watch(steps=10, alarms={})
-    (text,) = watch.evaluation({"dead_channels": 2.0})
+    (text,) = watch.remarks(task.remarks({"dead_channels": 2.0}))
     assert text.startswith("2 latent channels carry nothing")
-    assert list(watch.evaluation({"dead_channels": 2.0})) == []
+    assert list(watch.remarks(task.remarks({"dead_channels": 2.0}))) == []

@@ -283,7 +283,8 @@ class MetricConfig(PartConfig):
     """Base of metric configs.
 
     Attributes:
-        needs: what has to be there: ``training`` (images to learn from), ``labels``, ``pivot``.
+        needs: what has to be there: ``training`` (images to learn from), ``labels``, ``pivot``,
+            ``latent`` (a path through the bridge).
     """
 
     family: ClassVar[str] = "metrics"

@@ -183,6 +183,8 @@ class RecipeConfig(PartConfig):
         batch_size: replaces the batch size of every stage, where given.
         max_steps: caps the length of every stage; its schedules shrink with it.
         accumulate: batches per optimiser step; the batch size stays the same.
+        metrics: what is measured on held-out images while a run trains, as in ``rpiae eval
+            --metrics``; the task's usual ones where it is empty.
         recompute: whether transformer blocks compute their activations again for the backward pass
             instead of keeping them: less memory, about a third more time.
         evaluate_every: steps between held-out evaluations; 0 is at the end of stages only.
@@ -207,6 +209,7 @@ class RecipeConfig(PartConfig):
         within(1, MOST_BATCHES, default=1), "the parts of a batch are added up in another order"
     )
     recompute: bool = without_effect(False, "the same numbers are computed twice")
+    metrics: tuple[str, ...] = without_effect((), "measuring changes nothing")
     evaluate_every: int = without_effect(
         at_least(0, default=5000), "it draws nothing and changes nothing"
     )

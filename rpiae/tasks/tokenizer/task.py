@@ -32,7 +32,7 @@ class TokenizerTask(Task):
     Args:
         model: starts as the run's initialisation.
         replica: the frozen pivot.
-        evaluate: held-out metrics.
+        evaluate: held-out metrics; all processes call it and get the same.
 
     Attributes:
         measure: gives held-out metrics.
@@ -97,11 +97,13 @@ class TokenizerTask(Task):
 
     def evaluate(self, stage: StageConfig, runtime: Runtime) -> Mapping[str, float]:
         """Held-out metrics."""
-        return runtime.on_main(lambda: dict(self.measure(self.model, stage)))
+        return dict(self.measure(self.model, stage))
 
     def criterion(self, stage: StageConfig) -> str:
-        """PSNR where nothing is said."""
-        return stage.best or "psnr"
+        """Where nothing is said, PSNR; against a critic the Fréchet distance over tokens of the pivot:
+        PSNR prefers blur to detail, which is what a critic is there for."""
+        against_critic = any(isinstance(term.loss, AdversarialConfig) for term in stage.terms)
+        return stage.best or ("-pivot_rfd" if against_critic else "psnr")
 
     def remarks(self, metrics: Mapping[str, float]) -> Mapping[str, str]:
         """Channels that carry nothing."""

@@ -1,0 +1,142 @@
+"""Evaluations of saved tokenizers: measured, kept beside them, and pictured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from attrs import evolve
+
+from rpiae.core.config.tree import unparse
+from rpiae.core.errors import DataError, RunError, UsageError
+from rpiae.core.model.resolve import ResolvedTokenizer
+from rpiae.core.runtime.processes import Runtime
+from rpiae.data.orders import sampled
+from rpiae.evaluation.configs import EvaluationConfig
+from rpiae.evaluation.engine import Examiner
+from rpiae.evaluation.evaluating import Evaluation, evaluate
+from rpiae.evaluation.images import listed_images
+from rpiae.evaluation.panel import built, fetch_weights, metric_configs, needing
+from rpiae.evaluation.pictures import similarity_sheet, strip
+from rpiae.evaluation.protocol import EVALUATION_FILE
+from rpiae.evaluation.records import add_evaluation
+from rpiae.evaluation.subjects import (
+    Subject,
+    evaluation_address,
+    measured_images,
+    open_subject,
+    results_folder,
+)
+from rpiae.evaluation.walk import Progress
+from rpiae.latents.encoding import tokenizer_digest
+
+PICTURES_FOLDER = "pictures"
+
+#: Images in a strip, and in the sheet of similarity maps.
+SHOWN = 12
+MAPPED = 4
+
+
+def evaluate_saved(
+    folder: Path,
+    config: EvaluationConfig,
+    *,
+    runtime: Runtime | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+    reference_out: Path | None = None,
+) -> Evaluation:
+    """Measure a run's tokenizer; add it to ``evaluation.json`` and write pictures in its folder.
+
+    Args:
+        folder: a run's or tokenizer's folder.
+        config: what it is measured on, and with what.
+        runtime: device, precision and processes; as the config says where not given.
+        progress: is told after every batch.
+        reference_out: where the originals' Fréchet statistics are written, if anywhere.
+
+    Returns:
+        The outcome; what could not be stored is under ``unwritten``, with the reason.
+
+    Raises:
+        FetchError: with all that metrics load and that cannot be had; see ``evaluate`` for others.
+    """
+    runtime = runtime or Runtime(device="auto", precision=config.precision)
+    runtime.on_main(lambda: fetch_weights(config.metrics))
+    subject = open_subject(folder, runtime.device)
+    found = evaluate(
+        subject, config, runtime=runtime, progress=progress, reference_out=reference_out
+    )
+    if not runtime.is_main:
+        return found
+    try:
+        notices = _store(subject, config, found, runtime)
+    except (RunError, DataError) as error:
+        return evolve(found, unwritten=(*found.unwritten, str(error)))
+    return evolve(found, notices=tuple(notices))
+
+
+def check_evaluation(config: EvaluationConfig, tokenizer: ResolvedTokenizer) -> None:
+    """Whether tokenizers can be measured so, before any is trained.
+
+    Raises:
+        UsageError: if a metric or dataset is unknown, or lacks what it needs.
+        FetchError: if what a metric loads cannot be had.
+        DataError: if there are no such images.
+    """
+    fetch_weights(config.metrics)
+    configs = metric_configs(config.metrics)
+    list(built(configs))  # a metric looks at its own settings when it is made
+    size = config.image_size or tokenizer.encoder_facts.image_size
+    sets = [
+        listed_images(data, tokenizer, size=size, config=config, address=address) if data else None
+        for address, data in (("data", config.data), ("train", config.training))
+    ]
+    for name in needing("labels", configs):
+        for images, option in zip(sets, ("data", "training"), strict=True):
+            if images is None or not images.labelled:
+                where = images.location if images else f"evaluation.{option}, which is not given,"
+                raise UsageError(f"{name} needs labels, and {where} has none")
+    learners = needing("training", configs)
+    if learners and config.data and not config.training:
+        raise UsageError(
+            f"{', '.join(learners)} need images to learn from: set evaluation.training"
+        )
+
+
+def _store(
+    subject: Subject, config: EvaluationConfig, found: Evaluation, runtime: Runtime
+) -> list[str]:
+    """Add an evaluation to those of its tokenizer, and write pictures."""
+    out = results_folder(subject.folder)
+    record = {
+        "address": evaluation_address(subject.folder, config),
+        "tokenizer": str(subject.folder),
+        "tokenizer_sha256": tokenizer_digest(subject.model),
+        "config": unparse(config),
+        **found.as_tree(),
+    }
+    notices = add_evaluation(out / EVALUATION_FILE, record)
+    _write_pictures(out / PICTURES_FOLDER, subject, config, runtime)
+    return notices
+
+
+def _write_pictures(
+    folder: Path, subject: Subject, config: EvaluationConfig, runtime: Runtime
+) -> None:
+    """Originals, reconstructions and similarity maps of the first images."""
+    images = measured_images(subject, config)
+    (loaded,) = images.load([sampled(len(images), SHOWN)])
+    if not loaded.positions:
+        return
+    examiner = Examiner(
+        model=subject.model, runtime=runtime, replica=subject.replica, rounding=config.round
+    )
+    seen = examiner(loaded._replace(images=loaded.images.to(runtime.device)))
+    try:
+        folder.mkdir(exist_ok=True)
+        strip(seen.images).save(folder / "originals.png")
+        strip(seen.reconstruction).save(folder / "held-out.png")
+        pivot = seen.pivot_features if subject.replica is not None else None
+        similarity_sheet(seen.images[:MAPPED], seen.features, pivot).save(folder / "similarity.png")
+    except OSError as error:
+        raise RunError(f"cannot write {folder}: {error.strerror}") from None
