@@ -76,7 +76,7 @@ def evaluate_saved(
 
 
 def check_evaluation(config: EvaluationConfig, tokenizer: ResolvedTokenizer) -> None:
-    """Whether tokenizers can be measured so, before any is trained.
+    """Refuse an evaluation that tokenizers cannot be measured by, before any is trained.
 
     Raises:
         UsageError: if a metric or dataset is unknown, or lacks what it needs.

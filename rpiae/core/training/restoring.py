@@ -40,7 +40,7 @@ _WITHIN = {
 
 
 def check_saved(saved: SavedState, *, task: Task, recipe: RecipeConfig) -> None:
-    """Whether a run can go on from a state.
+    """Refuse a state that a run cannot go on from.
 
     Args:
         saved: the state.
@@ -86,7 +86,7 @@ def check_saved(saved: SavedState, *, task: Task, recipe: RecipeConfig) -> None:
 
 
 def check_stage_end(state: Mapping[str, Any], *, source: str) -> None:
-    """Whether a state is the end of a stage, for a run that its tensors are still to be fitted to.
+    """Refuse a state that is not the end of a stage; how its tensors fit a run is looked at later.
 
     Raises:
         CheckpointError: if it is not.
@@ -146,7 +146,7 @@ def check_ratios(saved: Mapping[Any, Any], *, source: str) -> None:
 def check_optimiser(
     saved: Mapping[str, Any], parameters: Sequence[nn.Parameter], *, steps: int, source: str
 ) -> None:
-    """Whether an AdamW's state is of these parameters.
+    """Refuse a state of AdamW that is of other parameters.
 
     Raises:
         CheckpointError: if not.
@@ -183,7 +183,7 @@ def _check_average(saved: Any, parameters: Mapping[str, nn.Parameter], source: s
 
 
 def _check_history(history: Mapping[Any, Any], ended: Iterable[str], source: str) -> None:
-    """Whether the stages that have ended can be told again."""
+    """Refuse a history from which the stages that have ended cannot be told again."""
     for name in ended:
         told = history.get(name)
         expected = {field.name for field in fields(events.StageEnded)}
