@@ -115,7 +115,7 @@ def test_half_of_the_images_damaged(tmp_path: Path, images: Path) -> None:
 def test_two_runs_in_one_folder(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rpiae.runs.running.PATIENCE", 0.1)
+    monkeypatch.setattr("rpiae.runs.folder.PATIENCE", 0.1)
     tree = short_run(images, tmp_path / "run")
     first = runs.run(tree)
     until(first, "tune", 1)

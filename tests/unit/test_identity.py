@@ -36,7 +36,7 @@ from rpiae.core.runtime.processes import Runtime
 from rpiae.data.configs import MixtureSourceConfig
 from rpiae.data.fingerprint import data_fingerprint
 from rpiae.losses.configs import L1LossConfig
-from rpiae.runs import running
+from rpiae.runs.resolving import settled
 from rpiae.runs.stages import run_address
 from tests.short_run import short_run, write_images
 
@@ -46,7 +46,7 @@ FAMILIES = ("encoders", "bridges", "decoders", "losses", "critics", "datasets", 
 WITHOUT_EFFECT = {
     "RunConfig": {"out", "device", "wandb_project", "requires", "imports"},
     "RecipeConfig": {
-        "summary", "recompute", "evaluate_every", "checkpoint_every", "read_every", "keep_checkpoints",
+        "summary", "recompute", "evaluate_every", "checkpoint_every", "read_every", "keep_checkpoints", "metrics",
         "default_data", "default_resize", "default_positions",
     },
     "StageConfig": {"best"},
@@ -144,6 +144,7 @@ CHANGES: dict[str, Tree | str] = {
     "recipe.checkpoint_every": "recipe.checkpoint_every=1",
     "recipe.keep_checkpoints": "recipe.keep_checkpoints=3",
     "recipe.read_every": "recipe.read_every=3",
+    "recipe.metrics": "recipe.metrics=['psnr']",
     "recipe.default_data": "recipe.default_data='sample'",
 }
 
@@ -269,7 +270,7 @@ def test_a_run_writes_down_the_commits_that_it_loads_and_the_plan_names_unknown_
     encoder = resolved.config.encoder
     cached(tmp_path, encoder.repository(), ONE)
     cached(tmp_path, "owner/a", OTHER, kind="datasets")
-    written = running._settled(resolved, Runtime(device="cpu", precision="fp32")).config
+    written = settled(resolved, Runtime(device="cpu", precision="fp32")).config
     assert written.encoder == evolve(encoder, revision=ONE)
     assert getattr(written.data, "revision", "") == OTHER
     assert run_address(written) == run_address(resolved.config)

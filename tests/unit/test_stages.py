@@ -21,7 +21,6 @@ from rpiae.core.model.folders import load_tokenizer, save_tokenizer
 from rpiae.core.model.resolve import part_config
 from rpiae.core.training import events
 from rpiae.data.fingerprint import data_fingerprint
-from rpiae.runs import running
 from rpiae.runs.history import HISTORY_FILE, Session, begin_session, trained_with
 from rpiae.runs.recording import EVENTS_FILE
 from rpiae.runs.stages import StageStore, machine, run_address, stage_address
@@ -46,7 +45,7 @@ def config(images: Path, *overrides: str, **changes: Any) -> RunConfig:
 def digests(given: Tree, store: StageStore | None, monkeypatch: pytest.MonkeyPatch) -> Tree:
     """Digests of all stages, and how many steps were taken for them."""
     monkeypatch.setattr(
-        running, "_evaluated", lambda *_: {"psnr": 1, "psnr_mean_colour": 1, "psnr_pca": 1}
+        "rpiae.runs.summary.evaluated", lambda *_: {"psnr": 1, "psnr_mean_colour": 1, "psnr_pca": 1}
     )
     found: Tree = {"steps": 0}
     for event in runs.run(given, stages=store):
@@ -197,7 +196,7 @@ def test_what_a_resume_changed_is_not_kept_as_if_all_had_been_trained_so(
 ) -> None:
     store = StageStore(tmp_path / "stages")
     monkeypatch.setattr(
-        running, "_evaluated", lambda *_: {"psnr": 1, "psnr_mean_colour": 1, "psnr_pca": 1}
+        "rpiae.runs.summary.evaluated", lambda *_: {"psnr": 1, "psnr_mean_colour": 1, "psnr_pca": 1}
     )
     out = interrupted(tree(images, tmp_path / "run"), steps, store, monkeypatch)
     before = runs.resolve(tree(images, out)).config

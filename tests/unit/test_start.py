@@ -212,7 +212,7 @@ def test_a_run_from_another_trains(
     images: Path, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        running, "_evaluated", lambda *_: {"psnr": 1, "psnr_mean_colour": 1, "psnr_pca": 1}
+        "rpiae.runs.summary.evaluated", lambda *_: {"psnr": 1, "psnr_mean_colour": 1, "psnr_pca": 1}
     )
     seen = list(runs.run(started(images, tmp_path / "out", source)))
     assert isinstance(seen[-1], events.RunEnded)
