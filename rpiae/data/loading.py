@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from rpiae.core.errors import DataError
 from rpiae.core.model.contracts import Batch
-from rpiae.core.runtime.processes import ended_loader
+from rpiae.core.runtime.processes import ended_loader, loader_ended
 from rpiae.core.runtime.signals import SAME, STOP_SIGNALS
 
 T = TypeVar("T")
@@ -135,6 +135,8 @@ def loaded(source: Iterable[T]) -> Iterator[T]:
             if told := ended_loader(error):
                 raise DataError(told) from None
             raise
+        except (ConnectionError, EOFError) as error:  # it ended while it handed a batch over
+            raise DataError(loader_ended(str(error) or type(error).__name__)) from None
         yield batch
 
 

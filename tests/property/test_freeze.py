@@ -67,8 +67,8 @@ def _losses(roles: dict[str, nn.Module]) -> Tensor:
     bridge = roles["bridge"]
     assert isinstance(bridge, VariationalBridge)
     posterior = bridge.encode(roles["encoder"](images))
-    pixels = roles["decoder"](bridge.decode(posterior.sample(torch.ones(2, 2, 2, 2))))
-    loss: Tensor = (pixels - images).square().mean() + posterior.kl()
+    pixels = roles["decoder"](bridge.decode(posterior.sample(torch.ones(2, 2, 1, 2, 2))))
+    loss: Tensor = (pixels[:, :, 0] - images).square().mean() + posterior.kl()
     return loss
 
 

@@ -515,7 +515,7 @@ class TestReferences:
         self, run: Path, testing: Path, tmp_path: Path
     ) -> None:
         out = tmp_path / "originals.safetensors"
-        out.with_suffix(".part").mkdir()
+        out.mkdir()
         config = EvaluationConfig(data=f"folder:{testing}", metrics=(f"rfd:{SPACE}",))
         found = evaluate_saved(run, config, reference_out=out)
         assert found.metrics[f"rfd[{SPACE}]"] > 0

@@ -71,8 +71,9 @@ def test_a_name_of_bytes_is_told_as_bytes(tmp_path: Path) -> None:
     with open(config, "wb") as file:
         file.write(b"seed = 1\n")
     done = subprocess.run(
-        [sys.executable, "-m", "rpiae", "config", "check", config], capture_output=True, check=False
-    )
+        [sys.executable, "-m", "rpiae", "config", "check", config],
+        capture_output=True, check=False, env=os.environ | {"COLUMNS": "1000"},
+    )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.replace(b"\n", b"").endswith(b"/r\\xff.toml is fine")
 

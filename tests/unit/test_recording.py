@@ -136,7 +136,7 @@ def begun(stage: str, step: int = 0) -> events.StageStarted:
 def step(stage: str, number: int) -> events.StepDone:
     return events.StepDone(
         stage=stage, step=number, steps=4, total=1.0, terms={"l1": 1.0}, weights={},
-        learning_rate=0.1, gradient_norms={}, critic={}, images_per_second=1.0, data_seconds=0.0,
+        learning_rate=0.1, gradient_norms={}, others={}, images_per_second=1.0, data_seconds=0.0,
         remaining_seconds=0.0, memory=1,
     )  # fmt: skip
 

@@ -209,14 +209,18 @@ class Runtime:
 def ended_loader(error: RuntimeError) -> str | None:
     """What to say of an error that tells of the end of a loading process; None for other errors.
 
-    Torch raises it wherever the training process is at that moment. A process that dies takes its
-    cause with it, so what torch says is all there is.
+    Torch raises it wherever the training process is at that moment.
     """
-    if "DataLoader worker" not in str(error):
-        return None
+    told = "DataLoader worker" in str(error)
+    return loader_ended(_first_line(error).rstrip(" .")) if told else None
+
+
+def loader_ended(cause: str) -> str:
+    """What to say where a loading process ended: it takes its cause with it, so that what is left of
+    it is all there is."""
     return (
-        f"a process that loads images ended ({_first_line(error).rstrip(' .')}). Lower "
-        "data.workers: 0 loads in the training process, where a cause is told"
+        f"a process that loads images ended ({cause}). Lower data.workers: 0 loads in the training "
+        "process, where a cause is told"
     )
 
 
