@@ -140,6 +140,17 @@ def test_what_does_not_fit_is_refused_by_name(
     assert WITHIN in str(caught.value)
 
 
+def test_a_state_of_the_version_before_goes_on_where_only_the_model_learned(
+    whole: Path, tmp_path: Path
+) -> None:
+    path = on_its_own(whole, tmp_path, "stage0-step00000003.pt")
+    state = copy.deepcopy(read_state(path).state)
+    del state["balance"], state["players"]
+    write_state(path, state)
+    steps = [e for e in train(inputs(tmp_path), resume=True) if isinstance(e, events.StepDone)]
+    assert (steps[0].stage, steps[0].step) == ("first", 4)
+
+
 Table = dict[Any, Any]
 
 #: Where a state holds tensors: the table, and the key of a matrix in it.

@@ -73,6 +73,8 @@ def check_saved(saved: SavedState, *, task: Task, recipe: RecipeConfig) -> None:
     config = recipe.stages[stage]
     if step > (length := stage_length(config, recipe, state["num_images"]).steps):
         raise CheckpointError(f"{source} is of step {step} of {length} of stage {config.name}")
+    for name in ("balance", "players"):  # which the version before did not have
+        state.setdefault(name, {})
     _check_types(state, _WITHIN, source)
     apply_stage(task.roles, config.train)
     trained = dict(trained_parameters(task.roles))
