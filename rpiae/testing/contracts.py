@@ -167,8 +167,19 @@ def check_decoder(config: DecoderConfig) -> None:
     assert decoder.last_weight.grad is not None, "last_weight takes no part in the images"
 
 
+#: What stands for a gradient: tensors of a step, and the needs of which one has to name it.
+GRADIENTS = {
+    "reconstruction": frozenset({"pixels"}),
+    "tokens": frozenset({"features"}),
+    "decoded": frozenset({"decoded_features"}),
+    "moments": frozenset({"gaussian", "latent"}),
+    "latent": frozenset({"latent"}),
+}
+
+
 def check_loss(config: LossConfig, replica_encoder: nn.Module | None = None) -> None:
-    """A loss is a finite scalar that depends on something trainable, and declares known needs.
+    """A loss is a finite scalar that depends on something trainable, and declares known needs; its
+    gradient reaches nothing but these.
 
     Args:
         config: the loss.
@@ -207,6 +218,12 @@ def check_loss(config: LossConfig, replica_encoder: nn.Module | None = None) -> 
     assert math.isfinite(value.item())
     torch.autograd.backward(value)
     assert any(leaf.grad is not None for leaf in leaves.values()), "nothing receives a gradient"
+    for name, sources in GRADIENTS.items():
+        reached = leaves[name].grad is not None
+        assert not reached or needs & sources, (
+            f"its gradient reaches the {name}, which none of its needs {sorted(needs)} stands for: the "
+            f"trainer takes it only where they say so; name one of {sorted(sources)}"
+        )
 
 
 def check_critic(config: CriticConfig, *, size: tuple[int, int] = (40, 56)) -> None:

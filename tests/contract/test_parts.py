@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from attrs import frozen
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from rpiae.core.config.parts import (
@@ -18,6 +20,7 @@ from rpiae.core.config.parts import (
     EncoderDescription,
     LossConfig,
 )
+from rpiae.core.model.contracts import StepContext
 from rpiae.core.model.resolve import part_config, wire
 from rpiae.core.registry.registry import registry
 from rpiae.testing import check_bridge, check_critic, check_decoder, check_encoder, check_loss
@@ -76,6 +79,28 @@ def test_loss(name: str) -> None:
     assert isinstance(config, LossConfig)
     torch.manual_seed(0)
     check_loss(config, part_config("encoders", ENCODERS["vit"]).build())
+
+
+@frozen(kw_only=True)
+class SilentConfig(LossConfig):
+    """Config of a loss that says less than it looks at."""
+
+    module: ClassVar[str] = f"{__name__}:Silent"
+    needs: ClassVar[frozenset[str]] = frozenset({"pixels"})
+
+
+class Silent:
+    """Looks at the features too."""
+
+    def __call__(self, context: StepContext) -> Tensor:
+        return context.reconstruction.mean() + context.features.tokens.mean()
+
+
+def test_a_loss_that_looks_at_more_than_it_names() -> None:
+    with pytest.raises(
+        AssertionError, match=r"reaches the tokens, which none of its needs \['pixels'\]"
+    ):
+        check_loss(SilentConfig(name="silent"))
 
 
 @pytest.mark.parametrize("name", CRITICS)
