@@ -80,11 +80,7 @@ def decode_latents(
     else:
         tensor = latents if limit is None else latents[:limit]
         total = len(tensor)
-        width = max(5, len(str(total - 1)))
-        batches = (
-            (tensor[i : i + batch_size], [f"{k:0{width}}" for k in range(i, min(i + batch_size, total))])
-            for i in range(0, total, batch_size)
-        )  # fmt: skip
+        batches = _numbered(tensor, batch_size)
     model = model.to(runtime.device)
     used: set[str] = set()
     done = 0
@@ -170,6 +166,14 @@ def _chosen(file: Path, names: list[str]) -> str:
             f"{file} holds {held}; call the one of the latents {LATENT_NAMES[0]!r}, or save it alone"
         )
     return known[0]
+
+
+def _numbered(latents: Tensor, batch_size: int) -> Iterator[tuple[Tensor, list[str]]]:
+    """Latents batch by batch, with numbers for names."""
+    width = max(5, len(str(len(latents) - 1)))
+    names = [f"{number:0{width}}" for number in range(len(latents))]
+    for start in range(0, len(latents), batch_size):
+        yield latents[start : start + batch_size], names[start : start + batch_size]
 
 
 def _check(

@@ -233,11 +233,10 @@ def encode_dataset(
         own = range(runtime.rank, plan.num_shards, runtime.num_processes)
         problems = {number: problem_of(plan, target, number, images) for number in own}
         missing = [number for number, problem in problems.items() if problem]
-        for number in missing:
-            if (target / plan.shard_file(number)).exists():
-                yield Notice(text=f"{problems[number]}; it is written anew")
-        for notice in images.notices if runtime.is_main else ():
-            yield Notice(text=notice)
+        anew = [n for n in missing if (target / plan.shard_file(n)).exists()]
+        texts = [f"{problems[number]}; it is written anew" for number in anew]
+        for text in [*texts, *(images.notices if runtime.is_main else ())]:
+            yield Notice(text=text)
         yield Started(
             plan=plan, kept=len(own) - len(missing), process=runtime.rank,
             num_processes=runtime.num_processes,
@@ -251,10 +250,15 @@ def encode_dataset(
             model = model.to(runtime.device)
             yield from _encoded(model, images, target, plan, missing, size, runtime, pace)
         if runtime.is_main:
-            while not pace.others_are_done():
-                time.sleep(GLANCE)
-                yield pace.progressed()
-            yield Finished(folder=target, index=finished_index(target, plan, images))
+            yield from _finished(target, plan, images, pace)
+
+
+def _finished(folder: Path, plan: Plan, images: EveryImage, pace: _Pace) -> Iterator[Event]:
+    """Wait for what other processes write, and write the index."""
+    while not pace.others_are_done():
+        time.sleep(GLANCE)
+        yield pace.progressed()
+    yield Finished(folder=folder, index=finished_index(folder, plan, images))
 
 
 def _prepare(folder: Path, plan: Plan) -> None:

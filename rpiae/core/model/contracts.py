@@ -1,7 +1,8 @@
 """What the parts of a tokenizer must offer, as types only.
 
 A part is any ``torch.nn.Module`` that fits its Protocol; nothing has to be inherited.
-``rpiae.testing`` checks a part against these contracts.
+``rpiae.testing`` checks a part against these contracts. They lie in one file, over 400 lines, because a
+part's author reads them together, and docstrings are most of it.
 """
 
 from __future__ import annotations

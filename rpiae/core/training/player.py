@@ -244,6 +244,10 @@ class Player:
         """Optimiser and ratios, for a checkpoint; what is trained is saved by whoever has it."""
         return {"optimiser": self.optimiser.state_dict(), "balance": self.balance.state_dict()}
 
+    def whole(self) -> dict[str, Any]:
+        """The same with the module's weights, for a player that the task's own state does not hold."""
+        return {"weights": self.module.state_dict(), **self.state_dict()}
+
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on with the moments of a saved state, and with the settings that there are now."""
         own = self.optimiser.state_dict()["param_groups"]

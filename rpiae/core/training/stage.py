@@ -229,18 +229,18 @@ class StageAtWork:
     def _check_finite(self, problems: Sequence[str]) -> None:
         if problems:
             raise TrainingError(
-                f"stage {self.config.name}, step {self.step}: not finite "
-                f"({', '.join(problems)}). {self._way_on()} --precision fp32, or begin another run "
-                "with a lower learning rate or gradient clipping (optimiser.clip)"
+                f"stage {self.config.name}, step {self.step}: not finite ({', '.join(problems)}). "
+                f"{self._way_on()} --precision fp32, or begin another run with a lower learning rate or "
+                "gradient clipping (optimiser.clip)"
             )
 
     def _way_on(self) -> str:
-        checkpoints = self.inputs.folder / "checkpoints"
-        if not list_checkpoints(checkpoints):
-            return f"No checkpoint was due yet: --resume {self.inputs.folder} begins anew"
+        folder = self.inputs.folder
+        if not list_checkpoints(folder / "checkpoints"):
+            return f"No checkpoint was due yet: --resume {folder} begins anew"
         return (
-            f"The last good checkpoint in {checkpoints} is kept; go on from it with "
-            f"--resume {self.inputs.folder}"
+            f"The last good checkpoint in {folder / 'checkpoints'} is kept; go on from it with --resume "
+            f"{folder}"
         )
 
     def _batches(self, stop: StopSignal) -> Iterator[tuple[Batch, float]]:
@@ -328,7 +328,7 @@ class StageAtWork:
                 "weights": digest(task.module.state_dict()),
                 "ema": digest(self.ema.state_dict()),
                 "optimiser": digest(self.players[0].optimiser.state_dict()),
-                **{player.name: digest(_whole(player)) for player in self.players[1:]},
+                **{player.name: digest(player.whole()) for player in self.players[1:]},
             },
         )  # fmt: skip
         self.history[self.config.name] = asdict(ended)
@@ -361,7 +361,7 @@ class StageAtWork:
         if not ended:
             state |= {
                 **self.players[0].state_dict(),
-                "players": {player.name: _whole(player) for player in self.players[1:]},
+                "players": {player.name: player.whole() for player in self.players[1:]},
                 "seconds": self.seconds,
                 "skipped": self.skipped,
                 "best": self.best,
@@ -382,11 +382,6 @@ class StageAtWork:
 def best_folder(run: Path, stage: str) -> Path:
     """Where the best evaluated weights of a stage are, in a run's folder."""
     return run / "best" / plain_name(stage)
-
-
-def _whole(player: Player) -> dict[str, Any]:
-    """The state of a player that the task's own does not hold."""
-    return {"weights": player.module.state_dict(), **player.state_dict()}
 
 
 def _try_to_save(task: Task, folder: Path) -> str:

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rpiae.core.model.contracts import Dataset, Features, Fit, Fittable
+from rpiae.core.model.contracts import Batch, Dataset, Features, Fit, Fittable
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.draws import key
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training import events
+from rpiae.core.training.feed import Feed
 
 #: Tokens that a bridge is fitted to, from as many random training crops as it takes.
 TOKENS = 1 << 16
@@ -39,8 +40,9 @@ def fit_bridge(model: RPiAE, data: Dataset, runtime: Runtime, seed: int) -> Iter
         size = data.image_size
         per_crop = math.prod(model.geometry(size, size).grid)
         crops = data.crops(math.ceil(TOKENS / per_crop), seed=key(seed, "fit"))
-        batches = torch.split(crops, max(1, TOKENS_PER_BATCH // per_crop))
-        found = bridge.fit(_features(model, batch.to(runtime.device)) for batch in batches)
+        batches = (Batch(b, ()) for b in torch.split(crops, max(1, TOKENS_PER_BATCH // per_crop)))
+        feed = Feed(batches, runtime.device)
+        found = bridge.fit(_features(model, batch.inputs) for batch in feed)
         return found, {name: tensor.cpu() for name, tensor in bridge.state_dict().items()}
 
     model.eval()
