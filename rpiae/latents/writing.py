@@ -225,32 +225,37 @@ def encode_dataset(
 
         def begin() -> Tree:
             plan = make_plan(model, images, settings=settings, data=data, tokenizer=tokenizer)
-            _claim(target, held)
-            _prepare(target, plan)
+            _prepare(target, plan, held)
             return plan.as_tree()
 
         plan = Plan.from_tree(runtime.on_main(begin))
         own = range(runtime.rank, plan.num_shards, runtime.num_processes)
         problems = {number: problem_of(plan, target, number, images) for number in own}
         missing = [number for number, problem in problems.items() if problem]
-        anew = [n for n in missing if (target / plan.shard_file(n)).exists()]
-        texts = [f"{problems[number]}; it is written anew" for number in anew]
-        for text in [*texts, *(images.notices if runtime.is_main else ())]:
-            yield Notice(text=text)
+        yield from _notices(plan, target, problems, images, runtime)
         yield Started(
             plan=plan, kept=len(own) - len(missing), process=runtime.rank,
             num_processes=runtime.num_processes,
         )  # fmt: skip
-        if runtime.is_main:
-            yield from _too_few_shards(plan, runtime)
-        size = batch_size or batch_size_for(model, images.image_size)
-        pace = _Pace(plan, target, others=not_in(own, plan.num_shards) if runtime.is_main else [])
-        pace.done = sum(len(plan.shard(number)) for number in own if number not in missing)
+        yield from _too_few_shards(plan, runtime)
+        others = not_in(own, plan.num_shards) if runtime.is_main else []
+        pace = _Pace(plan, target, others=others, kept=[n for n in own if n not in missing])
         if missing:
-            model = model.to(runtime.device)
+            size = batch_size or batch_size_for(model, images.image_size)
             yield from _encoded(model, images, target, plan, missing, size, runtime, pace)
         if runtime.is_main:
             yield from _finished(target, plan, images, pace)
+
+
+def _notices(
+    plan: Plan, folder: Path, problems: Mapping[int, str], images: EveryImage, runtime: Runtime
+) -> Iterator[Notice]:
+    """What is to be said first: which shards are there and written anew, and what the dataset says."""
+    for number, problem in problems.items():
+        if problem and (folder / plan.shard_file(number)).exists():
+            yield Notice(text=f"{problem}; it is written anew")
+    for text in images.notices if runtime.is_main else ():
+        yield Notice(text=text)
 
 
 def _finished(folder: Path, plan: Plan, images: EveryImage, pace: _Pace) -> Iterator[Event]:
@@ -261,8 +266,9 @@ def _finished(folder: Path, plan: Plan, images: EveryImage, pace: _Pace) -> Iter
     yield Finished(folder=folder, index=finished_index(folder, plan, images))
 
 
-def _prepare(folder: Path, plan: Plan) -> None:
-    """Leave nothing half-written in a folder that a plan may be carried out in, and an index."""
+def _prepare(folder: Path, plan: Plan, held: contextlib.ExitStack) -> None:
+    """Hold a folder that a plan may be carried out in; leave nothing half-written there, and an index."""
+    _claim(folder, held)
     check_folder(folder, plan)
     for path in folder.glob(f".*{UNFINISHED}"):  # of interrupted calls
         path.unlink(missing_ok=True)
@@ -271,7 +277,7 @@ def _prepare(folder: Path, plan: Plan) -> None:
 
 
 def _too_few_shards(plan: Plan, runtime: Runtime) -> Iterator[Notice]:
-    if plan.num_shards < runtime.num_processes:
+    if runtime.is_main and plan.num_shards < runtime.num_processes:
         yield Notice(
             text=f"{runtime.num_processes} processes have {plan.num_shards} shards to share: a "
             "smaller --shard-size makes more"
@@ -286,13 +292,13 @@ def not_in(own: range, count: int) -> list[int]:
 class _Pace:
     """How far all processes are, as the first one sees it."""
 
-    def __init__(self, plan: Plan, folder: Path, *, others: list[int]) -> None:
+    def __init__(self, plan: Plan, folder: Path, *, others: list[int], kept: list[int]) -> None:
         self._plan = plan
         self._folder = folder
         self._waiting = others
         self._elsewhere = 0
         self._glanced = 0.0
-        self.done = 0
+        self.done = sum(len(plan.shard(number)) for number in kept)
         self.others_are_done()
         self._started = time.perf_counter()
         self._before: int | None = None
@@ -338,6 +344,7 @@ def _encoded(
     dtype = DTYPES[plan.settings.dtype]
     stored: dict[str, list[Tensor]] = defaultdict(list)
     skipped: dict[int, str] = {}
+    model = model.to(runtime.device)
     pace.start()
     for batch, positions in zip(
         Feed(images.batches(batches), runtime.device), batches, strict=True

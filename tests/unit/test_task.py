@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rpiae.core.config.parts import LossConfig
 from rpiae.core.config.recipe import OptimiserConfig, RecipeConfig, StageConfig, TermConfig
-from rpiae.core.errors import CheckpointError, TrainingError
+from rpiae.core.errors import CheckpointError, DataError, TrainingError
 from rpiae.core.model.contracts import Batch, StageSteps
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training import events
@@ -196,6 +196,36 @@ def test_what_is_not_finite_is_caught_before_a_checkpoint(tmp_path: Path) -> Non
         list(train(inputs))
     saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert saved == ["stage0-step00000004.pt"]
+
+
+class EndingPoints(Points):
+    """Points that cannot be read any more from a step on."""
+
+    def batches(self, steps: StageSteps) -> Iterator[Batch]:
+        for number, batch in enumerate(super().batches(steps)):
+            if number == 3:
+                raise DataError("no point can be read")
+            yield batch
+
+
+@pytest.mark.parametrize("factor", [1.0, float("nan")])
+def test_steps_that_nobody_looked_at_are_looked_at_before_they_are_saved(
+    tmp_path: Path, factor: float
+) -> None:
+    inputs = evolve(
+        run_of(tmp_path), data=EndingPoints(), runtime=Waiting(device="cpu", precision="fp32")
+    )
+    calls = []
+
+    def spoilt(gradient: Tensor) -> Tensor:
+        calls.append(1)
+        return gradient * (factor if len(calls) == 2 else 1.0)
+
+    inputs.task.module.line.weight.register_hook(spoilt)
+    expected = DataError if factor == 1.0 else TrainingError
+    with pytest.raises(expected):
+        list(train(inputs))
+    assert (tmp_path / "checkpoints" / "stage0-step00000003.pt").is_file() == (factor == 1.0)
 
 
 def test_states_of_another_task_are_refused(tmp_path: Path) -> None:

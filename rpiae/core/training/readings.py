@@ -74,6 +74,21 @@ class Readings:
             finite = torch.stack(numbers).isfinite().all()
             self._finite = finite if self._finite is None else self._finite & finite
 
+    @property
+    def seconds(self) -> float:
+        """Spent since the last reading."""
+        return self._seconds
+
+    def problems(self) -> list[str]:
+        """What is not finite in this process's steps since the last reading, in words; waits for the
+        device, and not for other processes."""
+        if not self._count:
+            return []
+        problems = [text for each in self._learned.values() for text in self.problems_of(each)]
+        if self._finite is not None and not self._finite.item() and not problems:
+            problems = [f"a loss or gradient of the last {self._count} steps"]
+        return problems
+
     def problems_of(self, learned: Learned) -> list[str]:
         """What of a player's step is not finite, in words."""
         whose = "" if learned.player == MODEL else f"{learned.player}'s "
@@ -103,13 +118,8 @@ class Readings:
         self._seconds += time.perf_counter() - began
         first, *others = self._learned.values()
         numbers = _floats(_numbers(first))
-        problems = self.problems_of(first)
-        rows = {}
-        for other in others:
-            rows[other.player] = self._row(other)
-            problems = problems or self.problems_of(other)
-        if self._finite is not None and not self._finite.item() and not problems:
-            problems = [f"a loss or gradient of the last {self._count} steps"]
+        problems = self.problems()
+        rows = {other.player: self._row(other) for other in others}
         terms = self._runtime.means({n: numbers[n] for n in first.terms})
         weights = {n: numbers[f"weight of {n}"] for n in first.weights}
         window = Window(

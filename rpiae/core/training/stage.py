@@ -350,6 +350,7 @@ class StageAtWork:
         path = checkpoint_path(self.inputs.folder / "checkpoints", index, step)
         if not self.inputs.runtime.is_main:
             return path
+        self._check_finite(self.readings.problems())  # of steps that nobody has looked at yet
         state: dict[str, Any] = {
             "stage": index,
             "step": step,
@@ -362,7 +363,7 @@ class StageAtWork:
             state |= {
                 **self.players[0].state_dict(),
                 "players": {player.name: player.whole() for player in self.players[1:]},
-                "seconds": self.seconds,
+                "seconds": self.seconds + self.readings.seconds,
                 "skipped": self.skipped,
                 "best": self.best,
             }
