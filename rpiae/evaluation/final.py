@@ -58,10 +58,7 @@ def evaluate_run(folder: Path, runtime: Runtime) -> dict[str, Any]:
     data = run.data.build()
     held_out: HeldOut = data.held_out()
     model = load_tokenizer(folder).to(runtime.device)
-    replica = PivotReplica(
-        read_pivot(folder, run.encoder).to(runtime.device), output_patch=model.decoder.patch,
-        downsampling=model.bridge.downsampling,
-    )  # fmt: skip
+    replica = PivotReplica.beside(model, read_pivot(folder, run.encoder).to(runtime.device))
     photographs = Photographs(_yardsticks(model, data, seed=run.seed))
     modules = dict(built(metric_configs(("psnr", "ssim", "drift"))))
     panel = Panel({**modules, "photographs": photographs}, runtime)

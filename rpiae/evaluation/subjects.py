@@ -67,10 +67,7 @@ def open_subject(folder: Path, device: torch.device) -> Subject:
     if not run.encoder.pretrained and not run.init:
         reason = "its encoder began with random weights"
         return Subject(model=model, folder=folder, run=run, without_pivot=reason)
-    replica = PivotReplica(
-        read_pivot(place, run.encoder).to(device), output_patch=model.decoder.patch,
-        downsampling=model.bridge.downsampling,
-    )  # fmt: skip
+    replica = PivotReplica.beside(model, read_pivot(place, run.encoder).to(device))
     return Subject(
         model=model, folder=folder, replica=replica, run=run, pivot_sha256=file_digest(pivot)
     )

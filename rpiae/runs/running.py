@@ -254,10 +254,9 @@ def _trained(
 
 def _task(config: RunConfig, model: RPiAE, held_out: HeldOut, runtime: Runtime) -> TokenizerTask:
     """The tokenizer in training, against its pivot and measured on held-out images."""
-    replica = PivotReplica(
-        read_pivot(Path(config.out), config.encoder).to(runtime.device),
-        output_patch=model.decoder.patch, downsampling=model.bridge.downsampling,
-    )  # fmt: skip
+    replica = PivotReplica.beside(
+        model, read_pivot(Path(config.out), config.encoder).to(runtime.device)
+    )
     measured = HeldOutEvaluation(held_out, measured_while_training(config.recipe), replica, runtime)
     return TokenizerTask(
         model, replica=replica,

@@ -188,9 +188,7 @@ def _meta_step(resolved: ResolvedRun, model: RPiAE, stage: StageConfig, size: in
 
 
 def _task(model: RPiAE, pivot: torch.nn.Module) -> TokenizerTask:
-    replica = PivotReplica(
-        pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
-    )
+    replica = PivotReplica.beside(model, pivot)
     return TokenizerTask(model, replica=replica, evaluate=lambda *_: {})
 
 

@@ -202,7 +202,10 @@ def _address(config: RunConfig, stages: tuple[StageConfig, ...], *, bridged: boo
     if config.init:
         tree["init"] = _initial_identity(config.init)
     if not bridged:
-        tree["bridge"] = {"downsampling": config.bridge.describe().downsampling}
+        facts = config.bridge.describe()
+        tree["bridge"] = {"downsampling": facts.downsampling}
+        if facts.temporal_downsampling > 1:
+            tree["bridge"]["temporal_downsampling"] = facts.temporal_downsampling
     return address(tree)
 
 

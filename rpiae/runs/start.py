@@ -6,12 +6,13 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+from rpiae.core.config.parts import PartConfig
 from rpiae.core.config.recipe import ROLES, RunConfig
 from rpiae.core.config.tree import Tree, parse_override
 from rpiae.core.errors import CheckpointError
 from rpiae.core.model.build import build_tokenizer
 from rpiae.core.model.folders import tokenizer_folder
-from rpiae.core.model.resolve import ResolvedRun
+from rpiae.core.model.resolve import ResolvedRun, part_config
 from rpiae.core.model.saved import WEIGHTS_FILE, SavedTokenizer, open_tokenizer
 from rpiae.core.model.state import load_state
 from rpiae.core.model.tokenizer import RPiAE
@@ -55,7 +56,7 @@ def check_initial(resolved: ResolvedRun) -> None:
     problems = [
         f"{role}: {problem}"
         for role in config.init_parts
-        if (problem := _unlike(_of_role(own, role), _of_role(theirs, role)))
+        if (problem := _unlike(_below(own, _taken_by(config, role)), _below(theirs, role)))
     ]
     if problems:
         raise CheckpointError(
@@ -82,11 +83,32 @@ def take_over(model: RPiAE, source: RPiAE, config: RunConfig) -> None:
     if "bridge" in config.init_parts:
         model.feature_mean, model.feature_var = source.feature_mean, source.feature_var
     for role in config.init_parts:
-        load_state(model.roles[role], source.roles[role].state_dict(), source=config.init)
+        taking = model.get_submodule(_taken_by(config, role))
+        load_state(taking, source.roles[role].state_dict(), source=config.init)
 
 
-def _of_role(shapes: Shapes, role: str) -> Shapes:
-    return {name: shape for name, shape in shapes.items() if name.startswith(f"{role}.")}
+def _taken_by(config: RunConfig, role: str) -> str:
+    """The module in a run's model that takes over the state of a role of its ``init``.
+
+    Raises:
+        CheckpointError: if the run's part cannot begin with that.
+    """
+    own: PartConfig = getattr(config, role)
+    there = part_config(own.family, _saved(config.init).config[role])
+    place = own.place_of(there)
+    if place is None:
+        raise CheckpointError(
+            f"{role} {own.label!r} cannot begin with the weights of {there.label!r}, which {config.init} "
+            f"holds: take over the other parts with --parts, or name another {role}"
+        )
+    return f"{role}.{place}".rstrip(".")
+
+
+def _below(shapes: Shapes, module: str) -> Shapes:
+    """Shapes of a module's tensors, by their names in it."""
+    return {
+        n.removeprefix(f"{module}."): s for n, s in shapes.items() if n.startswith(f"{module}.")
+    }
 
 
 def _unlike(here: Shapes, there: Shapes) -> str:

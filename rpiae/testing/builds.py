@@ -112,9 +112,7 @@ def _train(resolved: ResolvedRun, model: RPiAE, folder: Path) -> set[str]:
     pivot = build_tokenizer(resolved.tokenizer, seed=0).encoder
     assert isinstance(pivot, torch.nn.Module)
     data = _data(resolved)
-    replica = PivotReplica(
-        pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
-    )
+    replica = PivotReplica.beside(model, pivot)
     inputs = TrainerInputs(
         task=TokenizerTask(model, replica=replica, evaluate=lambda *_: {}),
         recipe=resolved.config.recipe, data=data, folder=folder, seed=0,

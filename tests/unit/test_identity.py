@@ -49,7 +49,7 @@ WITHOUT_EFFECT = {
         "summary", "recompute", "evaluate_every", "checkpoint_every", "read_every", "keep_checkpoints", "metrics",
         "default_data", "default_resize", "default_positions",
     },
-    "StageConfig": {"best"},
+    "StageConfig": {"best", "without_init"},
     "datasets": {"workers"},
 }  # fmt: skip
 

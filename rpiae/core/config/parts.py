@@ -85,6 +85,11 @@ class PartConfig:
             if a.metadata.get("argument", True)
         }
 
+    def place_of(self, other: PartConfig) -> str | None:
+        """Where in this part's module the whole state of another part goes, with which this one can
+        begin, such as ``"image"``: empty for one of its own kind, None for one that does not fit."""
+        return ""
+
     def build(self) -> Any:
         """Construct the part (imports torch).
 
@@ -112,6 +117,7 @@ class EncoderDescription:
     Attributes:
         width: channels of its tokens.
         patch: input pixels per token and side (p).
+        frames: input frames per token; 1 for an encoder of images.
         output_patch: image pixels per token and side (q) that go with it by default.
         num_blocks: transformer blocks that are used.
         prefix_tokens: class and register tokens that are dropped.
@@ -127,6 +133,7 @@ class EncoderDescription:
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    frames: int = 1
 
 
 @frozen(kw_only=True)
@@ -171,12 +178,15 @@ class BridgeDescription:
         latent_channels: channels C of the latent.
         gaussian: whether its posterior is Gaussian.
         downsampling: tokens per latent position and side.
+        temporal_downsampling: steps of tokens T per latent step after the first, see
+            ``rpiae.core.model.temporal.TemporalBridge``; 1 for a bridge of images.
         fitted: whether it is fitted to features before it is trained or used.
     """
 
     latent_channels: int
     gaussian: bool
     downsampling: int = 1
+    temporal_downsampling: int = 1
     fitted: bool = False
 
 
@@ -205,6 +215,11 @@ class DecoderConfig(PartConfig):
     patch: int | None = wired(
         "encoder.output_patch", what="pixels per token", strict=False, maximum=COARSEST
     )
+
+    @property
+    def frames_per_token(self) -> int:
+        """Output frames per token; 1 for a decoder of images."""
+        return 1
 
     def on_grid(self, rows: int, columns: int) -> DecoderConfig:
         """The config for training crops of so many tokens, where it depends on that."""

@@ -145,7 +145,10 @@ class StageConfig:
         noise: τ; each sample's σ is drawn from U(0, τ) and scales the noise on the features.
         terms: the weighted losses.
         steps, epochs: length (one of the two).
-        batch_size: images per optimiser step over all processes.
+        batch_size: images, or clips, per optimiser step over all processes.
+        image_share: share of the stage's steps that learn from single frames, where the data are
+            clips; none where it is not given.
+        without_init: whether the stage is left out of a run that starts from a trained tokenizer.
         optimiser: AdamW and its schedule.
         ema: decay of the weights' moving average.
         ema_warmup: whether the decay is lower in the stage's first steps, so that a short stage does
@@ -164,6 +167,8 @@ class StageConfig:
     steps: int | None = at_least(1, default=None)
     epochs: float | None = at_least(0, default=None)
     batch_size: int = within(1, MOST_IMAGES, default=256)
+    image_share: float | None = within(0, 1, default=None)
+    without_init: bool = without_effect(False, "the stages that are left count")
     optimiser: OptimiserConfig = field(factory=OptimiserConfig)
     ema: float = within(0, 1, default=0.9978)
     ema_warmup: bool = True

@@ -70,13 +70,13 @@ def _check_facts(encoder: Encoder, resolved: ResolvedTokenizer) -> None:
     """Refuse an encoder that is not what the other parts were told it is."""
     facts, label = resolved.encoder_facts, resolved.encoder.label
     frames, rows, columns = encoder.patch
-    square = (frames, rows) == (1, columns)
     wrong = [
         f"encoder.{name}: {label} says {getattr(facts, name)}, the model it builds has {built}. Set "
         "it to that, or take another preset"
         for name, built in {
             "width": encoder.width,
-            "patch": rows if square else encoder.patch,
+            "frames": frames,
+            "patch": rows if rows == columns else encoder.patch,
             "num_blocks": encoder.num_blocks,
         }.items()
         if getattr(facts, name) != built

@@ -39,7 +39,7 @@ def clip_features(
     """An encoder's tokens of clips.
 
     An encoder with one frame per token is one of images and sees them frame by frame; another one
-    sees the clip, whose last frame is repeated to fill the last token.
+    sees the clip. The last frame is repeated to fill the last token, and the bridge's last group.
 
     Args:
         encoder: the encoder.
@@ -74,14 +74,25 @@ def _encoded(
 ) -> Sequence[Tensor]:
     """Tensors of tokens (b, t·h·w, d) that an encoder makes of clips."""
     if encoder.patch[0] > 1:
-        missing = plan.padded[0] - clip.shape[2]
-        longer = torch.cat([clip, clip[:, :, -1:].expand(-1, -1, missing, -1, -1)], dim=2)
-        return encode(per_frame(prepare, longer))
-    t, h, w = plan.grid
+        return encode(per_frame(prepare, _with_last_repeated(clip, plan.padded[0], dim=2)))
     made = in_chunks(
         lambda images: encode(prepare(images)), fold(clip), most=frames_at_once(plan.grid)
     )
-    return [tokens.reshape(len(clip), t * h * w, tokens.shape[-1]) for tokens in made]
+    return [
+        _with_last_repeated(
+            tokens.reshape(len(clip), -1, *tokens.shape[1:]), plan.grid[0], dim=1
+        ).flatten(1, 2)
+        for tokens in made
+    ]
+
+
+def _with_last_repeated(values: Tensor, number: int, *, dim: int) -> Tensor:
+    """Frames along a dimension, the last one repeated until there are so many."""
+    missing = number - values.shape[dim]
+    if not missing:
+        return values
+    last = values.narrow(dim, -1, 1)
+    return torch.cat([values, *[last] * missing], dim=dim)
 
 
 def of_images(posterior: Posterior) -> Posterior:

@@ -275,7 +275,8 @@ class Batch(NamedTuple):
 
     Attributes:
         inputs: (b, …), of one shape in all processes at a step: images (b, 3, h, w), as bytes or as
-            floats in [0, 1]; or latents (b, C, h, w) in the type that they are stored in.
+            floats in [0, 1]; clips (b, 3, t, h, w); or latents (b, C, h, w) in the type that they are
+            stored in.
         samples: global sample index of each row within the stage; names its random draws.
         skipped: samples that could not be used and were replaced, in words; new ones only.
         notices: what else is worth saying, such as a shard that was left out; new ones only.
@@ -308,15 +309,15 @@ class Batch(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """Images that are never trained on.
+    """Images, or clips, that are never trained on.
 
     Attributes:
-        images: (n, 3, s, s) in [0, 1].
+        images: (n, 3, s, s) in [0, 1], or clips (n, 3, t, s, s).
         groups: per image, the photograph it is a tile of; crops of one photograph lie row-major.
         columns: photograph → tiles per row (1 where the photograph is one crop).
     """
 
-    images: Float[Tensor, "n 3 s s"]
+    images: Float[Tensor, "n 3 ..."]
     groups: tuple[str, ...]
     columns: dict[str, int]
 
@@ -335,6 +336,7 @@ class StageSteps:
         batch_size: samples of a step, b, in all processes together.
         start, steps: the first step, and the one after the last.
         rank, num_processes: which of how many processes it is.
+        image_share: share of the steps that are of single frames, where the data are clips.
     """
 
     seed: int
@@ -344,6 +346,7 @@ class StageSteps:
     steps: int
     rank: int = 0
     num_processes: int = 1
+    image_share: float = 0.0
 
     def __len__(self) -> int:
         return len(range(self.start, self.steps))

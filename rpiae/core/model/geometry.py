@@ -34,7 +34,7 @@ class Geometry(NamedTuple):
     Attributes:
         size: (T, H, W) of the clip.
         padded: (T, H, W) after padding to multiples of the output patch, rows and columns also
-            times the bridge's downsampling.
+            times the bridge's downsampling, and frames to the bridge's groups.
         grid: (t, h, w) tokens.
         encoder_size: (t·pt, h·ph, w·pw), what the encoder sees.
     """
@@ -65,6 +65,7 @@ def geometry(
     patch: int | Patch,
     output_patch: int | Patch,
     downsampling: int = 1,
+    temporal_downsampling: int = 1,
 ) -> Geometry:
     """Geometry of a clip or image for encoder patch p and output patch q.
 
@@ -76,6 +77,8 @@ def geometry(
         patch, output_patch: frames and pixels per token, in and out; see ``patch_triple``.
         downsampling: tokens per latent position and side; the grid's rows and columns are multiples
             of it.
+        temporal_downsampling: steps of tokens T per latent step after the first, which has one: the
+            grid has 1 + k·T steps.
 
     Raises:
         UsageError: if a size or a ratio is not positive, or p and q differ in frames.
@@ -86,14 +89,18 @@ def geometry(
         raise UsageError("a clip needs at least one frame, this one has none")
     if min(height, width) < 1:
         raise UsageError(f"an image needs at least one pixel, this one is {height}×{width}")
-    if downsampling < 1:
-        raise UsageError(f"downsampling {downsampling} must be at least 1")
+    if min(downsampling, temporal_downsampling) < 1:
+        raise UsageError(
+            f"downsampling must be at least 1, in space ({downsampling}) and in time "
+            f"({temporal_downsampling})"
+        )
     if seen[0] != made[0]:
         raise UsageError(
             f"the encoder takes {seen[0]} frames per token and the decoder makes {made[0]}: time is "
             "not resampled, so they must be equal"
         )
     steps = math.ceil(frames / made[0])
+    steps = 1 + math.ceil((steps - 1) / temporal_downsampling) * temporal_downsampling
     rows, columns = (
         math.ceil(side / (pixels * downsampling)) * downsampling
         for side, pixels in zip((height, width), made[1:], strict=True)

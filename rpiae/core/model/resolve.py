@@ -106,6 +106,7 @@ def resolve_run(
         config, encoder=tokenizer.encoder, bridge=tokenizer.bridge, decoder=tokenizer.decoder,
         data=data,
     )  # fmt: skip
+    config, without = _without_stages(config)
     stages, dropped, needs = checked_stages(config)
     problems += [*needs, *_start_problems(config)]
     if problems:
@@ -116,8 +117,22 @@ def resolve_run(
         origins=named.origins,
         presets=named.presets,
         missing_losses=named.missing_losses,
-        notices=(*named.notices, *notices, *dropped),
+        notices=(*named.notices, *notices, *without, *dropped),
     )
+
+
+def _without_stages(config: RunConfig) -> tuple[RunConfig, list[str]]:
+    """A run without the stages that a trained tokenizer makes needless, where it starts from one; a
+    word about them."""
+    if not config.init:
+        return config, []
+    stages = tuple(stage for stage in config.recipe.stages if not stage.without_init)
+    notices = [
+        f"stage {stage.name} left out, as the run starts from {config.init}"
+        for stage in config.recipe.stages
+        if stage.without_init
+    ]
+    return evolve(config, recipe=evolve(config.recipe, stages=stages)), notices
 
 
 def _tokenizer_of(config: RunConfig, source: str) -> ResolvedTokenizer:
@@ -176,8 +191,15 @@ def resolve_tokenizer(
     facts = _facts(encoder_facts, encoder)
     bridge, in_bridge = wire(bridge, facts, "bridge")
     decoder, in_decoder = wire(decoder, facts | dict(recipe or {}), "decoder")
-    if in_bridge or in_decoder:
-        raise ConfigError(source, [*in_bridge, *in_decoder])
+    problems = [*in_bridge, *in_decoder]
+    if encoder_facts.frames != decoder.frames_per_token:
+        problems.append(
+            f"decoder {decoder.label!r} makes {decoder.frames_per_token} frames per token and encoder "
+            f"{encoder.label!r} takes {encoder_facts.frames}: name a decoder of videos, such as "
+            "video-vit-b"
+        )
+    if problems:
+        raise ConfigError(source, problems)
     with explained(bridge, "cannot describe itself"):
         bridge_facts = bridge.describe()
     assert decoder.patch is not None
@@ -209,15 +231,19 @@ def part_config(family: str, given: str | Tree | PartConfig) -> PartConfig:
 
 
 def wire(part: P, facts: Mapping[str, tuple[Any, str]], path: str) -> tuple[P, list[str]]:
-    """Fill a part's wired fields from facts; the part, and the contradictions."""
+    """Fill the wired fields of a part, and of one inside it, from facts; the part, and the
+    contradictions."""
     filled: dict[str, Any] = {}
     problems: list[str] = []
     for a in attrs.fields(type(part)):
+        given = getattr(part, a.name)
+        if isinstance(given, PartConfig):
+            filled[a.name], within = wire(given, facts, f"{path}.{a.name}")
+            problems += within
         fact = a.metadata.get("wired")
         if fact is None or fact not in facts:
             continue
         value, origin = facts[fact]
-        given = getattr(part, a.name)
         if given is None:
             filled[a.name] = value
         elif a.metadata["strict"] and given != value:

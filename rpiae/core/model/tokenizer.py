@@ -14,6 +14,7 @@ from rpiae.core.errors import UsageError
 from rpiae.core.model.clips import as_clip, clip_features, of_images
 from rpiae.core.model.contracts import Bridge, Decoder, Encoder, Features, Posterior
 from rpiae.core.model.geometry import Geometry, encoder_view, geometry
+from rpiae.core.model.temporal import Past, TemporalBridge, TemporalDecoder, temporal_downsampling
 
 if TYPE_CHECKING:
     from rpiae.core.model.resolve import ResolvedTokenizer
@@ -107,6 +108,7 @@ class RPiAE(nn.Module):
         return geometry(
             (frames, height, width), patch=self.encoder.patch, output_patch=self.decoder.patch,
             downsampling=self.bridge.downsampling,
+            temporal_downsampling=temporal_downsampling(self.bridge),
         )  # fmt: skip
 
     def encode(self, images: Float[Tensor, "b 3 ..."]) -> Posterior:
@@ -205,7 +207,7 @@ class RPiAE(nn.Module):
         return latent * std + mean
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, h, w) of the latent of an image of this size.
+        """(C, h, w) of the latent of an image of this size, or of each step of a clip's.
 
         Raises:
             UsageError: if the tokenizer was put together without configs.
@@ -216,10 +218,18 @@ class RPiAE(nn.Module):
         _, rows, columns = self.geometry(height, width).grid
         return facts.latent_channels, rows // facts.downsampling, columns // facts.downsampling
 
-    def posterior(self, features: Features) -> Posterior:
-        """The bridge's posterior of features, normalised first where there is a feature_norm."""
+    def posterior(self, features: Features, past: Past | None = None) -> Posterior:
+        """The bridge's posterior of features, normalised first where there is a feature_norm.
+
+        Args:
+            features: of images or clips.
+            past: what the bridge remembers of the clips' earlier pieces, where these are the next.
+        """
         tokens, grid = self.normalised(features)
-        return self.bridge.encode(Features(_fitting(tokens, self.bridge), grid))
+        features = Features(_fitting(tokens, self.bridge), grid)
+        if past is not None and isinstance(self.bridge, TemporalBridge):
+            return self.bridge.encode(features, past)
+        return self.bridge.encode(features)
 
     def normalised(self, features: Features) -> Features:
         """Features as the bridge sees them: through the feature_norm, where there is one."""
@@ -228,21 +238,28 @@ class RPiAE(nn.Module):
         mean, std = self._feature_norm(features)
         return Features((features.tokens - mean) / std, features.grid)
 
-    def expand(self, latent: Float[Tensor, "b c t h w"]) -> Features:
-        """Features ẑ of a latent, in the space of ``features``."""
-        features = self.bridge.decode(_fitting(latent, self.bridge))
+    def expand(self, latent: Float[Tensor, "b c t h w"], past: Past | None = None) -> Features:
+        """Features ẑ of a latent, in the space of ``features``; ``past`` as in ``posterior``."""
+        latent = _fitting(latent, self.bridge)
+        if past is not None and isinstance(self.bridge, TemporalBridge):
+            features = self.bridge.decode(latent, past)
+        else:
+            features = self.bridge.decode(latent)
         if self.feature_mean is not None:
             mean, std = self._feature_norm(features)
             features = Features(features.tokens * std + mean, features.grid)
         return features
 
     def decode_features(
-        self, features: Features, *, size: Sequence[int]
+        self, features: Features, *, size: Sequence[int], past: Past | None = None
     ) -> Float[Tensor, "b 3 ..."]:
         """Pixels of features, not clamped, cropped to ``size``: images of (H, W), where the features
-        are of one frame, or clips of (T, H, W)."""
-        tokens = _fitting(features.tokens, self.decoder)
-        pixels = self.decoder(Features(tokens, features.grid))
+        are of one frame, or clips of (T, H, W); ``past`` as in ``posterior``."""
+        features = Features(_fitting(features.tokens, self.decoder), features.grid)
+        if past is not None and isinstance(self.decoder, TemporalDecoder):
+            pixels = self.decoder(features, past)
+        else:
+            pixels = self.decoder(features)
         std, mean = self.std.unsqueeze(-1), self.mean.unsqueeze(-1)
         clip = _fitting(pixels * std + mean, self.decoder)[..., : size[-2], : size[-1]]
         return clip.squeeze(2) if len(size) == 2 else clip[:, :, : size[0]]

@@ -51,7 +51,7 @@ class Entry:
         package: the distribution that brings it, where that is called otherwise.
         distribution: who brings it.
         tags: free words for listings.
-        pattern: a parametric name such as ``"vb{latent_channels}"``; the number goes into the field.
+        pattern: a parametric name such as ``"vb{latent_channels}"``; numbers go into the fields.
         argument: the field that ``name:argument`` sets.
         files: endings of the files that the argument names, or that lie in a folder that it names;
             "/" where it is a folder of anything.

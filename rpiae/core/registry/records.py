@@ -68,11 +68,13 @@ def names_of(record: Entry | Preset) -> set[str]:
 
 
 def pattern_of(entry: Entry) -> re.Pattern[str]:
-    """``vb{latent_channels}`` as an expression with one named group."""
-    prefix, _, rest = entry.pattern.partition("{")
-    field_name, _, suffix = rest.partition("}")
+    """``vb{latent_channels}`` as an expression with one named group per field."""
+    texts_and_fields = re.split(r"\{(\w+)\}", entry.pattern)
     return re.compile(
-        f"{re.escape(prefix)}(?P<{field_name}>[1-9][0-9]{{0,999}}){re.escape(suffix)}"
+        "".join(
+            f"(?P<{text}>[1-9][0-9]{{0,999}})" if position % 2 else re.escape(text)
+            for position, text in enumerate(texts_and_fields)
+        )
     )
 
 
@@ -93,7 +95,7 @@ def shared_name(record: Entry | Preset, taken: Entry | Preset) -> str:
 
 
 def _form(entry: Entry) -> str:
-    return re.sub(r"\{.*\}", "{}", entry.pattern)
+    return re.sub(r"\{\w+\}", "{}", entry.pattern)
 
 
 def check_fields(values: Tree, cls: type[attrs.AttrsInstance], what: str, path: str = "") -> None:

@@ -66,7 +66,7 @@ __all__ = [
 
 C = TypeVar("C", bound=type[PartConfig])
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
-_PATTERN = re.compile(r"[a-z0-9.-]*\{[a-z_][a-z0-9_]*\}[a-z0-9.-]*")
+_PATTERN = re.compile(r"[a-z0-9.-]*\{[a-z_][a-z0-9_]*\}([a-z.-]+\{[a-z_][a-z0-9_]*\})*[a-z0-9.-]*")
 
 
 @frozen(kw_only=True)
@@ -276,15 +276,15 @@ class Registry:
                 continue
             match = pattern_of(entry).fullmatch(wanted)
             if match:
-                ((field_name, number),) = match.groupdict().items()
-                tree = {"name": entry.name, "preset": wanted, field_name: int(number)}
+                numbers = {field: int(number) for field, number in match.groupdict().items()}
+                tree = {"name": entry.name, "preset": wanted, **numbers}
                 return Selection(entry=entry, tree=tree)
         return None
 
     def _unknown(self, name: str) -> RpiaeError:
         names = self.names()
         # A parametric name is closer to `vb64` than to its pattern.
-        close = nearest(normalised(name), [re.sub(r"\{.*\}", "64", n) for n in names])
+        close = nearest(normalised(name), [re.sub(r"\{\w+\}", "64", n) for n in names])
         hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
         if there := as_argument(name, self.entries()):
             hint = f" For what is there under that name, write {there}."
@@ -336,7 +336,7 @@ class Registry:
         if not isinstance(record, Entry):
             problem = self._check(record.values)
         elif record.pattern and not _PATTERN.fullmatch(record.pattern):
-            problem = f"pattern {record.pattern!r} is not of the form name{{field}}"
+            problem = f"pattern {record.pattern!r} is not of the form name{{field}} or name{{field}}x{{field}}"
         if problem:
             raise RegistrationError(
                 f"{self.singular} {record.name!r} of {origin(record)}: {problem}"

@@ -253,6 +253,7 @@ class StageAtWork:
             seed=self.inputs.seed, stage=self.config.name, batch_size=self.batch_size,
             start=self.step, steps=self.length.steps,
             rank=runtime.rank, num_processes=runtime.num_processes,
+            image_share=self.config.image_share or 0.0,
         )  # fmt: skip
         feed = Feed(self.inputs.data.batches(steps), runtime.device, share=steps.share)
         try:
