@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from rpiae.core.model.blocks import ConvBlock, Upsample, group_norm, through
 from rpiae.core.model.contracts import Features
 from rpiae.core.model.folding import per_frame
-from rpiae.core.model.geometry import at_least_fp32, map_grid, map_to_tokens, patch_triple, tokens_to_map
+from rpiae.core.model.geometry import (
+    at_least_fp32,
+    map_grid,
+    map_to_tokens,
+    patch_triple,
+    tokens_to_map,
+)
 from rpiae.core.model.temporal import Between
 
 #: Channels below which an octave does not go.
