@@ -67,11 +67,22 @@ BRIDGES: dict[str, str | dict[str, Any]] = {
     "conv-kl-half": {
         "name": "conv-kl", "latent_channels": 4, "width": 16, "blocks": 1, "downsampling": 2,
     },
+    "tvb4x2": {"name": "tvb4x2", "depth": 1, "window": 2},
+    "temporal-conv-kl-half": {
+        "name": "temporal", "temporal_downsampling": 4, "depth": 1, "window": 2,
+        "image": {
+            "name": "conv-kl", "latent_channels": 4, "width": 16, "blocks": 1, "downsampling": 2,
+        },
+    },
 }  # fmt: skip
 DECODERS: dict[str, dict[str, Any]] = {
     "vit": {"name": "vit", "width": 32, "depth": 1, "num_heads": 2, "mlp_hidden": 64},
     "conv": {"name": "conv", "width": 32, "depth": 1, "blocks": 1},
-}
+    "video": {
+        "name": "video", "window": 3,
+        "image": {"name": "vit", "width": 32, "depth": 1, "num_heads": 2, "mlp_hidden": 64},
+    },
+}  # fmt: skip
 CRITICS: dict[str, dict[str, Any]] = {
     "dino": {
         "name": "dino",
