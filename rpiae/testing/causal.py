@@ -122,7 +122,9 @@ def _changed(values: Tensor, at: int, *, dim: int) -> Tensor:
 
 def _in_pieces(run: Run, values: Tensor, sizes: list[int], *, dim: int, joined: int) -> Tensor:
     past = Past()
-    return torch.cat([run(piece, past) for piece in torch.split(values, sizes, dim=dim)], dim=joined)
+    return torch.cat(
+        [run(piece, past) for piece in torch.split(values, sizes, dim=dim)], dim=joined
+    )
 
 
 def _same(found: Tensor, wanted: Tensor, otherwise: str) -> None:

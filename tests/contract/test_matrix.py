@@ -29,7 +29,7 @@ for folder in sys.argv[1:]:
     model = rpiae.load(folder)
     images = load_file(folder + "/images.safetensors")["images"]
     with torch.no_grad():
-        save_file({"made": model.reconstruct(images)}, folder + "/made.safetensors")
+        save_file({"made": model.reconstruct(images).contiguous()}, folder + "/made.safetensors")
 """
 
 
