@@ -67,9 +67,15 @@ BRIDGES: dict[str, str | dict[str, Any]] = {
     "conv-kl-half": {
         "name": "conv-kl", "latent_channels": 4, "width": 16, "blocks": 1, "downsampling": 2,
     },
-    "tvb4x2": {"name": "tvb4x2", "depth": 1, "window": 2},
+    "tvb4x4": {
+        "name": "temporal-variational", "latent_channels": 4, "temporal_downsampling": 4,
+        "decoder_layers": 1, "depth": 1, "window": 2,
+    },
+    "temporal-linear": {
+        "name": "temporal", "image": "linear4", "temporal_downsampling": 2, "depth": 1,
+    },
     "temporal-conv-kl-half": {
-        "name": "temporal", "temporal_downsampling": 4, "depth": 1, "window": 2,
+        "name": "temporal", "temporal_downsampling": 8, "depth": 1, "window": 2,
         "image": {
             "name": "conv-kl", "latent_channels": 4, "width": 16, "blocks": 1, "downsampling": 2,
         },
@@ -78,9 +84,13 @@ BRIDGES: dict[str, str | dict[str, Any]] = {
 DECODERS: dict[str, dict[str, Any]] = {
     "vit": {"name": "vit", "width": 32, "depth": 1, "num_heads": 2, "mlp_hidden": 64},
     "conv": {"name": "conv", "width": 32, "depth": 1, "blocks": 1},
-    "video": {
+    "video-vit": {
+        "name": "video", "every": 1, "window": 3,
+        "image": {"name": "vit", "width": 32, "depth": 2, "num_heads": 2, "mlp_hidden": 64},
+    },
+    "video-conv": {
         "name": "video", "window": 3,
-        "image": {"name": "vit", "width": 32, "depth": 1, "num_heads": 2, "mlp_hidden": 64},
+        "image": {"name": "conv", "width": 32, "depth": 1, "blocks": 1},
     },
 }  # fmt: skip
 CRITICS: dict[str, dict[str, Any]] = {

@@ -120,7 +120,8 @@ def _check_fit(bridge: Fittable, again: nn.Module) -> None:
     assert isinstance(bridge, Bridge)
     assert isinstance(bridge, nn.Module)
     assert isinstance(again, Fittable)
-    assert "fitted" in bridge.state_dict(), "`fitted` is no buffer, so a resumed run fits again"
+    kept = {name.rpartition(".")[2] for name in bridge.state_dict()}
+    assert "fitted" in kept, "`fitted` is no buffer, so a resumed run fits again"
     assert not bridge.fitted, "a new bridge is fitted already"
     side = 4 * bridge.downsampling
     shape = (math.ceil(8 * bridge.features / side**2), side**2, bridge.features)

@@ -46,7 +46,11 @@ def per_frame(
     """
     if grid is not None:
         frames = values.reshape(len(values) * grid[0], math.prod(grid[1:]), values.shape[-1])
-        [made] = in_chunks(lambda chunk: [network(chunk)], frames, most=len(frames) if whole else frames_at_once(grid))
+        [made] = in_chunks(
+            lambda chunk: [network(chunk)],
+            frames,
+            most=len(frames) if whole else frames_at_once(grid),
+        )
         return made.reshape(len(values), grid[0] * made.shape[1], made.shape[2])
     if values.ndim != 5:
         raise ValueError(f"a map of a clip is (b, c, t, h, w), not {tuple(values.shape)}")
