@@ -1,10 +1,11 @@
-"""Sets of images to measure on."""
+"""Sets of images, or of clips, to measure on."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -21,25 +22,25 @@ from rpiae.evaluation.examination import Picture
 
 
 class Loaded(NamedTuple):
-    """Some images of a set.
+    """Some images or clips of a set.
 
     Attributes:
         positions: of the usable ones.
-        images: these, (b, 3, s, s) in [0, 1].
+        images: these, (b, 3, s, s) in [0, 1]; clips (b, 3, t, s, s).
         labels: of these; −1 where there is none.
         failures: why others cannot be used, in words.
         pictures: the whole pictures that the images are; each one of its own where empty.
     """
 
     positions: list[int]
-    images: Float[Tensor, "b 3 s s"]
+    images: Float[Tensor, "b 3 ..."]
     labels: Int[Tensor, " b"]
     failures: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
 
 
 class ImageSet:
-    """Base of the sets of images to measure on.
+    """Base of the sets of images, or of clips, to measure on.
 
     Args:
         location: where they come from, in words.
@@ -53,6 +54,8 @@ class ImageSet:
         label_names: name of every label, by its number; empty where unknown.
         notices: what is to be said of them.
         tiles: images that one picture is put together of, at most.
+        frame_rate: of the clips, in frames per second; None where it is not known, or clips differ.
+        clip_facts: what the clips are, for the protocol: ``frames`` and how these were chosen.
     """
 
     fields: Tree = {}  # noqa: RUF012  # replaced, never changed
@@ -60,11 +63,18 @@ class ImageSet:
     label_names: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
     tiles = 1
+    frame_rate: float | None = None
+    clip_facts: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, *, location: str, crop: str, image_size: int) -> None:
         self.location = location
         self.crop = crop
         self.image_size = image_size
+
+    @property
+    def frames(self) -> int:
+        """Of every clip; 0 where these are images."""
+        return int(self.clip_facts.get("frames", 0))
 
     def __len__(self) -> int:
         """How many pictures there are."""
@@ -123,7 +133,7 @@ class ListedImages(ImageSet):
 
 
 class GivenImages(ImageSet):
-    """Images in memory, without labels.
+    """Images or clips in memory, without labels.
 
     Args:
         images: these.
@@ -133,7 +143,7 @@ class GivenImages(ImageSet):
 
     def __init__(
         self,
-        images: Float[Tensor, "n 3 s s"],
+        images: Float[Tensor, "n 3 ..."],
         *,
         location: str,
         crop: str,
@@ -141,6 +151,8 @@ class GivenImages(ImageSet):
     ) -> None:
         super().__init__(location=location, crop=crop, image_size=int(images.shape[-1]))
         self._images = images
+        if images.ndim == 5:
+            self.clip_facts = {"frames": images.shape[2]}
         self._columns = held_out.columns if held_out else {}
         self._pictures: dict[str, list[int]] = {}
         for position in range(len(images)):
@@ -168,7 +180,8 @@ class GivenImages(ImageSet):
 def held_out_pictures(held_out: HeldOut) -> GivenImages:
     """What a dataset holds out, as whole photographs."""
     return GivenImages(
-        held_out.images, location="held-out images", crop="as held out by the run",
+        held_out.images,
+        location="held-out clips" if held_out.images.ndim == 5 else "held-out images", crop="as held out by the run",
         held_out=held_out,
     )  # fmt: skip
 
