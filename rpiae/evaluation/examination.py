@@ -24,7 +24,6 @@ from rpiae.evaluation.accumulators import Accumulator, Faults
 from rpiae.evaluation.interpolation import frames_per_latent, frames_per_token
 from rpiae.evaluation.spaces import FeatureSpace
 
-
 #: Frames that a feature space describes together.
 FRAMES_AT_ONCE = 128
 
@@ -267,9 +266,7 @@ class Frames(Examination):
         firsts = [int((steps == step).nonzero()[0]) for step in range(int(steps[-1]) + 1)]
         return fold(self._clips.decoded(clips[:, :, firsts]))
 
-    def described(
-        self, space: FeatureSpace, which: str = "images"
-    ) -> Float[Tensor, "b d"]:
+    def described(self, space: FeatureSpace, which: str = "images") -> Float[Tensor, "b d"]:
         """As of images, of some frames at a time: a clip can be long."""
         key = (id(space), which)
         if key not in self._described:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rpiae.core.errors import UsageError
-from rpiae.core.model.contracts import BlockFeatures, Features, Replica
+from rpiae.core.model.contracts import Features
 from rpiae.core.model.temporal import Past, temporal_downsampling
 from rpiae.core.model.tokenizer import RPiAE
 
@@ -77,32 +77,6 @@ class Interpolated(RPiAE):
         kept = -(-size[0] // self.every)
         made = super().decode_features(features, size=(kept, *size[1:]), past=past)
         return interpolated(made.clamp(0, 1), self.every, size[0])
-
-
-class EveryNth:
-    """A replica of the pivot that sees every n-th frame of a clip.
-
-    Args:
-        replica: the one that sees all.
-        every: n.
-    """
-
-    def __init__(self, replica: Replica, *, every: int) -> None:
-        self._replica = replica
-        self._every = every
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks that ``blocks`` can be asked for."""
-        return self._replica.num_blocks
-
-    def features(self, images: Float[Tensor, "b 3 ..."]) -> Features:
-        """Tokens of the frames that are kept."""
-        return self._replica.features(kept_frames(images, self._every))
-
-    def blocks(self, images: Float[Tensor, "b 3 ..."], indices: Sequence[int]) -> BlockFeatures:
-        """Block outputs for the frames that are kept."""
-        return self._replica.blocks(kept_frames(images, self._every), indices)
 
 
 def frames_per_token(model: RPiAE) -> int:

@@ -137,7 +137,9 @@ class Trajectory:
         """
         steps = -(-seen.num_frames // frames_per_token(seen.model))
         if steps < 2:
-            raise UsageError("the encoder sees one step of these clips, and motion takes at least 2")
+            raise UsageError(
+                "the encoder sees one step of these clips, and motion takes at least 2"
+            )
         ours, theirs = (_motion(each, steps) for each in (seen.features, seen.pivot_features))
         distances = 1 - F.cosine_similarity(ours, theirs, dim=-1, eps=STILL)
         lengths = theirs.norm(dim=-1)
