@@ -19,6 +19,7 @@ from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.engine import Examiner, measure
 from rpiae.evaluation.examination import Measured
 from rpiae.evaluation.images import ImageSet, ListedImages
+from rpiae.evaluation.interpolation import Interpolated, every_nth
 from rpiae.evaluation.originals import References
 from rpiae.evaluation.panel import Panel, built, metric_configs, needing, numbers
 from rpiae.evaluation.protocol import CONDITIONS
@@ -87,13 +88,15 @@ def evaluate(
         The outcome; of other processes than the first one, an empty one.
 
     Raises:
-        UsageError: if a metric lacks what it needs, or images cannot be compared with a reference.
+        UsageError: if a metric lacks what it needs, images cannot be compared with a reference, or
+            there are no clips to interpolate.
         DataError: if no image can be used.
         RunError: if the tokenizer's output is not finite.
     """
     started = time.perf_counter()
     asked = metric_configs(config.metrics)
     images = measured_images(subject, config)
+    _check_interpolation(subject, images)
     configs, warnings = _measurable(asked, subject, images)
     panel = Panel(dict(built(configs)), runtime, of_clips=needing("clips", configs))
     images, training, told = _sets(subject, config, configs, images)
@@ -112,6 +115,8 @@ def evaluate(
     references.check_images(protocol)
     measured = panel.compute()
     protocol |= {"precision": runtime.precision, "round": config.round, "software": _software()}
+    if isinstance(subject.model, Interpolated):
+        protocol["interpolated"] = every_nth(subject.model.every)
     protocol["metrics"] = _metric_protocols(measured, configs, protocol, subject.pivot_sha256)
     values, told = _finite(measured)
     warnings += [*shared, *panel.failures(), *told]
@@ -126,6 +131,18 @@ def evaluate(
         seconds=time.perf_counter() - started,
         unwritten=references.write(measured, protocol),
     )
+
+
+def _check_interpolation(subject: Subject, images: ImageSet) -> None:
+    """Refuse to leave out frames of what has one.
+
+    Raises:
+        UsageError: if a tokenizer that interpolates is measured on images.
+    """
+    if isinstance(subject.model, Interpolated) and not images.frames:
+        raise UsageError(
+            f"frames can be kept and interpolated of clips, and {images.location} holds images"
+        )
 
 
 def _measurable(

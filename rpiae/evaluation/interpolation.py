@@ -79,6 +79,11 @@ class Interpolated(RPiAE):
         return interpolated(made.clamp(0, 1), self.every, size[0])
 
 
+def every_nth(number: int) -> str:
+    """What an ``Interpolated`` tokenizer is measured by, in words."""
+    return f"one frame in {number} through the tokenizer, those in between on straight lines"
+
+
 def frames_per_token(model: RPiAE) -> int:
     """Frames of a clip per step of its tokens."""
     return model.encoder.patch[0] * (model.every if isinstance(model, Interpolated) else 1)
