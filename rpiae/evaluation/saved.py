@@ -100,6 +100,11 @@ def check_evaluation(config: EvaluationConfig, tokenizer: ResolvedTokenizer) -> 
         listed_images(data, tokenizer, size=size, config=config, address=address) if data else None
         for address, data in (("data", config.data), ("train", config.training))
     ]
+    if sets[0] is not None and not sets[0].frames and needing("clips", configs):
+        raise UsageError(
+            f"{', '.join(needing('clips', configs))} cannot be measured: {sets[0].location} holds "
+            "images, and what is measured is of clips"
+        )
     for name in needing("labels", configs):
         for images, option in zip(sets, ("data", "training"), strict=True):
             if images is None or not images.labelled:
