@@ -17,6 +17,7 @@ from rpiae.core.model.contracts import HeldOut
 from rpiae.core.model.resolve import ResolvedTokenizer
 from rpiae.core.training.feed import as_floats
 from rpiae.data.listed import EveryImage, every_image
+from rpiae.data.video.listed import EveryClip
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.examination import Picture
 
@@ -86,13 +87,17 @@ class ImageSet:
 
 
 class ListedImages(ImageSet):
-    """All images of a dataset."""
+    """All images, or clips, of a dataset."""
 
     def __init__(self, images: EveryImage, fields: Tree) -> None:
         super().__init__(location=images.location, crop=images.rule, image_size=images.image_size)
         self._images = images
         self._numbers: Tensor | None = None
         self.fields = {k: v for k, v in fields.items() if k not in ("workers", "held_out")}
+        if isinstance(images, EveryClip):
+            self.fields = {k: v for k, v in fields.items() if k != "workers"}
+            self.frame_rate = images.frame_rate
+            self.clip_facts = _clip_facts(images)
         self.labelled = images.labelled
         self.label_names = images.label_names
         self.notices = images.notices
@@ -139,6 +144,8 @@ class GivenImages(ImageSet):
         images: these.
         location, crop: see ``ImageSet``.
         held_out: the photographs that they are tiles of; each a picture of its own where not given.
+        listed: all clips of the dataset that they are some of; None for images, or where it cannot be
+            gone through clip by clip.
     """
 
     def __init__(
@@ -148,11 +155,15 @@ class GivenImages(ImageSet):
         location: str,
         crop: str,
         held_out: HeldOut | None = None,
+        listed: EveryClip | None = None,
     ) -> None:
         super().__init__(location=location, crop=crop, image_size=int(images.shape[-1]))
         self._images = images
         if images.ndim == 5:
             self.clip_facts = {"frames": images.shape[2]}
+        if listed is not None:
+            self.frame_rate = listed.frame_rate
+            self.clip_facts = _clip_facts(listed)
         self._columns = held_out.columns if held_out else {}
         self._pictures: dict[str, list[int]] = {}
         for position in range(len(images)):
@@ -175,6 +186,13 @@ class GivenImages(ImageSet):
                 chosen += self._pictures[name]
             unlabelled = torch.full((len(chosen),), -1)
             yield Loaded(chosen, self._images[chosen], unlabelled, (), tuple(pictures))
+
+
+def _clip_facts(clips: EveryClip) -> dict[str, Any]:
+    """What clips are, for the protocol."""
+    timing = clips.timing
+    rate = timing.frame_rate or "each video's own"
+    return {"frames": timing.frames, "stride": timing.stride, "frame_rate": rate}
 
 
 def held_out_pictures(held_out: HeldOut) -> GivenImages:

@@ -18,6 +18,8 @@ from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.files import file_digest
 from rpiae.core.runtime.names import printable
 from rpiae.data.fingerprint import data_fingerprint
+from rpiae.data.listed import Listed
+from rpiae.data.video.listed import EveryClip
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.images import GivenImages, ImageSet, listed_images
 from rpiae.evaluation.interpolation import Interpolated
@@ -128,10 +130,14 @@ def measured_images(subject: Subject, config: EvaluationConfig) -> ImageSet:
     if config.data:
         return _listed(subject, config, config.data, address="data")
     data = _data(subject, "data")
-    held_out: HeldOut = data.build().held_out()
+    dataset = data.build()
+    held_out: HeldOut = dataset.held_out()
+    clips = held_out.images.ndim == 5
+    listed = dataset.every_image() if clips and isinstance(dataset, Listed) else None
     return GivenImages(
-        held_out.images, location=f"{data.label}, held out", crop="as held out by the run"
-    )
+        held_out.images, location=f"{data.label}, held out", crop="as held out by the run",
+        listed=listed if isinstance(listed, EveryClip) else None,
+    )  # fmt: skip
 
 
 def training_images(subject: Subject, config: EvaluationConfig) -> ImageSet:
