@@ -42,9 +42,9 @@ def tokenizer_digest(model: RPiAE) -> str:
     return digest({"parts": [unparse(part) for part in parts], "state": state})
 
 
-def batch_size_for(model: RPiAE, image_size: int) -> int:
-    """Images per forward pass where no batch size is given."""
-    tokens = math.prod(model.geometry(image_size, image_size).grid)
+def batch_size_for(model: RPiAE, image_size: int, frames: int = 1) -> int:
+    """Images, or clips of so many frames, per forward pass where no batch size is given."""
+    tokens = math.prod(model.geometry(image_size, image_size, frames).grid)
     return max(1, TOKENS_PER_BATCH // tokens)
 
 
