@@ -77,6 +77,7 @@ def _encode(arguments: argparse.Namespace) -> int:
     from rpiae.core.runtime.devices import choose_device
     from rpiae.core.runtime.processes import Runtime
     from rpiae.latents import writing
+    from rpiae.latents.folders import check_folder
     from rpiae.latents.layout import Settings
 
     model = load_tokenizer(arguments.run)
@@ -90,7 +91,7 @@ def _encode(arguments: argparse.Namespace) -> int:
         # Whatever is wrong is said once, before there are several to say it.
         choose_device(arguments.device)
         plan = writing.make_plan(model, images, settings=settings, data=data, tokenizer=tokenizer)
-        writing.check_folder(Path(arguments.out), plan)
+        check_folder(Path(arguments.out), plan)
         return launch(arguments.processes, go_on=f"the same command: {_command()}")
     runtime = Runtime(device=arguments.device, precision=arguments.precision)
     happened = writing.encode_dataset(
@@ -146,7 +147,7 @@ def _described(plan: Plan, kept: int) -> str:
     return (
         f"{plan.num_images} images of {plan.location} ({plan.crop}), {labels} → "
         f"{', '.join(plan.settings.tensors)} {c}×{h}×{w} in {plan.settings.dtype}, "
-        f"{decimal(size)}, shards: {plan.num_shards}{there}"
+        f"{decimal(size)}, shards: {plan.num_files}{there}"
     )
 
 

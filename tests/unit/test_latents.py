@@ -34,7 +34,7 @@ from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training.feed import Feed
 from rpiae.data.images import to_tensor
 from rpiae.data.listed import Listed, every_image
-from rpiae.latents import LatentDataset, reading, writing
+from rpiae.latents import LatentDataset, stored, writing
 from rpiae.latents import shards as shard_files
 from rpiae.latents.decoding import decode_latents, read_tensor
 from rpiae.latents.encoding import measure_latents, tokenizer_digest
@@ -977,7 +977,7 @@ def test_a_tensor_is_checked_once(
     encode(toy, f"parquet:{parquet}", tmp_path / "out")
     dataset = LatentDataset(tmp_path / "out")
     checks: list[str] = []
-    monkeypatch.setattr(reading, "check_tensor", lambda path, file, name, _: checks.append(name))
+    monkeypatch.setattr(stored, "check_tensor", lambda path, file, name, _: checks.append(name))
     for i in (0, 1, 2, 5, 0):
         dataset[i]
     assert checks == ["latent", "latent"]  # of two shards
