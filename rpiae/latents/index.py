@@ -103,8 +103,7 @@ class _VideoIndex:
     scale: str
     tile: int = at_least(0)
     channels: int = at_least(1)
-    first_frames: int = at_least(1)
-    step_frames: int = at_least(1)
+    temporal_downsampling: int = at_least(1)
     labelled: bool
     label_names: tuple[str, ...]
     settings: Settings

@@ -16,6 +16,7 @@ from torch import Tensor
 from rpiae.core.errors import CheckpointError, DataError, RunError
 from rpiae.core.runtime.names import printable
 from rpiae.data.listed import EveryImage
+from rpiae.latents.encoding import add_stored
 from rpiae.latents.index import write_index
 from rpiae.latents.layout import (
     DTYPES,
@@ -40,7 +41,8 @@ def write_shard(
 ) -> None:
     """A shard under a temporary name, which is then renamed."""
     tensors = _without_images(plan) | tensors
-    statistics = _statistics(plan, tensors)
+    statistics = ChannelStatistics(plan.latent_shape[0])
+    add_stored(statistics, tensors, plan.settings)
     described: dict[str, Any] = {
         "format": plan.format,
         "plan": plan.digest(),
@@ -84,18 +86,6 @@ def _without_images(plan: Plan) -> dict[str, Tensor]:
         **{name: latents.clone() for name in plan.settings.tensors},
         **{name: torch.empty(0, dtype=torch.int64) for name in numbers},
     }
-
-
-def _statistics(plan: Plan, tensors: dict[str, Tensor]) -> ChannelStatistics:
-    """Of what a shard stores, mirrored images included."""
-    found = ChannelStatistics(plan.latent_shape[0])
-    for suffix in ("", "_flipped") if plan.settings.flip else ("",):
-        if plan.settings.posterior == "moments":
-            variance = tensors[f"logvar{suffix}"].double().exp()
-            found.add(tensors[f"mean{suffix}"], variance=variance)
-        else:
-            found.add(tensors[f"latent{suffix}"])
-    return found
 
 
 def problem_of(plan: Plan, folder: Path, number: int, images: EveryImage) -> str:

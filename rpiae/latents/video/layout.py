@@ -32,8 +32,7 @@ class VideoPlan:
         scale: the size that they are encoded in, in words.
         tile: side of the spatial tiles that are encoded one by one, in pixels; 0 for whole frames.
         channels: C of the latents.
-        first_frames: frames that the first latent step stands for.
-        step_frames: frames that each later one stands for.
+        temporal_downsampling: frames T that a latent step stands for; the first stands for one.
         labelled: whether labels are stored.
         label_names: name of every label, by its number; empty where unknown.
         source: what tells the dataset from others, see ``rpiae.core.config.identity``.
@@ -50,8 +49,7 @@ class VideoPlan:
     scale: str
     tile: int = 0
     channels: int
-    first_frames: int
-    step_frames: int
+    temporal_downsampling: int
     labelled: bool
     label_names: tuple[str, ...] = ()
     source: Mapping[str, Any] = field(factory=dict)
@@ -70,7 +68,7 @@ class VideoPlan:
 
     def latent_steps(self, frames: int) -> int:
         """Latent steps of so many frames."""
-        return 1 + -(-max(0, frames - self.first_frames) // self.step_frames)
+        return 1 + -(-(frames - 1) // self.temporal_downsampling)
 
     def identity(self) -> dict[str, Any]:
         """All that two calls must agree in to write into one folder."""
