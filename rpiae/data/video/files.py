@@ -11,17 +11,18 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rpiae.core.errors import DataError, MissingExtraError
+from rpiae.core.errors import DataError
 from rpiae.core.runtime.files import open_regular
 from rpiae.core.runtime.names import printable
 from rpiae.data.images import Pixels
 from rpiae.data.video.contracts import Frame, Video, VideoFacts
+from rpiae.data.video.library import pyav
 from rpiae.data.video.rendering import rendered
 
 if TYPE_CHECKING:
     import av
 
-__all__ = ["VIDEO_EXTENSIONS", "Frame", "Video", "VideoFacts", "VideoFile", "open_video", "pyav"]
+__all__ = ["VIDEO_EXTENSIONS", "Frame", "Video", "VideoFacts", "VideoFile", "open_video"]
 
 #: Endings of the names of files that may be videos.
 VIDEO_EXTENSIONS = (
@@ -38,26 +39,14 @@ CONTAINERS = (
 #: Containers that do not say when a frame is shown: frames are counted, always from the first one.
 COUNTED = ("avi", "h264", "hevc", "m4v", "mpegvideo")
 
+#: Containers in which a seek ends in the middle of a frame: they are decoded from the first one, too.
+WITHOUT_SEEK = ("mpeg",)
+
 #: Frames per second where nobody says.
 USUAL_RATE = Fraction(25)
 
 #: Seconds before a time at which reading begins, until that is at a frame before the time.
 _BEFORE = (0, 1, 4, 16, 64)
-
-
-def pyav() -> Any:
-    """The module ``av``.
-
-    Raises:
-        MissingExtraError: if it is not installed.
-    """
-    try:
-        import av
-    except ImportError:
-        raise MissingExtraError(
-            'videos need av, which is not installed: pip install "rpiae[video]"'
-        ) from None
-    return av
 
 
 def open_video(content: Path | bytes, *, name: str = "") -> VideoFile:
@@ -130,7 +119,7 @@ class VideoFile(Video):
         self._stream = self._video_stream()
         self._base = Fraction(self._stream.time_base or Fraction(1, self._av.time_base))
         self._rate = self._stream.average_rate or self._stream.guessed_rate or USUAL_RATE
-        self._counted = any(name in COUNTED for name in self._container.format.name.split(","))
+        self._counted = self._container.format.name in COUNTED
 
     def _video_stream(self) -> av.VideoStream:
         assert self._container is not None
@@ -173,13 +162,13 @@ class VideoFile(Video):
         return self._frames(start, self._reading)
 
     def _frames(self, start: float, reading: int) -> Iterator[Frame]:
+        self._in_turn(reading)
         self._undecoded = self._damaged = 0
         self._end = 0.0
         step = self._base if not self._counted else 1 / self._rate
         wanted = round(Fraction(start) / step)
         frames = self._counted_from_first() if self._counted else self._from(wanted)
         for when, frame in itertools.dropwhile(lambda each: each[0] < wanted, frames):
-            assert reading == self._reading, "one iterator over a video at a time"
             pixels = self._pixels(frame)
             seconds = float(when * step)
             if pixels.shape[:2] != (self.facts.height, self.facts.width):
@@ -202,7 +191,7 @@ class VideoFile(Video):
         """Frames with their times in steps of the stream's base, from one at or before a time on."""
         assert self._container is not None
         zero = self._first.pts or 0
-        for before in _BEFORE:
+        for before in _BEFORE if self._container.format.name not in WITHOUT_SEEK else ():
             target = wanted - int(before / self._base)
             if target <= 0:
                 break
@@ -235,8 +224,10 @@ class VideoFile(Video):
         of that packet."""
         assert self._container is not None
         began: int | None = None
+        reading = self._reading
         packets = self._container.demux(self._stream)
         while True:
+            self._in_turn(reading)
             try:
                 packet = next(packets)
             except StopIteration:
@@ -257,11 +248,13 @@ class VideoFile(Video):
                 self._damaged += frame.is_corrupt
                 yield began, frame
 
+    def _in_turn(self, reading: int) -> None:
+        """PyAV would read on in a container that stands elsewhere, or is closed."""
+        assert reading == self._reading, "one iterator over a video at a time, while it is open"
+
     def _pixels(self, frame: av.VideoFrame) -> Pixels:
         try:
-            return rendered(
-                frame, aspect=self._stream.sample_aspect_ratio or Fraction(1), av=self._av
-            )
+            return rendered(frame, aspect=self._stream.sample_aspect_ratio or Fraction(1))
         except DataError as error:
             raise DataError(f"{self.name}: {error}") from None
         except (self._av.FFmpegError, MemoryError, ValueError) as error:
@@ -279,6 +272,7 @@ class VideoFile(Video):
             self.problem = f"{self.name}: {'; '.join(found)}"
 
     def close(self) -> None:
+        self._reading += 1
         if self._container is not None:
             self._container.close()
             self._container = None

@@ -9,6 +9,7 @@ import numpy as np
 
 from rpiae.core.errors import DataError
 from rpiae.data.images import Pixels
+from rpiae.data.video.library import pyav
 
 if TYPE_CHECKING:
     import av
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 MOST_ASPECT = 4
 
 
-def rendered(frame: av.VideoFrame, *, aspect: Fraction, av: Any) -> Pixels:
+def rendered(frame: av.VideoFrame, *, aspect: Fraction) -> Pixels:
     """A decoded frame as it is shown.
 
-    Interlaced frames are deinterlaced one by one: the lines of the first field stay, and those of the
-    second are interpolated along edges (FFmpeg's ``estdif``). Pixels that are not square are made so
+    Interlaced frames are deinterlaced one by one: the lines of one field stay, and those of the
+    other are interpolated along edges (FFmpeg's ``estdif``). Pixels that are not square are made so
     by enlarging the shorter side. Colours are converted by the matrix and range that the frame names;
     a frame that names none is BT.601 of limited range, FFmpeg's rule. Transfer functions are left as
     they are: HDR is not mapped to SDR. Transparent parts become white. Turned and mirrored videos are
@@ -30,7 +31,6 @@ def rendered(frame: av.VideoFrame, *, aspect: Fraction, av: Any) -> Pixels:
     Args:
         frame: of any pixel format.
         aspect: width over height of a pixel.
-        av: the module.
 
     Returns:
         (h, w, 3)
@@ -39,9 +39,10 @@ def rendered(frame: av.VideoFrame, *, aspect: Fraction, av: Any) -> Pixels:
         DataError: if the pixels' shape is no sensible one, or it is turned by less than a quarter.
     """
     if frame.interlaced_frame:
-        frame = _deinterlaced(frame, av)
+        frame = _deinterlaced(frame)
     width, height = _square(frame.width, frame.height, aspect)
-    interpolation, colours = av.video.reformatter.Interpolation, av.video.reformatter.ColorRange
+    reformatter = pyav().video.reformatter
+    interpolation = reformatter.Interpolation
     transparent = any(component.is_alpha for component in frame.format.components)
     # Without these two flags, colours are off by up to three levels.
     exact = interpolation.FULL_CHR_H_INT | interpolation.ACCURATE_RND
@@ -50,18 +51,18 @@ def rendered(frame: av.VideoFrame, *, aspect: Fraction, av: Any) -> Pixels:
         width=width,
         height=height,
         format="rgba" if transparent else "rgb24",
-        dst_color_range=colours.JPEG,
+        dst_color_range=reformatter.ColorRange.JPEG,
         interpolation=exact | (interpolation.BICUBIC if resized else interpolation.BILINEAR),
         threads=1,
     ).to_ndarray()
     if transparent:
         pixels = _on_white(pixels)
-    return _upright(pixels.astype(np.uint8, copy=False), _display_matrix(frame, av))
+    return _upright(pixels.astype(np.uint8, copy=False), _display_matrix(frame))
 
 
-def _deinterlaced(frame: av.VideoFrame, av: Any) -> av.VideoFrame:
+def _deinterlaced(frame: av.VideoFrame) -> av.VideoFrame:
     """One frame out of two fields; of that frame alone, so that a seek cannot change it."""
-    graph = av.filter.Graph()
+    graph = pyav().filter.Graph()
     source = graph.add_buffer(
         width=frame.width,
         height=frame.height,
@@ -95,14 +96,14 @@ def _on_white(pixels: Any) -> Pixels:
     return blended
 
 
-def _display_matrix(frame: av.VideoFrame, av: Any) -> tuple[int, int, int, int]:
+def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """Signs of the matrix (a b; c d) that takes x and y of the stored pixel to x·a + y·c and
     x·b + y·d of the shown one.
 
     Raises:
         DataError: if it does more than turn by quarters and mirror.
     """
-    found: Any = frame.side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
+    found: Any = frame.side_data.get(pyav().sidedata.sidedata.Type.DISPLAYMATRIX)
     if found is None:
         return 1, 0, 0, 1
     a, b, _, c, d, *_ = np.sign(np.frombuffer(bytes(found), dtype=np.int32)).tolist()
