@@ -175,6 +175,10 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         noise = torch.randn(latent.shape, generator=draws)
         return latent.float() + (0.5 * logvar).exp() * noise
 
+    def stored(self, index: int) -> Float[Tensor, "c ..."]:
+        """A latent in the type that it is stored in; the mean, where there are moments."""
+        return self._stored.read(index, self.kind)
+
     @property
     def num_images(self) -> int:
         return len(self)

@@ -748,11 +748,11 @@ def test_sizes_that_are_no_multiple_of_the_patch(toy: Path, tmp_path: Path) -> N
 
 
 def test_names_stay_below_the_folder_and_apart(toy: Path, tmp_path: Path) -> None:
-    from rpiae.latents.decoding import _file_name
+    from rpiae.latents.decoding import file_name
 
     used: set[str] = set()
     names = ["../../x.png", "/etc/x.jpg", "a/../x.png", "x.png", "x", "x.PNG", "..", "a.b#3"]
-    made = [_file_name(name, i, used) for i, name in enumerate(names)]
+    made = [file_name(name, i, used) for i, name in enumerate(names)]
     assert len(set(made)) == len(names)
     for name in made:
         assert (tmp_path / name).resolve().is_relative_to(tmp_path)
@@ -766,10 +766,10 @@ def test_names_stay_below_the_folder_and_apart(toy: Path, tmp_path: Path) -> Non
     [["a", "a.jpg.png", "a.jpg-3.png", "a.jpg"], ["a-1.png", "a.jpg.png", "a", "a.jpg", "a"]],
 )
 def test_there_is_always_a_free_name(names: list[str]) -> None:
-    from rpiae.latents.decoding import _file_name
+    from rpiae.latents.decoding import file_name
 
     used: set[str] = set()
-    made = [_file_name(name, i, used) for i, name in enumerate(names)]
+    made = [file_name(name, i, used) for i, name in enumerate(names)]
     assert used == set(made)
     assert len(used) == len(names)
 
