@@ -128,6 +128,7 @@ def read_index(folder: Path) -> tuple[AnyPlan, dict[str, Any]]:
     tree = _read(folder, path)
     if tree.get("contents") == VIDEOS:
         videos = _parsed(tree, _VideoIndex, path)
+        _check_format(path, videos.format, TIME_FORMAT)
         video_plan = VideoPlan.from_tree(tree)
         if videos.complete:
             _check_complete_videos(video_plan, videos, path)
@@ -137,6 +138,9 @@ def read_index(folder: Path) -> tuple[AnyPlan, dict[str, Any]]:
         raise CheckpointError(
             f"{path} is damaged: its latent_shape has {len(index.latent_shape)} sides"
         )
+    _check_format(
+        path, index.format, *((TIME_FORMAT,) if index.frames else (*EARLIER_FORMATS, FORMAT))
+    )
     plan = Plan.from_tree(tree)
     if index.complete:
         _check_complete(plan, index, path)
@@ -146,6 +150,12 @@ def read_index(folder: Path) -> tuple[AnyPlan, dict[str, Any]]:
 def stored_videos(tree: Any, path: Path) -> tuple[StoredVideo, ...]:
     """The videos that a complete index lists."""
     return _parsed(tree, _VideoIndex, path).videos
+
+
+def _check_format(path: Path, given: int, *possible: int) -> None:
+    """Refuse a format that has other contents."""
+    if given not in possible:
+        raise CheckpointError(f"{path} is damaged: latents of its kind are not of format {given}")
 
 
 def _read(folder: Path, path: Path) -> dict[str, Any]:
@@ -209,7 +219,8 @@ def _check_complete_videos(plan: VideoPlan, index: _VideoIndex, path: Path) -> N
         statistics is not None
         and len(statistics.mean) == len(statistics.std) == plan.channels
         and len(rows) == index.count
-        and sorted(positions) == list(range(plan.num_videos))
+        and len(positions) == plan.num_videos
+        and sorted(positions) == list(range(len(positions)))
     )
     if not fine:
         raise CheckpointError(f"{path} is damaged: its counts contradict each other")

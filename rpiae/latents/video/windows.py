@@ -131,6 +131,11 @@ class VideoWindows:
     def _opened(self, video: StoredVideo) -> StoredLatents:
         if video.position not in self._files:
             metadata = check_header(self._plan, self._folder, video.position, sha256=video.sha256)
+            if metadata.get("latent_shape") != list(video.latent_shape):
+                raise CheckpointError(
+                    f"{self._folder / video.file} is damaged: its latents are not those that its "
+                    "index says"
+                )
             self._files[video.position] = StoredLatents(self._folder / video.file, metadata)
         return self._files[video.position]
 
