@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -31,7 +27,6 @@ from rpiae.data.video.contracts import Frame, Video, VideoFacts
 from rpiae.latents import LatentDataset
 from rpiae.latents.layout import Settings, tree_digest
 from rpiae.latents.video import writing
-from rpiae.latents.video.decoding import decode_videos
 from rpiae.latents.video.encoding import measure_videos
 from rpiae.latents.video.files import LatentFile
 from rpiae.latents.video.layout import STEPS_PER_DIGEST
