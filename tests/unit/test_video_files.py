@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rpiae.core.errors import DataError, MissingExtraError
-from rpiae.data.video.files import VIDEO_EXTENSIONS, VideoFile, open_video
+from rpiae.data.video.files import VIDEO_EXTENSIONS, VideoFacts, VideoFile, open_video
+from rpiae.data.video.frame_folder import FrameFolder, open_frame_folder
 from tests.videos import FULL, LIMITED, moving, write
 
 av = pytest.importorskip("av")
@@ -461,3 +462,83 @@ def test_without_pyav_the_install_line_is_told(
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(MissingExtraError, match=r'pip install "rpiae\[video\]"'):
         VideoFile(tmp_path / "a.mp4")
+
+
+def _numbered(folder: Path, names: list[str], size: tuple[int, int] = (16, 12)) -> Path:
+    folder.mkdir(exist_ok=True)
+    for place, name in enumerate(names):
+        Image.new("RGB", size, (place, 2 * place, 7)).save(folder / name)
+    return folder
+
+
+def _places(video: FrameFolder, start: float = 0.0) -> list[int]:
+    return [int(frame.pixels[0, 0, 0]) for frame in video.frames(start)]
+
+
+def test_a_folder_of_frames_is_a_video(tmp_path: Path) -> None:
+    folder = _numbered(tmp_path / "f", [f"take2_{number}.png" for number in range(8, 13)])
+    (folder / "notes.txt").write_text("10")
+    (folder / "7.png.d").mkdir()
+    with open_frame_folder(folder, rate=Fraction(30000, 1001)) as video:
+        assert video.facts == VideoFacts(
+            frames=5,
+            height=12,
+            width=16,
+            rate=Fraction(30000, 1001),
+            seconds=5 * 1001 / 30000,
+            audio=False,
+        )
+        assert video.problem == ""
+        assert _places(video) == [0, 1, 2, 3, 4]
+        for number, frame in enumerate(list(video.frames())):
+            assert frame.seconds == float(Fraction(number * 1001, 30000))
+            assert _places(video, frame.seconds) == list(range(number, 5))
+        assert _places(video, 0.01) == [1, 2, 3, 4]
+        assert _places(video, 9) == []
+
+
+def test_gaps_doubles_and_images_without_numbers_are_said(tmp_path: Path) -> None:
+    names = [
+        "1.png",
+        "2.png",
+        "02.png",
+        "4.png",
+        "8.png",
+        "10.png",
+        "20.png",
+        "30.png",
+        "cover.png",
+    ]
+    with open_frame_folder(_numbered(tmp_path / "f", names)) as video:
+        assert video.facts.frames == 8
+        assert video.problem == (
+            f"{tmp_path / 'f'}: numbers are missing: 3, 5 to 7, 9 and 2 more; numbers are there "
+            "twice: 2; images without a number are left out, such as cover.png"
+        )
+
+
+def test_mixed_sizes_in_a_folder_are_one_clear_error(tmp_path: Path) -> None:
+    folder = _numbered(tmp_path / "f", ["1.png", "2.png"])
+    Image.new("RGB", (20, 20)).save(folder / "3.png")
+    with (
+        open_frame_folder(folder) as video,
+        pytest.raises(DataError, match=r"f: its frames are 12×16 pixels .* 20×20 in 3\.png"),
+    ):
+        list(video.frames())
+
+
+def test_folders_that_are_no_video(tmp_path: Path) -> None:
+    for folder, message in (
+        (_numbered(tmp_path / "f", ["a.png"]), "there are no images with numbers"),
+        (tmp_path / "none", "No such file"),
+        (_numbered(tmp_path / "g", []), "there are no images with numbers"),
+    ):
+        with pytest.raises(DataError, match=f"{folder.name}: {message}"):
+            open_frame_folder(folder)
+    broken = _numbered(tmp_path / "h", ["1.png", "2.png"])
+    (broken / "2.png").write_bytes(b"no")
+    with (
+        open_frame_folder(broken) as video,
+        pytest.raises(DataError, match=r"h/2\.png: not an image"),
+    ):
+        list(video.frames())
