@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from rpiae.evaluation.examination import Examination, Measured, Metric, TrainedMetric
     from rpiae.latents import LatentDataset
     from rpiae.testing import (
+        SyntheticClips,
         SyntheticImages,
         check_bridge,
         check_builds,
@@ -140,6 +141,7 @@ _WHERE = {
     "StageSteps": "rpiae.core.model.contracts",
     "StepContext": "rpiae.core.model.contracts",
     "StepRandomness": "rpiae.core.runtime.draws",
+    "SyntheticClips": "rpiae.testing",
     "SyntheticImages": "rpiae.testing",
     "Term": "rpiae.core.model.contracts",
     "TrainedMetric": "rpiae.evaluation.examination",
@@ -222,6 +224,7 @@ __all__ = [
     "StageSteps",
     "StepContext",
     "StepRandomness",
+    "SyntheticClips",
     "SyntheticImages",
     "Term",
     "TrainedMetric",

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from attrs import field, frozen
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
@@ -133,12 +134,26 @@ class Fitting:
         """
         least = self.image_size if self.resize is None and cover is None else 1
         with open_rgb(content, name=name, min_side=least) as image:
-            shape = (image.height, image.width)
             if cover is None:
-                return bicubic(image, self._size(shape))
+                return self.resized(image)
+            shape = (image.height, image.width)
             if not enlarge and (shape[0] < cover[0] or shape[1] < cover[1]):
                 raise TooSmallError(printable(name), image.width, image.height, crop=cover)
             return bicubic(image, cover_size(shape, cover))
+
+    def check(self, shape: Shape, name: str) -> None:
+        """Refuse an image of a height and width that is smaller than the square crop.
+
+        Raises:
+            TooSmallError: if it is, and is not enlarged.
+        """
+        if self.resize is None and min(shape) < self.image_size:
+            crop = (self.image_size, self.image_size)
+            raise TooSmallError(printable(name), shape[1], shape[0], crop=crop)
+
+    def resized(self, image: Image.Image) -> Picture:
+        """An RGB image (h, w, 3) as it is resized for square crops."""
+        return bicubic(image, self._size((image.height, image.width)))
 
     def _size(self, shape: Shape) -> Shape:
         """What an image is resized to for square crops."""
@@ -184,7 +199,14 @@ class AdmFitting(Fitting):
         """
         assert cover is None
         with open_rgb(content, name=name) as image:
-            return resize_as_adm(image, self._side)
+            return self.resized(image)
+
+    def check(self, shape: Shape, name: str) -> None:
+        """No image is too small: smaller ones are enlarged."""
+
+    def resized(self, image: Image.Image) -> Picture:
+        """An RGB image (h, w, 3) whose short side is ``resize``."""
+        return resize_as_adm(image, self._side)
 
 
 class ImageReader:

@@ -14,7 +14,7 @@
 The checks raise AssertionError with what is wrong.
 """
 
-from rpiae.data.synthetic import SyntheticImages
+from rpiae.data.synthetic import SyntheticClips, SyntheticImages
 from rpiae.testing.builds import check_builds
 from rpiae.testing.contracts import (
     check_bridge,
@@ -28,6 +28,7 @@ from rpiae.testing.metrics import check_metric
 from rpiae.testing.plugins import check_manifest, check_plugin
 
 __all__ = [
+    "SyntheticClips",
     "SyntheticImages",
     "check_bridge",
     "check_builds",

@@ -22,7 +22,7 @@ PINNED = """
     DecoderConfig DiagonalGaussian Encoder EncoderConfig EncoderDescription Entry Examination Features
     FetchError Fit Fittable GaussianPosterior Grid HeldOut LatentDataset LossConfig Manifest Measured
     Metric MetricConfig Posterior Preset QuantisedPosterior Replica RpiaeError StageSteps StepContext
-    StepRandomness SyntheticImages Term TrainedMetric UsageError Window at_least at_least_fp32 attention
+    StepRandomness SyntheticClips SyntheticImages Term TrainedMetric UsageError Window at_least at_least_fp32 attention
     block_index check_bridge check_builds check_critic check_dataset check_decoder check_encoder
     check_loss check_manifest check_metric check_plugin generator loaded_once map_grid
     map_to_tokens names_file names_revision per_frame rounding_only settings_only sincos_positions

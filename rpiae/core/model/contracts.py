@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rpiae.core.errors import UsageError
 from rpiae.core.model.geometry import Grid, Patch
-from rpiae.core.runtime.draws import StepRandomness
+from rpiae.core.runtime.draws import StepRandomness, uniform
 
 
 class Features(NamedTuple):
@@ -359,6 +359,10 @@ class StageSteps:
         small, more = divmod(self.batch_size, self.num_processes)
         first = step * self.batch_size + self.rank * small + min(self.rank, more)
         return range(first, first + small + (self.rank < more))
+
+    def of_frames(self, step: int) -> bool:
+        """Whether a step learns from single frames: drawn, and the same in all processes."""
+        return uniform(self.seed, self.stage, step, "frames") < self.image_share
 
     @property
     def share(self) -> float:

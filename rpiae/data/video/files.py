@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rpiae.core.errors import DataError
 from rpiae.core.runtime.files import open_regular
@@ -49,11 +49,11 @@ USUAL_RATE = Fraction(25)
 _BEFORE = (0, 1, 4, 16, 64)
 
 
-def open_video(content: Path | bytes, *, name: str = "") -> VideoFile:
+def open_video(content: Path | bytes | IO[bytes], *, name: str = "") -> VideoFile:
     """Open a video file.
 
     Args:
-        content: its path, or its bytes.
+        content: its path, its bytes, or an open file, which is closed with the video.
         name: what messages call it; the path where not given.
 
     Raises:
@@ -73,9 +73,9 @@ class VideoFile(Video):
     Args, Raises: as ``open_video``.
     """
 
-    def __init__(self, content: Path | bytes, *, name: str = "") -> None:
+    def __init__(self, content: Path | bytes | IO[bytes], *, name: str = "") -> None:
         self._av = pyav()
-        self.name = printable(name or ("video" if isinstance(content, bytes) else str(content)))
+        self.name = printable(name or (str(content) if isinstance(content, Path) else "video"))
         self._container: av.container.InputContainer | None = None
         self._reading = 0
         self._undecoded = self._damaged = 0
@@ -90,9 +90,11 @@ class VideoFile(Video):
             self.close()
             raise
 
-    def _opened(self, content: Path | bytes) -> Any:
+    def _opened(self, content: Path | bytes | IO[bytes]) -> Any:
         if isinstance(content, bytes):
             return io.BytesIO(content)
+        if not isinstance(content, Path):
+            return content
         try:
             return open_regular(content)
         except OSError as error:
