@@ -20,6 +20,7 @@ from rpiae.core.training.checkpoint import digest
 from rpiae.core.training.feed import Feed
 from rpiae.data.listed import EveryImage
 from rpiae.data.orders import sampled
+from rpiae.data.video.listed import EveryClip
 from rpiae.latents.layout import PosteriorUse, Settings
 from rpiae.latents.statistics import ChannelStatistics
 
@@ -174,7 +175,7 @@ def measure_latents(
 
     Args:
         model: what encodes.
-        images: the dataset.
+        images: the dataset, or the clips of one.
         runtime: device and precision.
         num_images: how many are looked at, drawn at random but always the same; all where not given.
         posterior: mode, or samples from ``seed``.
@@ -192,7 +193,8 @@ def measure_latents(
     model = model.to(runtime.device)
     chosen = sampled(len(images), num_images or len(images))
     total = len(chosen)
-    size = batch_size or batch_size_for(model, images.image_size)
+    frames = images.frames if isinstance(images, EveryClip) else 1
+    size = batch_size or batch_size_for(model, images.image_size, frames)
     found = ChannelStatistics(model.bridge.latent_channels)
     done = 0
     batches = images.batches([chosen[i : i + size] for i in range(0, total, size)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -24,6 +23,7 @@ from rpiae.latents.layout import (
     UNFINISHED,
     Plan,
     Settings,
+    is_rate,
     tree_digest,
 )
 from rpiae.latents.video.layout import VIDEOS, StoredVideo, VideoPlan
@@ -104,8 +104,6 @@ class _VideoIndex:
     tile: int = at_least(0)
     channels: int = at_least(1)
     temporal_downsampling: int = at_least(1)
-    labelled: bool
-    label_names: tuple[str, ...]
     settings: Settings
     source: dict[str, Any]
     epoch: int
@@ -231,18 +229,10 @@ def _check_complete_videos(plan: VideoPlan, index: _VideoIndex, path: Path) -> N
                 f"{path} is damaged: video {row.position} is {plan.file(row.position)}, not "
                 f"{shown(row.file)}"
             )
-        if (channels, steps) != (plan.channels, plan.latent_steps(row.frames)) or not _is_rate(
+        if (channels, steps) != (plan.channels, plan.latent_steps(row.frames)) or not is_rate(
             row.rate
         ):
             raise CheckpointError(f"{path} is damaged: what it says of {row.file} cannot be")
-
-
-def _is_rate(text: str) -> bool:
-    """Whether a text is a frame rate."""
-    try:
-        return len(text) < 64 and Fraction(text) > 0
-    except (ValueError, ZeroDivisionError):
-        return False
 
 
 def write_index(folder: Path, plan: AnyPlan, **more: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -251,10 +252,20 @@ def check_shard(plan: Plan, folder: Path, number: int, *, sha256: str = "") -> d
     wanted["position"] = ((n,), "I64")
     if plan.labelled:
         wanted["label"] = ((n,), "I64")
-    complete = n + len(skipped) == len(plan.shard(number)) and count == n * per_image
+    rates = metadata.get("rates", [])
+    timed = len(rates) == (n if plan.frames else 0) and all(map(is_rate, rates))
+    complete = timed and n + len(skipped) == len(plan.shard(number)) and count == n * per_image
     if tensors != wanted or digests != set(wanted) or not complete:
         raise CheckpointError(f"{path} is damaged: its tensors are not those that it should hold")
     return metadata
+
+
+def is_rate(value: Any) -> bool:
+    """Whether a value is frames per second as a fraction, such as ``30000/1001``."""
+    try:
+        return isinstance(value, str) and len(value) < 64 and Fraction(value) > 0
+    except (ValueError, ZeroDivisionError):
+        return False
 
 
 def check_tensor(path: Path, file: Any, name: str, metadata: Mapping[str, Any]) -> None:

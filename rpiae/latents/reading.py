@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -20,7 +21,7 @@ from rpiae.core.runtime.names import shown
 from rpiae.data.loading import handed_over, loaded_batches
 from rpiae.data.orders import EpochOrder, Requests
 from rpiae.latents.index import AnyPlan, read_index
-from rpiae.latents.layout import UNCHECKED_FORMAT
+from rpiae.latents.layout import UNCHECKED_FORMAT, Plan
 from rpiae.latents.statistics import latent_norm
 from rpiae.latents.stored import Shards, Stored
 from rpiae.latents.video.layout import VideoPlan
@@ -122,7 +123,7 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         self._moments = plan.settings.posterior == "moments"
         self._sample = sample and self._moments
         if label_names is not None:
-            _check_label_names(self.folder, plan.label_names, label_names)
+            _check_label_names(self.folder, self.label_names, label_names)
         if plan.format == UNCHECKED_FORMAT:
             logger.warning(
                 "%s was written by an earlier rpiae, without digests: damage in it goes unseen",
@@ -143,7 +144,7 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
             self._stored = Shards(self.folder, plan, self.index)
         self.latent_shape: tuple[int, ...] = self._stored.latent_shape
         self.labels = self._stored.labels
-        _check_labels(self.labels, plan.label_names, self.folder)
+        _check_labels(self.labels, self.label_names, self.folder)
         statistics = self.index["statistics"]
         mean, std = (torch.tensor(statistics[k], dtype=torch.float64) for k in ("mean", "std"))
         ones = (1,) * (len(self.latent_shape) - 1)
@@ -222,7 +223,11 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
     @property
     def label_names(self) -> tuple[str, ...]:
         """Name of every label, by its number; empty where unknown."""
-        return self._plan.label_names
+        return self._plan.label_names if isinstance(self._plan, Plan) else ()
+
+    def frame_rate(self, index: int) -> Fraction | None:
+        """Frames per second of a clip or video; None of an image."""
+        return self._stored.rate(index)
 
     def verify(self) -> None:
         """Read everything and compare it with its digests, so that no later reader has to.

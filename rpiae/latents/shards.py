@@ -16,6 +16,7 @@ from torch import Tensor
 from rpiae.core.errors import CheckpointError, DataError, RunError
 from rpiae.core.runtime.names import printable
 from rpiae.data.listed import EveryImage
+from rpiae.data.video.listed import EveryClip
 from rpiae.latents.encoding import add_stored
 from rpiae.latents.index import write_index
 from rpiae.latents.layout import (
@@ -59,6 +60,8 @@ def write_shard(
         "statistics": statistics.as_tree(),
         "tensors": {name: tensor_digest(tensor) for name, tensor in tensors.items()},
     }
+    if isinstance(images, EveryClip):
+        described["rates"] = [str(images.rate(i)) for i in tensors["position"].tolist()]
     described["sha256"] = tree_digest(described)
     path = folder / plan.file(number)
     part = path.with_name(f".{path.name}{UNFINISHED}")

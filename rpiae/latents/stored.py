@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +42,9 @@ class Stored(Protocol):
 
     def name(self, index: int) -> str:
         """What the source calls what an item is of."""
+
+    def rate(self, index: int) -> Fraction | None:
+        """Frames per second of what an item is of; None of an image."""
 
     def verify(self) -> None:
         """Read everything and compare it with its digests, so that no later reader has to."""
@@ -93,6 +97,11 @@ class Shards:
         """What the source calls an image or clip."""
         number, row = self._locate(index)
         return self._names_of(number)[row]
+
+    def rate(self, index: int) -> Fraction | None:
+        """Frames per second of a clip; None of images."""
+        number, row = self._locate(index)
+        return Fraction(self._metadata(number)["rates"][row]) if self._plan.frames else None
 
     def verify(self) -> None:
         """Read everything and compare it with its digests."""

@@ -1,4 +1,5 @@
-"""A dataset's latents into a folder: shard by shard, in several processes, going on where it stopped."""
+"""Latents of a dataset's images or clips into a folder: shard by shard, in several processes, going on
+where it stopped."""
 
 from __future__ import annotations
 
@@ -18,11 +19,13 @@ from rpiae.core.config.identity import identity
 from rpiae.core.config.tree import Tree
 from rpiae.core.errors import UsageError
 from rpiae.core.model.resolve import part_config
+from rpiae.core.model.temporal import temporal_downsampling
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.names import printable
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training.feed import Feed
 from rpiae.data.listed import EveryImage
+from rpiae.data.video.listed import EveryClip
 from rpiae.latents.encoding import (
     batch_size_for,
     check_finite,
@@ -32,7 +35,7 @@ from rpiae.latents.encoding import (
     tokenizer_digest,
 )
 from rpiae.latents.folders import prepare
-from rpiae.latents.layout import DTYPES, Plan, Settings
+from rpiae.latents.layout import DTYPES, FORMAT, TIME_FORMAT, Plan, Settings
 from rpiae.latents.shards import finished_index, problem_of, write_shard
 
 #: Seconds between two looks at what other processes have written.
@@ -120,6 +123,7 @@ def make_plan(
     if settings.shard_size < 1:
         raise UsageError(f"--shard-size must be at least 1, got {settings.shard_size}")
     check_posterior(model, settings.posterior)
+    frames = images.frames if isinstance(images, EveryClip) else 0
     return Plan(
         settings=settings,
         tokenizer={"path": printable(str(tokenizer.absolute())), "sha256": tokenizer_digest(model)},
@@ -128,11 +132,22 @@ def make_plan(
         num_images=len(images),
         image_size=images.image_size,
         crop=images.rule,
-        latent_shape=model.latent_shape(images.image_size, images.image_size),
+        latent_shape=_latent_shape(model, images.image_size, frames),
+        frames=frames,
+        format=TIME_FORMAT if frames else FORMAT,
         labelled=images.labelled,
         label_names=tuple(map(printable, images.label_names)),
         source=identity(part_config("datasets", data), times=False),
     )
+
+
+def _latent_shape(model: RPiAE, image_size: int, frames: int) -> tuple[int, ...]:
+    """(C, h, w) of an image's latent, (C, t, h, w) of one of a clip of so many frames."""
+    channels, *sides = model.latent_shape(image_size, image_size)
+    if not frames:
+        return channels, *sides
+    steps = model.geometry(image_size, image_size, frames).grid[0]
+    return channels, 1 + (steps - 1) // temporal_downsampling(model.bridge), *sides
 
 
 def encode_dataset(
@@ -191,7 +206,7 @@ def encode_dataset(
         others = not_in(own, plan.num_files) if runtime.is_main else []
         pace = _Pace(plan, target, others=others, kept=[n for n in own if n not in missing])
         if missing:
-            size = batch_size or batch_size_for(model, images.image_size)
+            size = batch_size or batch_size_for(model, images.image_size, plan.frames or 1)
             yield from _encoded(model, images, target, plan, missing, size, runtime, pace)
         if runtime.is_main:
             yield from _finished(target, plan, images, pace)

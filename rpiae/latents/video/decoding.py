@@ -128,7 +128,7 @@ def _clips(model: RPiAE, latents: LatentDataset | Tensor, rate: Fraction | None)
         for item in range(len(latents)):
             yield _Clip(
                 name=latents.name(item), size=(latents.index["frames"], side, side),
-                rate=rate or USUAL_RATE, steps=latents.latent_shape[1],
+                rate=rate or latents.frame_rate(item) or USUAL_RATE, steps=latents.latent_shape[1],
                 read=partial(_item_steps, latents, item),
             )  # fmt: skip
         return

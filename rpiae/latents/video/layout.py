@@ -33,8 +33,6 @@ class VideoPlan:
         tile: side of the spatial tiles that are encoded one by one, in pixels; 0 for whole frames.
         channels: C of the latents.
         temporal_downsampling: frames T that a latent step stands for; the first stands for one.
-        labelled: whether labels are stored.
-        label_names: name of every label, by its number; empty where unknown.
         source: what tells the dataset from others, see ``rpiae.core.config.identity``.
         epoch: of the code that encodes.
         format: of the files.
@@ -50,8 +48,6 @@ class VideoPlan:
     tile: int = 0
     channels: int
     temporal_downsampling: int
-    labelled: bool
-    label_names: tuple[str, ...] = ()
     source: Mapping[str, Any] = field(factory=dict)
     epoch: int = EPOCH
     format: int = TIME_FORMAT
@@ -84,8 +80,6 @@ class VideoPlan:
             "num_videos": self.num_videos,
             "scale": self.scale,
             "tile": self.tile,
-            "labelled": self.labelled,
-            "label_names": list(self.label_names),
             "epoch": self.epoch,
         }
 
@@ -100,7 +94,6 @@ class VideoPlan:
             "settings": asdict(self.settings),
             "tokenizer": dict(self.tokenizer),
             "data": dict(self.data),
-            "label_names": list(self.label_names),
             "source": dict(self.source),
         }
 
@@ -109,7 +102,6 @@ class VideoPlan:
         """Inverse of ``as_tree``; other keys are left alone."""
         values = {a.name: tree[a.name] for a in fields(cls) if a.name in tree}
         values["settings"] = Settings(**tree["settings"])
-        values["label_names"] = tuple(tree["label_names"])
         return cls(**values)
 
 
@@ -121,7 +113,6 @@ class StoredVideo:
         position: index in the source.
         file: its file in the folder.
         name: what the source calls it.
-        label: its label; −1 where it has none.
         frames, height, width: of what was encoded, and of what decoding gives.
         rate: frames per second, as a fraction such as ``30000/1001``.
         latent_shape: (C, t, h, w).
@@ -132,7 +123,6 @@ class StoredVideo:
     position: int = at_least(0)
     file: str
     name: str
-    label: int = -1
     frames: int = at_least(1)
     height: int = at_least(1)
     width: int = at_least(1)

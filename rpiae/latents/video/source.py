@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from attrs import fields
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from rpiae.core.config.tree import Tree, unparse
+from rpiae.core.errors import UsageError
+from rpiae.core.model.resolve import part_config
+from rpiae.data.configs import VideosConfig
 from rpiae.data.images import Pixels, Shape, bicubic, centre_crop, short_side_size
-from rpiae.data.sources import WithLabels
+from rpiae.data.listed import with_overrides
+from rpiae.data.loading import chosen_workers
 from rpiae.data.video.contracts import Video
+from rpiae.data.video.sources import VideoSource, open_source
 
-
-class VideoSource(Protocol):
-    """Videos by their position.
-
-    Attributes:
-        location: what messages call it.
-        problems: what it leaves out.
-    """
-
-    @property
-    def location(self) -> str: ...
-
-    @property
-    def problems(self) -> tuple[str, ...]: ...
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str: ...
-
-    def open(self, index: int) -> Video: ...
+#: Fields of ``VideosConfig`` that say what clips are, and have no meaning for whole videos.
+OF_CLIPS = ("frames", "stride", "frame_rate", "image_size", "held_out", "portion")
 
 
 class WholeVideos:
@@ -47,21 +35,15 @@ class WholeVideos:
     Attributes:
         location: what messages call the source.
         scale: the size that they are encoded in, in words.
-        labelled: whether the source has labels.
-        label_names: name of every label, by its number; empty where unknown.
-        notices: what the source leaves out, and what is to be said of its labels.
+        notices: what the source leaves out.
     """
 
     def __init__(self, source: VideoSource, *, resize: int | None = None) -> None:
         self._source = source
         self._resize = resize
-        self._labels = source if isinstance(source, WithLabels) and source.labelled else None
         self.location = source.location
         self.scale = f"short side resized to {resize}" if resize else "natural size"
-        self.labelled = self._labels is not None
-        self.label_names = tuple(self._labels.label_names) if self._labels else ()
-        labels = source.label_notices if isinstance(source, WithLabels) else ()
-        self.notices = (*source.problems, *labels)
+        self.notices = tuple(source.problems)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -69,11 +51,6 @@ class WholeVideos:
     def name(self, index: int) -> str:
         """What the source calls a video."""
         return self._source.name(index)
-
-    def label(self, index: int) -> int:
-        """The label of a video; −1 where it has none."""
-        label = self._labels.label(index) if self._labels else None
-        return -1 if label is None else label
 
     def open(self, index: int) -> Video:
         """A video, open.
@@ -112,3 +89,42 @@ class WholeVideos:
 
 def _clip(frames: list[Pixels]) -> Tensor:
     return torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2).unsqueeze(0)
+
+
+def is_of_videos(data: str | Tree) -> bool:
+    """Whether a dataset, as in ``rpiae build --data``, is one of videos.
+
+    Raises:
+        UsageError: if it is malformed.
+    """
+    return isinstance(part_config("datasets", data), VideosConfig)
+
+
+def whole_videos(data: str | Tree, *, overrides: Sequence[str] = ()) -> tuple[WholeVideos, Tree]:
+    """The whole videos of a dataset by its name, and the table of its fields.
+
+    Args:
+        data: a dataset of videos as in ``rpiae build --data``, or a table.
+        overrides: ``data.field=value`` texts, as in ``--set``.
+
+    Raises:
+        UsageError: if it is malformed, or says what clips are to be.
+        DataError: if there are no such videos.
+    """
+    config = part_config("datasets", with_overrides(data, overrides))
+    assert isinstance(config, VideosConfig)
+    given = [
+        f"data.{a.name}"
+        for a in fields(VideosConfig)
+        if a.name in OF_CLIPS and getattr(config, a.name) != a.default
+    ]
+    if given:
+        raise UsageError(
+            f"whole videos are taken as they are, and {', '.join(given)} say what clips are: leave "
+            "them out, or take clips with --clips"
+        )
+    source = open_source(
+        config.path, split=config.split, column=config.column, member=config.member,
+        workers=chosen_workers(config.workers),
+    )  # fmt: skip
+    return WholeVideos(source, resize=config.resize), unparse(config)

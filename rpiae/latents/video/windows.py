@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -37,7 +38,7 @@ class VideoWindows:
     Attributes:
         videos: those with a window, in order.
         latent_shape: of an item, (C, t, h, w); 0 for a side in which items differ.
-        labels: (n,), int64; −1 where a video has none.
+        labels: (n,), int64; −1, as sources of videos have none.
 
     Raises:
         UsageError: if there is no such window.
@@ -76,9 +77,7 @@ class VideoWindows:
         self.latent_shape = tuple(
             sides[0] if len({*sides}) == 1 else 0 for sides in zip(*shapes, strict=True)
         )
-        self.labels = torch.tensor([row.label for row in self.videos]).repeat_interleave(
-            torch.tensor(counts)
-        )
+        self.labels = torch.full((len(self),), -1)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -108,6 +107,10 @@ class VideoWindows:
     def name(self, index: int) -> str:
         """What the source calls the video of an item."""
         return self.window(index)[0].name
+
+    def rate(self, index: int) -> Fraction:
+        """Frames per second of the video of an item."""
+        return self.window(index)[0].frame_rate
 
     def verify(self) -> None:
         """Read all of these videos and compare it with its digests."""

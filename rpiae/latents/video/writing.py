@@ -55,12 +55,14 @@ class VideosProgressed:
         total: videos.
         frames: that this process has encoded in this session.
         frames_per_second: of this process.
+        remaining_seconds: at the rate of all of them.
     """
 
     done: float
     total: int
     frames: int
     frames_per_second: float
+    remaining_seconds: float
 
 
 VideoEvent: TypeAlias = VideosStarted | VideosProgressed | Skipped | Notice | Finished
@@ -100,8 +102,6 @@ def make_video_plan(
         tile=tile or 0,
         channels=model.bridge.latent_channels,
         temporal_downsampling=temporal_downsampling(model.bridge),
-        labelled=videos.labelled,
-        label_names=tuple(map(printable, videos.label_names)),
         source=identity(part_config("datasets", data), times=False),
     )
 
@@ -188,6 +188,7 @@ class _Pace:
         self.within = 0.0
         self.frames = 0
         self.others_at_work()
+        self._before = self._done()
 
     def others_at_work(self) -> bool:
         """Whether videos of other processes are not there yet."""
@@ -202,11 +203,16 @@ class _Pace:
         now = time.perf_counter()
         if self._waiting and now - self._glanced > GLANCE:
             self.others_at_work()
-        elsewhere = len(self._others) - len(self._waiting)
+        done, total = self._done(), self._plan.num_videos
+        seconds = max(now - self._started, 1e-9)
+        rate = (done - self._before) / seconds
         return VideosProgressed(
-            done=self.done + elsewhere + self.within, total=self._plan.num_videos,
-            frames=self.frames, frames_per_second=self.frames / max(now - self._started, 1e-9),
+            done=done, total=total, frames=self.frames, frames_per_second=self.frames / seconds,
+            remaining_seconds=(total - done) / rate if rate else float("inf"),
         )  # fmt: skip
+
+    def _done(self) -> float:
+        return self.done + len(self._others) - len(self._waiting) + self.within
 
 
 class _Encoder:
@@ -280,7 +286,7 @@ class _Encoder:
         if not frames:
             raise DataError(f"{video.name}: it has no frames")
         return {
-            "label": self._videos.label(number), "frames": frames, "height": height,
+            "frames": frames, "height": height,
             "width": width, "rate": str(video.facts.rate), "problem": printable(video.problem),
             "latent_shape": [plan.channels, file.steps, *shape],
             "statistics": statistics.as_tree(),
@@ -331,7 +337,7 @@ def _finished_index(folder: Path, plan: VideoPlan, videos: WholeVideos) -> dict[
 
 def _row(plan: VideoPlan, number: int, metadata: Mapping[str, Any]) -> StoredVideo:
     return StoredVideo(
-        position=number, file=plan.file(number), name=metadata["name"], label=metadata["label"],
+        position=number, file=plan.file(number), name=metadata["name"],
         frames=metadata["frames"], height=metadata["height"], width=metadata["width"],
         rate=metadata["rate"], latent_shape=tuple(metadata["latent_shape"]),
         problem=metadata["problem"], sha256=metadata["sha256"],
