@@ -27,7 +27,7 @@ from rpiae.core.model.contracts import (
     QuantisedPosterior,
     StepContext,
 )
-from rpiae.core.model.geometry import patch_triple
+from rpiae.core.model.geometry import Patch
 from rpiae.core.runtime.draws import StepRandomness
 from rpiae.encoders.configs import VitEncoderConfig
 from rpiae.tasks.tokenizer.replica import PivotReplica
@@ -51,7 +51,7 @@ def check_encoder(config: EncoderConfig, *, grid: tuple[int, int] = (2, 3)) -> N
     for name in ("width", "num_blocks", "mean", "std"):
         said, has = getattr(facts, name), getattr(encoder, name)
         assert said == has, f"describe() says {name} = {said}, the module has {has}"
-    _check_patch(encoder.patch, facts.patch)
+    _check_patch(encoder.patch, (facts.frames, facts.patch, facts.patch))
     rows, columns = grid
     pt, ph, pw = encoder.patch
     steps = 2 if pt > 1 else 1
@@ -156,7 +156,7 @@ def check_decoder(config: DecoderConfig) -> None:
     decoder = _seeded(config)
     assert isinstance(decoder, Decoder), _unfit(decoder, Decoder)
     assert config.patch is not None
-    _check_patch(decoder.patch, config.patch)
+    _check_patch(decoder.patch, (config.frames_per_token, config.patch, config.patch))
     assert decoder.features == config.features
     frames, rows, columns = decoder.patch
     for steps in (2, 1):
@@ -259,8 +259,7 @@ def _seeded(config: EncoderConfig | BridgeConfig | DecoderConfig | CriticConfig)
     return module
 
 
-def _check_patch(patch: object, described: int) -> None:
-    wanted = patch_triple(described)
+def _check_patch(patch: object, wanted: Patch) -> None:
     assert patch == wanted, f"patch is {patch}, not (frames, rows, columns) = {wanted}"
 
 
