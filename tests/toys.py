@@ -67,10 +67,21 @@ BRIDGES: dict[str, str | dict[str, Any]] = {
     "conv-kl-half": {
         "name": "conv-kl", "latent_channels": 4, "width": 16, "blocks": 1, "downsampling": 2,
     },
+    "tvb4x4": {
+        "name": "temporal-variational", "latent_channels": 4, "temporal_downsampling": 4,
+        "decoder_layers": 1, "depth": 1,
+    },
+    "temporal-linear": {
+        "name": "temporal", "image": "linear4", "temporal_downsampling": 2, "depth": 1,
+    },
 }  # fmt: skip
 DECODERS: dict[str, dict[str, Any]] = {
     "vit": {"name": "vit", "width": 32, "depth": 1, "num_heads": 2, "mlp_hidden": 64},
     "conv": {"name": "conv", "width": 32, "depth": 1, "blocks": 1},
+    "video-vit": {
+        "name": "video",
+        "image": {"name": "vit", "width": 32, "depth": 2, "num_heads": 2, "mlp_hidden": 64},
+    },
 }
 CRITICS: dict[str, dict[str, Any]] = {
     "dino": {

@@ -35,6 +35,22 @@ ENTRIES = (
         source="Pearson 1901",
     ),
     Entry(
+        name="temporal",
+        target="rpiae.bridges.configs:TemporalBridgeConfig",
+        summary="causal compression of time around any bridge of images: temporal:conv-kl16",
+        argument="image",
+        tags=("video",),
+    ),
+    Entry(
+        name="temporal-variational",
+        target="rpiae.bridges.configs:TemporalVariationalBridgeConfig",
+        summary="causal compression of time around the variational bridge",
+        aliases=("tvb",),
+        pattern="tvb{latent_channels}x{temporal_downsampling}",
+        tags=("video",),
+        source="after arXiv 2603.19206",
+    ),
+    Entry(
         name="variational",
         target="rpiae.bridges.configs:VariationalBridgeConfig",
         summary="attention block to a Gaussian posterior, six transformer layers back",

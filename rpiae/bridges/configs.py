@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from attrs import evolve, frozen
 
 from rpiae.core.config.fields import wired, within
-from rpiae.core.config.parts import BridgeConfig, BridgeDescription
+from rpiae.core.config.parts import BridgeConfig, BridgeDescription, PartConfig, explained
 
 
 @frozen(kw_only=True)
@@ -82,6 +82,93 @@ class LinearBridgeConfig(BridgeConfig):
     def describe(self) -> BridgeDescription:
         """A point of ``latent_channels``; fitted before it is used."""
         return BridgeDescription(latent_channels=self.latent_channels, gaussian=False, fitted=True)
+
+
+@frozen(kw_only=True)
+class TimeConfig(BridgeConfig):
+    """Base of the configs of bridges that compress time around a bridge of images.
+
+    Attributes:
+        temporal_downsampling: steps of tokens per latent step, T.
+        window: latent steps that a block along time sees, its own included.
+        depth: blocks along time each way.
+        mlp_ratio: width of the MLPs along time over ``features``.
+    """
+
+    temporal_downsampling: Literal[1, 2, 4, 8] = 4
+    window: int = within(1, 4096, default=4)
+    depth: int = within(0, 64, default=2)
+    mlp_ratio: float = within(0, 64, default=2.0)
+
+    def image_bridge(self) -> BridgeConfig:
+        """The bridge of images."""
+        raise NotImplementedError
+
+    def describe(self) -> BridgeDescription:
+        """That of the bridge of images, with time."""
+        return evolve(
+            self.image_bridge().describe(), temporal_downsampling=self.temporal_downsampling
+        )
+
+    def place_of(self, other: PartConfig) -> str | None:
+        """A bridge of images goes to its place inside."""
+        if other.name == self.name:
+            return ""
+        return "image" if other.name == self.image_bridge().name else None
+
+    def build(self) -> Any:
+        """Around a bridge with an analytic fit, it has one too."""
+        from rpiae.bridges.temporal import FittableTemporalBridge, TemporalBridge
+
+        built = FittableTemporalBridge if self.image_bridge().describe().fitted else TemporalBridge
+        with explained(self, "cannot be built"):
+            return built(
+                image=self.image_bridge().build(),
+                temporal_downsampling=self.temporal_downsampling,
+                window=self.window, depth=self.depth, mlp_ratio=self.mlp_ratio,
+            )  # fmt: skip
+
+
+@frozen(kw_only=True)
+class TemporalBridgeConfig(TimeConfig):
+    """Compression of time around any bridge of images.
+
+    Attributes:
+        image: the bridge of images.
+    """
+
+    module: ClassVar[str] = "rpiae.bridges.temporal:TemporalBridge"
+    image: BridgeConfig
+
+    def image_bridge(self) -> BridgeConfig:
+        """The bridge of images."""
+        return self.image
+
+
+@frozen(kw_only=True)
+class TemporalVariationalBridgeConfig(TimeConfig):
+    """Compression of time around the paper's variational bridge.
+
+    Attributes:
+        features: channels of the encoder's features.
+        latent_channels: channels C of the latent.
+        decoder_layers, encoder_mlp_ratio, decoder_mlp_ratio: see ``VariationalBridgeConfig``.
+    """
+
+    module: ClassVar[str] = "rpiae.bridges.temporal:TemporalBridge"
+    features: int | None = wired("encoder.width", what="channels")
+    latent_channels: int = within(1, 65536, default=64)
+    decoder_layers: int = within(0, 512, default=6)
+    encoder_mlp_ratio: float = within(0, 64, default=1.0)
+    decoder_mlp_ratio: float = within(0, 64, default=4.0)
+
+    def image_bridge(self) -> BridgeConfig:
+        """The variational bridge."""
+        return VariationalBridgeConfig(
+            name="variational", features=self.features, latent_channels=self.latent_channels,
+            decoder_layers=self.decoder_layers, encoder_mlp_ratio=self.encoder_mlp_ratio,
+            decoder_mlp_ratio=self.decoder_mlp_ratio,
+        )  # fmt: skip
 
 
 @frozen(kw_only=True)

@@ -10,6 +10,14 @@ ENTRIES = (
         source="arXiv 2112.10752",
     ),
     Entry(
+        name="video",
+        target="rpiae.decoders.configs:VideoDecoderConfig",
+        summary="any decoder of images with causal attention along time in between: video:conv-s",
+        argument="image",
+        tags=("video",),
+        source="after arXiv 2304.08818",
+    ),
+    Entry(
         name="vit",
         target="rpiae.decoders.configs:VitDecoderConfig",
         summary="MAE-style ViT decoder with fixed sin-cos positions for any grid",

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from attrs import evolve, frozen
 
 from rpiae.core.config.fields import refused, wired, within
-from rpiae.core.config.parts import DecoderConfig
+from rpiae.core.config.parts import DecoderConfig, PartConfig
 
 
 @frozen(kw_only=True)
@@ -24,6 +24,60 @@ class ConvDecoderConfig(DecoderConfig):
     width: int = within(4, 32768, default=512)
     depth: int = within(0, 512, default=4)
     blocks: int = within(0, 512, default=1)
+
+
+@frozen(kw_only=True)
+class VideoDecoderConfig(DecoderConfig):
+    """A decoder of images that sees earlier frames.
+
+    Attributes:
+        image: the decoder of images; its features and patch are this one's.
+        frames: output frames per token.
+        every: layers of the decoder of images from one block along time to the next.
+        window: frames that a block along time sees, its own included.
+        mlp_ratio: width of the blocks' MLPs over that of the tokens; 0 leaves them out.
+    """
+
+    module: ClassVar[str] = "rpiae.decoders.video:VideoDecoder"
+    image: DecoderConfig
+    frames: int | None = wired("encoder.frames", what="frames per token", maximum=64)
+    every: int = within(1, 512, default=2)
+    window: int = within(1, 4096, default=8)
+    mlp_ratio: float = within(0, 64, default=1.0)
+
+    def __attrs_post_init__(self) -> None:
+        for name in ("features", "patch"):
+            inside, own = getattr(self.image, name), getattr(self, name)
+            if None not in (inside, own) and inside != own:
+                raise refused(
+                    "image", f"its {name} are {inside} and those of the whole {own}: set the latter"
+                )
+
+    @property
+    def frames_per_token(self) -> int:
+        """Output frames per token."""
+        return self.frames or 1
+
+    def on_grid(self, rows: int, columns: int) -> VideoDecoderConfig:
+        """The decoder of images decides."""
+        return evolve(self, image=self.image.on_grid(rows, columns))
+
+    def place_of(self, other: PartConfig) -> str | None:
+        """A decoder of images goes to its place inside."""
+        if other.name == self.name:
+            return ""
+        return "image" if other.name == self.image.name else None
+
+    def arguments(self) -> dict[str, Any]:
+        """With the decoder of images built."""
+        image = evolve(self.image, features=self.features, patch=self.patch)
+        return {
+            "image": image.build(),
+            "frames": self.frames_per_token,
+            "every": self.every,
+            "window": self.window,
+            "mlp_ratio": self.mlp_ratio,
+        }
 
 
 @frozen(kw_only=True)

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from rpiae.core.model.blocks import ConvBlock, Upsample, group_norm, through
 from rpiae.core.model.contracts import Features
 from rpiae.core.model.folding import per_frame
-from rpiae.core.model.geometry import at_least_fp32, patch_triple, tokens_to_map
+from rpiae.core.model.geometry import (
+    at_least_fp32,
+    map_grid,
+    map_to_tokens,
+    patch_triple,
+    tokens_to_map,
+)
+from rpiae.core.model.temporal import Between
 
 #: Channels below which an octave does not go.
 LEAST_WIDTH = 32
@@ -61,14 +68,29 @@ class ConvDecoder(nn.Module):
         assert isinstance(weight, nn.Parameter)
         return weight
 
-    def forward(self, features: Features) -> Float[Tensor, "b 3 t h w"]:
-        """Pixels in the encoder's normalised space."""
-        return per_frame(self._pixels, tokens_to_map(*features))
+    @property
+    def layer_widths(self) -> tuple[int, ...]:
+        """Channels after each residual block on the token grid."""
+        return (self.in_conv.out_channels,) * len(self.blocks)
 
-    def _pixels(self, feature_map: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 y x"]:
+    def forward(
+        self, features: Features, between: Between | None = None
+    ) -> Float[Tensor, "b 3 t h w"]:
+        """Pixels in the encoder's normalised space; ``between`` as in ``LayeredDecoder``."""
+        return per_frame(
+            lambda frames: self._pixels(frames, between), tokens_to_map(*features),
+            whole=between is not None,
+        )  # fmt: skip
+
+    def _pixels(
+        self, feature_map: Float[Tensor, "b d h w"], between: Between | None
+    ) -> Float[Tensor, "b 3 y x"]:
         x = self.in_conv(feature_map)
-        for block in self.blocks:
+        for layer, block in enumerate(self.blocks):
             x = through(block, x)
+            if between is not None:
+                tokens = between(layer, map_to_tokens(x))
+                x = tokens_to_map(tokens, map_grid(x)).squeeze(2)
         for octave in self.octaves:
             x = through(octave, x)
         return at_least_fp32(self.shuffle(self.out_conv(F.silu(self.norm(x)))))

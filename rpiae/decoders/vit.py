@@ -13,6 +13,7 @@ from rpiae.core.model.blocks import Block, resample_positions, sincos_positions,
 from rpiae.core.model.contracts import Features
 from rpiae.core.model.folding import per_frame
 from rpiae.core.model.geometry import Grid, at_least_fp32, patch_triple, unpatchify
+from rpiae.core.model.temporal import Between
 
 EPS = 1e-12
 
@@ -80,26 +81,41 @@ class VitDecoder(nn.Module):
                 self.register_buffer("positions", stored)
 
     @property
+    def layer_widths(self) -> tuple[int, ...]:
+        """Channels of the patches' tokens after each block."""
+        return (self.width,) * len(self.blocks)
+
+    @property
     def last_weight(self) -> nn.Parameter:
         """Weight of the layer that makes the pixels."""
         weight = self.pred.weight
         assert isinstance(weight, nn.Parameter)
         return weight
 
-    def forward(self, features: Features) -> Float[Tensor, "b 3 t h w"]:
-        """Pixels in the encoder's normalised space."""
+    def forward(
+        self, features: Features, between: Between | None = None
+    ) -> Float[Tensor, "b 3 t h w"]:
+        """Pixels in the encoder's normalised space; ``between`` as in ``LayeredDecoder``."""
         positions = self._positions(features.grid)
-        patches = per_frame(lambda tokens: self._patches(tokens, positions), *features)
+        patches = per_frame(
+            lambda tokens: self._patches(tokens, positions, between), *features,
+            whole=between is not None,
+        )  # fmt: skip
         return unpatchify(patches, features.grid, self.patch)
 
     def _patches(
-        self, tokens: Float[Tensor, "b n d"], positions: Float[Tensor, "*one n w"]
+        self,
+        tokens: Float[Tensor, "b n d"],
+        positions: Float[Tensor, "*one n w"],
+        between: Between | None,
     ) -> Float[Tensor, "b n p"]:
         """Tokens of images → their patches of pixels."""
         tokens = self.embed(tokens) + positions
         tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        for block in self.blocks:
+        for layer, block in enumerate(self.blocks):
             tokens = through(block, tokens)
+            if between is not None:
+                tokens = torch.cat([tokens[:, :1], between(layer, tokens[:, 1:])], dim=1)
         return at_least_fp32(self.pred(self.norm(tokens[:, 1:])))
 
     def _positions(self, grid: Grid) -> Tensor:

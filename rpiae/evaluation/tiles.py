@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rpiae.core.model.geometry import pad_to
+from rpiae.core.model.tiling import ramp, spread_starts
 from rpiae.core.model.tokenizer import RPiAE
 
 #: Tiles per forward pass.
@@ -25,10 +26,11 @@ def reconstruct_tiled(
     height, width = images.shape[-2:]
     padded = pad_to(images, (max(height, tile), max(width, tile)))
     places = [
-        (y, x) for y in _starts(padded.shape[-2], tile) for x in _starts(padded.shape[-1], tile)
+        (y, x)
+        for y in spread_starts(padded.shape[-2], tile)
+        for x in spread_starts(padded.shape[-1], tile)
     ]
-    ramp = 1 - (2 * (torch.arange(tile, device=images.device) + 0.5) / tile - 1).abs()
-    weight = ramp[:, None] * ramp[None, :]
+    weight = ramp(tile, images)[:, None] * ramp(tile, images)
     total = torch.zeros_like(padded)
     weights = torch.zeros_like(padded[:, :1])
     for i in range(0, len(places), BATCH):
@@ -38,12 +40,3 @@ def reconstruct_tiled(
             total[0, :, y : y + tile, x : x + tile] += made * weight
             weights[0, :, y : y + tile, x : x + tile] += weight
     return (total / weights)[..., :height, :width]
-
-
-def _starts(length: int, tile: int) -> list[int]:
-    """Evenly spaced tile starts that cover ``length`` with at least a quarter of overlap."""
-    if length <= tile:
-        return [0]
-    stride = max(1, tile - tile // 4)
-    count = -(-(length - tile) // stride) + 1
-    return [round(i * (length - tile) / (count - 1)) for i in range(count)]

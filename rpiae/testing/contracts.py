@@ -106,7 +106,8 @@ def check_bridge(config: BridgeConfig) -> None:
         assert posterior.kl() >= 0
     if isinstance(posterior, QuantisedPosterior):
         _check_indices(posterior, latent)
-    clip = Features(torch.randn(2, 2 * rows * columns, bridge.features), (2, rows, columns))
+    steps = 1 + facts.temporal_downsampling
+    clip = Features(torch.randn(2, steps * rows * columns, bridge.features), (steps, rows, columns))
     back = bridge.decode(bridge.encode(clip).mode())
     _check_features(back, tuple(clip.tokens.shape), clip.grid)
     _check_gradients(bridge, decoded.tokens)
@@ -117,7 +118,8 @@ def _check_fit(bridge: Fittable, again: nn.Module) -> None:
     assert isinstance(bridge, Bridge)
     assert isinstance(bridge, nn.Module)
     assert isinstance(again, Fittable)
-    assert "fitted" in bridge.state_dict(), "`fitted` is no buffer, so a resumed run fits again"
+    kept = {name.rpartition(".")[2] for name in bridge.state_dict()}
+    assert "fitted" in kept, "`fitted` is no buffer, so a resumed run fits again"
     assert not bridge.fitted, "a new bridge is fitted already"
     side = 4 * bridge.downsampling
     shape = (math.ceil(8 * bridge.features / side**2), side**2, bridge.features)

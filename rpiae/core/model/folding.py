@@ -23,7 +23,11 @@ TOKENS_AT_ONCE = 1 << 15
 
 
 def per_frame(
-    network: Callable[[Tensor], Tensor], values: Float[Tensor, "b ..."], grid: Grid | None = None
+    network: Callable[[Tensor], Tensor],
+    values: Float[Tensor, "b ..."],
+    grid: Grid | None = None,
+    *,
+    whole: bool = False,
 ) -> Float[Tensor, "b ..."]:
     """Run a network for images on every frame of a clip.
 
@@ -32,6 +36,7 @@ def per_frame(
             (n, m, e); it treats the entries of a batch alike and apart.
         values: a map (b, c, t, h, w), or tokens (b, t·h·w, c).
         grid: of the tokens; not given for a map.
+        whole: whether all frames go in one call, for a network that looks from one to another.
 
     Returns:
         A map (b, e, t, y, x), or tokens (b, t·m, e).
@@ -41,12 +46,18 @@ def per_frame(
     """
     if grid is not None:
         frames = values.reshape(len(values) * grid[0], math.prod(grid[1:]), values.shape[-1])
-        [made] = in_chunks(lambda chunk: [network(chunk)], frames, most=frames_at_once(grid))
+        [made] = in_chunks(
+            lambda chunk: [network(chunk)],
+            frames,
+            most=len(frames) if whole else frames_at_once(grid),
+        )
         return made.reshape(len(values), grid[0] * made.shape[1], made.shape[2])
     if values.ndim != 5:
         raise ValueError(f"a map of a clip is (b, c, t, h, w), not {tuple(values.shape)}")
     t, h, w = values.shape[2:]
-    [made] = in_chunks(lambda chunk: [network(chunk)], fold(values), most=frames_at_once((t, h, w)))
+    frames = fold(values)
+    most = len(frames) if whole else frames_at_once((t, h, w))
+    [made] = in_chunks(lambda chunk: [network(chunk)], frames, most=most)
     return made.reshape(len(values), t, *made.shape[1:]).transpose(1, 2)
 
 

@@ -83,7 +83,7 @@ class _Inspection:
 def _entry_problems(entry: Entry, cls: type[PartConfig]) -> Iterator[str]:
     fields = [a.name for a in attrs.fields(cls)]
     named = [entry.argument] if entry.argument else []
-    named += re.findall(r"\{(.*)\}", entry.pattern)
+    named += re.findall(r"\{(\w+)\}", entry.pattern)
     for field in named:
         if field not in fields:
             yield f"names the field {field!r}, which {cls.__name__} lacks.{did_you_mean(field, fields)}"

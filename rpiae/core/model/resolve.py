@@ -195,8 +195,8 @@ def resolve_tokenizer(
     if encoder_facts.frames != decoder.frames_per_token:
         problems.append(
             f"decoder {decoder.label!r} makes {decoder.frames_per_token} frames per token and encoder "
-            f"{encoder.label!r} takes {encoder_facts.frames}: name a decoder of videos, such as "
-            "video-vit-b"
+            f"{encoder.label!r} takes {encoder_facts.frames}: take one that is tagged "
+            "video in rpiae list decoders"
         )
     if problems:
         raise ConfigError(source, problems)

@@ -6,7 +6,8 @@ clip piece by piece then, with a ``Past`` that keeps what the next piece needs, 
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,9 @@ from rpiae.core.model.attention import Window, attention
 from rpiae.core.model.blocks import Mlp
 from rpiae.core.model.contracts import Bridge, Decoder, Features, Posterior
 from rpiae.core.model.geometry import Grid
+
+#: A layer's number and its tokens (b·t, n, width), frame by frame → such tokens.
+Between: TypeAlias = Callable[[int, Tensor], Tensor]
 
 #: Slowest frequency of rotary time positions, as a period in steps over 2π.
 LONGEST = 100.0
@@ -91,6 +95,26 @@ class TemporalDecoder(Decoder, Protocol):
 
     def __call__(
         self, features: Features, past: Past | None = None
+    ) -> Float[Tensor, "b 3 t h w"]: ...
+
+
+@runtime_checkable
+class LayeredDecoder(Decoder, Protocol):
+    """A decoder of images that lets others in between its layers.
+
+    Attributes:
+        layer_widths: channels of the tokens after each layer that others are let in behind.
+    """
+
+    layer_widths: tuple[int, ...]
+
+    def forward(
+        self, features: Features, between: Between | None = None
+    ) -> Float[Tensor, "b 3 t h w"]:
+        """As ``Decoder.forward``; behind each layer, tokens are what ``between`` makes of them."""
+
+    def __call__(
+        self, features: Features, between: Between | None = None
     ) -> Float[Tensor, "b 3 t h w"]: ...
 
 

@@ -14,6 +14,7 @@ from rpiae.core.errors import UsageError
 from rpiae.core.model.clips import as_clip, clip_features, of_images
 from rpiae.core.model.contracts import Bridge, Decoder, Encoder, Features, Posterior
 from rpiae.core.model.geometry import Geometry, encoder_view, geometry
+from rpiae.core.model.streaming import Stream
 from rpiae.core.model.temporal import Past, TemporalBridge, TemporalDecoder, temporal_downsampling
 
 if TYPE_CHECKING:
@@ -167,6 +168,10 @@ class RPiAE(nn.Module):
         return self.decode(self.encode(images).mode(), size=images.shape[2:]).clamp(0, 1)
 
     forward = reconstruct
+
+    def stream(self, *, tile: int | None = None, size: tuple[int, int] | None = None) -> Stream:
+        """A stream that encodes and decodes a clip piece by piece; see ``Stream``."""
+        return Stream(self, tile=tile, size=size)
 
     def features(self, images: Float[Tensor, "b 3 ..."]) -> Features:
         """Clean encoder features z of images or clips in [0, 1]: pad, resize, normalise, encode."""
