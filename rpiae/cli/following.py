@@ -33,8 +33,15 @@ def print_plan(plan: Plan) -> None:
     c, h, w = plan.latent
     stdout.print(
         f"\n{count(plan.parameters)} parameters · images {plan.image_size}×{plan.image_size} · "
-        f"latent {c}×{h}×{w} · {plan.compression:.3g} image values per latent value\n"
+        f"latent {c}×{h}×{w} · {plan.compression:.3g} image values per latent value"
     )
+    if plan.step_frames > 1:
+        stdout.print(
+            f"clips: {plan.token_frames} {'frame' if plan.token_frames == 1 else 'frames'} per token, "
+            f"{plan.step_frames} per latent step · {plan.compression * plan.step_frames:.3g} values per "
+            "latent value"
+        )
+    stdout.print()
     stages = Table(
         title=f"stages of recipe {plan.recipe} ({plan.recipe_origin})",
         title_justify="left", box=None, pad_edge=False,

@@ -74,6 +74,7 @@ class Plan:
     Attributes:
         latent: (C, h, w) for a training crop.
         compression: image values per latent value.
+        token_frames, step_frames: frames of a clip per token and, once it is long, per latent step.
         image_size: side of the training crops.
         start: what each part starts from, where a run starts from another one.
         loads: the weights that are loaded, and whether they are here.
@@ -86,6 +87,8 @@ class Plan:
     parameters: int
     latent: tuple[int, int, int]
     compression: float
+    token_frames: int
+    step_frames: int
     image_size: int
     recipe: str
     recipe_origin: str
@@ -126,12 +129,15 @@ def make_plan(
     parts = _parts(model, resolved)
     size = getattr(config.data, "image_size", None) or tokenizer.encoder_facts.image_size
     latent = model.latent_shape(size, size)
+    frames = tokenizer.encoder_facts.frames
     return Plan(
         parts=parts,
         stages=stages.plans,
         parameters=sum(part.parameters for part in parts),
         latent=latent,
         compression=3 * size * size / (latent[0] * latent[1] * latent[2]),
+        token_frames=frames,
+        step_frames=frames * tokenizer.bridge_facts.temporal_downsampling,
         image_size=size,
         recipe=config.recipe.label,
         recipe_origin=resolved.origins.get("recipe", "given"),

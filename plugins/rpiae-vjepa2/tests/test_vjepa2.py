@@ -27,6 +27,7 @@ from rpiae.plugin import (
     ConfigError,
     FetchError,
     UsageError,
+    check_builds,
     check_encoder,
     check_plugin,
 )
@@ -35,6 +36,11 @@ from rpiae.plugin import (
 TOY = {"width": 36, "depth": 3, "num_heads": 2, "mlp_ratio": 2.0, "patch": 4}
 #: Three heads of 14 channels: two of them do not turn.
 LEFT_OVER = TOY | {"width": 42, "num_heads": 3}
+ENCODER = {"name": "vjepa2", **TOY}
+DECODER = {
+    "name": "video",
+    "image": {"name": "vit", "width": 32, "depth": 1, "num_heads": 2, "mlp_hidden": 64},
+}
 
 
 def theirs(side: int = 12, **changed: Any) -> VJEPA2Model:
@@ -217,10 +223,23 @@ def test_heads_that_cannot_have_positions_are_refused(fields: dict[str, int]) ->
 
 def test_an_image_decoder_is_refused_in_one_sentence() -> None:
     with pytest.raises(ConfigError) as caught:
-        rpiae.build(
-            encoder={"name": "vjepa2", **TOY}, bridge="vb4", decoder="vit-t", pretrained=False
-        )
-    assert caught.value.problems == (
-        "decoder 'vit-t' makes 1 frames per token and encoder 'vjepa2' takes 2: name a decoder of "
-        "videos, such as video-vit-b",
-    )
+        rpiae.build(encoder=ENCODER, bridge="vb4", decoder="vit-t", pretrained=False)
+    (problem,) = caught.value.problems
+    assert "per token and encoder 'vjepa2' takes 2" in problem
+
+
+@pytest.mark.parametrize("bridge", ["vb4", "tvb4x2"])
+@pytest.mark.parametrize("frames", [1, 4, 5])
+@torch.inference_mode()
+def test_clips_come_back_in_their_length_and_size(bridge: str, frames: int) -> None:
+    model = rpiae.build(encoder=ENCODER, bridge=bridge, decoder=DECODER, pretrained=False).eval()
+    clip = torch.rand(1, 3, frames, 11, 18)
+    assert model.reconstruct(clip).shape == clip.shape
+    image = clip[:, :, 0]
+    assert model.encode(image).mode().shape == (1, 4, 3, 5)
+    assert model.reconstruct(image).shape == image.shape
+
+
+@pytest.mark.parametrize("bridge", ["vb4", "tvb4x2"])
+def test_it_trains_and_comes_back_from_disk(bridge: str) -> None:
+    check_builds(encoder=ENCODER, bridge=bridge, decoder=DECODER)
