@@ -4,17 +4,17 @@ from rpiae.plugin import Entry, Manifest, Preset
 
 PAPER = "arXiv 2506.09985"
 
-#: Size → hub repository, channels, blocks, heads, and hidden channels of the MLP per channel.
+#: Size → hub repository and its licence; channels, blocks, heads, hidden channels of the MLP per channel.
 MODELS = {
-    "l": ("facebook/vjepa2-vitl-fpc64-256", 1024, 24, 16, 4.0),
-    "h": ("facebook/vjepa2-vith-fpc64-256", 1280, 32, 16, 4.0),
-    "g": ("facebook/vjepa2-vitg-fpc64-256", 1408, 40, 22, 48 / 11),
-    "g-384": ("facebook/vjepa2-vitg-fpc64-384", 1408, 40, 22, 48 / 11),
+    "l": ("facebook/vjepa2-vitl-fpc64-256", "MIT", 1024, 24, 16, 4.0),
+    "h": ("facebook/vjepa2-vith-fpc64-256", "Apache-2.0", 1280, 32, 16, 4.0),
+    "g": ("facebook/vjepa2-vitg-fpc64-256", "Apache-2.0", 1408, 40, 22, 48 / 11),
+    "g-384": ("facebook/vjepa2-vitg-fpc64-384", "Apache-2.0", 1408, 40, 22, 48 / 11),
 }
 
 
 def _preset(size: str) -> Preset:
-    hub_id, width, depth, num_heads, mlp_ratio = MODELS[size]
+    hub_id, licence, width, depth, num_heads, mlp_ratio = MODELS[size]
     letter, _, side = size.partition("-")
     return Preset(
         name=f"vjepa2-{size}",
@@ -28,7 +28,7 @@ def _preset(size: str) -> Preset:
             f"V-JEPA 2 ViT-{letter if letter == 'g' else letter.upper()}/16, 2 frames per token, "
             f"{width} channels, {depth} blocks"
         ),
-        licence="Apache-2.0",
+        licence=licence,
         paper=PAPER,
     )  # fmt: skip
 
