@@ -16,7 +16,6 @@ from rpiae.cli.main import main
 from rpiae.core.config.tree import dump_toml
 from rpiae.core.errors import UsageError
 from rpiae.core.model.folders import save_tokenizer
-from rpiae.core.model.resolve import resolve_tokenizer
 from rpiae.core.runtime.processes import Runtime
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.evaluating import Evaluation, evaluate
@@ -84,6 +83,11 @@ def image_run(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
     return finished(tmp_path_factory.mktemp("runs") / "i", "image", data)
 
 
+def size_of(picture: Path) -> tuple[int, int]:
+    with Image.open(picture) as opened:
+        return opened.size
+
+
 def measure(run: Path, data: Any, *metrics: Any, every: int = 1, **options: Any) -> Evaluation:
     runtime = Runtime(device="cpu", precision="fp32")
     config = EvaluationConfig(data=data, metrics=metrics, **options)
@@ -146,9 +150,9 @@ def test_every_nth_frame_is_what_time_has_to_beat(image_run: Path, folder: Path)
     )
     assert share == pytest.approx(1 / 4)
     assert any(text.startswith("drift is left out") for text in found.warnings)
+    images = {"name": "folder", "path": str(folder / "images"), "workers": 0, "image_size": 16}
     with pytest.raises(UsageError, match="frames can be kept and interpolated of clips"):
-        images = {"name": "folder", "path": str(folder / "images"), "workers": 0}
-        measure(image_run, {**images, "image_size": 16}, "psnr", every=4)
+        measure(image_run, images, "psnr", every=4)
 
 
 def test_what_is_measured_where_nothing_is_named(run: Path, image_run: Path, folder: Path) -> None:
@@ -177,7 +181,7 @@ def test_the_command_measures_stores_and_pictures_clips(
     assert stored["protocol"]["frame_rate"] == "each video's own"
     assert len(stored["details"]["psnr"]["psnr_by_frame"]) == FRAMES
     sizes = {
-        name: Image.open(run / "pictures" / f"{name}.png").size
+        name: size_of(run / "pictures" / f"{name}.png")
         for name in ("originals", "held-out")
     }
     assert set(sizes.values()) == {(FRAMES * 16, 4 * 16 + 3 * 4)}, "four clips, with gaps"
@@ -222,18 +226,17 @@ def test_the_end_of_a_run_on_clips(run: Path, image_run: Path) -> None:
     assert mean == pytest.approx(found["psnr"], rel=1e-6)
     pictures = list((run / "samples").iterdir())
     assert len(pictures) == len(found["photographs"])
-    assert Image.open(pictures[0]).size == (FRAMES * 16, 3 * 16 + 2 * 4)
+    assert size_of(pictures[0]) == (FRAMES * 16, 3 * 16 + 2 * 4)
     images = evaluate_run(image_run, Runtime(device="cpu", precision="fp32"))
     assert list(images) == ["psnr", "ssim", "psnr_mean_colour", "psnr_pca", "drift", "photographs"]
 
 
 def test_a_study_refuses_metrics_of_clips_on_images(folder: Path) -> None:
-    tokenizer = resolve_tokenizer(
-        *(rpiae.build(encoder=ENCODERS["vit"], **PARTS["image"]).config.parts)  # type: ignore[union-attr]
-    )
+    model = rpiae.build(encoder=ENCODERS["vit"], **PARTS["image"])
+    assert model.config is not None
     config = EvaluationConfig(data=f"folder:{folder / 'images'}", metrics=("psnr", "temporal"))
-    with pytest.raises(UsageError, match="temporal cannot be measured: .* holds images"):
-        check_evaluation(config, tokenizer)
+    with pytest.raises(UsageError, match=r"temporal cannot be measured: .* holds images"):
+        check_evaluation(config, model.config)
 
 
 def test_nothing_is_stored_of_every_nth_frame(run: Path, folder: Path) -> None:
