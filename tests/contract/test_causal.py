@@ -15,7 +15,7 @@ from rpiae.core.model.temporal import Past
 from rpiae.decoders.video import VideoDecoder
 from rpiae.testing.causal import check_causal_bridge, check_causal_decoder
 from tests.contract.test_parts import FACTS
-from tests.toys import BRIDGES, DECODERS
+from tests.toys import DECODERS
 
 
 def built(family: str, tree: Any) -> Any:
@@ -27,12 +27,12 @@ def built(family: str, tree: Any) -> Any:
 
 @pytest.fixture
 def bridge() -> TemporalBridge:
-    return built("bridges", BRIDGES["tvb4x2"])
+    return built("bridges", {"name": "tvb4x2", "depth": 1, "window": 2})
 
 
 @pytest.fixture
 def decoder() -> VideoDecoder:
-    return built("decoders", DECODERS["video"])
+    return built("decoders", DECODERS["video-vit"])
 
 
 def looking_ahead(features: Features) -> Features:
