@@ -130,6 +130,7 @@ def test_the_stage_of_images_is_left_out_and_said(
     names = [stage.name for stage in resolved.config.recipe.stages]
     assert names == ["tune", "compress", "polish"]
     assert f"stage images left out, as the run starts from {source}" in resolved.notices
+    assert [stage.image_share for stage in runs.plan(resolved).stages] == [0, 0.25, 0.25]
     own = {"init": "", "encoder": "tiny"} | parts
     whole = runs.resolve(started(images, tmp_path / "out", source, **own))
     assert [stage.name for stage in whole.config.recipe.stages] == ["images", *names]
