@@ -14,7 +14,8 @@ from rpiae import runs
 from rpiae.core.config.tree import Tree
 from rpiae.core.errors import CheckpointError
 from rpiae.core.model.folders import load_tokenizer, save_tokenizer
-from tests.short_run import write_images
+from rpiae.core.training import events
+from tests.short_run import short_video_run, write_images, write_videos
 from tests.unit.test_start import DECODER, ENCODER, begun, source, started
 
 __all__ = ["source"]  # a fixture
@@ -79,6 +80,22 @@ def test_a_video_run_goes_on_from_a_video_run(
     second = begun(started(images, tmp_path / "second", tmp_path / "first"), monkeypatch)
     pairs = zip(first.state_dict().items(), second.state_dict().values(), strict=True)
     assert all(torch.equal(one, other) for (_, one), other in pairs)
+
+
+def test_it_trains_on_videos(tmp_path: Path, source: Path) -> None:
+    videos = write_videos(tmp_path / "videos")
+    tree = short_video_run(videos, tmp_path / "out", max_steps=1, evaluate_every=0)
+    tree |= {"init": str(source), "bridge": "tvb6x4", "decoder": VIDEO}
+    del tree["encoder"]
+    happened = runs.run(tree)
+    done = []
+    for event in happened:
+        if isinstance(event, events.StageEnded):
+            done.append(event.stage)
+            if event.stage == "polish":
+                break
+    happened.close()  # type: ignore[attr-defined]  # a generator
+    assert done == ["tune", "compress", "polish"]
 
 
 @pytest.mark.parametrize(
