@@ -18,7 +18,6 @@ from rpiae.evaluation.engine import Examiner
 from rpiae.evaluation.evaluating import Evaluation, evaluate
 from rpiae.evaluation.examination import Examination
 from rpiae.evaluation.images import listed_images
-from rpiae.evaluation.interpolation import every_nth
 from rpiae.evaluation.panel import built, fetch_weights, metric_configs, needing
 from rpiae.evaluation.pictures import frame_strips, similarity_sheet, strip
 from rpiae.evaluation.protocol import EVALUATION_FILE
@@ -76,7 +75,7 @@ def evaluate_saved(
     if not runtime.is_main:
         return found
     if every > 1:
-        return evolve(found, notices=(f"{every_nth(every)}; its numbers are not stored",))
+        return evolve(found, notices=("its numbers are not stored",))
     try:
         notices = _store(subject, config, found, runtime)
     except (RunError, DataError) as error:
