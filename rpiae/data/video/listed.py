@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,9 @@ from rpiae.data.listed import EXAMINED, CentreCrop, CropRule, EveryImage, collat
 from rpiae.data.loading import loaded_batches
 from rpiae.data.video.clips import VideoReader, as_channels_first
 from rpiae.data.video.timing import Part
+
+#: Largest denominator of a frame rate; 1001 is that of broadcasting.
+MOST_PARTS = 1001
 
 
 class EveryClip(EveryImage):
@@ -88,6 +92,11 @@ class EveryClip(EveryImage):
     def start(self, index: int) -> int:
         """The position in its video at which a clip begins; see ``Timing``."""
         return self._place(index)[1]
+
+    def rate(self, index: int) -> Fraction:
+        """Frames per second of a clip."""
+        rate = Fraction(self._place(index)[0].rate).limit_denominator(MOST_PARTS)
+        return rate / self._videos.timing.stride
 
     def name(self, index: int) -> str:
         """What a clip is called: its video's name, and the position that it begins at."""
