@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -59,12 +60,13 @@ class _Cursor:
     """A video, and where in it reading stands.
 
     Args:
-        video: it is closed with the cursor.
+        video: it is closed with the cursor, or when nobody has that any more.
         path: what messages call it.
     """
 
     def __init__(self, video: Video, path: str) -> None:
         self.video = video
+        self.close = weakref.finalize(self, video.close)
         self._path = path
         self._step = 1 / float(video.facts.rate)
         self._frames: Iterator[Frame] = iter(())
@@ -263,7 +265,7 @@ class VideoReader:
 
     def _close(self, index: int) -> None:
         if index in self._cursors:
-            self._cursors.pop(index).video.close()
+            self._cursors.pop(index).close()
 
 
 def none_usable(errors: Iterable[DataError], where: str, image_size: int) -> str:
