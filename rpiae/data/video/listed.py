@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from functools import partial
 
 import numpy as np
@@ -17,6 +18,9 @@ from rpiae.data.loading import loaded_batches
 from rpiae.data.video.clips import VideoReader, as_channels_first
 from rpiae.data.video.timing import Part
 
+#: Largest denominator of a frame rate; 1001 is that of broadcasting.
+MOST_PARTS = 1001
+
 
 class EveryClip(EveryImage):
     """Clips of parts of videos that follow each other without overlapping, as centre crops.
@@ -29,6 +33,7 @@ class EveryClip(EveryImage):
 
     Attributes:
         frames: of a clip.
+        timing: when these are shown.
         parts: as given.
     """
 
@@ -48,6 +53,7 @@ class EveryClip(EveryImage):
         self._ends = np.cumsum([part.clips(timing.span) for part in parts])
         self.parts = parts
         self.frames = timing.frames
+        self.timing = timing
         self.location = source.location
         self.image_size = side
         self.rule = (
@@ -69,6 +75,13 @@ class EveryClip(EveryImage):
         reader = VideoReader(self._videos.source, fitting, self._videos.timing)
         return EveryClip(reader, self.parts, workers=self._workers, notices=self._given)
 
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second of the clips, on average over the time they last."""
+        clips = [part.clips(self.timing.span) for part in self.parts]
+        seconds = sum(n / part.rate for n, part in zip(clips, self.parts, strict=True))
+        return sum(clips) / seconds / self.timing.stride if seconds else 0.0
+
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
@@ -79,6 +92,11 @@ class EveryClip(EveryImage):
     def start(self, index: int) -> int:
         """The position in its video at which a clip begins; see ``Timing``."""
         return self._place(index)[1]
+
+    def rate(self, index: int) -> Fraction:
+        """Frames per second of a clip."""
+        rate = Fraction(self._place(index)[0].rate).limit_denominator(MOST_PARTS)
+        return rate / self._videos.timing.stride
 
     def name(self, index: int) -> str:
         """What a clip is called: its video's name, and the position that it begins at."""
