@@ -30,10 +30,13 @@ def print_plan(plan: Plan) -> None:
             numbers += f" ({' + '.join(count(n) for n in part.children.values())})"
         parts.add_row(part.role, part.label, numbers, part.origin)
     stdout.print(parts)
-    c, h, w = plan.latent
+    side = plan.image_size
+    shown = f"images {side}×{side}"
+    if plan.frames is not None:
+        shown = f"clips of {plan.frames} frames {side}×{side}"
     stdout.print(
-        f"\n{count(plan.parameters)} parameters · images {plan.image_size}×{plan.image_size} · "
-        f"latent {c}×{h}×{w} · {plan.compression:.3g} image values per latent value\n"
+        f"\n{count(plan.parameters)} parameters · {shown} · "
+        f"latent {'×'.join(map(str, plan.latent))} · {plan.compression:.3g} image values per latent value\n"
     )
     stages = Table(
         title=f"stages of recipe {plan.recipe} ({plan.recipe_origin})",
@@ -58,7 +61,8 @@ def print_plan(plan: Plan) -> None:
     stdout.print(stages)
     data = f"{plan.data} ({plan.data_origin})" if plan.data else "none yet: name some with --data"
     if plan.num_images is not None:
-        data += f", {plan.num_images} images to train on"
+        what = "images" if plan.frames is None else "clips"
+        data += f", {plan.num_images} {what} to train on"
     lines = [f"data {data}", f"device {plan.device}, precision {plan.precision}"]
     lines += [f"loads {text}" for text in plan.loads]
     if plan.start:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from rpiae.core.model.contracts import Batch
 from rpiae.core.runtime.names import printable
 from rpiae.data.images import (
     Picture,
+    Piecewise,
     Shape,
     TooSmallError,
     bicubic,
@@ -151,9 +153,21 @@ class Fitting:
             crop = (self.image_size, self.image_size)
             raise TooSmallError(printable(name), shape[1], shape[0], crop=crop)
 
-    def resized(self, image: Image.Image) -> Picture:
-        """An RGB image (h, w, 3) as it is resized for square crops."""
-        return bicubic(image, self._size((image.height, image.width)))
+    def pixels(self, shape: Shape) -> int:
+        """How many pixels an image of a height and width has once it is resized for square crops."""
+        return math.prod(self._size(shape))
+
+    def resized(self, image: Image.Image, *, whole: bool = True) -> Picture:
+        """An RGB image (h, w, 3) as it is resized for square crops.
+
+        Args:
+            image: at least as large as ``check`` asks for.
+            whole: whether all of it is wanted; otherwise what its crops do not show may be left out.
+        """
+        size = self._size((image.height, image.width))
+        if whole or size == (image.height, image.width):
+            return bicubic(image, size)
+        return Piecewise(image, size)
 
     def _size(self, shape: Shape) -> Shape:
         """What an image is resized to for square crops."""
@@ -204,8 +218,8 @@ class AdmFitting(Fitting):
     def check(self, shape: Shape, name: str) -> None:
         """No image is too small: smaller ones are enlarged."""
 
-    def resized(self, image: Image.Image) -> Picture:
-        """An RGB image (h, w, 3) whose short side is ``resize``."""
+    def resized(self, image: Image.Image, *, whole: bool = True) -> Picture:
+        """An RGB image (h, w, 3) whose short side is ``resize``, always the whole of it."""
         return resize_as_adm(image, self._side)
 
 

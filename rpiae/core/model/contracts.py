@@ -410,6 +410,19 @@ class Dataset(BatchSource, Protocol):
         """Random training crops in [0, 1], for fitting."""
 
 
+@runtime_checkable
+class ClipDataset(Dataset, Protocol):
+    """A dataset of clips: batches (b, 3, t, s, s), except for ``StageSteps.of_frames``; held-out clips
+    (n, 3, t, s, s); and single frames as crops for fitting.
+
+    Attributes:
+        frames: t, of a clip.
+    """
+
+    @property
+    def frames(self) -> int: ...
+
+
 def block_index(index: int, num_blocks: int) -> int:
     """Position of a block; negative indices count from the end.
 

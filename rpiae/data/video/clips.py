@@ -25,6 +25,9 @@ from rpiae.data.video.timing import Length, Part, Timing
 #: Videos that a process keeps open.
 OPEN = 4
 
+#: Bytes of resized frames up to which a process keeps all videos of a source in memory.
+KEPT = 1 << 28
+
 #: Seconds that are read on through an open video; to what lies further ahead, it is sought anew.
 AHEAD = 1.0
 
@@ -122,6 +125,35 @@ class _Cursor:
         return abs(frame.seconds - time)
 
 
+class _Kept(Video):
+    """A video in memory, its frames resized.
+
+    Args:
+        video: which is read to its end.
+        fitting: how frames are resized.
+    """
+
+    def __init__(self, video: Video, fitting: Fitting) -> None:
+        self.name, self.facts = video.name, video.facts
+        self._frames: list[Frame] = []
+        self._error: DataError | None = None
+        try:
+            for pixels, seconds in video.frames():
+                resized = np.asarray(fitting.resized(Image.fromarray(pixels)))
+                self._frames.append(Frame(resized, seconds))
+        except DataError as error:
+            self._error = error
+        self.problem = video.problem
+
+    def frames(self, start: float = 0.0) -> Iterator[Frame]:
+        yield from (frame for frame in self._frames if frame.seconds >= start)
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        self._frames = []
+
+
 class VideoReader:
     """Clips of a source's videos, resized; the videos read last stay open.
 
@@ -129,13 +161,22 @@ class VideoReader:
         source: the videos.
         fitting: how frames are resized.
         timing: when the frames of a clip are shown.
+        kept: whether all videos that were read are kept in memory, decoded and resized.
     """
 
-    def __init__(self, source: VideoSource, fitting: Fitting, timing: Timing) -> None:
+    def __init__(
+        self, source: VideoSource, fitting: Fitting, timing: Timing, *, kept: bool = False
+    ) -> None:
         self.source = source
         self.fitting = fitting
         self.timing = timing
+        self._kept = kept
         self._forget()
+
+    def keeping(self, lengths: Iterable[Length]) -> VideoReader:
+        """The reader for a source of such videos: one that keeps them, if all are small enough."""
+        total = sum(length.frames * self.fitting.pixels(length.shape) for length in lengths)
+        return VideoReader(self.source, self.fitting, self.timing, kept=3 * total <= KEPT)
 
     def _forget(self) -> None:
         self._cursors: OrderedDict[int, _Cursor] = OrderedDict()
@@ -179,18 +220,19 @@ class VideoReader:
         try:
             for frame in self._cursor(part.video).frames(times, part):
                 if frame is not last:
-                    pixels = cut(self.fitting.resized(Image.fromarray(frame.pixels)))
+                    pixels = cut(self._resized(frame))
                 made.append(pixels)
                 last = frame
         except DataError:
-            self._close(part.video)
+            if not self._kept:
+                self._close(part.video)
             raise
         return np.stack(made)
 
-    def close(self) -> None:
-        """Close the videos that are open."""
-        for index in list(self._cursors):
-            self._close(index)
+    def _resized(self, frame: Frame) -> Picture:
+        if self._kept:
+            return frame.pixels
+        return self.fitting.resized(Image.fromarray(frame.pixels), whole=False)
 
     def none_usable(self, errors: Iterable[DataError]) -> str:
         """Message for a source of which every video that was asked for raised an error."""
@@ -201,12 +243,18 @@ class VideoReader:
             # What was opened before a fork reads from where the other process stands.
             self._forget()
         if index not in self._cursors:
-            while len(self._cursors) >= OPEN:
+            while len(self._cursors) >= OPEN and not self._kept:
                 self._close(next(iter(self._cursors)))
-            path = self.source.path(index)
-            self._cursors[index] = _Cursor(self.source.open(index), path)
+            self._cursors[index] = _Cursor(self._video(index), self.source.path(index))
         self._cursors.move_to_end(index)
         return self._cursors[index]
+
+    def _video(self, index: int) -> Video:
+        video = self.source.open(index)
+        if not self._kept:
+            return video
+        with video:
+            return _Kept(video, self.fitting)
 
     def _close(self, index: int) -> None:
         if index in self._cursors:

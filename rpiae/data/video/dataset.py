@@ -88,6 +88,7 @@ class VideoDataset:
         self._reader = VideoReader(source, fitting, timing)
         self._portion = portion
         usable, problems = self._usable()
+        self._reader = self._reader.keeping(usable.values())
         self._parts = parted(usable, timing, held_out=held_out, location=source.location)
         counts = [max(1, part.clips(timing.span)) for part in self._parts.training]
         self._counts = np.array(counts)
@@ -184,7 +185,6 @@ class VideoDataset:
                 errors.append(error)
                 continue
             groups.append(every.name(index))
-        self._reader.close()
         if not clips:
             raise DataError("held out: " + self._reader.none_usable(errors))
         return HeldOut(as_floats(torch.stack(clips)), tuple(groups), dict.fromkeys(groups, 1))

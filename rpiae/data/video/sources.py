@@ -18,6 +18,7 @@ from rpiae.data.splits import chosen, layout_of_files, layout_of_images
 from rpiae.data.tar_index import IndexedTars
 from rpiae.data.video.contracts import Video
 from rpiae.data.video.files import VIDEO_EXTENSIONS, open_video
+from rpiae.data.video.frame_folder import open_frame_folder
 
 VIDEOS = Kind(
     one="video", article="a", many="videos", extensions=VIDEO_EXTENSIONS, most=MOST_OF_MEMBER
@@ -90,11 +91,7 @@ class FileVideos:
 
     def open(self, index: int) -> Video:
         path = self._paths[index]
-        if not path.is_dir():
-            return open_video(path)
-        from rpiae.data.video.frame_folder import FrameFolder
-
-        return FrameFolder(path)
+        return open_frame_folder(path) if path.is_dir() else open_video(path)
 
 
 class TarVideos:

@@ -10,6 +10,7 @@ from attrs import frozen
 
 from rpiae.core.errors import DataError
 from rpiae.data.held_out import most_held_out, trained_on_itself
+from rpiae.data.images import Shape
 from rpiae.data.orders import sampled
 from rpiae.data.video.contracts import Video
 
@@ -58,7 +59,10 @@ class Timing:
         if seconds is None:
             last = max(frame.seconds for frame in video.frames())
             seconds = last + 1 / float(facts.rate)
-        return Length(max(1, round(seconds * rate)), rate)
+        return Length(
+            max(1, round(seconds * rate)), rate, max(1, round(seconds * float(facts.rate))),
+            (facts.height, facts.width),
+        )  # fmt: skip
 
 
 class Length(NamedTuple):
@@ -67,10 +71,14 @@ class Length(NamedTuple):
     Attributes:
         positions: how many there are; see ``Timing``.
         rate: positions per second.
+        frames: how many it has itself.
+        shape: height and width of these, in pixels.
     """
 
     positions: int
     rate: float
+    frames: int
+    shape: Shape
 
 
 @frozen(kw_only=True)
@@ -182,8 +190,8 @@ def parted(
 
 
 def _whole(video: int, length: Length) -> Part:
-    number, rate = length
-    return Part(video=video, first=0, positions=number, rate=rate, whole=number)
+    number = length.positions
+    return Part(video=video, first=0, positions=number, rate=length.rate, whole=number)
 
 
 def _divided(whole: Part, held_out: float, span: int) -> tuple[Part, Part]:
