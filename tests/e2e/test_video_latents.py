@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 
 from rpiae.cli import main
+from rpiae.core.errors import CheckpointError
 from rpiae.core.model.build import build
 from rpiae.core.model.folders import load_tokenizer, save_tokenizer
 from rpiae.data.video.writing import VideoWriter
 from rpiae.latents import LatentDataset
+from rpiae.latents.layout import tree_digest
 from tests.toys import BRIDGES, DECODERS, ENCODERS
 
 av = pytest.importorskip("av")
@@ -117,7 +119,8 @@ def test_clips_as_training_takes_them(here: Path, capsys: pytest.CaptureFixture[
     encode = ("encode", "run", "videos:films", "--out", "latents", *clips)
     out, err = done(*encode, "--shard-size", "1", "--flip", capsys=capsys)
     assert "latents: latents of 2 clips, shards: 2" in out
-    assert "2 clips of films (clips of 6 frames, every 2th one" in err.replace("2nd", "2th")
+    assert "2 clips of films (clips of 6 frames" in err
+    assert "without labels → latent, latent_flipped 4×3×8×8 in fp32" in err
     dataset = LatentDataset("latents", flip=True)
     assert dataset.latent_shape == (4, 3, 8, 8)
     assert [dataset.name(i) for i in range(2)] == ["one.mp4@0", "one.mp4@11"]
@@ -130,6 +133,19 @@ def test_clips_as_training_takes_them(here: Path, capsys: pytest.CaptureFixture[
     assert frames_of(Path("out/one@11.mp4")) == (6, (32, 32), RATE / 2)
     direct, _ = done("stats", "run", "videos:films", *clips, "--dry-run", "--json", capsys=capsys)
     assert json.loads(direct)["count"] == 2 * 3 * 64
+
+    index = json.loads(Path("latents/index.json").read_text())
+    assert (index["format"], index["frames"]) == (4, 6)
+    for changes, wanted in (
+        ({"frames": 0}, "its latent_shape has 4 sides"),
+        ({"latent_shape": [4, 8, 8]}, "its latent_shape has 3 sides"),
+        ({"format": 3}, "not of format 3"),
+    ):
+        forged = {name: value for name, value in (index | changes).items() if name != "sha256"}
+        text = json.dumps(forged | {"sha256": tree_digest(forged)})
+        Path("latents/index.json").write_text(text)
+        with pytest.raises(CheckpointError, match=wanted):
+            LatentDataset("latents")
 
 
 def test_generated_latents_become_videos(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
