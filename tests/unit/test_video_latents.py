@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -633,6 +634,28 @@ def test_an_index_of_forged_sizes_reads_no_other_file(toy: Path, tmp_path: Path)
     dataset = LatentDataset(tmp_path / "out")
     with pytest.raises(CheckpointError, match="not those that its index says"):
         dataset[0]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_code_in_the_docs_works(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    encode(toy, made((21, 32, 32), (33, 32, 32), (17, 32, 32)), tmp_path / "latents")
+    page = (Path(__file__).parents[2] / "docs" / "latents.md").read_text(encoding="utf-8")
+    code = page.partition("### Read them")[2].split("```python\n")[number + 1].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    seen: dict[str, Any] = {"found": []}
+    depth = len(code.rstrip().splitlines()[-1]) - len(code.rstrip().splitlines()[-1].lstrip())
+    value = "latent" if number == 0 else "x[None]"
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        exec(code.rstrip() + f"\n{' ' * depth}found.append({value})\n", seen)
+    found = torch.cat(seen["found"])
+    dataset = LatentDataset("latents", frames=5, sample=False)
+    expected = torch.stack([dataset[i][0] for i in range(3)])
+    if number == 0:  # shuffled
+        expected = dataset.normalised(expected)
+        found, expected = (values.flatten(1).sort(dim=0).values for values in (found, expected))
+    torch.testing.assert_close(found, expected)
 
 
 # --- decoding ----------------------------------------------------------------------------------
