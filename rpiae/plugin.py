@@ -8,7 +8,8 @@ used, so a manifest or a config that imports some of them stays free of torch.
 * Registered: ``Entry``, ``Preset``, ``Manifest``.
 * Configs: the bases and descriptions of every family, and the kinds of fields.
 * Contracts: what a part must offer and what it is handed, and shapes to move between both.
-* Building blocks: attention, transformer blocks, positions.
+* Building blocks: attention, transformer blocks, positions; what causal parts remember of a clip.
+* Weights: ``download``, ``local_weights``, ``read_weights`` and ``load_whole``.
 * The contract kit: ``check_…``.
 """
 
@@ -42,7 +43,14 @@ if TYPE_CHECKING:
         MetricConfig,
     )
     from rpiae.core.config.recipe import AdversarialConfig
-    from rpiae.core.errors import ConfigError, DataError, FetchError, RpiaeError, UsageError
+    from rpiae.core.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        FetchError,
+        RpiaeError,
+        UsageError,
+    )
     from rpiae.core.model.attention import Causal, Window, attention
     from rpiae.core.model.blocks import Block, sincos_positions, through
     from rpiae.core.model.contracts import (
@@ -70,13 +78,23 @@ if TYPE_CHECKING:
     from rpiae.core.model.folding import per_frame
     from rpiae.core.model.geometry import (
         Grid,
+        Patch,
         at_least_fp32,
         map_grid,
         map_to_tokens,
         tokens_to_map,
     )
+    from rpiae.core.model.temporal import (
+        LayeredDecoder,
+        Past,
+        TemporalBlock,
+        TemporalBridge,
+        TemporalDecoder,
+    )
     from rpiae.core.registry.entries import Entry, Manifest, Preset
     from rpiae.core.runtime.draws import StepRandomness, generator
+    from rpiae.core.runtime.weights import load_whole, read_weights
+    from rpiae.encoders.hub import download, local_weights
     from rpiae.evaluation.accumulators import Accumulator
     from rpiae.evaluation.examination import Examination, Measured, Metric, TrainedMetric
     from rpiae.latents import LatentDataset
@@ -106,6 +124,7 @@ _WHERE = {
     "BridgeConfig": "rpiae.core.config.parts",
     "BridgeDescription": "rpiae.core.config.parts",
     "Causal": "rpiae.core.model.attention",
+    "CheckpointError": "rpiae.core.errors",
     "ConfigError": "rpiae.core.errors",
     "Critic": "rpiae.core.model.contracts",
     "CriticConfig": "rpiae.core.config.parts",
@@ -128,11 +147,14 @@ _WHERE = {
     "Grid": "rpiae.core.model.geometry",
     "HeldOut": "rpiae.core.model.contracts",
     "LatentDataset": "rpiae.latents",
+    "LayeredDecoder": "rpiae.core.model.temporal",
     "LossConfig": "rpiae.core.config.parts",
     "Manifest": "rpiae.core.registry.entries",
     "Measured": "rpiae.evaluation.examination",
     "Metric": "rpiae.evaluation.examination",
     "MetricConfig": "rpiae.core.config.parts",
+    "Past": "rpiae.core.model.temporal",
+    "Patch": "rpiae.core.model.geometry",
     "Posterior": "rpiae.core.model.contracts",
     "Preset": "rpiae.core.registry.entries",
     "QuantisedPosterior": "rpiae.core.model.contracts",
@@ -143,6 +165,9 @@ _WHERE = {
     "StepRandomness": "rpiae.core.runtime.draws",
     "SyntheticClips": "rpiae.testing",
     "SyntheticImages": "rpiae.testing",
+    "TemporalBlock": "rpiae.core.model.temporal",
+    "TemporalBridge": "rpiae.core.model.temporal",
+    "TemporalDecoder": "rpiae.core.model.temporal",
     "Term": "rpiae.core.model.contracts",
     "TrainedMetric": "rpiae.evaluation.examination",
     "UsageError": "rpiae.core.errors",
@@ -161,14 +186,18 @@ _WHERE = {
     "check_manifest": "rpiae.testing",
     "check_metric": "rpiae.testing",
     "check_plugin": "rpiae.testing",
+    "download": "rpiae.encoders.hub",
     "generator": "rpiae.core.runtime.draws",
+    "load_whole": "rpiae.core.runtime.weights",
     "loaded_once": "rpiae.core.config.fields",
+    "local_weights": "rpiae.encoders.hub",
     "map_grid": "rpiae.core.model.geometry",
     "map_to_tokens": "rpiae.core.model.geometry",
     "names_file": "rpiae.core.config.fields",
     "names_revision": "rpiae.core.config.fields",
-    "rounding_only": "rpiae.core.config.fields",
     "per_frame": "rpiae.core.model.folding",
+    "read_weights": "rpiae.core.runtime.weights",
+    "rounding_only": "rpiae.core.config.fields",
     "settings_only": "rpiae.core.config.fields",
     "sincos_positions": "rpiae.core.model.blocks",
     "through": "rpiae.core.model.blocks",
@@ -189,6 +218,7 @@ __all__ = [
     "BridgeConfig",
     "BridgeDescription",
     "Causal",
+    "CheckpointError",
     "ConfigError",
     "Critic",
     "CriticConfig",
@@ -211,11 +241,14 @@ __all__ = [
     "Grid",
     "HeldOut",
     "LatentDataset",
+    "LayeredDecoder",
     "LossConfig",
     "Manifest",
     "Measured",
     "Metric",
     "MetricConfig",
+    "Past",
+    "Patch",
     "Posterior",
     "Preset",
     "QuantisedPosterior",
@@ -226,6 +259,9 @@ __all__ = [
     "StepRandomness",
     "SyntheticClips",
     "SyntheticImages",
+    "TemporalBlock",
+    "TemporalBridge",
+    "TemporalDecoder",
     "Term",
     "TrainedMetric",
     "UsageError",
@@ -244,13 +280,17 @@ __all__ = [
     "check_manifest",
     "check_metric",
     "check_plugin",
+    "download",
     "generator",
+    "load_whole",
     "loaded_once",
+    "local_weights",
     "map_grid",
     "map_to_tokens",
     "names_file",
     "names_revision",
     "per_frame",
+    "read_weights",
     "rounding_only",
     "settings_only",
     "sincos_positions",

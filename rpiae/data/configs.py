@@ -271,6 +271,7 @@ class VideosConfig(DatasetConfig):
     """
 
     module: ClassVar[str] = "rpiae.data.video.dataset:VideoDataset"
+    clips: ClassVar[bool] = True
     path: str = names_file(field())
     split: str = ""
     column: str = "video"

@@ -21,9 +21,9 @@ from rpiae.testing.contracts import (
     check_critic,
     check_decoder,
     check_encoder,
-    check_loss,
 )
 from rpiae.testing.datasets import check_dataset
+from rpiae.testing.losses import check_loss
 from rpiae.testing.metrics import check_metric
 from rpiae.testing.plugins import check_manifest, check_plugin
 

@@ -5,41 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.plugins.installing import ROOT, installed, run_own_tests
+
 PLUGIN = ROOT / "plugins" / "rpiae-fsq"
 
 
-def installed(folder: Path) -> str:
-    """A search path on which the plugin's distribution is as installed, from its own metadata."""
-    project = tomllib.loads((PLUGIN / "pyproject.toml").read_text())["project"]
-    info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-    )
-    groups = [
-        f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in points.items())
-        for group, points in project["entry-points"].items()
-    ]
-    (info / "entry_points.txt").write_text("\n".join(groups))
-    return os.pathsep.join(map(str, (folder, PLUGIN / "src", ROOT)))
-
-
 def test_the_plugins_own_tests(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(PLUGIN)],
-        capture_output=True, text=True, cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": installed(tmp_path / "site"), "PYTHONDONTWRITEBYTECODE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
-    assert "skipped" not in done.stdout
+    run_own_tests(PLUGIN, tmp_path)
 
 
 def test_without_the_plugin_a_saved_tokenizer_says_what_to_install(tmp_path: Path) -> None:
@@ -50,7 +27,7 @@ def test_without_the_plugin_a_saved_tokenizer_says_what_to_install(tmp_path: Pat
         "'mlp_hidden': 32}, pretrained=False), 'tokenizer')\n"
     )
     load = "import rpiae\nrpiae.load('tokenizer')\n"
-    with_plugin = {"PYTHONPATH": installed(tmp_path / "site")}
+    with_plugin = {"PYTHONPATH": installed(PLUGIN, tmp_path / "site")}
     without = {"PYTHONPATH": str(ROOT)}
     outcomes = [
         subprocess.run(

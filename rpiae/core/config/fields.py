@@ -30,9 +30,13 @@ def wired(
     return field(default=None, metadata=wire | {"minimum": minimum, "maximum": maximum})
 
 
-def settings_only(default: Any) -> Any:
-    """A field that describes the part and is not an argument of its module."""
-    return field(default=default, metadata={"argument": False})
+def settings_only(made: Any) -> Any:
+    """A field that describes the part and is not an argument of its module.
+
+    Args:
+        made: the field, or its default.
+    """
+    return _declared(made, argument=False)
 
 
 #: Greatest numbers of channels, and of pixels per token and side, that a part may be asked for.

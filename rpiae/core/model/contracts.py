@@ -257,7 +257,10 @@ class Term(Protocol):
 
 @runtime_checkable
 class AdversarialTerm(Term, Protocol):
-    """A term that plays against a critic, and knows what the critic's own loss is."""
+    """A term that plays against a critic, and knows what the critic's own loss is.
+
+    Clips are shown frame by frame, each frame with the draws of its clip.
+    """
 
     def augmented(
         self, images: Float[Tensor, "b 3 h w"], draws: StepRandomness, purpose: str

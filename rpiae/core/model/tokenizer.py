@@ -267,7 +267,7 @@ class RPiAE(nn.Module):
             pixels = self.decoder(features)
         std, mean = self.std.unsqueeze(-1), self.mean.unsqueeze(-1)
         clip = _fitting(pixels * std + mean, self.decoder)[..., : size[-2], : size[-1]]
-        return clip.squeeze(2) if len(size) == 2 else clip[:, :, : size[0]]
+        return clip[:, :, 0] if len(size) == 2 else clip[:, :, : size[0]]
 
     def _check_range(self, images: Tensor) -> None:
         """Warn of the first images outside [0, 1] by more than rounding and resampling explain.

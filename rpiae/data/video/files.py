@@ -153,8 +153,9 @@ class VideoFile(Video):
         if self._stream.duration is not None:
             return float(self._stream.duration * self._base)
         tag = re.match(r"(\d+):(\d+):(\d+\.?\d*)", self._stream.metadata.get("DURATION", ""))
-        if tag is not None:
-            return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
+        if tag is not None:  # the time of the end, on a clock on which the first frame may be late
+            end = int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
+            return end - float((self._first.pts or 0) * self._base)
         if self._container.duration is not None:
             return float(Fraction(self._container.duration, self._av.time_base))
         return None

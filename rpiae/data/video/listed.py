@@ -33,6 +33,7 @@ class EveryClip(EveryImage):
 
     Attributes:
         frames: of a clip.
+        timing: when these are shown.
         parts: as given.
     """
 
@@ -52,6 +53,7 @@ class EveryClip(EveryImage):
         self._ends = np.cumsum([part.clips(timing.span) for part in parts])
         self.parts = parts
         self.frames = timing.frames
+        self.timing = timing
         self.location = source.location
         self.image_size = side
         self.rule = (
@@ -72,6 +74,13 @@ class EveryClip(EveryImage):
         fitting = AdmFitting(image_size=given.image_size, resize=given.resize)
         reader = VideoReader(self._videos.source, fitting, self._videos.timing)
         return EveryClip(reader, self.parts, workers=self._workers, notices=self._given)
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second of the clips, on average over the time they last."""
+        clips = [part.clips(self.timing.span) for part in self.parts]
+        seconds = sum(n / part.rate for n, part in zip(clips, self.parts, strict=True))
+        return sum(clips) / seconds / self.timing.stride if seconds else 0.0
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
