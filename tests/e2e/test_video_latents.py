@@ -148,6 +148,19 @@ def test_clips_as_training_takes_them(here: Path, capsys: pytest.CaptureFixture[
             LatentDataset("latents")
 
 
+def test_tiles(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    encode = ("encode", "run", "videos:films/one.mp4", "--out", "latents", "--tile", "24")
+    _, err = done(*encode, "--workers", "0", capsys=capsys)
+    assert "1 whole videos of films/one.mp4 (natural size, in tiles of 24)" in err
+    decode = ("decode", "latents", "--frames", "--out")
+    for out, *more in (("default",), ("same", "--tile", "24"), ("whole", "--tile", "48")):
+        done(*decode, out, *more, capsys=capsys)
+    frames = {
+        name: Path(name, "one", "00003.png").read_bytes() for name in ("default", "same", "whole")
+    }
+    assert frames["default"] == frames["same"] != frames["whole"]
+
+
 def test_generated_latents_become_videos(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save("made.npy", np.zeros((2, 4, 3, 8, 12), dtype=np.float32))
     out, _ = done(
