@@ -93,6 +93,7 @@ if TYPE_CHECKING:
     from rpiae.evaluation.examination import Examination, Measured, Metric, TrainedMetric
     from rpiae.latents import LatentDataset
     from rpiae.testing import (
+        SyntheticClips,
         SyntheticImages,
         check_bridge,
         check_builds,
@@ -155,6 +156,7 @@ _WHERE = {
     "StageSteps": "rpiae.core.model.contracts",
     "StepContext": "rpiae.core.model.contracts",
     "StepRandomness": "rpiae.core.runtime.draws",
+    "SyntheticClips": "rpiae.testing",
     "SyntheticImages": "rpiae.testing",
     "TemporalBlock": "rpiae.core.model.temporal",
     "TemporalBridge": "rpiae.core.model.temporal",
@@ -247,6 +249,7 @@ __all__ = [
     "StageSteps",
     "StepContext",
     "StepRandomness",
+    "SyntheticClips",
     "SyntheticImages",
     "TemporalBlock",
     "TemporalBridge",

@@ -15,7 +15,7 @@ from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training.stage import TrainerInputs
 from rpiae.tasks.tokenizer.replica import PivotReplica
 from rpiae.tasks.tokenizer.task import TokenizerTask
-from rpiae.testing import SyntheticImages
+from rpiae.testing import SyntheticClips, SyntheticImages
 
 ENCODERS: dict[str, dict[str, Any]] = {
     "vit": {"name": "vit", "width": 32, "depth": 2, "num_heads": 2},
@@ -69,20 +69,30 @@ BRIDGES: dict[str, str | dict[str, Any]] = {
     },
     "tvb4x4": {
         "name": "temporal-variational", "latent_channels": 4, "temporal_downsampling": 4,
-        "decoder_layers": 1, "depth": 1,
+        "decoder_layers": 1, "depth": 1, "window": 2,
     },
     "temporal-linear": {
         "name": "temporal", "image": "linear4", "temporal_downsampling": 2, "depth": 1,
+    },
+    "temporal-conv-kl-half": {
+        "name": "temporal", "temporal_downsampling": 8, "depth": 1, "window": 2,
+        "image": {
+            "name": "conv-kl", "latent_channels": 4, "width": 16, "blocks": 1, "downsampling": 2,
+        },
     },
 }  # fmt: skip
 DECODERS: dict[str, dict[str, Any]] = {
     "vit": {"name": "vit", "width": 32, "depth": 1, "num_heads": 2, "mlp_hidden": 64},
     "conv": {"name": "conv", "width": 32, "depth": 1, "blocks": 1},
     "video-vit": {
-        "name": "video",
+        "name": "video", "every": 1, "window": 3,
         "image": {"name": "vit", "width": 32, "depth": 2, "num_heads": 2, "mlp_hidden": 64},
     },
-}
+    "video-conv": {
+        "name": "video", "window": 3,
+        "image": {"name": "conv", "width": 32, "depth": 1, "blocks": 1},
+    },
+}  # fmt: skip
 CRITICS: dict[str, dict[str, Any]] = {
     "dino": {
         "name": "dino",
@@ -96,6 +106,8 @@ CRITICS: dict[str, dict[str, Any]] = {
 #: Every loss in one stage, against the critic with a backbone.
 EVERY_TERM = "every-term"
 RECIPES = (*(preset.name for preset in registry("recipes").presets()), EVERY_TERM)
+#: What is learnt from: images, or clips of so many frames.
+DATA = {"images": 1, "clips": 5}
 
 
 #: Losses that would load weights, or play against a critic that does, as toys.
@@ -140,6 +152,7 @@ def toy_run(
     decoder: str,
     recipe: str | dict[str, Any],
     *overrides: str,
+    data: str = "images",
 ) -> TrainerInputs:
     tree = {
         "encoder": ENCODERS[encoder], "bridge": BRIDGES.get(bridge, bridge),
@@ -154,12 +167,10 @@ def toy_run(
     def evaluate(current: RPiAE, stage: StageConfig) -> dict[str, float]:
         return {"psnr": 0.0}
 
-    data = SyntheticImages(32)
-    replica = PivotReplica(
-        pivot, output_patch=model.decoder.patch, downsampling=model.bridge.downsampling
-    )
+    frames = DATA[data]
     return TrainerInputs(
-        task=TokenizerTask(model, replica=replica, evaluate=evaluate),
-        recipe=resolved.config.recipe, data=data, folder=folder, seed=0,
+        task=TokenizerTask(model, replica=PivotReplica.beside(model, pivot), evaluate=evaluate),
+        recipe=resolved.config.recipe, folder=folder, seed=0,
+        data=SyntheticImages(32) if frames == 1 else SyntheticClips(32, frames),
         runtime=Runtime(device="cpu", precision="fp32"),
     )  # fmt: skip

@@ -5,12 +5,24 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rpiae.cli.options import computing_options, nonempty, positive
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import stderr, stdout
 from rpiae.core.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rpiae.core.model.tokenizer import RPiAE
+    from rpiae.core.runtime.processes import Runtime
+    from rpiae.latents import LatentDataset
+
+#: Most frames per second that a video may have.
+FASTEST = 1000
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -28,19 +40,74 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--normalised-by", metavar="FOLDER", type=nonempty,
         help="undo the normalisation of a folder of latents first",
     )  # fmt: skip
+    parser.add_argument(
+        "--frames", action="store_true", help="of videos: a folder of PNG files each, no mp4"
+    )
+    parser.add_argument(
+        "--frame-rate", type=_rate, metavar="R",
+        help="of videos: frames per second (default: as encoded; 25 where nobody says)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tile", type=positive, metavar="N",
+        help="of videos: decode frames in overlapping tiles of N pixels a side",
+    )  # fmt: skip
     computing_options(parser)
 
 
+def _rate(text: str) -> Fraction:
+    """Frames per second, such as 25, 29.97 or 30000/1001."""
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if not 0 < rate <= FASTEST:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no frame rate: a number above 0 and up to {FASTEST}, or a fraction such as "
+            "30000/1001"
+        )
+    return rate
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Decode a folder or a file of latents into PNG files."""
-    from rpiae.core.model.folders import load_tokenizer
+    """Decode a folder or a file of latents into PNG files, or those of videos into mp4 files."""
     from rpiae.core.runtime.processes import Runtime
     from rpiae.latents import LatentDataset
-    from rpiae.latents.decoding import decode_latents, read_tensor
-    from rpiae.latents.encoding import TOKENS_PER_BATCH, tokenizer_digest
+    from rpiae.latents.decoding import read_tensor
 
     source = Path(arguments.latents)
     latents = read_tensor(source) if source.is_file() else LatentDataset(source)
+    model = _tokenizer(arguments, latents)
+    if arguments.normalised and arguments.normalised_by:
+        raise UsageError("--normalised and --normalised-by exclude each other")
+    norm = model if arguments.normalised else None
+    by = LatentDataset(arguments.normalised_by) if arguments.normalised_by else None
+    if isinstance(latents, LatentDataset) and (norm or by):
+        raise UsageError(
+            f"the latents in {source} are not normalised: leave out --normalised and --normalised-by"
+        )
+    shape = latents.latent_shape if isinstance(latents, LatentDataset) else latents.shape[1:]
+    runtime = Runtime(device=arguments.device, precision=arguments.precision)
+    if len(shape) == 4:
+        _decode_videos(arguments, model, latents, runtime, norm or by)
+        return 0
+    given = {
+        "--frames": arguments.frames,
+        "--frame-rate": arguments.frame_rate,
+        "--tile": arguments.tile,
+    }
+    if useless := [name for name, value in given.items() if value]:
+        raise UsageError(f"{source} holds latents of images: leave out {' and '.join(useless)}")
+    _decode_images(arguments, model, latents, runtime, norm or by)
+    return 0
+
+
+def _tokenizer(arguments: argparse.Namespace, latents: LatentDataset | Tensor) -> RPiAE:
+    """The tokenizer that made some latents, or the one that is named instead."""
+    from rpiae.core.model.folders import load_tokenizer
+    from rpiae.latents import LatentDataset
+    from rpiae.latents.encoding import tokenizer_digest
+
+    source = arguments.latents
     made_by = latents.index["tokenizer"] if isinstance(latents, LatentDataset) else None
     run = arguments.run or (made_by and made_by["path"])
     if run is None:
@@ -64,24 +131,52 @@ def run(arguments: argparse.Namespace) -> int:
             f"note: {source} was made by another tokenizer than the one in {run}",
             soft_wrap=True,
         )
-    if arguments.normalised and arguments.normalised_by:
-        raise UsageError("--normalised and --normalised-by exclude each other")
-    norm = model if arguments.normalised else None
-    by = LatentDataset(arguments.normalised_by) if arguments.normalised_by else None
-    if isinstance(latents, LatentDataset) and (norm or by):
-        raise UsageError(
-            f"the latents in {source} are not normalised: leave out --normalised and --normalised-by"
-        )
+    return model
+
+
+def _decode_images(
+    arguments: argparse.Namespace,
+    model: RPiAE,
+    latents: LatentDataset | Tensor,
+    runtime: Runtime,
+    norm: RPiAE | LatentDataset | None,
+) -> None:
+    from rpiae.latents import LatentDataset
+    from rpiae.latents.decoding import decode_latents
+    from rpiae.latents.encoding import TOKENS_PER_BATCH
+
     shape = latents.latent_shape if isinstance(latents, LatentDataset) else latents.shape[1:]
-    runtime = Runtime(device=arguments.device, precision=arguments.precision)
     size = arguments.batch_size or max(1, TOKENS_PER_BATCH // max(1, math.prod(shape[1:])))
     started, done = time.perf_counter(), 0
     with Bar("decode") as bar:
         for event in decode_latents(
             model, latents, arguments.out, runtime=runtime, batch_size=size,
-            limit=arguments.limit, norm=norm or by,
+            limit=arguments.limit, norm=norm,
         ):  # fmt: skip
             done = event.done
             bar.images(done, event.total, done / (time.perf_counter() - started))
     stdout.print(f"{arguments.out}: {done} pictures", soft_wrap=True)
-    return 0
+
+
+def _decode_videos(
+    arguments: argparse.Namespace,
+    model: RPiAE,
+    latents: LatentDataset | Tensor,
+    runtime: Runtime,
+    norm: RPiAE | LatentDataset | None,
+) -> None:
+    from rpiae.latents.video.decoding import decode_videos
+
+    started, frames, videos = time.perf_counter(), 0, 0
+    with Bar("decode") as bar:
+        for event in decode_videos(
+            model, latents, arguments.out, runtime=runtime, batch_size=arguments.batch_size,
+            limit=arguments.limit, norm=norm, rate=arguments.frame_rate,
+            as_frames=arguments.frames, tile=arguments.tile,
+        ):  # fmt: skip
+            frames, videos = event.frames, event.videos
+            rate = frames / (time.perf_counter() - started)
+            remaining = (event.total - frames) / rate if rate else math.inf
+            bar.frames(frames, event.total, rate, remaining)
+    kind = "folders of frames" if arguments.frames else "videos"
+    stdout.print(f"{arguments.out}: {videos} {kind}, {frames} frames", soft_wrap=True)

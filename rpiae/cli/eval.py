@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attrs import evolve
 from rich.table import Table
 
 from rpiae.cli.launch import launch, launched, speaks
-from rpiae.cli.options import measuring_options, nonempty, processes_option
+from rpiae.cli.options import measuring_options, nonempty, positive, processes_option
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import duration, stderr, stdout
 from rpiae.core.errors import RpiaeError, UsageError
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 #: Seconds that an evaluation takes, above which it is said how it would take fewer.
 LONG = 60
 
+#: Fréchet distances of reconstructions, which can have a reference.
+DISTANCES = ("rfd", "rfid", "rfvd")
+
 #: Skipped images that are named; all are in ``evaluation.json``.
 MENTIONED = 10
 
@@ -38,7 +42,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's or tokenizer's folder")
     parser.add_argument(
         "--data", metavar="DATA", type=nonempty,
-        help="images to measure on, such as parquet:PATH (default: the run's held-out ones)",
+        help="images or clips to measure on, such as parquet:PATH or videos:PATH (default: the "
+        "run's held-out ones)",
     )  # fmt: skip
     parser.add_argument(
         "--train",
@@ -47,8 +52,9 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="images for probes and neighbours to learn from",
     )
     parser.add_argument(
-        "--metrics", default="psnr,ssim,rfd:tiny,drift,latents", metavar="NAMES",
-        help="comma-separated, such as psnr,rfd:dinov2-b,ifd:tiny,probe (rpiae list metrics)",
+        "--metrics", metavar="NAMES",
+        help="comma-separated, such as psnr,rfd:dinov2-b,ifd:tiny,probe (rpiae list metrics; "
+        "default: psnr,ssim,rfd:tiny,drift,latents, and temporal,flicker,rfvd:tiny of clips)",
     )  # fmt: skip
     parser.add_argument(
         "--reference", metavar="FILE", type=nonempty,
@@ -60,6 +66,11 @@ def options(parser: argparse.ArgumentParser) -> None:
         type=nonempty,
         help="write these to a .safetensors file",
     )
+    parser.add_argument(
+        "--every", metavar="N", type=positive, default=1,
+        help="send every N-th frame of clips through the tokenizer and interpolate those in "
+        "between: what a tokenizer that compresses time has to beat; nothing is stored",
+    )  # fmt: skip
     processes_option(parser)
     parser.add_argument(
         "--round", choices=["nearest", "truncate"], default="nearest",
@@ -81,12 +92,15 @@ def run(arguments: argparse.Namespace) -> int:
     folders = [Path(folder) for folder in arguments.runs]
     for folder in folders:
         tokenizer_folder(folder)
+    configs = {folder: _with_metrics(folder, config, arguments.reference) for folder in folders}
     if arguments.write_reference and len(folders) > 1:
         raise UsageError("--write-reference goes with one run: a reference is of images alone")
     reference = Path(arguments.write_reference) if arguments.write_reference else None
     if speaks() and (
         missing := [
-            each.what for each in needed(metric_configs(config.metrics).values()) if not each.path
+            each.what
+            for each in needed(metric_configs(_all_metrics(configs)).values())
+            if not each.path
         ]
     ):
         _say(f"weights that are not on this machine are fetched first: {', '.join(missing)}")
@@ -107,16 +121,17 @@ def run(arguments: argparse.Namespace) -> int:
 
             for folder in folders:
                 found[str(folder)] = evaluate_saved(
-                    folder, config, runtime=runtime, progress=progress, reference_out=reference
-                )
+                    folder, configs[folder], runtime=runtime, progress=progress,
+                    reference_out=reference, every=arguments.every,
+                )  # fmt: skip
     except RpiaeError:
         if speaks() and found:
-            _report(found, as_json=arguments.json)
+            _report(found, as_json=arguments.json, keeps=arguments.every == 1)
         raise
     runtime.close()
     if not speaks():
         return 0
-    _report(found, as_json=arguments.json)
+    _report(found, as_json=arguments.json, keeps=arguments.every == 1)
     if differences := incomparable(found):
         raise UsageError(" · ".join(differences.values()))
     return 1 if any(each.unwritten for each in found.values()) else 0
@@ -125,8 +140,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _config(arguments: argparse.Namespace) -> EvaluationConfig:
     from rpiae.evaluation.configs import EvaluationConfig
 
-    names = [name.strip() for name in arguments.metrics.split(",") if name.strip()]
-    if not names:
+    names = [name.strip() for name in (arguments.metrics or "").split(",") if name.strip()]
+    if not names and arguments.metrics is not None:
         raise UsageError("--metrics names none: rpiae list metrics has them")
     about = ("images", "image_size", "resize", "crop")
     given = [name for name in about if getattr(arguments, name) is not None]
@@ -134,27 +149,43 @@ def _config(arguments: argparse.Namespace) -> EvaluationConfig:
         names_given = " and ".join(f"--{name.replace('_', '-')}" for name in given)
         verb = "are" if len(given) > 1 else "is"
         raise UsageError(f"{names_given} {verb} about --data, which is not given")
-    metrics: list[Any] = list(names)
-    if arguments.reference:
-        distances = [i for i, n in enumerate(names) if n.partition(":")[0] in ("rfd", "rfid")]
-        if len(distances) != 1:
-            raise UsageError(
-                "--reference is for one Fréchet distance of reconstructions, and the metrics name "
-                f"{len(distances)}: name one of rfd:SPACE and rfid"
-            )
-        name, _, argument = names[distances[0]].partition(":")
-        table = {"name": name, "reference": arguments.reference}
-        if argument:
-            table |= {"weights" if name == "rfid" else "space": argument}
-        metrics[distances[0]] = table
     data = named_datasets(arguments.overrides, {"data": arguments.data, "train": arguments.train})
     return EvaluationConfig(
-        data=data["data"], training=data["train"], metrics=tuple(metrics),
+        data=data["data"], training=data["train"], metrics=tuple(names),
         num_images=arguments.images, num_training=arguments.train_images,
         crop=arguments.crop or "adm", resize=arguments.resize, image_size=arguments.image_size,
         round=arguments.round, precision=arguments.precision or "fp32",
         batch_size=arguments.batch_size,
     )  # fmt: skip
+
+
+def _with_metrics(folder: Path, config: EvaluationConfig, reference: str) -> EvaluationConfig:
+    """The evaluation of a run, with the usual metrics where none are named, of which the one Fréchet
+    distance has the reference that is given."""
+    from rpiae.evaluation.subjects import default_metrics
+
+    names = config.metrics or default_metrics(folder, config)
+    if not reference:
+        return evolve(config, metrics=names)
+    distances = [name for name in names if name.partition(":")[0] in DISTANCES]
+    if len(distances) != 1:
+        raise UsageError(
+            "--reference is for one Fréchet distance of reconstructions, and the metrics name "
+            f"{len(distances)}: name one of rfd:SPACE, rfvd:SPACE and rfid"
+        )
+    name, _, argument = distances[0].partition(":")
+    table = {"name": name, "reference": reference}
+    if argument:
+        table |= {"weights" if name == "rfid" else "space": argument}
+    return evolve(config, metrics=tuple(table if n == distances[0] else n for n in names))
+
+
+def _all_metrics(configs: Mapping[Path, EvaluationConfig]) -> tuple[Any, ...]:
+    """The metrics of several evaluations, each once."""
+    found: list[Any] = []
+    for config in configs.values():
+        found += [each for each in config.metrics if each not in found]
+    return tuple(found)
 
 
 def show(bar: Bar, event: Progress) -> None:
@@ -230,8 +261,14 @@ def named_datasets(
     }
 
 
-def _report(found: Mapping[str, Evaluation], *, as_json: bool) -> None:
-    """Numbers side by side, or one tokenizer after the other where they do not compare."""
+def _report(found: Mapping[str, Evaluation], *, as_json: bool, keeps: bool) -> None:
+    """Numbers side by side, or one tokenizer after the other where they do not compare.
+
+    Args:
+        found: what was measured.
+        as_json: whether it is printed as JSON.
+        keeps: whether it is stored.
+    """
     from rpiae.evaluation.protocol import EVALUATION_FILE
     from rpiae.evaluation.records import printable_tree
     from rpiae.evaluation.subjects import results_folder
@@ -254,7 +291,7 @@ def _report(found: Mapping[str, Evaluation], *, as_json: bool) -> None:
         for line in lines:
             _say(line)
     stored = [Path(name) for name, each in found.items() if not each.unwritten]
-    if stored and not as_json:
+    if stored and keeps and not as_json:
         where = ", ".join(str(results_folder(folder) / EVALUATION_FILE) for folder in stored)
         stdout.print(printable(f"all of it is in {where}"), soft_wrap=True)
 
@@ -280,6 +317,8 @@ def _protocol(protocol: Mapping[str, Any]) -> list[str]:
     """What numbers depend on besides the tokenizer, in words."""
     rounded = {"nearest": "rounded", "truncate": "truncated"}[protocol["round"]]
     lines = [f"{images_of(protocol)}, tokenizer in {protocol['precision']}, {rounded} to 8 bits"]
+    if "interpolated" in protocol:
+        lines.append(protocol["interpolated"])
     if "training" in protocol:
         lines.append(f"learned from {images_of(protocol['training'])}")
     for name, facts in protocol["metrics"].items():
@@ -292,9 +331,11 @@ def _protocol(protocol: Mapping[str, Any]) -> list[str]:
 def images_of(walked: Mapping[str, Any]) -> str:
     """What was walked over, in words."""
     skipped = f", {walked['skipped']} skipped" if walked["skipped"] else ""
-    images = "1 image" if walked["count"] == 1 else f"{walked['count']} images"
+    what = "clip" if "frames" in walked else "image"
+    images = f"1 {what}" if walked["count"] == 1 else f"{walked['count']} {what}s"
+    frames = f" of {walked['frames']} frames each" if "frames" in walked else ""
     return (
-        f"{images} of {walked['location']} ({walked['crop']}){skipped}, "
+        f"{images}{frames} of {walked['location']} ({walked['crop']}){skipped}, "
         f"sha256 {walked['images_sha256'][:16]}"
     )
 

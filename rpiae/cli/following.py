@@ -30,18 +30,16 @@ def print_plan(plan: Plan) -> None:
             numbers += f" ({' + '.join(count(n) for n in part.children.values())})"
         parts.add_row(part.role, part.label, numbers, part.origin)
     stdout.print(parts)
-    c, h, w = plan.latent
+    side = plan.image_size
+    shown = f"images {side}×{side}"
+    if plan.frames is not None:
+        shown = f"clips of {plan.frames} frames {side}×{side}"
+    if plan.token_frames > 1:
+        shown += f", {plan.token_frames} frames per token"
     stdout.print(
-        f"\n{count(plan.parameters)} parameters · images {plan.image_size}×{plan.image_size} · "
-        f"latent {c}×{h}×{w} · {plan.compression:.3g} image values per latent value"
+        f"\n{count(plan.parameters)} parameters · {shown} · "
+        f"latent {'×'.join(map(str, plan.latent))} · {plan.compression:.3g} image values per latent value\n"
     )
-    if plan.step_frames > 1:
-        stdout.print(
-            f"clips: {plan.token_frames} {'frame' if plan.token_frames == 1 else 'frames'} per token, "
-            f"{plan.step_frames} per latent step · {plan.compression * plan.step_frames:.3g} values per "
-            "latent value"
-        )
-    stdout.print()
     stages = Table(
         title=f"stages of recipe {plan.recipe} ({plan.recipe_origin})",
         title_justify="left", box=None, pad_edge=False,
@@ -65,7 +63,8 @@ def print_plan(plan: Plan) -> None:
     stdout.print(stages)
     data = f"{plan.data} ({plan.data_origin})" if plan.data else "none yet: name some with --data"
     if plan.num_images is not None:
-        data += f", {plan.num_images} images to train on"
+        what = "images" if plan.frames is None else "clips"
+        data += f", {plan.num_images} {what} to train on"
     lines = [f"data {data}", f"device {plan.device}, precision {plan.precision}"]
     lines += [f"loads {text}" for text in plan.loads]
     if plan.start:

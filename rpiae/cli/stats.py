@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rpiae.cli.encode import dataset, statistics_table
+from rpiae.cli.encode import dataset, statistics_table, video_options
 from rpiae.cli.options import dataset_options, positive
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import stderr, stdout
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 def options(parser: argparse.ArgumentParser) -> None:
     """A dataset through a tokenizer, or its latents, and what is done with the numbers."""
     dataset_options(parser)
-    parser.add_argument("--images", type=positive, metavar="N", help="look at N, always the same")
+    video_options(parser)
+    parser.add_argument(
+        "--images", type=positive, metavar="N",
+        help="look at N images, clips or whole videos, always the same",
+    )  # fmt: skip
     parser.add_argument("--posterior", choices=["mode", "sample"], default="mode")
     parser.add_argument("--dry-run", action="store_true", help="print and store nothing")
     parser.add_argument("--json", action="store_true")
@@ -67,24 +71,38 @@ def run(arguments: argparse.Namespace) -> int:
 def _measured(arguments: argparse.Namespace, model: RPiAE) -> tuple[Tensor, Tensor, int]:
     from rpiae.core.runtime.processes import Runtime
     from rpiae.latents.encoding import Measured, measure_latents
+    from rpiae.latents.layout import Settings
+    from rpiae.latents.video.encoding import measure_videos
+    from rpiae.latents.video.source import WholeVideos
 
-    images, _ = dataset(arguments, model)
+    found, _ = dataset(arguments, model)
     runtime = Runtime(device=arguments.device, precision=arguments.precision)
     started = time.perf_counter()
     with Bar("stats") as bar:
-        for notice in images.notices:
+        for notice in found.notices:
             bar.say(notice)
 
         def progress(event: Measured) -> None:
             for reason in event.skipped:
                 bar.say(f"skipped: {reason}")
-            bar.images(event.done, event.total, event.done / (time.perf_counter() - started))
+            rate = event.done / (time.perf_counter() - started)
+            if isinstance(found, WholeVideos):
+                bar.show(event.done, event.total, f"{rate:.3g} videos/s")
+            else:
+                bar.images(event.done, event.total, rate)
 
-        statistics = measure_latents(
-            model, images, runtime=runtime, num_images=arguments.images,
-            posterior=arguments.posterior, seed=arguments.seed, batch_size=arguments.batch_size,
-            progress=progress,
-        )  # fmt: skip
+        if isinstance(found, WholeVideos):
+            settings = Settings(posterior=arguments.posterior, seed=arguments.seed)
+            statistics = measure_videos(
+                model, found, runtime=runtime, num_videos=arguments.images, settings=settings,
+                batch_size=arguments.batch_size, tile=arguments.tile, progress=progress,
+            )  # fmt: skip
+        else:
+            statistics = measure_latents(
+                model, found, runtime=runtime, num_images=arguments.images,
+                posterior=arguments.posterior, seed=arguments.seed,
+                batch_size=arguments.batch_size, progress=progress,
+            )  # fmt: skip
     return statistics.mean, statistics.std, statistics.count
 
 
@@ -96,8 +114,9 @@ def _of_latents(arguments: argparse.Namespace, model: RPiAE) -> tuple[Tensor, Te
     from rpiae.latents.encoding import tokenizer_digest
 
     latents = LatentDataset(arguments.data)
-    about = ("images", "image_size", "resize", "crop", "workers")
+    about = ("images", "image_size", "resize", "crop", "workers", "tile")
     useless = [f"--{k.replace('_', '-')}" for k in about if getattr(arguments, k) is not None]
+    useless += ["--clips"] if arguments.clips else []
     useless += ["--set"] if arguments.overrides else []
     if useless:
         raise UsageError(

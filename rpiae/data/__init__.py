@@ -37,6 +37,15 @@ ENTRIES = (
         summary="nine colour photographs that scikit-image and scikit-learn bring along; offline",
     ),
     Entry(
+        name="videos",
+        target="rpiae.data.configs:VideosConfig",
+        summary="video files, folders of frames, and shards or Parquet files of videos, as videos:PATH",
+        extra="video",
+        requires="av",
+        argument="path",
+        files=(".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v"),
+    ),
+    Entry(
         name="webdataset",
         target="rpiae.data.configs:WebDatasetConfig",
         summary="tar shards in the WebDataset layout, as webdataset:/data/train-{0000..0099}.tar",

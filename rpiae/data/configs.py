@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from attrs import evolve, field, frozen
 from attrs import fields as fields_of
@@ -33,6 +33,8 @@ MOST_BUCKETS = 1024
 MOST_HELD_OUT = 1_000_000
 MOST_BUFFERED = 10_000_000
 MOST_IMAGES = 10**12
+MOST_FRAMES = 65_536
+LEAST_RATE, MOST_RATE = 0.001, 1000.0
 
 
 @frozen(kw_only=True)
@@ -235,6 +237,65 @@ class WebDatasetConfig(StreamableDatasetConfig):
         from rpiae.data.opening import shard_files
 
         return shard_files(self.path, self.split)
+
+
+@frozen(kw_only=True)
+class VideosConfig(DatasetConfig):
+    """Clips of videos.
+
+    A video is a file, or a folder of frames. A clip's frames are those that are shown nearest to times
+    that lie ``stride`` / ``frame_rate`` seconds apart.
+
+    Attributes:
+        path: a video file; a folder, which is searched with its subfolders for video files and for
+            folders of frames, or else for tar shards or Parquet files; one of these; or names of tar
+            shards with braces, such as ``/data/train-{0000..0099}.tar``.
+        split: a split, or a pattern of names; see ``StoredDatasetConfig``.
+        column: of Parquet files: the column of videos, binary or a struct of ``bytes`` and ``path``
+            as Hugging Face ``datasets`` writes it.
+        member: of tar shards: ending of the video in every sample, such as ``"mp4"``; ``"*"`` for all
+            videos of a sample. Where empty, the first one.
+        frames: of a clip.
+        stride: a clip has every so many-th frame.
+        frame_rate: frames per second that videos are taken to have, before ``stride``. Not given: the
+            number that each has.
+        image_size: side of the square crops, in pixels; all frames of a clip are cropped at one place.
+        resize: length the short side of every frame is resized to before it is cropped, in pixels.
+            Not given: a short side above 1.5 × ``image_size`` is shrunk to that.
+        workers: processes that load clips; 0 loads in the training process. Not given: one per CPU, at
+            most 4.
+        held_out: share of every video, its last one in time, that is never trained on; at least one
+            clip.
+        portion: what is gone through clip by clip where a dataset is measured or encoded; training
+            does not depend on it.
+    """
+
+    module: ClassVar[str] = "rpiae.data.video.dataset:VideoDataset"
+    clips: ClassVar[bool] = True
+    path: str = names_file(field())
+    split: str = ""
+    column: str = "video"
+    member: str = ""
+    frames: int = within(1, MOST_FRAMES, default=17)
+    stride: int = within(1, MOST_FRAMES, default=1)
+    frame_rate: float | None = within(LEAST_RATE, MOST_RATE, default=None)
+    image_size: int | None = wired(
+        "encoder.image_size", what="pixels", strict=False, maximum=MOST_PIXELS
+    )
+    resize: int | None = within(1, MOST_PIXELS, default=None)
+    workers: int | None = without_effect(within(0, MOST_PROCESSES, default=None), LOADING)
+    held_out: float = within(0.001, 0.5, default=0.1)
+    portion: Literal["all", "train", "held-out"] = "all"
+
+    def files(self) -> Iterable[tuple[str, Path | None]]:
+        """The video files, and the frames in folders; shards and Parquet files as they are."""
+        from rpiae.data.video.sources import find_videos
+
+        return find_videos(self.path, self.split).files()
+
+    def resized(self, side: int) -> VideosConfig:
+        """With ``resize``, where it is not given."""
+        return self if self.resize is not None else evolve(self, resize=side)
 
 
 @frozen(kw_only=True)

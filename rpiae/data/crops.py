@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from attrs import field, frozen
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
@@ -18,6 +20,7 @@ from rpiae.core.model.contracts import Batch
 from rpiae.core.runtime.names import printable
 from rpiae.data.images import (
     Picture,
+    Piecewise,
     Shape,
     TooSmallError,
     bicubic,
@@ -133,12 +136,38 @@ class Fitting:
         """
         least = self.image_size if self.resize is None and cover is None else 1
         with open_rgb(content, name=name, min_side=least) as image:
-            shape = (image.height, image.width)
             if cover is None:
-                return bicubic(image, self._size(shape))
+                return self.resized(image)
+            shape = (image.height, image.width)
             if not enlarge and (shape[0] < cover[0] or shape[1] < cover[1]):
                 raise TooSmallError(printable(name), image.width, image.height, crop=cover)
             return bicubic(image, cover_size(shape, cover))
+
+    def check(self, shape: Shape, name: str) -> None:
+        """Refuse an image of a height and width that is smaller than the square crop.
+
+        Raises:
+            TooSmallError: if it is, and is not enlarged.
+        """
+        if self.resize is None and min(shape) < self.image_size:
+            crop = (self.image_size, self.image_size)
+            raise TooSmallError(printable(name), shape[1], shape[0], crop=crop)
+
+    def pixels(self, shape: Shape) -> int:
+        """How many pixels an image of a height and width has once it is resized for square crops."""
+        return math.prod(self._size(shape))
+
+    def resized(self, image: Image.Image, *, whole: bool = True) -> Picture:
+        """An RGB image (h, w, 3) as it is resized for square crops.
+
+        Args:
+            image: at least as large as ``check`` asks for.
+            whole: whether all of it is wanted; otherwise what its crops do not show may be left out.
+        """
+        size = self._size((image.height, image.width))
+        if whole or size == (image.height, image.width):
+            return bicubic(image, size)
+        return Piecewise(image, size)
 
     def _size(self, shape: Shape) -> Shape:
         """What an image is resized to for square crops."""
@@ -184,7 +213,14 @@ class AdmFitting(Fitting):
         """
         assert cover is None
         with open_rgb(content, name=name) as image:
-            return resize_as_adm(image, self._side)
+            return self.resized(image)
+
+    def check(self, shape: Shape, name: str) -> None:
+        """No image is too small: smaller ones are enlarged."""
+
+    def resized(self, image: Image.Image, *, whole: bool = True) -> Picture:
+        """An RGB image (h, w, 3) whose short side is ``resize``, always the whole of it."""
+        return resize_as_adm(image, self._side)
 
 
 class ImageReader:

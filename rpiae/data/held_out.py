@@ -37,10 +37,10 @@ def most_held_out(num_images: int, held_out: int) -> int:
     return max(1, min(held_out, num_images // 2))
 
 
-def trained_on_itself(location: str) -> str:
-    """What is said of a source of one image."""
+def trained_on_itself(location: str, one: str = "image") -> str:
+    """What is said of a source of one image, or of one of something else."""
     return (
-        f"{printable(location)} has a single image: it is trained on and measured on, so scores say "
+        f"{printable(location)} has a single {one}: it is trained on and measured on, so scores say "
         "how well it is learned by heart"
     )
 

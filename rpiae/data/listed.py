@@ -35,7 +35,7 @@ class CentreCrop(NamedTuple):
         position: index in the source.
         name: what the source calls it.
         label: its label; −1 where it has none.
-        pixels: (3, s, s), uint8; None where the image cannot be used.
+        pixels: (3, s, s), or a clip (3, t, s, s), uint8; None where it cannot be used.
         failure: why it cannot, else empty.
     """
 
@@ -113,7 +113,7 @@ class EveryImage(TorchDataset[CentreCrop]):
         Raises:
             DataError: if a process that loads images ended.
         """
-        collate = partial(_collated, side=self.image_size)
+        collate = partial(collated_crops, shape=(3, self.image_size, self.image_size))
         return loaded_batches(self, positions, collate=collate, workers=self._workers)
 
     def none_usable(self) -> str:
@@ -127,10 +127,11 @@ class EveryImage(TorchDataset[CentreCrop]):
         return self._reader.none_usable(errors)
 
 
-def _collated(crops: Sequence[CentreCrop], *, side: int) -> Batch:
+def collated_crops(crops: Sequence[CentreCrop], *, shape: tuple[int, ...]) -> Batch:
+    """The usable ones as a batch of bytes of this shape; why others are not is in ``skipped``."""
     pixels = [crop.pixels for crop in crops if crop.pixels is not None]
     usable = [crop for crop in crops if not crop.failure]
-    made = torch.stack(pixels) if pixels else torch.empty(0, 3, side, side, dtype=torch.uint8)
+    made = torch.stack(pixels) if pixels else torch.empty(0, *shape, dtype=torch.uint8)
     return Batch(
         handed_over(made),
         tuple(crop.position for crop in usable),

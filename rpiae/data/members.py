@@ -8,9 +8,10 @@ import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple, Self
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from rpiae.core.runtime.names import printable
 from rpiae.data.sources import EXTENSIONS
@@ -96,9 +97,35 @@ def key_and_ending(name: str) -> tuple[str, str]:
     return folder + slash + ".".join(words[: last + 1]), ".".join(words[last + 1 :])
 
 
+@frozen(kw_only=True)
+class Kind:
+    """What is looked for in shards.
+
+    Attributes:
+        one: what one is called.
+        article: what stands before it.
+        many: what several are called.
+        extensions: of the members' names; of several in a sample, earlier ones win.
+        most: bytes of one; what says more is left out.
+    """
+
+    one: str
+    article: str
+    many: str
+    extensions: Sequence[str]
+    most: int
+
+    def has(self, ending: str) -> bool:
+        """Whether a member is of this kind, by what follows the sample's key."""
+        return os.path.splitext(f"x.{ending.lower()}")[1] in self.extensions
+
+
+IMAGES = Kind(one="image", article="an", many="images", extensions=EXTENSIONS, most=MOST_OF_IMAGE)
+
+
 def is_image(ending: str) -> bool:
     """Whether a member is an image, by what follows the sample's key."""
-    return os.path.splitext(f"x.{ending.lower()}")[1] in EXTENSIONS
+    return IMAGES.has(ending)
 
 
 class Sample(NamedTuple):
@@ -112,25 +139,26 @@ class Sample(NamedTuple):
     key: str
     members: dict[str, tarfile.TarInfo]
 
-    def images(self, wanted: str) -> list[str]:
+    def images(self, wanted: str, kind: Kind = IMAGES) -> list[str]:
         """Endings of the members that are taken, best first.
 
         Args:
             wanted: the ending of the image; ``*`` for all images. Where empty, the first one is the
-                image: endings of one part come before those of several, ``EXTENSIONS`` in their
+                image: endings of one part come before those of several, ``extensions`` in their
                 order, ``BESIDE`` last, and otherwise the order of the shard decides.
+            kind: what is looked for; above, images stand for it.
         """
         if wanted and wanted != "*":
             return [e for e in self.members if e.lower() == wanted]
-        found = [ending for ending in self.members if is_image(ending)]
-        return found if wanted else sorted(found, key=_rank)
+        found = [ending for ending in self.members if kind.has(ending)]
+        return found if wanted else sorted(found, key=partial(_rank, kind.extensions))
 
 
-def _rank(ending: str) -> tuple[bool, bool, int]:
+def _rank(extensions: Sequence[str], ending: str) -> tuple[bool, bool, int]:
     stem, extension = os.path.splitext(f"x.{ending.lower()}")
     words = stem.replace("_", ".").replace("-", ".").split(".")
     beside = any(word.rstrip("0123456789") in BESIDE for word in words)
-    return beside, stem != "x", EXTENSIONS.index(extension)
+    return beside, stem != "x", extensions.index(extension)
 
 
 @define
@@ -138,6 +166,7 @@ class Tally:
     """What of some shards is taken and what is left out.
 
     Attributes:
+        kind: what is looked for; below, images stand for it.
         several: samples of several images of which one is taken.
         others: images that are left out so.
         example: such a sample, in words.
@@ -146,6 +175,7 @@ class Tally:
         unread: members that are no files, by their kind.
     """
 
+    kind: Kind = IMAGES
     several: int = 0
     others: int = 0
     example: str = ""
@@ -187,9 +217,9 @@ class Tally:
         found = []
         if self.several:
             number = f"{self.several} samples" if counted else "samples"
-            less = f", {self.others} images are left out" if counted else ""
+            less = f", {self.others} {self.kind.many} are left out" if counted else ""
             found.append(
-                f"{where}: {number} hold several images, of which one is taken{less}; such as "
+                f"{where}: {number} hold several {self.kind.many}, of which one is taken{less}; such as "
                 f"{self.example}; {how}"
             )
         if 1 < len(self.kinds) <= MOST_KINDS:
@@ -197,7 +227,8 @@ class Tally:
                 f"{printable(kind) or 'plain'} ({number})" if counted else printable(kind) or "plain"
                 for kind, number in self.kinds.most_common(4)
             )  # fmt: skip
-            found.append(f"{where}: images of different kinds are taken: {', '.join(kinds)}; {how}")
+            many = self.kind.many
+            found.append(f"{where}: {many} of different kinds are taken: {', '.join(kinds)}; {how}")
         if self.unread:
             kinds = (
                 f"{kind} ({number})" if counted else kind
@@ -226,7 +257,7 @@ def samples(
     key, found = "", dict[str, tarfile.TarInfo]()
     try:
         for member in members(archive):
-            if kind := _unread(member):
+            if kind := _unread(member, tally.kind):
                 tally.unread[kind] += 1
                 continue
             own, ending = key_and_ending(member.name) if member.isreg() else ("", "")
@@ -246,7 +277,7 @@ def samples(
         yield Sample(key, found)
 
 
-def _unread(member: tarfile.TarInfo) -> str:
+def _unread(member: tarfile.TarInfo, wanted: Kind) -> str:
     """Why the content of a member is not read; nothing where it is, or where nobody misses it."""
     if member.islnk() or member.issym():
         return "links"
@@ -258,8 +289,8 @@ def _unread(member: tarfile.TarInfo) -> str:
         return ""
     base = member.name.rpartition("/")[2]
     key, ending = key_and_ending(member.name)
-    if not key and "." in base and is_image(base):
-        return "images whose names begin with . or __"
-    if member.size > MOST_OF_IMAGE and is_image(ending):
-        return "images of more than a gigabyte"
+    if not key and "." in base and wanted.has(base):
+        return f"{wanted.many} whose names begin with . or __"
+    if member.size > wanted.most and wanted.has(ending):
+        return f"{wanted.many} of more than {wanted.most >> 30} GiB"
     return "members without an ending" if base and "." not in base else ""

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from rpiae.core.errors import DataError, UsageError
 from rpiae.core.runtime.names import printable
 from rpiae.data.labels import Labels, check_classes, read_labels, unique_names
+from rpiae.data.members import IMAGES, Kind
 from rpiae.data.paths import check_regular, existing
 from rpiae.data.sources import WithLabels, walked
 from rpiae.data.splits import chosen, layout_of_files
@@ -41,6 +42,8 @@ class ParquetSource(WithLabels):
             files have such a column that can be one.
         split: a split, or a pattern of names; see ``rpiae.data.splits``.
         classes: the names of all classes, in the order of their numbers.
+        kind: what the column holds.
+        cached: row groups that a process keeps in memory.
 
     Raises:
         UsageError: if no file can be called so, or there are several splits and none is chosen.
@@ -56,10 +59,14 @@ class ParquetSource(WithLabels):
         *,
         split: str = "",
         classes: Sequence[str] = (),
+        kind: Kind = IMAGES,
+        cached: int = CACHED_ROW_GROUPS,
     ) -> None:
         check_classes(classes)
         self.location = printable(path)
         self._column = column
+        self._kind = kind
+        self._cached = cached
         self._classes = classes
         self._groups: list[tuple[int, int, int]] = []
         self._files, names, self.problems = parquet_files(path, split)
@@ -67,7 +74,7 @@ class ParquetSource(WithLabels):
         starts = [0]
         schemas = []
         for number, file in enumerate(self._files):
-            schema, rows = _looked_at(file, column)
+            schema, rows = _looked_at(file, column, kind)
             schemas.append(schema)
             first = 0
             for group, count in enumerate(rows):
@@ -83,7 +90,7 @@ class ParquetSource(WithLabels):
         self._cache()
 
     def _cache(self) -> None:
-        self._images = lru_cache(CACHED_ROW_GROUPS)(self._row_group)
+        self._images = lru_cache(self._cached)(self._row_group)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_images"}
@@ -112,7 +119,7 @@ class ParquetSource(WithLabels):
         if isinstance(content, dict):
             content = content["bytes"]
         if content is None:
-            raise DataError(f"{self.path(index)}: the row holds no image bytes")
+            raise DataError(f"{self.path(index)}: the row holds no {self._kind.one} bytes")
         return bytes(content)
 
     def _locate(self, index: int) -> tuple[int, int, int, int]:
@@ -238,7 +245,7 @@ def parquet_files(path: str, split: str) -> tuple[list[Path], list[str], tuple[s
     return [place / name for name in names], names, found.problems
 
 
-def _looked_at(file: Path, column: str) -> tuple[pa.Schema, list[int]]:
+def _looked_at(file: Path, column: str, wanted: Kind) -> tuple[pa.Schema, list[int]]:
     """The schema of a file, and the rows of its row groups."""
     where = printable(str(file))
     try:
@@ -255,7 +262,7 @@ def _looked_at(file: Path, column: str) -> tuple[pa.Schema, list[int]]:
     if column not in schema.names:
         raise DataError(
             f"{where} has no column {column!r}; it has {', '.join(names)}. "
-            "Set data.column to the one that holds the images"
+            f"Set data.column to the one that holds the {wanted.many}"
         )
     if names.count(column) > 1:
         raise DataError(f"{where} has {names.count(column)} columns {column!r}: rename one")
@@ -266,9 +273,9 @@ def _looked_at(file: Path, column: str) -> tuple[pa.Schema, list[int]]:
         ]
         others = f" ({', '.join(map(printable, fitting))})" if fitting else ""
         raise DataError(
-            f"{where}: column {column!r} holds {printable(str(kind))}; images are binary, or "
-            "struct<bytes: binary, path: string>. Set data.column to the one that holds the "
-            f"images{others}"
+            f"{where}: column {column!r} holds {printable(str(kind))}; {wanted.many} are binary, "
+            "or struct<bytes: binary, path: string>. Set data.column to the one that holds the "
+            f"{wanted.many}{others}"
         )
     return schema, rows
 

@@ -18,7 +18,7 @@ from rpiae.core.runtime.files import open_regular
 from rpiae.core.runtime.names import printable
 from rpiae.data.labels import Labels, check_classes, read_labels, unique_names
 from rpiae.data.loading import loaded_one_by_one
-from rpiae.data.members import READING, Member, Sample, Tally, samples
+from rpiae.data.members import IMAGES, READING, Kind, Member, Sample, Tally, samples
 from rpiae.data.readers import Encoded
 from rpiae.data.sources import WithLabels
 
@@ -42,10 +42,12 @@ class Wanted:
     Attributes:
         member: ending of the image; see ``Sample.images``.
         label: ending of the member that holds the label.
+        kind: what is looked for.
     """
 
     member: str
     label: str
+    kind: Kind = IMAGES
 
 
 class TarIndex(NamedTuple):
@@ -72,7 +74,8 @@ def index_tar(path: Path, wanted: Wanted) -> TarIndex:
     found: list[tuple[tarfile.TarInfo, tuple[int, int]]] = []
     problems: list[str] = []
     without: list[str] = []
-    tally = Tally()
+    kind = wanted.kind
+    tally = Tally(kind)
     shard = printable(str(path))
     try:
         with open_regular(path) as file:
@@ -85,7 +88,7 @@ def index_tar(path: Path, wanted: Wanted) -> TarIndex:
 
             with tarfile.open(fileobj=file, mode="r:", tarinfo=Member) as archive:
                 for sample in samples(archive, tally, visit):
-                    images = sample.images(wanted.member)
+                    images = sample.images(wanted.member, kind)
                     tally.add(sample, images, wanted.member)
                     without += [] if images else [printable(sample.key)]
                     for ending in images if wanted.member == "*" else images[:1]:
@@ -97,11 +100,11 @@ def index_tar(path: Path, wanted: Wanted) -> TarIndex:
                     f"{shard}: its archive ends at byte {end} of {length}; what follows is left out"
                 )
     except READING as error:
-        used = f"the {len(found)} images before are used" if found else "the shard is left out"
+        used = f"the {len(found)} {kind.many} before are used" if found else "the shard is left out"
         problems.append(f"{shard}: {reason(error)}; {used}")
-    problems += [without_image(shard, without)] if without else []
+    problems += [without_image(shard, without, kind)] if without else []
     if not found and not problems:
-        problems.append(f"{shard}: there are no images in it; the shard is left out")
+        problems.append(f"{shard}: there are no {kind.many} in it; the shard is left out")
     return TarIndex(
         unique_names([member.name for member, _ in found]),
         [member.offset_data for member, _ in found],
@@ -119,9 +122,9 @@ def _label_place(sample: Sample, label: str) -> tuple[int, int]:
     return 0, 0
 
 
-def without_image(shard: str, keys: Sequence[str]) -> str:
+def without_image(shard: str, keys: Sequence[str], kind: Kind = IMAGES) -> str:
     more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-    return f"{shard}: {keys[0]}{more} left out, no member of which is an image"
+    return f"{shard}: {keys[0]}{more} left out, no member of which is {kind.article} {kind.one}"
 
 
 def reason(error: BaseException) -> str:
@@ -157,6 +160,7 @@ class IndexedTars(WithLabels):
         classes: the names of all classes, in the order of their numbers.
         workers: processes that read the headers; fewer for a few shards.
         problems: what is left out of the list of shards, in words.
+        kind: what is looked for.
 
     Attributes:
         problems: what is left out, in words.
@@ -175,6 +179,7 @@ class IndexedTars(WithLabels):
         classes: Sequence[str] = (),
         workers: int = 0,
         problems: Sequence[str] = (),
+        kind: Kind = IMAGES,
     ) -> None:
         check_classes(classes)
         self.location = printable(location)
@@ -183,10 +188,10 @@ class IndexedTars(WithLabels):
         self._required = label_column is not None
         ending, self._fields = label_member(LABELS if label_column is None else label_column)
         self._label = ending
-        indexing = _Indexing(paths, Wanted(normal_ending(member), ending))
+        indexing = _Indexing(paths, Wanted(normal_ending(member), ending, kind))
         workers = min(workers, len(paths) // SHARDS_PER_WORKER)
         self._shards: list[TarIndex] = list(loaded_one_by_one(indexing, workers=workers))
-        tally = Tally()
+        tally = Tally(kind)
         for shard in self._shards:
             tally.merge(shard.tally)
         broken = [shard.problem for shard in self._shards if shard.problem]
@@ -197,7 +202,9 @@ class IndexedTars(WithLabels):
         endings = ", ".join(printable(name) for name, _ in tally.endings.most_common(6))
         if not self._starts[-1]:
             there = f". Its members end in {endings}; set data.member" if endings else ""
-            raise DataError(f"{self.location} has no usable image: {'; '.join(broken[:3])}{there}")
+            raise DataError(
+                f"{self.location} has no usable {kind.one}: {'; '.join(broken[:3])}{there}"
+            )
         if self._required and not tally.endings[ending]:
             raise DataError(
                 f"{self.location} has no members that end in {ending!r}; they end in {endings}. Set "
@@ -226,6 +233,12 @@ class IndexedTars(WithLabels):
                 return _content(file, self._shards[shard], position)
         except OSError as error:
             raise DataError(f"{self.path(index)}: {reason(error)}") from None
+
+    def place(self, index: int) -> tuple[Path, int, int]:
+        """The shard that an image lies in, and position and length of its content, in bytes."""
+        shard, position = self._locate(index)
+        found = self._shards[shard]
+        return self._paths[shard], found.offsets[position], found.sizes[position]
 
     def _locate(self, index: int) -> tuple[int, int]:
         shard = bisect_right(self._starts, index) - 1

@@ -10,6 +10,11 @@ ENTRIES = (
         source="CKA: arXiv 1905.00414",
     ),
     Entry(
+        name="flicker",
+        target="rpiae.evaluation.configs:FlickerConfig",
+        summary="change over time where nothing moves in the true clip, beside that clip's own",
+    ),
+    Entry(
         name="ifd",
         target="rpiae.evaluation.configs:InterpolatedFrechetConfig",
         summary="Fréchet distance of images decoded between latents of neighbours, as ifd:SPACE",
@@ -42,7 +47,7 @@ ENTRIES = (
     Entry(
         name="psnr",
         target="rpiae.evaluation.configs:PsnrConfig",
-        summary="peak signal-to-noise ratio of 8-bit images: mean per image, and pooled",
+        summary="peak signal-to-noise ratio: mean per image, and pooled; of clips by position too",
     ),
     Entry(
         name="rfd",
@@ -59,6 +64,13 @@ ENTRIES = (
         source="FID, arXiv 1706.08500",
     ),
     Entry(
+        name="rfvd",
+        target="rpiae.evaluation.configs:VideoFrechetConfig",
+        summary="Fréchet video distance of reconstructions in any feature space, as rfvd:SPACE",
+        argument="space",
+        source="FVD, arXiv 1812.01717",
+    ),
+    Entry(
         name="rotation",
         target="rpiae.evaluation.configs:RotationConfig",
         summary="linear probe of how an image was turned: labels no pivot was trained on",
@@ -67,7 +79,17 @@ ENTRIES = (
     Entry(
         name="ssim",
         target="rpiae.evaluation.configs:SsimConfig",
-        summary="structural similarity of 8-bit images, mean per image",
+        summary="structural similarity of 8-bit images, mean per image; of clips by position too",
+    ),
+    Entry(
+        name="temporal",
+        target="rpiae.evaluation.configs:TemporalConfig",
+        summary="error of frame differences of clips, beside the true differences",
+    ),
+    Entry(
+        name="trajectory",
+        target="rpiae.evaluation.configs:TrajectoryConfig",
+        summary="motion of the tokens of clips against that of the pivot's: mean 1 − cosine",
     ),
 )
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Int
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rpiae.core.errors import RunError
@@ -79,6 +81,68 @@ class Mean(Gathered):
     def value(self) -> float:
         """The mean; NaN where nothing was added."""
         return float(self.total) / self.count if self.count else float("nan")
+
+
+class Ratio(Gathered):
+    """A weighted mean: the sum of some numbers over that of others; in float64."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | float = 0.0
+        self.weight: Tensor | float = 0.0
+
+    def add(self, values: Tensor, weights: Tensor) -> None:
+        """Add numbers, their weights multiplied in, and these weights."""
+        self.total = self.total + values.detach().double().sum()
+        self.weight = self.weight + weights.detach().double().sum()
+
+    def merge(self, other: Ratio) -> None:
+        """Add all that another one has seen."""
+        self.total = self.total + other.total
+        self.weight = self.weight + other.weight
+
+    @property
+    def value(self) -> float:
+        """The mean; NaN where nothing of any weight was added."""
+        return float(self.total) / (float(self.weight) or math.nan)
+
+
+class ByFrame(Gathered):
+    """Means of numbers, one per frame of a clip, by the frame's place in it; in float64.
+
+    Attributes:
+        totals, counts: sum and number by frame, (t,), as far as the longest clip goes.
+    """
+
+    def __init__(self) -> None:
+        self.totals = torch.zeros(0, dtype=torch.float64)
+        self.counts = torch.zeros(0, dtype=torch.float64)
+
+    def add(self, values: Float[Tensor, "b t"]) -> None:
+        """Add the numbers of some clips."""
+        values = values.detach().double()
+        self._join(values.sum(0), torch.full_like(values[0], len(values)))
+
+    def merge(self, other: ByFrame) -> None:
+        """Add all that another one has seen."""
+        self._join(other.totals, other.counts)
+
+    @property
+    def means(self) -> Float[Tensor, " t"]:
+        """By frame."""
+        return self.totals / self.counts
+
+    def mean(self, frames: slice = slice(None)) -> float:
+        """Over some of the frames; NaN where there are none."""
+        return float(self.totals[frames].sum()) / (float(self.counts[frames].sum()) or math.nan)
+
+    def _join(self, totals: Tensor, counts: Tensor) -> None:
+        longest = max(len(self.totals), len(totals))
+
+        def filled(values: Tensor) -> Tensor:
+            return F.pad(values, (0, longest - len(values)))
+
+        self.totals = filled(self.totals.to(totals.device)) + filled(totals)
+        self.counts = filled(self.counts.to(counts.device)) + filled(counts)
 
 
 class Faults(Gathered):

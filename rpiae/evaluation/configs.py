@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from attrs import frozen
 
-from rpiae.core.config.fields import at_least, names_file, rounding_only
+from rpiae.core.config.fields import at_least, names_file, refused, rounding_only, within
 from rpiae.core.config.parts import MetricConfig
 
 
@@ -63,6 +63,20 @@ class FrechetConfig(MetricConfig):
         from rpiae.evaluation.spaces import space_weights
 
         return space_weights(self.space)
+
+
+@frozen(kw_only=True)
+class VideoFrechetConfig(FrechetConfig):
+    """Fréchet video distance of reconstructed clips to their originals.
+
+    Attributes:
+        space: what clips are described by: frame by frame in a space of images, or by an encoder of
+            clips.
+        reference: as in ``FrechetConfig``.
+    """
+
+    module: ClassVar[str] = "rpiae.evaluation.distances:VideoDistance"
+    needs: ClassVar[frozenset[str]] = frozenset({"clips"})
 
 
 @frozen(kw_only=True)
@@ -156,6 +170,44 @@ class DriftConfig(MetricConfig):
 
     module: ClassVar[str] = "rpiae.evaluation.semantics:Drift"
     needs: ClassVar[frozenset[str]] = frozenset({"pivot"})
+
+
+@frozen(kw_only=True)
+class TemporalConfig(MetricConfig):
+    """Error of frame differences."""
+
+    module: ClassVar[str] = "rpiae.evaluation.motion:TemporalError"
+    needs: ClassVar[frozenset[str]] = frozenset({"clips"})
+
+
+@frozen(kw_only=True)
+class FlickerConfig(MetricConfig):
+    """Change over time where nothing moves in the true clip.
+
+    Attributes:
+        threshold: change from which on a pixel moves, in units of [0, 1].
+        neighbourhood: side of the square around a pixel that has to be still, in pixels; odd.
+    """
+
+    module: ClassVar[str] = "rpiae.evaluation.motion:Flicker"
+    needs: ClassVar[frozenset[str]] = frozenset({"clips"})
+    threshold: float = within(0, 1, default=0.02)
+    neighbourhood: int = within(1, 1023, default=3)
+
+    def __attrs_post_init__(self) -> None:
+        if self.neighbourhood % 2 == 0:
+            raise refused(
+                "neighbourhood",
+                f"the side must be odd, got {self.neighbourhood}: a pixel is in its middle",
+            )
+
+
+@frozen(kw_only=True)
+class TrajectoryConfig(MetricConfig):
+    """Difference of the motion of the encoder's tokens from that of the pivot's."""
+
+    module: ClassVar[str] = "rpiae.evaluation.motion:Trajectory"
+    needs: ClassVar[frozenset[str]] = frozenset({"clips", "pivot"})
 
 
 @frozen(kw_only=True)

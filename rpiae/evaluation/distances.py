@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from rpiae.core.errors import UsageError
-from rpiae.evaluation.accumulators import Accumulator, Once, Rows
+from rpiae.evaluation.accumulators import Accumulator, Mean, Once, Rows
+from rpiae.evaluation.clip_spaces import ClipSpace, clip_space
 from rpiae.evaluation.examination import Examination, Measured
 from rpiae.evaluation.frechet import FeatureMoments, few_samples, frechet_distance
 from rpiae.evaluation.neighbours import NearestNeighbours, spherical_interpolation
@@ -40,7 +41,7 @@ class ReconstructionDistance:
     """
 
     def __init__(self, *, space: str, reference: str = "") -> None:
-        self._space = shared_space(space)
+        self._space: FeatureSpace | ClipSpace = self._opened(space)
         self._made = FeatureMoments(self._space.dimensions)
         self._originals = FeatureMoments(self._space.dimensions)
         self._reference: FrechetReference | None = None
@@ -58,11 +59,16 @@ class ReconstructionDistance:
         """The originals' statistics as measured; of no images where a reference was given."""
         return self._originals
 
+    @property
+    def count(self) -> int:
+        """Samples of the reconstructions: images, frames or clips."""
+        return self._made.count
+
     def update(self, seen: Examination) -> None:
         """Take in some images."""
-        self._made.add(seen.described(self._space, "reconstruction"))
+        self._made.add(self._described(seen, "reconstruction"))
         if self._reference is None:
-            self._originals.add(seen.described(self._space))
+            self._originals.add(self._described(seen, "images"))
 
     def accumulators(self) -> Sequence[Accumulator]:
         """What was gathered."""
@@ -74,12 +80,73 @@ class ReconstructionDistance:
         facts: dict[str, Any] = {"extractor": dict(self._space.facts), "count": self._made.count}
         if self._reference is not None:
             facts["reference"] = dict(self._reference.protocol)
-        name = "rfid" if self._space.name == "inception" else f"rfd[{self._space.name}]"
         return Measured(
-            values={name: frechet_distance(originals, self._made)},
+            values={self._name: frechet_distance(originals, self._made)},
             facts=facts,
-            warnings=_warnings(name, originals, self._made),
+            warnings=_warnings(self._name, originals, self._made),
         )
+
+    @property
+    def _name(self) -> str:
+        return "rfid" if self._space.name == "inception" else f"rfd[{self._space.name}]"
+
+    def _opened(self, space: str) -> FeatureSpace | ClipSpace:
+        return shared_space(space)
+
+    def _described(self, seen: Examination, which: str) -> Tensor:
+        return seen.described(self._space, which)  # type: ignore[arg-type]  # a space of images
+
+
+class VideoDistance(ReconstructionDistance):
+    """Fréchet distance of reconstructed clips to their originals, a vector per clip (rFVD).
+
+    Args:
+        space: what clips are described by; see ``clip_spaces.clip_space``.
+        reference: as in ``ReconstructionDistance``.
+
+    Source: FVD, arXiv 1812.01717, whose space is another one (I3D).
+    """
+
+    def __init__(self, *, space: str, reference: str = "") -> None:
+        super().__init__(space=space, reference=reference)
+        self._outside = Mean()
+
+    def update(self, seen: Examination) -> None:
+        """Take in some clips.
+
+        Raises:
+            UsageError: if they are shorter than the space needs.
+        """
+        self._outside.add((seen.images < 0) | (seen.images > 1))
+        super().update(seen)
+
+    def accumulators(self) -> Sequence[Accumulator]:
+        """What was gathered."""
+        return *super().accumulators(), self._outside
+
+    def compute(self) -> Measured:
+        """The distance, named after the space.
+
+        Raises:
+            UsageError: if clips are not in [0, 1].
+        """
+        if self._outside.value:
+            raise UsageError(
+                f"{self._outside.value:.2g} of the clips' values lie outside [0, 1]: divide 8-bit "
+                "values by 255"
+            )
+        return super().compute()
+
+    @property
+    def _name(self) -> str:
+        return f"rfvd[{self._space.name}]"
+
+    def _opened(self, space: str) -> ClipSpace:
+        return clip_space(shared_space(space))
+
+    def _described(self, seen: Examination, which: str) -> Tensor:
+        assert isinstance(self._space, ClipSpace)
+        return self._space.described(seen, which)
 
 
 class PivotDistance:

@@ -33,6 +33,7 @@ class Examiner:
         use_bridge: whether the bridge is in the path.
         rounding: how decoded images are brought to 8 bits.
         faults: what was not finite so far.
+        frame_rate: of clips, in frames per second; None where it is not known.
     """
 
     model: RPiAE
@@ -41,14 +42,15 @@ class Examiner:
     use_bridge: bool = True
     rounding: Rounding = "nearest"
     faults: Faults = field(factory=Faults)
+    frame_rate: float | None = None
 
     def __call__(self, loaded: Loaded) -> Examination:
-        """Some images, to be looked at by metrics."""
+        """Some images or clips, to be looked at by metrics."""
         return Examination(
             self.model, loaded.images, labels=loaded.labels,
             positions=torch.tensor(loaded.positions), replica=self.replica,
             use_bridge=self.use_bridge, pictures=loaded.pictures, autocast=self.runtime.autocast,
-            rounding=self.rounding, faults=self.faults,
+            rounding=self.rounding, faults=self.faults, frame_rate=self.frame_rate,
         )  # fmt: skip
 
 

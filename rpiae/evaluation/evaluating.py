@@ -19,8 +19,10 @@ from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.engine import Examiner, measure
 from rpiae.evaluation.examination import Measured
 from rpiae.evaluation.images import ImageSet, ListedImages
+from rpiae.evaluation.interpolation import Interpolated, every_nth
 from rpiae.evaluation.originals import References
 from rpiae.evaluation.panel import Panel, built, metric_configs, needing, numbers
+from rpiae.evaluation.protocol import CONDITIONS
 from rpiae.evaluation.subjects import Subject, measured_images, training_images
 from rpiae.evaluation.walk import Progress, Walk, check_apart
 from rpiae.latents.encoding import batch_size_for
@@ -35,7 +37,7 @@ class Evaluation:
         details: further values by metric.
         protocol: what the numbers depend on besides the tokenizer.
         warnings: what to keep in mind.
-        skipped: images that could not be used, in words.
+        skipped: images or clips that could not be used, in words.
         seconds: it took.
         notices: what is to be said of earlier results where these were stored.
         unwritten: what could not be stored, and why.
@@ -86,20 +88,25 @@ def evaluate(
         The outcome; of other processes than the first one, an empty one.
 
     Raises:
-        UsageError: if a metric lacks what it needs, or images cannot be compared with a reference.
+        UsageError: if a metric lacks what it needs, images cannot be compared with a reference, or
+            there are no clips to interpolate.
         DataError: if no image can be used.
         RunError: if the tokenizer's output is not finite.
     """
     started = time.perf_counter()
-    configs, warnings = _measurable(config, subject)
-    panel = Panel(dict(built(configs)), runtime)
-    images, training, told = _sets(subject, config, configs)
+    asked = metric_configs(config.metrics)
+    images = measured_images(subject, config)
+    _check_interpolation(subject, images)
+    configs, warnings = _measurable(asked, subject, images)
+    panel = Panel(dict(built(configs)), runtime, of_clips=needing("clips", configs))
+    images, training, told = _sets(subject, config, configs, images)
     warnings += told
     references = References(panel, images.crop, out=reference_out)
     walk, learned = _walks(subject, config, images, training, runtime)
     examiner = Examiner(
-        model=subject.model, runtime=runtime, replica=subject.replica, rounding=config.round
-    )
+        model=subject.model, runtime=runtime, replica=subject.replica, rounding=config.round,
+        frame_rate=images.frame_rate,
+    )  # fmt: skip
     measure(panel, examiner, walk, training=learned, progress=progress)
     examiner.faults.check_none(str(subject.folder))
     protocol, skipped, shared = _walked(walk, learned)
@@ -108,6 +115,8 @@ def evaluate(
     references.check_images(protocol)
     measured = panel.compute()
     protocol |= {"precision": runtime.precision, "round": config.round, "software": _software()}
+    if isinstance(subject.model, Interpolated):
+        protocol["interpolated"] = every_nth(subject.model.every)
     protocol["metrics"] = _metric_protocols(measured, configs, protocol, subject.pivot_sha256)
     values, told = _finite(measured)
     warnings += [*shared, *panel.failures(), *told]
@@ -124,27 +133,50 @@ def evaluate(
     )
 
 
+def _check_interpolation(subject: Subject, images: ImageSet) -> None:
+    """Refuse to leave out frames of what has one.
+
+    Raises:
+        UsageError: if a tokenizer that interpolates is measured on images.
+    """
+    if isinstance(subject.model, Interpolated) and not images.frames:
+        raise UsageError(
+            f"frames can be kept and interpolated of clips, and {images.location} holds images"
+        )
+
+
 def _measurable(
-    config: EvaluationConfig, subject: Subject
+    configs: Mapping[str, MetricConfig], subject: Subject, images: ImageSet
 ) -> tuple[dict[str, MetricConfig], list[str]]:
-    """The metrics but those that need a pivot where there is none; what is to be said of these.
+    """The metrics but those that need a pivot or clips where there are none; what is to be said of
+    these.
 
     Raises:
         UsageError: if none is left.
     """
-    configs = metric_configs(config.metrics)
-    if subject.replica is not None:
-        return configs, []
-    reason = f"there is no pivot, {subject.without_pivot}"
-    left_out = needing("pivot", configs)
-    kept = {name: each for name, each in configs.items() if name not in left_out}
-    if left_out and not kept:
-        raise UsageError(f"{', '.join(left_out)} cannot be measured: {reason}")
-    return kept, [f"{name} is left out: {reason}" for name in left_out]
+    lacking: dict[str, str] = {}
+    if not images.frames:
+        lacking["clips"] = f"{images.location} holds images, and it is of clips"
+    if subject.replica is None:
+        lacking["pivot"] = f"there is no pivot, {subject.without_pivot}"
+    reasons = {name: reason for what, reason in lacking.items() for name in needing(what, configs)}
+    kept = {name: each for name, each in configs.items() if name not in reasons}
+    if reasons and not kept:
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in reasons.items():
+            by_reason.setdefault(reason, []).append(name)
+        texts = [
+            f"{', '.join(of)} cannot be measured: {reason}" for reason, of in by_reason.items()
+        ]
+        raise UsageError(" · ".join(texts))
+    return kept, [f"{name} is left out: {reason}" for name, reason in reasons.items()]
 
 
 def _sets(
-    subject: Subject, config: EvaluationConfig, configs: Mapping[str, MetricConfig]
+    subject: Subject,
+    config: EvaluationConfig,
+    configs: Mapping[str, MetricConfig],
+    images: ImageSet,
 ) -> tuple[ImageSet, ImageSet | None, list[str]]:
     """The images that are measured on and, where a metric learns, those that it learns from; what is
     to be said of them.
@@ -154,7 +186,6 @@ def _sets(
     Raises:
         UsageError: if labels are needed and lacking, or there are no such images.
     """
-    images = measured_images(subject, config)
     learners = needing("training", configs)
     training = training_images(subject, config) if learners or config.training else None
     problems = [
@@ -181,7 +212,9 @@ def _walks(
     runtime: Runtime,
 ) -> tuple[Walk, Walk | None]:
     def walk(each: ImageSet, count: int | None) -> Walk:
-        size = config.batch_size or batch_size_for(subject.model, each.image_size)
+        size = config.batch_size or batch_size_for(
+            subject.model, each.image_size, max(1, each.frames)
+        )
         return Walk(each, count, batch_size=size, runtime=runtime)
 
     learned = None if training is None else walk(training, config.num_training)
@@ -214,7 +247,7 @@ def _metric_protocols(
     """By number: the facts of its metric, and where these make it a distance between sets of images,
     which images, in which pivot, and which were learned from."""
     images = ("data", "crop", "count", "images_sha256")
-    conditions = (*images, "precision", "round")
+    conditions = [name for name in ("data", *CONDITIONS) if name in whole]
     protocols: dict[str, dict[str, Any]] = {}
     for metric, each in measured.items():
         facts = dict(each.facts)

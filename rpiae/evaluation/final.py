@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from rpiae.core.model.clips import as_clip
 from rpiae.core.model.contracts import Dataset, HeldOut
 from rpiae.core.model.folders import load_tokenizer
+from rpiae.core.model.folding import fold
 from rpiae.core.model.geometry import to_8_bits
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.files import plain_name
@@ -19,12 +22,13 @@ from rpiae.evaluation.accumulators import Accumulator
 from rpiae.evaluation.engine import Examiner, measure
 from rpiae.evaluation.examination import Examination, Measured
 from rpiae.evaluation.images import held_out_pictures
-from rpiae.evaluation.panel import Panel, built, metric_configs
-from rpiae.evaluation.pictures import side_by_side
+from rpiae.evaluation.interpolation import frames_per_latent
+from rpiae.evaluation.panel import Panel, built, metric_configs, needing
+from rpiae.evaluation.pictures import frame_strips, side_by_side
 from rpiae.evaluation.pixels import SSIM_WINDOW, psnr_of, squared_errors, ssim_of
 from rpiae.evaluation.trained_run import read_run
 from rpiae.evaluation.walk import Walk
-from rpiae.evaluation.yardsticks import LinearCode, MeanColour
+from rpiae.evaluation.yardsticks import LinearCode, MeanColour, OverTime
 from rpiae.latents.encoding import batch_size_for
 from rpiae.tasks.tokenizer.pivot import read_pivot
 from rpiae.tasks.tokenizer.replica import PivotReplica
@@ -32,10 +36,15 @@ from rpiae.tasks.tokenizer.replica import PivotReplica
 #: Training crops that the linear code is fitted on, in pixels; some 65,000 patches of 4×4.
 FITTING_PIXELS = 1 << 20
 
-#: Photographs that are written as pictures.
+#: Photographs that are written as pictures, and what is shown of each.
 SHOWN = 16
+COLUMNS = 3
 
-#: Images through a code and back.
+#: What is measured of images, and of clips beside it.
+METRICS = ("psnr", "ssim", "drift")
+CLIP_METRICS = ("temporal", "flicker")
+
+#: Images or clips through a code and back.
 Code = Callable[[Tensor], Tensor]
 
 
@@ -48,7 +57,9 @@ def evaluate_run(folder: Path, runtime: Runtime) -> dict[str, Any]:
 
     Returns:
         psnr, ssim, psnr_mean_colour, psnr_pca, drift, and the first four per photograph. An exact
-        reconstruction counts as 100 dB; images too small for it have no ssim.
+        reconstruction counts as 100 dB; images too small for it have no ssim. Of clips also all that
+        ``psnr``, ``ssim``, ``temporal`` and ``flicker`` tell of them; a clip counts as a photograph,
+        by the means over its frames.
 
     Raises:
         RunError: if the tokenizer's output is not finite.
@@ -60,17 +71,20 @@ def evaluate_run(folder: Path, runtime: Runtime) -> dict[str, Any]:
     model = load_tokenizer(folder).to(runtime.device)
     replica = PivotReplica.beside(model, read_pivot(folder, run.encoder).to(runtime.device))
     photographs = Photographs(_yardsticks(model, data, seed=run.seed))
-    modules = dict(built(metric_configs(("psnr", "ssim", "drift"))))
-    panel = Panel({**modules, "photographs": photographs}, runtime)
-    examiner = Examiner(model=model, runtime=runtime, replica=replica)
     images = held_out_pictures(held_out)
-    size = batch_size_for(model, images.image_size)
+    configs = metric_configs((*METRICS, *(CLIP_METRICS if images.frames else ())))
+    modules = {**dict(built(configs)), "photographs": photographs}
+    panel = Panel(modules, runtime, of_clips=needing("clips", configs))
+    examiner = Examiner(model=model, runtime=runtime, replica=replica)
+    size = batch_size_for(model, images.image_size, max(1, images.frames))
     measure(panel, examiner, Walk(images, batch_size=size, runtime=runtime, recognised=False))
     examiner.faults.check_none(f"the tokenizer in {folder}")
     found = panel.compute()
     photographs.write(folder / "samples")
-    wanted = ("psnr", "ssim", *photographs.yardsticks, "drift")
+    wanted = ["psnr", "ssim", *photographs.yardsticks, "drift"]
     values = {name: value for each in found.values() for name, value in each.values.items()}
+    if images.frames:
+        wanted = list(dict.fromkeys([*wanted, *values]))
     return {
         **{name: values[name] for name in wanted if name in values},
         **found["photographs"].details,
@@ -78,20 +92,24 @@ def evaluate_run(folder: Path, runtime: Runtime) -> dict[str, Any]:
 
 
 def _yardsticks(model: RPiAE, data: Dataset, *, seed: int) -> dict[str, Code]:
-    """Codes that know nothing but pixels, by the name of their PSNR."""
+    """Codes that know nothing but pixels, by the name of their PSNR; where the latent has a step per
+    group of frames, the linear code has one frame of each."""
     assert model.config is not None
     facts = model.config.bridge_facts
     patch = model.decoder.patch[1] * facts.downsampling
     training = data.crops(max(16, FITTING_PIXELS // data.image_size**2), seed=seed)
     return {
-        "psnr_mean_colour": MeanColour(patch=patch),
-        "psnr_pca": LinearCode(training, patch=patch, channels=facts.latent_channels),
+        "psnr_mean_colour": OverTime(MeanColour(patch=patch)),
+        "psnr_pca": OverTime(
+            LinearCode(training, patch=patch, channels=facts.latent_channels),
+            every=frames_per_latent(model),
+        ),
     }
 
 
 class Photographs:
-    """Scores of every photograph beside those of yardsticks, and pictures of the first ones; for one
-    process.
+    """Scores of every photograph, or clip, beside those of yardsticks, and pictures of the first ones;
+    for one process.
 
     Args:
         yardsticks: codes by the name of their PSNR.
@@ -102,12 +120,15 @@ class Photographs:
 
     def __init__(self, yardsticks: Mapping[str, Code]) -> None:
         self.yardsticks = yardsticks
-        self._scores: dict[str, dict[str, float]] = {}
+        self._scores: dict[str, dict[str, list[float]]] = {}
         self._sheets: dict[str, list[Tensor]] = {}
 
     def update(self, seen: Examination) -> None:
-        """Take in some photographs."""
-        coded = {name: to_8_bits(code(seen.images)) for name, code in self.yardsticks.items()}
+        """Take in some photographs, or clips by their frames."""
+        coded = {
+            name: fold(as_clip(to_8_bits(code(seen.given.images))))
+            for name, code in self.yardsticks.items()
+        }
         for picture in seen.pictures:
             image, made = picture.whole(seen.images), picture.whole(seen.reconstruction)
             scores = {"psnr": _psnr(made, image)}
@@ -115,10 +136,13 @@ class Photographs:
                 scores["ssim"] = ssim_of(made[None], image[None]).item()
             others = {name: picture.whole(images) for name, images in coded.items()}
             scores |= {name: _psnr(other, image) for name, other in others.items()}
-            self._scores[picture.name] = scores
-            if len(self._sheets) < SHOWN:
+            gathered = self._scores.setdefault(picture.name, {})
+            for name, score in scores.items():
+                gathered.setdefault(name, []).append(score)
+            if len(self._sheets) < SHOWN or picture.name in self._sheets:
                 columns = (image, made, others["psnr_mean_colour"])
-                self._sheets[picture.name] = [each.cpu() for each in columns]
+                sheet = self._sheets.setdefault(picture.name, [])
+                sheet += [each.cpu() for each in columns]
 
     def accumulators(self) -> Sequence[Accumulator]:
         """None: it is measured in one process."""
@@ -126,17 +150,25 @@ class Photographs:
 
     def compute(self) -> Measured:
         """The yardsticks' means over photographs, and under details all scores of each."""
+        each = {
+            photograph: {name: statistics.fmean(values) for name, values in scores.items()}
+            for photograph, scores in self._scores.items()
+        }
         means = {
-            name: statistics.fmean(scores[name] for scores in self._scores.values())
+            name: statistics.fmean(scores[name] for scores in each.values())
             for name in self.yardsticks
         }
-        return Measured(values=means, details={"photographs": self._scores})
+        return Measured(values=means, details={"photographs": each})
 
     def write(self, folder: Path) -> None:
-        """Image, reconstruction and mean colours of the first photographs."""
+        """Image, reconstruction and mean colours of the first photographs; of clips a strip of each,
+        one below the other."""
         folder.mkdir(exist_ok=True)
         for name, sheet in self._sheets.items():
-            side_by_side(sheet).save(folder / f"{plain_name(name)}.png")
+            columns = [torch.stack(sheet[i::COLUMNS], dim=1) for i in range(COLUMNS)]
+            frames = columns[0].shape[1]
+            picture = side_by_side(sheet) if frames == 1 else frame_strips(columns)
+            picture.save(folder / f"{plain_name(name)}.png")
 
 
 def _psnr(made: Tensor, image: Tensor) -> float:

@@ -40,13 +40,13 @@ def held_out_metrics(metrics: Sequence[Any]) -> dict[str, MetricConfig]:
 
 
 class HeldOutEvaluation:
-    """Measures a model on held-out images, as its weights stand and on the path of a stage.
+    """Measures a model on held-out images or clips, as its weights stand and on the path of a stage.
 
     Tiles of one photograph are put together first. A metric that has nothing to measure on a path, or
-    on images of this size, is left out.
+    on images of this size, is left out, and so are metrics of clips where these are images.
 
     Args:
-        held_out: the images.
+        held_out: the images or clips.
         metrics: names as in ``rpiae list metrics``, or tables.
         replica: the pivot.
         runtime: device, precision and processes.
@@ -63,6 +63,16 @@ class HeldOutEvaluation:
     ) -> None:
         self._images = held_out_pictures(held_out)
         self._configs = held_out_metrics(metrics)
+        self._of_clips = needing("clips", self._configs)
+        self._told: tuple[str, ...] = ()
+        if self._of_clips and not self._images.frames:
+            self._told = tuple(
+                f"{name} is left out: it is of clips, and {self._images.location} are none"
+                for name in self._of_clips
+            )
+            self._configs = {
+                name: each for name, each in self._configs.items() if name not in self._of_clips
+            }
         self._replica = replica
         self._runtime = runtime
         self.warnings: tuple[str, ...] = ()
@@ -78,14 +88,18 @@ class HeldOutEvaluation:
         """
         without = () if use_bridge else needing("latent", self._configs)
         configs = {name: each for name, each in self._configs.items() if name not in without}
-        panel = Panel(dict(built(configs)), self._runtime)
+        panel = Panel(dict(built(configs)), self._runtime, of_clips=self._of_clips)
         examiner = Examiner(
             model=model, runtime=self._runtime, replica=self._replica, use_bridge=use_bridge
         )
-        size = batch_size_for(model, self._images.image_size)
+        size = batch_size_for(model, self._images.image_size, max(1, self._images.frames))
         walk = Walk(self._images, batch_size=size, runtime=self._runtime, recognised=False)
         measure(panel, examiner, walk)
         measured = panel.compute()
-        told = [*panel.failures(), *(text for each in measured.values() for text in each.warnings)]
+        told = [
+            *self._told,
+            *panel.failures(),
+            *(text for each in measured.values() for text in each.warnings),
+        ]
         self.warnings = tuple(told)
         return numbers(measured)

@@ -1,10 +1,11 @@
-"""Sets of images to measure on."""
+"""Sets of images, or of clips, to measure on."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -16,30 +17,31 @@ from rpiae.core.model.contracts import HeldOut
 from rpiae.core.model.resolve import ResolvedTokenizer
 from rpiae.core.training.feed import as_floats
 from rpiae.data.listed import EveryImage, every_image
+from rpiae.data.video.listed import EveryClip
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.examination import Picture
 
 
 class Loaded(NamedTuple):
-    """Some images of a set.
+    """Some images or clips of a set.
 
     Attributes:
         positions: of the usable ones.
-        images: these, (b, 3, s, s) in [0, 1].
+        images: these, (b, 3, s, s) in [0, 1]; clips (b, 3, t, s, s).
         labels: of these; −1 where there is none.
         failures: why others cannot be used, in words.
         pictures: the whole pictures that the images are; each one of its own where empty.
     """
 
     positions: list[int]
-    images: Float[Tensor, "b 3 s s"]
+    images: Float[Tensor, "b 3 ..."]
     labels: Int[Tensor, " b"]
     failures: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
 
 
 class ImageSet:
-    """Base of the sets of images to measure on.
+    """Base of the sets of images, or of clips, to measure on.
 
     Args:
         location: where they come from, in words.
@@ -53,6 +55,8 @@ class ImageSet:
         label_names: name of every label, by its number; empty where unknown.
         notices: what is to be said of them.
         tiles: images that one picture is put together of, at most.
+        frame_rate: of the clips, in frames per second; None where it is not known, or clips differ.
+        clip_facts: what the clips are, for the protocol: ``frames`` and how these were chosen.
     """
 
     fields: Tree = {}  # noqa: RUF012  # replaced, never changed
@@ -60,11 +64,18 @@ class ImageSet:
     label_names: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
     tiles = 1
+    frame_rate: float | None = None
+    clip_facts: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, *, location: str, crop: str, image_size: int) -> None:
         self.location = location
         self.crop = crop
         self.image_size = image_size
+
+    @property
+    def frames(self) -> int:
+        """Of every clip; 0 where these are images."""
+        return int(self.clip_facts.get("frames", 0))
 
     def __len__(self) -> int:
         """How many pictures there are."""
@@ -76,13 +87,17 @@ class ImageSet:
 
 
 class ListedImages(ImageSet):
-    """All images of a dataset."""
+    """All images, or clips, of a dataset."""
 
     def __init__(self, images: EveryImage, fields: Tree) -> None:
         super().__init__(location=images.location, crop=images.rule, image_size=images.image_size)
         self._images = images
         self._numbers: Tensor | None = None
         self.fields = {k: v for k, v in fields.items() if k not in ("workers", "held_out")}
+        if isinstance(images, EveryClip):
+            self.fields = {k: v for k, v in fields.items() if k != "workers"}
+            self.frame_rate = images.frame_rate
+            self.clip_facts = _clip_facts(images)
         self.labelled = images.labelled
         self.label_names = images.label_names
         self.notices = images.notices
@@ -123,24 +138,32 @@ class ListedImages(ImageSet):
 
 
 class GivenImages(ImageSet):
-    """Images in memory, without labels.
+    """Images or clips in memory, without labels.
 
     Args:
         images: these.
         location, crop: see ``ImageSet``.
         held_out: the photographs that they are tiles of; each a picture of its own where not given.
+        listed: all clips of the dataset that they are some of; None for images, or where it cannot be
+            gone through clip by clip.
     """
 
     def __init__(
         self,
-        images: Float[Tensor, "n 3 s s"],
+        images: Float[Tensor, "n 3 ..."],
         *,
         location: str,
         crop: str,
         held_out: HeldOut | None = None,
+        listed: EveryClip | None = None,
     ) -> None:
         super().__init__(location=location, crop=crop, image_size=int(images.shape[-1]))
         self._images = images
+        if images.ndim == 5:
+            self.clip_facts = {"frames": images.shape[2]}
+        if listed is not None:
+            self.frame_rate = listed.frame_rate
+            self.clip_facts = _clip_facts(listed)
         self._columns = held_out.columns if held_out else {}
         self._pictures: dict[str, list[int]] = {}
         for position in range(len(images)):
@@ -165,10 +188,18 @@ class GivenImages(ImageSet):
             yield Loaded(chosen, self._images[chosen], unlabelled, (), tuple(pictures))
 
 
+def _clip_facts(clips: EveryClip) -> dict[str, Any]:
+    """What clips are, for the protocol."""
+    timing = clips.timing
+    rate = timing.frame_rate or "each video's own"
+    return {"frames": timing.frames, "stride": timing.stride, "frame_rate": rate}
+
+
 def held_out_pictures(held_out: HeldOut) -> GivenImages:
     """What a dataset holds out, as whole photographs."""
     return GivenImages(
-        held_out.images, location="held-out images", crop="as held out by the run",
+        held_out.images,
+        location="held-out clips" if held_out.images.ndim == 5 else "held-out images", crop="as held out by the run",
         held_out=held_out,
     )  # fmt: skip
 

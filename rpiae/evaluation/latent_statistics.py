@@ -190,11 +190,11 @@ def compression(
     bits_per_value: float = 16,
     codebook_size: int | None = None,
 ) -> dict[str, float]:
-    """How many times smaller than an 8-bit image its latent is.
+    """How many times smaller than an 8-bit image or clip its latent is.
 
     Args:
-        image_shape: (3, H, W).
-        latent_shape: (C, h, w).
+        image_shape: (3, H, W), or (3, T, H, W).
+        latent_shape: (C, h, w), or (C, t, h, w).
         bits_per_value: of a stored latent.
         codebook_size: entries of the codebook where every place of the latent is one of them.
 
@@ -206,8 +206,11 @@ def compression(
         UsageError: for shapes, bits or a codebook that hold nothing.
     """
     for shape in (image_shape, latent_shape):
-        if len(shape) != 3 or min(shape) < 1:
-            raise UsageError(f"shapes are (channels, height, width), all positive, got {shape}")
+        if len(shape) not in (3, 4) or min(shape) < 1:
+            raise UsageError(
+                "shapes are (channels, height, width) or (channels, frames, height, width), all "
+                f"positive, got {shape}"
+            )
     if bits_per_value <= 0:
         raise UsageError(f"a value takes more than 0 bits, got {bits_per_value}")
     if codebook_size is not None and codebook_size < 2:

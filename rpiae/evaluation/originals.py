@@ -49,12 +49,12 @@ class References:
         Raises:
             UsageError: if no other metric is there.
         """
-        here = {name: protocol[name] for name in ("images_sha256", "count", "crop")}
+        here = {name: protocol[name] for name in ("images_sha256", "crop")}
         for name, module in self._distances.items():
             if module.reference is None:
                 continue
             try:
-                module.reference.check_images(**here)
+                module.reference.check_images(**here, count=module.count)
             except UsageError as error:
                 if len(self._panel.modules) == 1:
                     raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -76,23 +76,29 @@ class Panel:
     A metric that raises a UsageError cannot be measured on these images: it is left out from there
     on, in every process.
 
+    Clips are shown to the metrics of clips as they are, and to all others frame by frame.
+
     Args:
         modules: the metrics by name, in one order in all processes.
         runtime: the processes.
+        of_clips: the names of those that need clips.
 
     Attributes:
         modules: as given.
     """
 
-    def __init__(self, modules: Mapping[str, Metric], runtime: Runtime) -> None:
+    def __init__(
+        self, modules: Mapping[str, Metric], runtime: Runtime, *, of_clips: Collection[str] = ()
+    ) -> None:
         self.modules = modules
+        self._of_clips = frozenset(of_clips)
         self._runtime = runtime
         self._failed: dict[str, str] = {}
 
     def update_training(self, seen: Examination) -> None:
         """Have those that learn take in some of the training images."""
         for name, metric in self._trained().items():
-            self._attempt(name, partial(metric.update_training, seen))
+            self._attempt(name, partial(metric.update_training, self._shown(name, seen)))
 
     def merge_training(self) -> None:
         """Merge what was learned over processes; all of them call this."""
@@ -103,7 +109,7 @@ class Panel:
     def update(self, seen: Examination) -> None:
         """Have all take in some images."""
         for name, metric in self._working().items():
-            self._attempt(name, partial(metric.update, seen))
+            self._attempt(name, partial(metric.update, self._shown(name, seen)))
 
     def merge(self) -> None:
         """Merge what was gathered over processes; all of them call this."""
@@ -125,6 +131,9 @@ class Panel:
     def failures(self) -> list[str]:
         """What could not be measured, and why."""
         return [f"{name} was not measured: {reason}" for name, reason in self._failed.items()]
+
+    def _shown(self, name: str, seen: Examination) -> Examination:
+        return seen if name in self._of_clips else seen.frames
 
     def _working(self) -> dict[str, Metric]:
         return {k: metric for k, metric in self.modules.items() if k not in self._failed}

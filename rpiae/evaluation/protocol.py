@@ -12,7 +12,9 @@ from rpiae.core.errors import UsageError
 EVALUATION_FILE = "evaluation.json"
 
 #: What every number of an evaluation depends on, by its name in the evaluation's protocol.
-CONDITIONS = ("crop", "count", "images_sha256", "precision", "round")
+CONDITIONS = (
+    "crop", "count", "images_sha256", "frames", "stride", "frame_rate", "precision", "round",
+)  # fmt: skip
 
 #: What may differ between comparable numbers: libraries' versions, and where the same images lie.
 IRRELEVANT = frozenset({"versions", "reference", "data", "location"})

@@ -9,20 +9,24 @@ from attrs import evolve
 
 from rpiae.core.config.tree import unparse
 from rpiae.core.errors import DataError, RunError, UsageError
+from rpiae.core.model.contracts import Features
 from rpiae.core.model.resolve import ResolvedTokenizer
 from rpiae.core.runtime.processes import Runtime
 from rpiae.data.orders import sampled
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.engine import Examiner
 from rpiae.evaluation.evaluating import Evaluation, evaluate
+from rpiae.evaluation.examination import Examination
 from rpiae.evaluation.images import listed_images
+from rpiae.evaluation.interpolation import every_nth
 from rpiae.evaluation.panel import built, fetch_weights, metric_configs, needing
-from rpiae.evaluation.pictures import similarity_sheet, strip
+from rpiae.evaluation.pictures import frame_strips, similarity_sheet, strip
 from rpiae.evaluation.protocol import EVALUATION_FILE
 from rpiae.evaluation.records import add_evaluation
 from rpiae.evaluation.subjects import (
     Subject,
     evaluation_address,
+    interpolating,
     measured_images,
     open_subject,
     results_folder,
@@ -44,6 +48,7 @@ def evaluate_saved(
     runtime: Runtime | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     reference_out: Path | None = None,
+    every: int = 1,
 ) -> Evaluation:
     """Measure a run's tokenizer; add it to ``evaluation.json`` and write pictures in its folder.
 
@@ -53,6 +58,8 @@ def evaluate_saved(
         runtime: device, precision and processes; as the config says where not given.
         progress: is told after every batch.
         reference_out: where the originals' Fréchet statistics are written, if anywhere.
+        every: n, to have every n-th frame of clips go through the tokenizer and those in between
+            interpolated; with more than 1 nothing is stored.
 
     Returns:
         The outcome; what could not be stored is under ``unwritten``, with the reason.
@@ -62,12 +69,14 @@ def evaluate_saved(
     """
     runtime = runtime or Runtime(device="auto", precision=config.precision)
     runtime.on_main(lambda: fetch_weights(config.metrics))
-    subject = open_subject(folder, runtime.device)
+    subject = interpolating(open_subject(folder, runtime.device), every=every)
     found = evaluate(
         subject, config, runtime=runtime, progress=progress, reference_out=reference_out
     )
     if not runtime.is_main:
         return found
+    if every > 1:
+        return evolve(found, notices=(f"{every_nth(every)}; its numbers are not stored",))
     try:
         notices = _store(subject, config, found, runtime)
     except (RunError, DataError) as error:
@@ -91,6 +100,11 @@ def check_evaluation(config: EvaluationConfig, tokenizer: ResolvedTokenizer) -> 
         listed_images(data, tokenizer, size=size, config=config, address=address) if data else None
         for address, data in (("data", config.data), ("train", config.training))
     ]
+    if sets[0] is not None and not sets[0].frames and needing("clips", configs):
+        raise UsageError(
+            f"{', '.join(needing('clips', configs))} cannot be measured: {sets[0].location} holds "
+            "images, and what is measured is of clips"
+        )
     for name in needing("labels", configs):
         for images, option in zip(sets, ("data", "training"), strict=True):
             if images is None or not images.labelled:
@@ -123,20 +137,29 @@ def _store(
 def _write_pictures(
     folder: Path, subject: Subject, config: EvaluationConfig, runtime: Runtime
 ) -> None:
-    """Originals, reconstructions and similarity maps of the first images."""
+    """Originals, reconstructions and similarity maps of the first images or clips."""
     images = measured_images(subject, config)
-    (loaded,) = images.load([sampled(len(images), SHOWN)])
+    (loaded,) = images.load([sampled(len(images), MAPPED if images.frames else SHOWN)])
     if not loaded.positions:
         return
     examiner = Examiner(
         model=subject.model, runtime=runtime, replica=subject.replica, rounding=config.round
     )
     seen = examiner(loaded._replace(images=loaded.images.to(runtime.device)))
+    frames = seen.frames
+    firsts = frames.images[:: max(1, seen.num_frames)][:MAPPED]
     try:
         folder.mkdir(exist_ok=True)
-        strip(seen.images).save(folder / "originals.png")
-        strip(seen.reconstruction).save(folder / "held-out.png")
-        pivot = seen.pivot_features if subject.replica is not None else None
-        similarity_sheet(seen.images[:MAPPED], seen.features, pivot).save(folder / "similarity.png")
+        shown = frame_strips if seen.num_frames else strip
+        shown(list(seen.images)).save(folder / "originals.png")
+        shown(list(seen.reconstruction)).save(folder / "held-out.png")
+        pivot = _firsts(frames.pivot_features, seen) if subject.replica is not None else None
+        sheet = similarity_sheet(firsts, _firsts(frames.features, seen), pivot)
+        sheet.save(folder / "similarity.png")
     except OSError as error:
         raise RunError(f"cannot write {folder}: {error.strerror}") from None
+
+
+def _firsts(features: Features, seen: Examination) -> Features:
+    """The tokens of images, or of the first frame of every clip."""
+    return Features(features.tokens[:: max(1, seen.num_frames)], features.grid)

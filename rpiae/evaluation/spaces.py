@@ -144,6 +144,9 @@ class EncoderSpace:
         name: of the space.
         config: the encoder's; its weights are loaded whatever ``pretrained`` says.
 
+    Attributes:
+        frames: per token; 1 for an encoder of images.
+
     Raises:
         UsageError: if the encoder names no weights.
         FetchError: if they cannot be had.
@@ -157,8 +160,9 @@ class EncoderSpace:
         config.load_pretrained(encoder)
         self.name = name
         self.dimensions: int = described.width
+        self.frames = described.frames
         self._encoder = encoder.float()
-        self._output_patch = described.output_patch
+        self._output_patch = (described.frames, described.output_patch, described.output_patch)
         self._replica = PivotReplica(self._encoder, output_patch=self._output_patch)
         classes = {type(module) for module in self._encoder.modules()}
         packages = sorted({cls.__module__.partition(".")[0] for cls in classes})
@@ -167,8 +171,8 @@ class EncoderSpace:
             "config": unparse(config),
             "layer": "mean over the patch tokens of the encoder's output",
             "input": (
-                f"padded by reflection to multiples of {self._output_patch} pixels, resized (bicubic) "
-                f"to {described.patch} pixels per {self._output_patch}, normalised with the encoder's "
+                f"padded by reflection to multiples of {described.output_patch} pixels, resized (bicubic) "
+                f"to {described.patch} pixels per {described.output_patch}, normalised with the encoder's "
                 "mean and standard deviation"
             ),
             "weights_sha256": digest(self._encoder.state_dict()),
@@ -182,8 +186,8 @@ class EncoderSpace:
         return self
 
     @torch.no_grad()
-    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Vectors of images in [0, 1] of any size."""
+    def __call__(self, images: Float[Tensor, "b 3 ..."]) -> Float[Tensor, "b d"]:
+        """Vectors of images in [0, 1] of any size, or of clips."""
         device = next(self._encoder.parameters()).device
         with torch.autocast(device.type, enabled=False):
             tokens = self._replica.features(images.to(device, torch.float32)).tokens

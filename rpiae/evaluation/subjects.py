@@ -8,7 +8,7 @@ import torch
 from attrs import evolve, frozen
 
 from rpiae.core.config.identity import address, identity
-from rpiae.core.config.parts import DatasetConfig
+from rpiae.core.config.parts import DatasetConfig, PartConfig
 from rpiae.core.config.tree import Tree
 from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.model.contracts import HeldOut, Replica
@@ -18,14 +18,23 @@ from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.files import file_digest
 from rpiae.core.runtime.names import printable
 from rpiae.data.fingerprint import data_fingerprint
+from rpiae.data.listed import Listed
+from rpiae.data.video.listed import EveryClip
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.images import GivenImages, ImageSet, listed_images
+from rpiae.evaluation.interpolation import Interpolated
 from rpiae.evaluation.protocol import EVALUATION_FILE
 from rpiae.evaluation.records import FORMAT, read_evaluations
 from rpiae.evaluation.trained_run import TrainedRun, read_run
 from rpiae.tasks.tokenizer.pivot import FILE as PIVOT_FILE
 from rpiae.tasks.tokenizer.pivot import find_pivot, read_pivot
 from rpiae.tasks.tokenizer.replica import PivotReplica
+
+#: What is measured where no metrics are named.
+IMAGE_METRICS = ("psnr", "ssim", "rfd:tiny", "drift", "latents")
+CLIP_METRICS = (
+    "psnr", "ssim", "temporal", "flicker", "rfd:tiny", "rfvd:tiny", "drift", "latents",
+)  # fmt: skip
 
 #: Training crops where the run's own held-out images are measured on and nothing else was said.
 TRAINING_CROPS = 2000
@@ -73,6 +82,44 @@ def open_subject(folder: Path, device: torch.device) -> Subject:
     )
 
 
+def interpolating(subject: Subject, *, every: int) -> Subject:
+    """A tokenizer that is measured by every n-th frame of clips, those in between interpolated.
+
+    Its encoder sees some frames alone, so it is not compared with the pivot.
+
+    Args:
+        subject: the tokenizer.
+        every: n; with 1 it is the same.
+    """
+    if every == 1:
+        return subject
+    return evolve(
+        subject, model=Interpolated(subject.model, every=every), replica=None,
+        without_pivot=f"the encoder sees one frame in {every}",
+    )  # fmt: skip
+
+
+def default_metrics(folder: Path, config: EvaluationConfig) -> tuple[str, ...]:
+    """What a tokenizer is measured by where no metrics are named: other numbers of clips than of
+    images.
+
+    Args:
+        folder: the tokenizer's or its run's.
+        config: what it is measured on.
+
+    Raises:
+        UsageError: if the data do not parse.
+    """
+    place = results_folder(folder)
+    data: PartConfig | None = None
+    if config.data:
+        data = part_config("datasets", config.data)
+    elif (place / "config.toml").is_file():
+        data = read_run(place).data
+    clips = isinstance(data, DatasetConfig) and data.clips
+    return CLIP_METRICS if clips else IMAGE_METRICS
+
+
 def measured_images(subject: Subject, config: EvaluationConfig) -> ImageSet:
     """The images that a tokenizer is measured on: the named ones, or what its run held out.
 
@@ -83,10 +130,14 @@ def measured_images(subject: Subject, config: EvaluationConfig) -> ImageSet:
     if config.data:
         return _listed(subject, config, config.data, address="data")
     data = _data(subject, "data")
-    held_out: HeldOut = data.build().held_out()
+    dataset = data.build()
+    held_out: HeldOut = dataset.held_out()
+    clips = held_out.images.ndim == 5
+    listed = dataset.every_image() if clips and isinstance(dataset, Listed) else None
     return GivenImages(
-        held_out.images, location=f"{data.label}, held out", crop="as held out by the run"
-    )
+        held_out.images, location=f"{data.label}, held out", crop="as held out by the run",
+        listed=listed if isinstance(listed, EveryClip) else None,
+    )  # fmt: skip
 
 
 def training_images(subject: Subject, config: EvaluationConfig) -> ImageSet:

@@ -1,4 +1,4 @@
-"""Walks over sets of images, shared between processes, and what was walked over."""
+"""Walks over sets of images or clips, shared between processes, and what was walked over."""
 
 from __future__ import annotations
 
@@ -109,6 +109,7 @@ class Walk:
             "count": len(self._hashes.found),
             "skipped": len(self.skipped),
             "images_sha256": self._hashes.digest(),
+            **self._images.clip_facts,
         }
         return self._protocol
 
@@ -142,7 +143,7 @@ class _Hashes:
         self.found: dict[int, bytes] = {}
 
     def add(self, positions: Sequence[int], images: Tensor) -> None:
-        """Add images (b, 3, s, s) in [0, 1]."""
+        """Add images (b, 3, s, s), or clips, in [0, 1]."""
         pixels = (images * 255).round().to(torch.uint8).cpu()
         for position, image in zip(positions, pixels, strict=True):
             self.found[position] = hashlib.sha256(image.contiguous().numpy().data).digest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -9,7 +11,9 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from rpiae.core.model.clips import as_clip
+from rpiae.core.model.folding import per_frame
 from rpiae.core.model.geometry import patchify, unpatchify
+from rpiae.evaluation.interpolation import interpolated, kept_frames
 
 
 class MeanColour:
@@ -29,6 +33,26 @@ class MeanColour:
             scale_factor=self._patch,
             mode="nearest",
         )[..., : images.shape[-2], : images.shape[-1]]
+
+
+class OverTime:
+    """A code of images for clips too: of every n-th frame, with straight lines in between.
+
+    Args:
+        code: of images.
+        every: n; 1 has every frame coded.
+    """
+
+    def __init__(self, code: Callable[[Tensor], Tensor], *, every: int = 1) -> None:
+        self._code = code
+        self._every = every
+
+    def __call__(self, images: Float[Tensor, "n 3 ..."]) -> Float[Tensor, "n 3 ..."]:
+        """Images or clips through the code and back."""
+        if images.ndim == 4:
+            return self._code(images)
+        made = per_frame(self._code, kept_frames(images, self._every))
+        return interpolated(made, self._every, images.shape[2])
 
 
 class LinearCode:

@@ -1,11 +1,12 @@
-"""Latents to PNG files."""
+"""Latents of images to PNG files, and what decoding latents has in common."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -71,7 +72,7 @@ def decode_latents(
         RunError: if latents are not finite, or a picture cannot be written.
     """
     folder = Path(out)
-    _check(model, latents, folder, limit, norm)
+    check_decodable(model, latents, folder, limit, norm)
     size: tuple[int, int] | None = None
     if isinstance(latents, LatentDataset):
         size = (latents.index["image_size"],) * 2
@@ -85,24 +86,46 @@ def decode_latents(
     used: set[str] = set()
     done = 0
     for batch, names in batches:
-        values = batch.to(runtime.device).float()
-        for row, name in zip(values, names, strict=True):
-            if not row.isfinite().all():
-                raise RunError(f"latent {name} is not finite, so it cannot be decoded")
-        if isinstance(norm, RPiAE):
-            values = model.denormalise_latent(values)
-        elif norm is not None:
-            values = norm.denormalised(values)
+        values = decodable(model, batch.to(runtime.device), names, norm)
         with torch.no_grad(), runtime.autocast():
             images = model.decode(values, size=size)
         for image, name in zip(images.float(), names, strict=True):
-            _save(image, folder / _file_name(name, done, used))
+            save_picture(image, folder / file_name(name, done, used))
             done += 1
         yield Decoded(done=done, total=total)
 
 
-def read_tensor(path: str | os.PathLike[str]) -> Float[Tensor, "n c h w"]:
+def decodable(
+    model: RPiAE,
+    latents: Float[Tensor, "b c ..."],
+    names: Sequence[str],
+    norm: RPiAE | LatentDataset | None,
+) -> Float[Tensor, "b c ..."]:
+    """Latents in fp32 as the tokenizer made them.
+
+    Args:
+        model: what decodes.
+        latents: of images or clips.
+        names: theirs.
+        norm: whose normalisation is undone.
+
+    Raises:
+        RunError: if they are not finite.
+    """
+    values = latents.float()
+    for row, name in zip(values, names, strict=True):
+        if not row.isfinite().all():
+            raise RunError(f"latent {name} is not finite, so it cannot be decoded")
+    if isinstance(norm, RPiAE):
+        return model.denormalise_latent(values)
+    return values if norm is None else norm.denormalised(values)
+
+
+def read_tensor(path: str | os.PathLike[str]) -> Float[Tensor, "n c ..."]:
     """Latents from a file of one tensor: safetensors, ``.npy``, or ``.pt`` without code in it.
+
+    Shapes:
+        (n, C, h, w) of images, (n, C, t, h, w) of clips
 
     Raises:
         UsageError: if it is of another kind, or it does not say which of its tensors is meant.
@@ -132,10 +155,10 @@ def read_tensor(path: str | os.PathLike[str]) -> Float[Tensor, "n c h w"]:
         raise CheckpointError(
             f"{file} cannot be read: it is damaged, or holds more than tensors; save the tensor alone"
         ) from None
-    if found.ndim != 4 or not found.is_floating_point():
+    if found.ndim not in (4, 5) or not found.is_floating_point():
         raise UsageError(
             f"{file} holds {str(found.dtype).removeprefix('torch.')} {tuple(found.shape)}; latents "
-            "are float tensors (n, C, h, w)"
+            "are float tensors (n, C, h, w), or (n, C, t, h, w) of clips"
         )
     return found
 
@@ -170,19 +193,39 @@ def _chosen(file: Path, names: list[str]) -> str:
 
 def _numbered(latents: Tensor, batch_size: int) -> Iterator[tuple[Tensor, list[str]]]:
     """Latents batch by batch, with numbers for names."""
-    width = max(5, len(str(len(latents) - 1)))
-    names = [f"{number:0{width}}" for number in range(len(latents))]
+    names = numbers(len(latents))
     for start in range(0, len(latents), batch_size):
         yield latents[start : start + batch_size], names[start : start + batch_size]
 
 
-def _check(
+def numbers(count: int) -> list[str]:
+    """Names of so many latents that have none."""
+    width = max(5, len(str(count - 1)))
+    return [f"{number:0{width}}" for number in range(count)]
+
+
+def check_decodable(
     model: RPiAE,
     latents: LatentDataset | Tensor,
     folder: Path,
     limit: int | None,
     norm: RPiAE | LatentDataset | None,
+    *,
+    tiled: bool = False,
 ) -> None:
+    """Refuse what cannot be decoded, and make the folder.
+
+    Args:
+        model: what decodes.
+        latents: latents, or a folder of them.
+        folder: where to.
+        limit: how many are decoded.
+        norm: whose normalisation is undone first.
+        tiled: whether frames are decoded in tiles, so that they may be of any size.
+
+    Raises:
+        UsageError: see ``decode_latents``.
+    """
     shape = latents.latent_shape if isinstance(latents, LatentDataset) else latents.shape[1:]
     channels = model.bridge.latent_channels
     if shape[0] != channels:
@@ -190,11 +233,13 @@ def _check(
             f"these latents have {shape[0]} channels, this tokenizer's have {channels}: name the "
             "one that made them with --run"
         )
-    tokens = shape[1] * shape[2] * model.bridge.downsampling**2
-    if tokens > MOST_TOKENS:
+    height, width = _largest(latents)
+    tokens = height * width * model.bridge.downsampling**2
+    if tokens > MOST_TOKENS and not tiled:
         raise UsageError(
-            f"these latents are of {shape[1]}×{shape[2]}, {tokens} tokens for the decoder; pictures of "
+            f"these latents are of {height}×{width}, {tokens} tokens for the decoder; pictures of "
             f"more than {MOST_TOKENS} are not decoded. Cut the latents into smaller ones"
+            + (", or decode in tiles with --tile" if len(shape) == 4 else "")
         )
     if isinstance(norm, RPiAE):
         norm.denormalise_latent(torch.zeros(channels, 1, 1, device=norm.mean.device))
@@ -216,7 +261,23 @@ def _check(
         ) from None
 
 
-def _save(image: Tensor, path: Path) -> None:
+def _largest(latents: LatentDataset | Tensor) -> tuple[int, int]:
+    """Height and width of the largest latent."""
+    if not isinstance(latents, LatentDataset):
+        return latents.shape[-2], latents.shape[-1]
+    sizes = [latents.latent_shape[-2:]]
+    if latents.windows is not None:
+        sizes = [video.latent_shape[2:] for video in latents.windows.videos]
+    height, width = max(sizes, key=math.prod)
+    return height, width
+
+
+def save_picture(image: Float[Tensor, "3 h w"], path: Path) -> None:
+    """Write an image in [0, 1] as a PNG file, with the folders that it needs.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         to_image(image).save(path)
@@ -224,15 +285,30 @@ def _save(image: Tensor, path: Path) -> None:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def _file_name(name: str, number: int, used: set[str]) -> str:
-    """A file below the output folder for an image's name, which is not trusted, and never twice."""
+def file_name(
+    name: str,
+    number: int,
+    used: set[str],
+    *,
+    known: tuple[str, ...] = EXTENSIONS,
+    ending: str = ".png",
+) -> str:
+    """A file below the output folder for a name, which is not trusted, and never twice.
+
+    Args:
+        name: what the source calls what is decoded.
+        number: its number.
+        used: names that are taken; this one is added.
+        known: endings that the new one takes the place of.
+        ending: of the file.
+    """
     parts = [
         part for part in PurePosixPath(name.replace("\0", "")).parts if part not in ("/", "..")
     ]
     plain = "/".join(parts) or f"{number:05}"
-    stem, ending = os.path.splitext(plain)
-    candidates = (f"{stem if ending.lower() in EXTENSIONS else plain}.png", f"{plain}.png")
-    numbered = (f"{plain}-{other}.png" for other in itertools.count(number))
+    stem, old = os.path.splitext(plain)
+    candidates = (f"{stem if old.lower() in known else plain}{ending}", f"{plain}{ending}")
+    numbered = (f"{plain}-{other}{ending}" for other in itertools.count(number))
     chosen = next(c for c in itertools.chain(candidates, numbered) if c not in used)
     used.add(chosen)
     return chosen

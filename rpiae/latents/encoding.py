@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -20,6 +20,7 @@ from rpiae.core.training.checkpoint import digest
 from rpiae.core.training.feed import Feed
 from rpiae.data.listed import EveryImage
 from rpiae.data.orders import sampled
+from rpiae.data.video.listed import EveryClip
 from rpiae.latents.layout import PosteriorUse, Settings
 from rpiae.latents.statistics import ChannelStatistics
 
@@ -42,9 +43,9 @@ def tokenizer_digest(model: RPiAE) -> str:
     return digest({"parts": [unparse(part) for part in parts], "state": state})
 
 
-def batch_size_for(model: RPiAE, image_size: int) -> int:
-    """Images per forward pass where no batch size is given."""
-    tokens = math.prod(model.geometry(image_size, image_size).grid)
+def batch_size_for(model: RPiAE, image_size: int, frames: int = 1) -> int:
+    """Images, or clips of so many frames, per forward pass where no batch size is given."""
+    tokens = math.prod(model.geometry(image_size, image_size, frames).grid)
     return max(1, TOKENS_PER_BATCH // tokens)
 
 
@@ -70,7 +71,7 @@ def encode_batch(
 
     Args:
         model: what encodes.
-        images: (b, 3, s, s) in [0, 1].
+        images: (b, 3, s, s), or clips (b, 3, t, s, s), in [0, 1].
         positions: of the images in their source; they name the random draws.
         settings: what is stored.
         runtime: device and precision.
@@ -87,14 +88,45 @@ def encode_batch(
 def _values(
     posterior: Posterior, positions: Sequence[int], settings: Settings, purpose: str
 ) -> dict[str, Tensor]:
+    def noise(mode: Tensor) -> Tensor:
+        return SampleDraws(settings.seed, ("latents",), positions).normal_like(mode, purpose)
+
+    return stored_values(posterior, settings, noise)
+
+
+def stored_values(
+    posterior: Posterior, settings: Settings, noise: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """The tensors that are stored of a posterior, by their names.
+
+    Args:
+        posterior: over latents.
+        settings: what is stored.
+        noise: gives a sample's noise, for latents like the mode.
+    """
     if settings.posterior == "moments":
         assert isinstance(posterior, GaussianPosterior)
         return {"mean": posterior.mean, "logvar": posterior.logvar}
     mode = posterior.mode()
     if settings.posterior == "mode":
         return {"latent": mode}
-    draws = SampleDraws(settings.seed, ("latents",), positions)
-    return {"latent": posterior.sample(draws.normal_like(mode, purpose))}
+    return {"latent": posterior.sample(noise(mode))}
+
+
+def add_stored(found: ChannelStatistics, tensors: Mapping[str, Tensor], settings: Settings) -> None:
+    """Add what is stored, mirrored images included; with moments, of samples.
+
+    Args:
+        found: what it is added to.
+        tensors: (b, C, …) by their names.
+        settings: what is stored.
+    """
+    for suffix in ("", "_flipped") if settings.flip else ("",):
+        if settings.posterior == "moments":
+            variance = tensors[f"logvar{suffix}"].double().exp()
+            found.add(tensors[f"mean{suffix}"], variance=variance)
+        else:
+            found.add(tensors[f"latent{suffix}"])
 
 
 def check_finite(tensors: dict[str, Tensor], names: Sequence[str]) -> None:
@@ -143,7 +175,7 @@ def measure_latents(
 
     Args:
         model: what encodes.
-        images: the dataset.
+        images: the dataset, or the clips of one.
         runtime: device and precision.
         num_images: how many are looked at, drawn at random but always the same; all where not given.
         posterior: mode, or samples from ``seed``.
@@ -161,7 +193,8 @@ def measure_latents(
     model = model.to(runtime.device)
     chosen = sampled(len(images), num_images or len(images))
     total = len(chosen)
-    size = batch_size or batch_size_for(model, images.image_size)
+    frames = images.frames if isinstance(images, EveryClip) else 1
+    size = batch_size or batch_size_for(model, images.image_size, frames)
     found = ChannelStatistics(model.bridge.latent_channels)
     done = 0
     batches = images.batches([chosen[i : i + size] for i in range(0, total, size)])

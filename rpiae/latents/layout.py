@@ -1,10 +1,12 @@
-"""The files of a folder of latents: shards and their index. ``docs/latents.md`` is the reference."""
+"""Shards of latents of images and of clips. ``docs/latents.md`` is the reference."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,20 +15,22 @@ from attrs import asdict, field, fields, frozen
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rpiae.core.config.convert import make_converter, parse
-from rpiae.core.config.fields import at_least, within
+from rpiae.core.config.fields import at_least
 from rpiae.core.config.identity import EPOCH, digest
-from rpiae.core.errors import CheckpointError, ConfigError
+from rpiae.core.errors import CheckpointError
 from rpiae.core.runtime.files import open_regular
-from rpiae.core.runtime.names import shown
 
-#: What is written. Earlier formats are still read: 2, of which nobody knows what its images were, and
-#: 1, without digests.
+#: What is written of images. Earlier formats are still read: 2, of which nobody knows what its images
+#: were, and 1, without digests.
 FORMAT = 3
 EARLIER_FORMATS = (1, 2)
+#: What is written of what has time, clips and whole videos.
+TIME_FORMAT = 4
 UNCHECKED_FORMAT = 1
 INDEX_FILE = "index.json"
 METADATA = "rpiae"
+#: How the name of a file ends that is not complete.
+UNFINISHED = ".part"
 
 PosteriorUse = Literal["mode", "sample", "moments"]
 StoredType = Literal["fp32", "bf16", "fp16"]
@@ -36,6 +40,8 @@ DTYPES: Mapping[str, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+#: What safetensors calls them.
+STORED_NAMES: Mapping[str, str] = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 
 
 @frozen(kw_only=True)
@@ -45,11 +51,11 @@ class Settings:
     Attributes:
         posterior: ``mode``; ``sample``, drawn once per image from ``seed``; or ``moments``, the mean
             and log-variance of a Gaussian posterior.
-        flip: whether latents of the mirrored images are stored too.
+        flip: whether latents of the mirrored images (clips, videos) are stored too.
         dtype: what latents are stored in.
         precision: what they are computed in.
         seed: of the samples.
-        shard_size: images per shard.
+        shard_size: images or clips per shard; whole videos have a file each.
     """
 
     posterior: PosteriorUse = "mode"
@@ -61,24 +67,26 @@ class Settings:
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """Names of the tensors (n, C, h, w) of a shard."""
+        """Names of the tensors of latents in a file."""
         names = ("mean", "logvar") if self.posterior == "moments" else ("latent",)
         return names + tuple(f"{name}_flipped" for name in names if self.flip)
 
 
 @frozen(kw_only=True)
 class Plan:
-    """What a folder of latents is to hold; known before the first image is encoded.
+    """What a folder of latents of images, or of clips of one length, is to hold; known before the
+    first one is encoded.
 
     Attributes:
         settings: what decides the values.
         tokenizer: ``path`` and ``sha256`` of what encodes; the path does not count as different.
         data: the dataset's fields, for people.
         location: where the images come from, in words.
-        num_images: images of the source, usable or not.
+        num_images: images or clips of the source, usable or not.
         image_size: side of the crops, in pixels.
         crop: how images become crops, in words.
-        latent_shape: (C, h, w).
+        latent_shape: (C, h, w) of images, (C, t, h, w) of clips.
+        frames: of a clip; 0 where these are latents of images.
         labelled: whether labels are stored.
         label_names: name of every label, by its number; empty where unknown.
         source: what tells the dataset from others, see ``rpiae.core.config.identity``.
@@ -93,15 +101,21 @@ class Plan:
     num_images: int
     image_size: int
     crop: str
-    latent_shape: tuple[int, int, int]
+    latent_shape: tuple[int, ...]
     labelled: bool
     label_names: tuple[str, ...] = ()
+    frames: int = 0
     source: Mapping[str, Any] = field(factory=dict)
     epoch: int = EPOCH
     format: int = FORMAT
 
     @property
-    def num_shards(self) -> int:
+    def contents(self) -> str:
+        """What these are latents of, in a word."""
+        return "clips" if self.frames else "images"
+
+    @property
+    def num_files(self) -> int:
         """How many shards there are in the end."""
         return -(-self.num_images // self.settings.shard_size)
 
@@ -110,9 +124,9 @@ class Plan:
         first = number * self.settings.shard_size
         return range(first, min(first + self.settings.shard_size, self.num_images))
 
-    def shard_file(self, number: int) -> str:
-        """File name of a shard."""
-        return f"latents-{number:05}-of-{self.num_shards:05}.safetensors"
+    def file(self, number: int) -> str:
+        """Name of a shard's file."""
+        return f"latents-{number:05}-of-{self.num_files:05}.safetensors"
 
     def identity(self) -> dict[str, Any]:
         """All that two calls must agree in to write into one folder."""
@@ -129,6 +143,7 @@ class Plan:
             "labelled": self.labelled,
             "label_names": list(self.label_names),
             "epoch": self.epoch,
+            **self._of_clips(),
         }
 
     def digest(self) -> str:
@@ -151,7 +166,12 @@ class Plan:
             "settings": asdict(self.settings),
             "source": dict(self.source),
             "epoch": self.epoch,
+            **self._of_clips(),
         }
+
+    def _of_clips(self) -> dict[str, Any]:
+        """What clips have and images do not."""
+        return {"frames": self.frames} if self.frames else {}
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Plan:
@@ -161,121 +181,6 @@ class Plan:
         values["latent_shape"] = tuple(tree["latent_shape"])
         values["label_names"] = tuple(tree["label_names"])
         return cls(**values)
-
-
-@frozen(kw_only=True)
-class _Tokenizer:
-    path: str
-    sha256: str
-
-
-@frozen(kw_only=True)
-class _Shard:
-    file: str
-    count: int = at_least(0)
-    sha256: str = ""
-
-
-@frozen(kw_only=True)
-class _Statistics:
-    count: int = at_least(1)
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-@frozen(kw_only=True)
-class _Skipped:
-    position: int = at_least(0)
-    name: str
-    reason: str
-
-
-@frozen(kw_only=True)
-class _Index:
-    """What ``index.json`` may hold; see ``docs/latents.md``."""
-
-    format: int
-    rpiae: str
-    tokenizer: _Tokenizer
-    data: dict[str, Any]
-    location: str
-    num_images: int = at_least(1)
-    image_size: int = within(1, 65_536)
-    crop: str
-    latent_shape: tuple[int, int, int] = at_least(1)
-    labelled: bool
-    label_names: tuple[str, ...]
-    settings: Settings
-    source: dict[str, Any] = field(factory=dict)
-    epoch: int = 0
-    complete: bool
-    count: int = at_least(0, default=0)
-    statistics: _Statistics | None = None
-    shards: tuple[_Shard, ...] = ()
-    skipped: tuple[_Skipped, ...] = ()
-    sha256: str = ""
-
-
-def read_index(folder: Path) -> tuple[Plan, dict[str, Any]]:
-    """The plan of a folder of latents, and its whole index.
-
-    Raises:
-        CheckpointError: if there is none, or it is damaged, of another format, or names other files
-            than those of its shards.
-    """
-    path = folder / INDEX_FILE
-    if not folder.exists():
-        raise CheckpointError(f"{folder} does not exist; rpiae encode makes a folder of latents")
-    try:
-        with open_regular(path) as file:
-            tree = json.loads(file.read().decode("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder} holds no latents: there is no {INDEX_FILE} in it; rpiae encode writes one"
-        ) from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    version = tree.get("format") if isinstance(tree, dict) else None
-    if version not in (*EARLIER_FORMATS, FORMAT) or isinstance(version, bool):
-        earlier = ", ".join(map(str, EARLIER_FORMATS))
-        raise CheckpointError(
-            f"{path} has latent format {shown(version)}, this rpiae reads formats {earlier} and {FORMAT}"
-        )
-    if tree.get("sha256") != (None if version == UNCHECKED_FORMAT else tree_digest(tree)):
-        raise CheckpointError(f"{path} is damaged: its content is not what its sha256 was made of")
-    try:
-        index = parse(tree, _Index, source=str(path), converter=_CONVERTER)
-    except ConfigError as error:
-        raise CheckpointError(f"{path} is damaged: {' · '.join(error.problems)}") from None
-    plan = Plan.from_tree(tree)
-    if index.complete:
-        _check_complete(plan, index, path)
-    return plan, tree
-
-
-def _check_complete(plan: Plan, index: _Index, path: Path) -> None:
-    """Refuse a complete index that contradicts itself."""
-    statistics, channels = index.statistics, plan.latent_shape[0]
-    fine = (
-        statistics is not None
-        and len(statistics.mean) == len(statistics.std) == channels
-        and len(index.shards) == plan.num_shards
-        and sum(shard.count for shard in index.shards) == index.count
-        and index.count + len(index.skipped) == plan.num_images
-    )
-    if not fine:
-        raise CheckpointError(f"{path} is damaged: its counts contradict each other")
-    for number, shard in enumerate(index.shards):
-        if shard.file != plan.shard_file(number):
-            raise CheckpointError(
-                f"{path} is damaged: shard {number} is {plan.shard_file(number)}, not "
-                f"{shown(shard.file)}"
-            )
-
-
-_CONVERTER = make_converter()
 
 
 def tree_digest(tree: Mapping[str, Any]) -> str:
@@ -322,7 +227,7 @@ def check_shard(plan: Plan, folder: Path, number: int, *, sha256: str = "") -> d
     Raises:
         CheckpointError: if it is missing, damaged, or not of this plan.
     """
-    path = folder / plan.shard_file(number)
+    path = folder / plan.file(number)
     metadata, tensors = read_header(path)
     checked = plan.format != UNCHECKED_FORMAT
     if checked:
@@ -336,21 +241,31 @@ def check_shard(plan: Plan, folder: Path, number: int, *, sha256: str = "") -> d
         digests = set(metadata["tensors"]) if checked else set(tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from None
-    foreign = plan.format == FORMAT and found != plan.digest()
+    foreign = plan.format >= FORMAT and found != plan.digest()
     if foreign or metadata.get("shard") != number:
         raise CheckpointError(f"{path} is a shard of other latents")
     n = len(names)
-    per_image = plan.latent_shape[1] * plan.latent_shape[2] * (2 if plan.settings.flip else 1)
-    stored = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}[plan.settings.dtype]
+    per_image = math.prod(plan.latent_shape[1:]) * (2 if plan.settings.flip else 1)
+    stored = STORED_NAMES[plan.settings.dtype]
     shape: tuple[int, ...] = (n, *plan.latent_shape)
     wanted = dict.fromkeys(plan.settings.tensors, (shape, stored))
     wanted["position"] = ((n,), "I64")
     if plan.labelled:
         wanted["label"] = ((n,), "I64")
-    complete = n + len(skipped) == len(plan.shard(number)) and count == n * per_image
+    rates = metadata.get("rates", [])
+    timed = len(rates) == (n if plan.frames else 0) and all(map(is_rate, rates))
+    complete = timed and n + len(skipped) == len(plan.shard(number)) and count == n * per_image
     if tensors != wanted or digests != set(wanted) or not complete:
         raise CheckpointError(f"{path} is damaged: its tensors are not those that it should hold")
     return metadata
+
+
+def is_rate(value: Any) -> bool:
+    """Whether a value is frames per second as a fraction, such as ``30000/1001``."""
+    try:
+        return isinstance(value, str) and len(value) < 64 and Fraction(value) > 0
+    except (ValueError, ZeroDivisionError):
+        return False
 
 
 def check_tensor(path: Path, file: Any, name: str, metadata: Mapping[str, Any]) -> None:
@@ -379,7 +294,7 @@ def check_content(plan: Plan, folder: Path, number: int) -> dict[str, Any]:
     Raises:
         CheckpointError: if it is missing, damaged, or not of this plan.
     """
-    metadata, path = check_shard(plan, folder, number), folder / plan.shard_file(number)
+    metadata, path = check_shard(plan, folder, number), folder / plan.file(number)
     with safe_open(path, "pt") as file:
         for name in metadata["tensors"]:
             check_tensor(path, file, name, metadata)

@@ -5,30 +5,29 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, get_args
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from rpiae.core.errors import CheckpointError, UsageError
+from rpiae.core.errors import CheckpointError, UsageError, unknown
 from rpiae.core.model.contracts import Batch, StageSteps
 from rpiae.core.runtime.draws import generator, uniform
 from rpiae.core.runtime.names import shown
 from rpiae.data.loading import handed_over, loaded_batches
 from rpiae.data.orders import EpochOrder, Requests
-from rpiae.latents.layout import UNCHECKED_FORMAT, check_shard, check_tensor, read_index
+from rpiae.latents.index import AnyPlan, read_index
+from rpiae.latents.layout import UNCHECKED_FORMAT, Plan
 from rpiae.latents.statistics import latent_norm
+from rpiae.latents.stored import Shards, Stored
+from rpiae.latents.video.layout import VideoPlan
+from rpiae.latents.video.windows import Starts, VideoWindows
 
 logger = logging.getLogger(__name__)
-
-_WRITE_AGAIN = (
-    "Call rpiae encode again with the same arguments: it writes what is missing or damaged"
-)
 
 
 class LatentRequest(NamedTuple):
@@ -48,18 +47,24 @@ class LatentRequest(NamedTuple):
 
 
 class LatentDataset(TorchDataset[tuple[Tensor, int]]):
-    """Latents and labels in the order of the images, read from memory-mapped shards.
+    """Latents and labels in the order of the images, clips or videos, read from files on disk.
 
-    ``dataset[i]`` is (latent (C, h, w) in fp32, label); the label is −1 where there is none. Latents
-    are as the tokenizer made them: ``normalised`` and ``denormalised`` convert, and nothing is ever
-    converted unasked. Where moments are stored, every access draws a new sample; with ``flip``, it
-    takes the mirrored image's latent half of the time. Both draw from torch's global generator,
-    which a ``DataLoader`` seeds differently in each of its workers and epochs; ``batches`` draws as a
-    function of the sample.
+    ``dataset[i]`` is (latent (C, h, w) in fp32, label), of clips and videos (latent (C, t, h, w),
+    label); the label is −1 where there is none. Latents are as the tokenizer made them:
+    ``normalised`` and ``denormalised`` convert, and nothing is ever converted unasked. Where moments
+    are stored, every access draws a new sample; with ``flip``, it takes the mirrored image's latent
+    half of the time. Both draw from torch's global generator, which a ``DataLoader`` seeds differently
+    in each of its workers and epochs; ``batches`` draws as a function of the sample.
+
+    Of whole videos, items are windows of ``frames`` latent steps. The first latent step of a video
+    stands for fewer frames than later ones, and the decoder takes the first that it is given for such
+    a one: windows start there, so that what is learned from them can be decoded. Windows that start
+    ``anywhere`` are for models that continue videos.
 
     Every tensor of a shard is compared with its digest when it is read for the first time, in each
-    process that reads; ``verify`` does so for all beforehand, and what is forked or pickled afterwards
-    knows. What was written before there were digests is read unchecked, and a warning says so.
+    process that reads, and of a video what lies around a window; ``verify`` does so for all
+    beforehand, and what is forked or pickled afterwards knows. What was written before there were
+    digests is read unchecked, and a warning says so.
 
     Args:
         folder: what ``rpiae encode`` wrote.
@@ -68,19 +73,25 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         label_names: the names that labels must have by number, such as those of the latents that a
             model is trained on; anything goes where not given.
         workers: processes that read the latents of ``batches``; 0 reads in this process.
+        frames: latent steps of a window of a whole video; where not given, items are whole videos.
+        starts: of windows: ``first``, a window per video, at its first latent step; ``anywhere``, one
+            at every step that leaves room.
+        size: (h, w) of the latents of videos; others are left out. Any where not given.
 
     Attributes:
-        num_images: how many there are.
+        num_images: how many items there are.
         notices: none; see ``BatchSource``.
         index: what ``index.json`` holds.
-        latent_shape: (C, h, w).
+        latent_shape: (C, h, w) of images, (C, t, h, w) of clips and videos; 0 for a side in which
+            videos differ.
         labels: (n,), int64; −1 where there is none.
-        mean, std: statistics of all latents, (C, 1, 1) in fp32; std is 1 for a channel that never
-            varies.
+        mean, std: statistics of all latents, (C, 1, 1) in fp32, of clips and videos (C, 1, 1, 1);
+            std is 1 for a channel that never varies.
 
     Raises:
         CheckpointError: if the folder is incomplete or damaged.
-        UsageError: if ``flip`` is asked for and not stored, or labels have other names.
+        UsageError: if ``flip`` is asked for and not stored, labels have other names, there is no
+            window of these steps and size, or windows are asked for of what are no whole videos.
     """
 
     notices: tuple[str, ...] = ()
@@ -93,15 +104,17 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         sample: bool = True,
         label_names: Sequence[str] | None = None,
         workers: int = 0,
+        frames: int | None = None,
+        starts: Starts = "first",
+        size: Sequence[int] | None = None,
     ) -> None:
         self.folder = Path(folder)
         self._workers = workers
         self._plan, self.index = read_index(self.folder)
         plan = self._plan
         if not self.index.get("complete"):
-            there = len(list(self.folder.glob("latents-*.safetensors")))
             raise CheckpointError(
-                f"{self.folder} is not complete: {there} of {plan.num_shards} shards are there. "
+                f"{self.folder} is not complete: {_there(self.folder, plan)}. "
                 "Call rpiae encode again with the same arguments to go on"
             )
         if flip and not plan.settings.flip:
@@ -109,32 +122,36 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         self._flip = flip
         self._moments = plan.settings.posterior == "moments"
         self._sample = sample and self._moments
-        self.latent_shape = plan.latent_shape
         if label_names is not None:
-            _check_label_names(self.folder, plan.label_names, label_names)
-        self._unchecked = plan.format == UNCHECKED_FORMAT
-        if self._unchecked:
+            _check_label_names(self.folder, self.label_names, label_names)
+        if plan.format == UNCHECKED_FORMAT:
             logger.warning(
                 "%s was written by an earlier rpiae, without digests: damage in it goes unseen",
                 self.folder,
             )
-        counts = [len(self._metadata(number)["names"]) for number in range(plan.num_shards)]
-        self._starts = np.cumsum([0, *counts])
+        self._stored: Stored
+        if isinstance(plan, VideoPlan):
+            _check_window(frames, starts)
+            self._stored = VideoWindows(
+                self.folder, plan, self.index, frames=frames, starts=starts, size=size
+            )
+        else:
+            if (frames, starts, size) != (None, "first", None):
+                raise UsageError(
+                    f"{self.folder} holds latents of {plan.contents}, which are of one size: frames, "
+                    "starts and size are for those of whole videos"
+                )
+            self._stored = Shards(self.folder, plan, self.index)
+        self.latent_shape: tuple[int, ...] = self._stored.latent_shape
+        self.labels = self._stored.labels
+        _check_labels(self.labels, self.label_names, self.folder)
         statistics = self.index["statistics"]
         mean, std = (torch.tensor(statistics[k], dtype=torch.float64) for k in ("mean", "std"))
-        self.mean, self.std = (t.view(-1, 1, 1) for t in latent_norm(mean, std))
-        self._files: dict[int, Any] = {}
-        self._names: dict[int, list[str]] = {}
-        self._checked: set[tuple[int, str]] = set()
-        self.labels = torch.full((len(self),), -1)
-        if plan.labelled:
-            self.labels = torch.cat(
-                [self._stored(number, "label")[:] for number in range(plan.num_shards)]
-            )
-            _check_labels(self.labels, plan.label_names, self.folder)
+        ones = (1,) * (len(self.latent_shape) - 1)
+        self.mean, self.std = (t.view(-1, *ones) for t in latent_norm(mean, std))
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._stored)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         index = range(len(self))[index]
@@ -143,7 +160,7 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
 
     def drawn(
         self, index: int, *, flipped: bool, draws: torch.Generator | None = None
-    ) -> Float[Tensor, "c h w"]:
+    ) -> Float[Tensor, "c ..."]:
         """A latent in the type that it is stored in; in fp32 where it is a sample of moments.
 
         Args:
@@ -151,16 +168,17 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
             flipped: whether it is the mirrored image's.
             draws: where a sample's noise is from; torch's global generator where not given.
         """
-        number, row = self._locate(index)
         suffix = "_flipped" if flipped else ""
-        kind = "mean" if self._moments else "latent"
-        latent: Tensor = self._stored(number, kind + suffix)[row]
+        latent = self._stored.read(index, self.kind + suffix)
         if not self._sample:
             return latent
-        logvar = self._stored(number, "logvar" + suffix)[row].float()
+        logvar = self._stored.read(index, "logvar" + suffix).float()
         noise = torch.randn(latent.shape, generator=draws)
-        sampled: Tensor = latent.float() + (0.5 * logvar).exp() * noise
-        return sampled
+        return latent.float() + (0.5 * logvar).exp() * noise
+
+    def stored(self, index: int) -> Float[Tensor, "c ..."]:
+        """A latent in the type that it is stored in; the mean, where there are moments."""
+        return self._stored.read(index, self.kind)
 
     @property
     def num_images(self) -> int:
@@ -173,7 +191,13 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
 
         Raises:
             DataError: if what is stored is damaged.
+            UsageError: if these are videos of several sizes, which no batch can hold.
         """
+        if not all(self.latent_shape):
+            raise UsageError(
+                f"the videos in {self.folder} differ in size, so they make no batches: ask for "
+                "windows (frames=…), and for one size of latents (size=(h, w)) where they differ in it"
+            )
         seed, stage = steps.seed, steps.stage
         order = EpochOrder(seed, stage, len(self))
 
@@ -186,18 +210,24 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         requests = Requests(request, steps)
         return loaded_batches(_Drawn(self), requests, collate=_collated, workers=self._workers)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": {}}
-
     def name(self, index: int) -> str:
-        """What the source calls an image."""
-        number, row = self._locate(index)
-        return self._names_of(number)[row]
+        """What the source calls an image, a clip, or the video of a window."""
+        return self._stored.name(index)
+
+    @property
+    def windows(self) -> VideoWindows | None:
+        """The windows of whole videos: which there are, and any piece of them; None of images and
+        clips."""
+        return self._stored if isinstance(self._stored, VideoWindows) else None
 
     @property
     def label_names(self) -> tuple[str, ...]:
         """Name of every label, by its number; empty where unknown."""
-        return self._plan.label_names
+        return self._plan.label_names if isinstance(self._plan, Plan) else ()
+
+    def frame_rate(self, index: int) -> Fraction | None:
+        """Frames per second of a clip or video; None of an image."""
+        return self._stored.rate(index)
 
     def verify(self) -> None:
         """Read everything and compare it with its digests, so that no later reader has to.
@@ -205,73 +235,41 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         Raises:
             CheckpointError: if anything is damaged.
         """
-        for number in range(self._plan.num_shards):
-            for name in self._metadata(number).get("tensors", ()):
-                self._stored(number, name)
+        self._stored.verify()
 
-    def normalised(self, latent: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
-        """Latents with mean 0 and std 1 per channel over this dataset."""
-        return (latent - self.mean.to(latent)) / self.std.to(latent)
+    def normalised(self, latent: Float[Tensor, "*b c ..."]) -> Float[Tensor, "*b c ..."]:
+        """Latents with mean 0 and std 1 per channel over this dataset.
 
-    def denormalised(self, latent: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
+        Shapes:
+            an item or a batch of them; of a dataset of images also clips (b, C, t, h, w)
+        """
+        mean, std = self._norm(latent)
+        return (latent - mean) / std
+
+    def denormalised(self, latent: Float[Tensor, "*b c ..."]) -> Float[Tensor, "*b c ..."]:
         """Inverse of ``normalised``."""
-        return latent * self.std.to(latent) + self.mean.to(latent)
+        mean, std = self._norm(latent)
+        return latent * std + mean
+
+    def _norm(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std that stand beside a latent's channels."""
+        mean, std = self.mean.to(latent), self.std.to(latent)
+        if latent.ndim == 5 and mean.ndim == 3:
+            return mean.unsqueeze(-1), std.unsqueeze(-1)
+        return mean, std
 
     def in_order(
         self, size: int, *, limit: int | None = None
-    ) -> Iterator[tuple[Float[Tensor, "b c h w"], list[str]]]:
-        """Stored latents (means, where there are moments) in order, with the images' names."""
-        kind = "mean" if self._moments else "latent"
-        left = len(self) if limit is None else limit
-        for number in range(self._plan.num_shards):
-            if not left:
-                return
-            names = self._names_of(number)
-            stored = self._stored(number, kind)
-            count = min(len(names), left)
-            for start in range(0, count, size):
-                stop = min(start + size, count)
-                yield stored[start:stop].float(), names[start:stop]
-            left -= count
+    ) -> Iterator[tuple[Float[Tensor, "b c ..."], list[str]]]:
+        """Stored latents (means, where there are moments) in order, with their names."""
+        number = len(self) if limit is None else min(limit, len(self))
+        for stored, names in self._stored.in_order(self.kind, size, number):
+            yield stored.float(), names
 
-    def _locate(self, index: int) -> tuple[int, int]:
-        index = range(len(self))[index]
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return number, index - int(self._starts[number])
-
-    def _names_of(self, number: int) -> list[str]:
-        if number not in self._names:
-            self._names[number] = self._metadata(number)["names"]
-        return self._names[number]
-
-    def _metadata(self, number: int) -> dict[str, Any]:
-        """What a shard says of itself."""
-        sha256 = self.index["shards"][number].get("sha256", "")
-        try:
-            return check_shard(self._plan, self.folder, number, sha256=sha256)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}. {_WRITE_AGAIN}") from None
-
-    def _stored(self, number: int, name: str) -> Any:
-        """A tensor of a shard, of which nothing is in memory yet; checked the first time."""
-        file = self._file(number)
-        if not self._unchecked and (number, name) not in self._checked:
-            path = self.folder / self._plan.shard_file(number)
-            try:
-                check_tensor(path, file, name, self._metadata(number))
-            except CheckpointError as error:
-                raise CheckpointError(f"{error}. {_WRITE_AGAIN}") from None
-            self._checked.add((number, name))
-        return file.get_slice(name)
-
-    def _file(self, number: int) -> Any:
-        if number not in self._files:
-            path = self.folder / self._plan.shard_file(number)
-            try:
-                self._files[number] = safe_open(path, "pt")
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"{path} cannot be read: {error}") from None
-        return self._files[number]
+    @property
+    def kind(self) -> str:
+        """Name of the tensor that a latent is taken from: ``mean`` where there are moments."""
+        return "mean" if self._moments else "latent"
 
 
 class _Drawn(TorchDataset["tuple[int, Tensor, int] | str"]):
@@ -297,6 +295,25 @@ def _collated(found: Sequence[tuple[int, Tensor, int] | str]) -> Batch | str:
     return Batch(
         handed_over(torch.stack(latents)), samples, labels=handed_over(torch.tensor(labels))
     )
+
+
+def _there(folder: Path, plan: AnyPlan) -> str:
+    """How much of a folder's content is there, in words."""
+    kind, pattern = (
+        ("videos", "video-*") if isinstance(plan, VideoPlan) else ("shards", "latents-*")
+    )
+    there = len(list(folder.glob(f"{pattern}.safetensors")))
+    return f"{there} of {plan.num_files} {kind} are there"
+
+
+def _check_window(frames: int | None, starts: str) -> None:
+    """Refuse windows that cannot be."""
+    if frames is not None and frames < 1:
+        raise UsageError(f"frames must be at least 1, got {frames}")
+    if starts not in get_args(Starts):
+        raise UsageError(unknown("start of windows", starts, get_args(Starts)))
+    if frames is None and starts == "anywhere":
+        raise UsageError("windows that start anywhere need frames, the latent steps of a window")
 
 
 def _check_labels(labels: Tensor, names: Sequence[str], folder: Path) -> None:

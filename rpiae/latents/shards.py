@@ -1,9 +1,8 @@
-"""Shards of latents and their index on disk: each is written whole, under a name of its own."""
+"""Shards of latents on disk: each is written whole, under a name of its own."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
 from pathlib import Path
@@ -17,11 +16,13 @@ from torch import Tensor
 from rpiae.core.errors import CheckpointError, DataError, RunError
 from rpiae.core.runtime.names import printable
 from rpiae.data.listed import EveryImage
+from rpiae.data.video.listed import EveryClip
+from rpiae.latents.encoding import add_stored
+from rpiae.latents.index import write_index
 from rpiae.latents.layout import (
     DTYPES,
-    FORMAT,
-    INDEX_FILE,
     METADATA,
+    UNFINISHED,
     Plan,
     check_content,
     check_shard,
@@ -29,9 +30,6 @@ from rpiae.latents.layout import (
     tree_digest,
 )
 from rpiae.latents.statistics import ChannelStatistics
-
-#: How the name of a file ends that is not complete.
-UNFINISHED = ".part"
 
 
 def write_shard(
@@ -44,9 +42,10 @@ def write_shard(
 ) -> None:
     """A shard under a temporary name, which is then renamed."""
     tensors = _without_images(plan) | tensors
-    statistics = _statistics(plan, tensors)
+    statistics = ChannelStatistics(plan.latent_shape[0])
+    add_stored(statistics, tensors, plan.settings)
     described: dict[str, Any] = {
-        "format": FORMAT,
+        "format": plan.format,
         "plan": plan.digest(),
         "shard": number,
         "names": [printable(images.name(i)) for i in tensors["position"].tolist()],
@@ -61,8 +60,10 @@ def write_shard(
         "statistics": statistics.as_tree(),
         "tensors": {name: tensor_digest(tensor) for name, tensor in tensors.items()},
     }
+    if isinstance(images, EveryClip):
+        described["rates"] = [str(images.rate(i)) for i in tensors["position"].tolist()]
     described["sha256"] = tree_digest(described)
-    path = folder / plan.shard_file(number)
+    path = folder / plan.file(number)
     part = path.with_name(f".{path.name}{UNFINISHED}")
     try:
         # One key alone: safetensors writes several in an order that changes from call to call.
@@ -90,18 +91,6 @@ def _without_images(plan: Plan) -> dict[str, Tensor]:
     }
 
 
-def _statistics(plan: Plan, tensors: dict[str, Tensor]) -> ChannelStatistics:
-    """Of what a shard stores, mirrored images included."""
-    found = ChannelStatistics(plan.latent_shape[0])
-    for suffix in ("", "_flipped") if plan.settings.flip else ("",):
-        if plan.settings.posterior == "moments":
-            variance = tensors[f"logvar{suffix}"].double().exp()
-            found.add(tensors[f"mean{suffix}"], variance=variance)
-        else:
-            found.add(tensors[f"latent{suffix}"])
-    return found
-
-
 def problem_of(plan: Plan, folder: Path, number: int, images: EveryImage) -> str:
     """Why a shard has to be written, or nothing."""
     try:
@@ -113,7 +102,7 @@ def problem_of(plan: Plan, folder: Path, number: int, images: EveryImage) -> str
     for position in plan.shard(number):
         recorded = skipped[position] if position in skipped else next(names)
         if recorded != (name := printable(images.name(position))):
-            return f"{folder / plan.shard_file(number)} has {recorded} where the dataset now has {name}"
+            return f"{folder / plan.file(number)} has {recorded} where the dataset now has {name}"
     return ""
 
 
@@ -121,11 +110,11 @@ def finished_index(folder: Path, plan: Plan, images: EveryImage) -> dict[str, An
     """Look at all shards, and write the index."""
     found = ChannelStatistics(plan.latent_shape[0])
     shards, skipped = [], []
-    for number in range(plan.num_shards):
+    for number in range(plan.num_files):
         metadata = check_shard(plan, folder, number)
         found.merge(ChannelStatistics.from_tree(metadata["statistics"]))
         shards.append({
-            "file": plan.shard_file(number), "count": len(metadata["names"]),
+            "file": plan.file(number), "count": len(metadata["names"]),
             "sha256": metadata["sha256"],
         })  # fmt: skip
         skipped += metadata["skipped"]
@@ -138,20 +127,3 @@ def finished_index(folder: Path, plan: Plan, images: EveryImage) -> dict[str, An
         },
         shards=shards, skipped=skipped,
     )  # fmt: skip
-
-
-def write_index(folder: Path, plan: Plan, **more: Any) -> dict[str, Any]:
-    path = folder / INDEX_FILE
-    part = path.with_name(f".{path.name}{UNFINISHED}")
-    index = {
-        "rpiae": importlib.metadata.version("rpiae"),
-        **plan.as_tree(),
-        **more,
-    }
-    index["sha256"] = tree_digest(index)
-    try:
-        part.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.rename(path)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from None
-    return index

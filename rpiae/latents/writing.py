@@ -1,9 +1,9 @@
-"""A dataset's latents into a folder: shard by shard, in several processes, going on where it stopped."""
+"""Latents of a dataset's images or clips into a folder: shard by shard, in several processes, going on
+where it stopped."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections import defaultdict
@@ -19,12 +19,13 @@ from rpiae.core.config.identity import identity
 from rpiae.core.config.tree import Tree
 from rpiae.core.errors import UsageError
 from rpiae.core.model.resolve import part_config
+from rpiae.core.model.temporal import temporal_downsampling
 from rpiae.core.model.tokenizer import RPiAE
-from rpiae.core.runtime.locks import LOCK_FILE, hold
 from rpiae.core.runtime.names import printable
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training.feed import Feed
 from rpiae.data.listed import EveryImage
+from rpiae.data.video.listed import EveryClip
 from rpiae.latents.encoding import (
     batch_size_for,
     check_finite,
@@ -33,21 +34,9 @@ from rpiae.latents.encoding import (
     positions_in_batches,
     tokenizer_digest,
 )
-from rpiae.latents.layout import (
-    DTYPES,
-    FORMAT,
-    INDEX_FILE,
-    Plan,
-    Settings,
-    read_index,
-)
-from rpiae.latents.shards import (
-    UNFINISHED,
-    finished_index,
-    problem_of,
-    write_index,
-    write_shard,
-)
+from rpiae.latents.folders import prepare
+from rpiae.latents.layout import DTYPES, FORMAT, TIME_FORMAT, Plan, Settings
+from rpiae.latents.shards import finished_index, problem_of, write_shard
 
 #: Seconds between two looks at what other processes have written.
 GLANCE = 0.5
@@ -134,6 +123,7 @@ def make_plan(
     if settings.shard_size < 1:
         raise UsageError(f"--shard-size must be at least 1, got {settings.shard_size}")
     check_posterior(model, settings.posterior)
+    frames = images.frames if isinstance(images, EveryClip) else 0
     return Plan(
         settings=settings,
         tokenizer={"path": printable(str(tokenizer.absolute())), "sha256": tokenizer_digest(model)},
@@ -142,47 +132,22 @@ def make_plan(
         num_images=len(images),
         image_size=images.image_size,
         crop=images.rule,
-        latent_shape=model.latent_shape(images.image_size, images.image_size),
+        latent_shape=_latent_shape(model, images.image_size, frames),
+        frames=frames,
+        format=TIME_FORMAT if frames else FORMAT,
         labelled=images.labelled,
         label_names=tuple(map(printable, images.label_names)),
         source=identity(part_config("datasets", data), times=False),
     )
 
 
-def check_folder(folder: Path, plan: Plan) -> None:
-    """Refuse a folder that is neither new nor holds the beginning of just this plan.
-
-    Raises:
-        UsageError: if it holds anything else.
-        CheckpointError: if its index is damaged.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file: name another --out")
-    if not (folder / INDEX_FILE).exists():
-        others = [p.name for p in folder.iterdir() if not _ours(p)] if folder.exists() else []
-        if others:
-            raise UsageError(
-                f"{folder} holds other things than latents, such as {sorted(others)[0]}: name "
-                "another --out"
-            )
-        return
-    before, _ = read_index(folder)
-    if before.format != FORMAT:
-        raise UsageError(
-            f"{folder} holds latents of an earlier rpiae, of format {before.format}: they can be read, "
-            "but not gone on with. Name another --out"
-        )
-    there, here = _flat(before.identity()), _flat(plan.identity())
-    different = [
-        f"{name} is {_shown(there.get(name))} there and {_shown(here.get(name))} here"
-        for name in {**here, **there}
-        if there.get(name) != here.get(name)
-    ]
-    if different:
-        raise UsageError(
-            f"{folder} holds latents that were made otherwise: {' · '.join(different)}. Ask for the "
-            "same to go on with them, or name another --out"
-        )
+def _latent_shape(model: RPiAE, image_size: int, frames: int) -> tuple[int, ...]:
+    """(C, h, w) of an image's latent, (C, t, h, w) of one of a clip of so many frames."""
+    channels, *sides = model.latent_shape(image_size, image_size)
+    if not frames:
+        return channels, *sides
+    steps = model.geometry(image_size, image_size, frames).grid[0]
+    return channels, 1 + (steps - 1) // temporal_downsampling(model.bridge), *sides
 
 
 def encode_dataset(
@@ -225,11 +190,11 @@ def encode_dataset(
 
         def begin() -> Tree:
             plan = make_plan(model, images, settings=settings, data=data, tokenizer=tokenizer)
-            _prepare(target, plan, held)
+            prepare(target, plan, held)
             return plan.as_tree()
 
         plan = Plan.from_tree(runtime.on_main(begin))
-        own = range(runtime.rank, plan.num_shards, runtime.num_processes)
+        own = range(runtime.rank, plan.num_files, runtime.num_processes)
         problems = {number: problem_of(plan, target, number, images) for number in own}
         missing = [number for number, problem in problems.items() if problem]
         yield from _notices(plan, target, problems, images, runtime)
@@ -238,10 +203,10 @@ def encode_dataset(
             num_processes=runtime.num_processes,
         )  # fmt: skip
         yield from _too_few_shards(plan, runtime)
-        others = not_in(own, plan.num_shards) if runtime.is_main else []
+        others = not_in(own, plan.num_files) if runtime.is_main else []
         pace = _Pace(plan, target, others=others, kept=[n for n in own if n not in missing])
         if missing:
-            size = batch_size or batch_size_for(model, images.image_size)
+            size = batch_size or batch_size_for(model, images.image_size, plan.frames or 1)
             yield from _encoded(model, images, target, plan, missing, size, runtime, pace)
         if runtime.is_main:
             yield from _finished(target, plan, images, pace)
@@ -252,7 +217,7 @@ def _notices(
 ) -> Iterator[Notice]:
     """What is to be said first: which shards are there and written anew, and what the dataset says."""
     for number, problem in problems.items():
-        if problem and (folder / plan.shard_file(number)).exists():
+        if problem and (folder / plan.file(number)).exists():
             yield Notice(text=f"{problem}; it is written anew")
     for text in images.notices if runtime.is_main else ():
         yield Notice(text=text)
@@ -266,20 +231,10 @@ def _finished(folder: Path, plan: Plan, images: EveryImage, pace: _Pace) -> Iter
     yield Finished(folder=folder, index=finished_index(folder, plan, images))
 
 
-def _prepare(folder: Path, plan: Plan, held: contextlib.ExitStack) -> None:
-    """Hold a folder that a plan may be carried out in; leave nothing half-written there, and an index."""
-    _claim(folder, held)
-    check_folder(folder, plan)
-    for path in folder.glob(f".*{UNFINISHED}"):  # of interrupted calls
-        path.unlink(missing_ok=True)
-    if not (folder / INDEX_FILE).exists():
-        write_index(folder, plan, complete=False)
-
-
 def _too_few_shards(plan: Plan, runtime: Runtime) -> Iterator[Notice]:
-    if runtime.is_main and plan.num_shards < runtime.num_processes:
+    if runtime.is_main and plan.num_files < runtime.num_processes:
         yield Notice(
-            text=f"{runtime.num_processes} processes have {plan.num_shards} shards to share: a "
+            text=f"{runtime.num_processes} processes have {plan.num_files} shards to share: a "
             "smaller --shard-size makes more"
         )
 
@@ -305,7 +260,7 @@ class _Pace:
 
     def others_are_done(self) -> bool:
         """Whether all shards of the other processes are there."""
-        there = [n for n in self._waiting if (self._folder / self._plan.shard_file(n)).exists()]
+        there = [n for n in self._waiting if (self._folder / self._plan.file(n)).exists()]
         self._elsewhere += sum(len(self._plan.shard(number)) for number in there)
         self._waiting = [number for number in self._waiting if number not in there]
         self._glanced = time.perf_counter()
@@ -371,28 +326,3 @@ def _encoded(
             stored.clear()
             skipped.clear()
         yield pace.progressed()
-
-
-def _claim(folder: Path, held: contextlib.ExitStack) -> None:
-    """Hold a folder, so that one call at a time writes into it."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file: name another --out")
-    held.enter_context(hold(folder, worker="rpiae encode"))
-
-
-def _ours(path: Path) -> bool:
-    return path.name == LOCK_FILE or (path.name.startswith(".") and path.suffix == UNFINISHED)
-
-
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A tree whose tables are spelt out: ``data.files``."""
-    rows: dict[str, Any] = {}
-    for name, value in tree.items():
-        inside = _flat(value) if isinstance(value, dict) else {}
-        rows |= {f"{name}.{key}": each for key, each in inside.items()} or {name: value}
-    return rows
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text[:13] + '…"' if len(text) == 66 else text  # a sha256

@@ -17,6 +17,13 @@ ENTRIES = (
         source="L_feat, arXiv 2603.19206",
     ),
     Entry(
+        name="flicker",
+        target="rpiae.losses.configs:FlickerLossConfig",
+        summary="change from frame to frame where nothing moves in the true clip; 0 for images",
+        tags=("video",),
+        source="ours",
+    ),
+    Entry(
         name="kl",
         target="rpiae.losses.configs:KlLossConfig",
         summary="mean of mean² + var − 1 − logvar, without the factor ½",
@@ -69,6 +76,19 @@ ENTRIES = (
         target="rpiae.losses.configs:PivotRelationalLossConfig",
         summary="difference of token-similarity matrices, features or latent, beyond a margin",
         source="VF loss of VA-VAE, arXiv 2501.01423",
+    ),
+    Entry(
+        name="pivot-trajectory",
+        target="rpiae.losses.configs:PivotTrajectoryLossConfig",
+        summary="difference of the features' motion over time from the replica's; 0 for images",
+        tags=("video",),
+        source="ours",
+    ),
+    Entry(
+        name="temporal-difference",
+        target="rpiae.losses.configs:TemporalDifferenceLossConfig",
+        summary="mean absolute error of the differences of neighbouring frames; 0 for images",
+        tags=("video",),
     ),
 )
 

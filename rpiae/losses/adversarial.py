@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from rpiae.core.model.clips import as_clip
 from rpiae.core.model.contracts import StepContext
+from rpiae.core.model.folding import fold
 from rpiae.core.model.geometry import at_least_fp32
 from rpiae.core.runtime.draws import StepRandomness
 
@@ -45,7 +47,9 @@ class AdversarialLoss:
     def __call__(self, context: StepContext) -> Float[Tensor, ""]:
         assert context.reconstruction is not None
         assert context.critic is not None
-        shown = self.augmented(context.reconstruction, context.draws, "critic-model")
+        made = as_clip(context.reconstruction)
+        draws = context.draws.of_frames(made.shape[2])
+        shown = self.augmented(fold(made), draws, "critic-model")
         logits = at_least_fp32(context.critic(shown))
         return -logits.mean() if self._hinge else F.softplus(-logits).mean()
 

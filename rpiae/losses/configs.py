@@ -246,3 +246,52 @@ class PivotNoisyLossConfig(LossConfig):
     module: ClassVar[str] = "rpiae.losses.pivot:PivotNoisyLoss"
     needs: ClassVar[frozenset[str]] = frozenset({"latent", "decoded_features", "replica"})
     most: float = within(0, 1, default=1.0)
+
+
+@frozen(kw_only=True)
+class TemporalDifferenceLossConfig(LossConfig):
+    """Mean absolute error of frame differences."""
+
+    module: ClassVar[str] = "rpiae.losses.temporal:TemporalDifferenceLoss"
+    needs: ClassVar[frozenset[str]] = frozenset({"pixels"})
+
+
+@frozen(kw_only=True)
+class FlickerLossConfig(LossConfig):
+    """Change over time where nothing moves in the true clip.
+
+    Attributes:
+        threshold: change from which on a pixel moves, in units of [0, 1].
+        neighbourhood: side of the square around a pixel that has to be still, in pixels; odd.
+    """
+
+    module: ClassVar[str] = "rpiae.losses.temporal:FlickerLoss"
+    needs: ClassVar[frozenset[str]] = frozenset({"pixels"})
+    threshold: float = within(0, 1, default=0.02)
+    neighbourhood: int = within(1, 1023, default=3)
+
+    def __attrs_post_init__(self) -> None:
+        if self.neighbourhood % 2 == 0:
+            raise refused(
+                "neighbourhood",
+                f"the side must be odd, got {self.neighbourhood}: a pixel is in its middle",
+            )
+
+
+@frozen(kw_only=True)
+class PivotTrajectoryLossConfig(LossConfig):
+    """Distance of the features' motion from the replica's.
+
+    Attributes:
+        of: whose motion is compared with the replica's.
+        distance: ``squared`` or ``cosine``, see ``PivotTrajectoryLoss``.
+    """
+
+    module: ClassVar[str] = "rpiae.losses.temporal:PivotTrajectoryLoss"
+    of: Literal["features", "decoded_features"] = "features"
+    distance: Literal["squared", "cosine"] = "squared"
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]  # here it depends on a field
+        """The features whose motion it is, and the replica."""
+        return frozenset({self.of, "replica"})

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torchvision.models import vgg16
 
 from rpiae.core.errors import FetchError, UsageError
+from rpiae.core.model.clips import as_clip
 from rpiae.core.model.contracts import StepContext
+from rpiae.core.model.folding import fold
 from rpiae.core.model.geometry import at_least_fp32
 from rpiae.core.runtime.download import cached_name, fetch_url, unfetched
 from rpiae.core.runtime.weight_files import named_file
@@ -82,21 +84,22 @@ class LpipsLoss(nn.Module):
         return self.distance(context.reconstruction, context.images).mean()
 
     def distance(
-        self, made: Float[Tensor, "b 3 h w"], images: Float[Tensor, "b 3 h w"]
+        self, made: Float[Tensor, "b 3 ..."], images: Float[Tensor, "b 3 ..."]
     ) -> Float[Tensor, " b"]:
-        """LPIPS of pairs of images in [0, 1]; gradients pass to ``made``."""
+        """LPIPS of pairs of images in [0, 1], or mean of clips' frames; gradients pass to ``made``."""
         if min(images.shape[-2:]) < LEAST_SIDE:
             raise UsageError(
                 f"loss 'lpips' needs images of at least {LEAST_SIDE} pixels a side, not "
                 f"{images.shape[-2]}×{images.shape[-1]}: raise data.image_size, or --without lpips"
             )
         with torch.no_grad():
-            wanted = self._features(images)
-        total = at_least_fp32(made.new_zeros(made.shape[0]))
-        for head, ours, theirs in zip(self.heads, self._features(made), wanted, strict=True):
+            wanted = self._features(fold(as_clip(images)))
+        found = self._features(fold(as_clip(made)))
+        total = at_least_fp32(made.new_zeros(len(found[0])))
+        for head, ours, theirs in zip(self.heads, found, wanted, strict=True):
             difference = (_unit(ours) - _unit(theirs)).square()
             total = total + (difference * head).sum(1).mean((1, 2))
-        return total
+        return total.view(len(made), -1).mean(1)
 
     def _features(self, images: Tensor) -> list[Tensor]:
         tensor = (2 * images.to(self.shift.dtype) - 1 - self.shift) / self.scale

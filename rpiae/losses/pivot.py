@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -72,7 +73,8 @@ class PivotCosineLoss:
 
 
 class PivotRelationalLoss:
-    """Mean of relu(|S − S*| − margin), S the cosine similarity of all pairs of tokens of an image.
+    """Mean of relu(|S − S*| − margin), S the cosine similarity of all pairs of tokens of an image, or
+    of each frame of a clip.
 
     S* is that of the replica's tokens. Only relations are compared, so the two may have different
     channels: ``of = "latent"`` compares the latent's own tokens, as VA-VAE does.
@@ -94,7 +96,7 @@ class PivotRelationalLoss:
 
     def __call__(self, context: StepContext) -> Float[Tensor, ""]:
         with torch.no_grad():
-            anchor = context.replica.features(context.images).tokens
+            anchor, grid = context.replica.features(context.images)
         tokens = context.features.tokens
         if self._of == "latent":
             assert context.latent is not None
@@ -102,9 +104,14 @@ class PivotRelationalLoss:
         if tokens.shape[1] != anchor.shape[1]:
             raise UsageError(
                 f"pivot-relational: the latent has {tokens.shape[1]} positions and the pivot "
-                f"{anchor.shape[1]} tokens. Take a bridge without downsampling, or of = 'features'"
+                f"{anchor.shape[1]} tokens. Take a bridge without downsampling, in space and in time, "
+                "or of = 'features'"
             )
-        difference = (_similarities(tokens) - _similarities(anchor)).abs()
+        frames = [
+            values.reshape(-1, math.prod(grid[1:]), values.shape[-1]) for values in (tokens, anchor)
+        ]
+        found, wanted = map(_similarities, frames)
+        difference = (found - wanted).abs()
         return F.relu(difference - self._margin).mean()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence, Set
 
@@ -21,6 +22,7 @@ from rpiae.core.config.recipe import (
 from rpiae.core.errors import ConfigError, UsageError
 from rpiae.core.model.build import build_tokenizer
 from rpiae.core.model.resolve import ResolvedRun
+from rpiae.core.model.temporal import temporal_downsampling
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.registry.registry import registry
 from rpiae.core.runtime.devices import check_device_name
@@ -72,10 +74,11 @@ class Plan:
     """Everything ``rpiae build`` says before it starts.
 
     Attributes:
-        latent: (C, h, w) for a training crop.
+        latent: (C, h, w) for a training crop, (C, t, h, w) for a clip.
         compression: image values per latent value.
-        token_frames, step_frames: frames of a clip per token and, once it is long, per latent step.
         image_size: side of the training crops.
+        token_frames: frames of a clip that a token of the encoder stands for.
+        frames: of a training clip; None where the data are images, or not known.
         start: what each part starts from, where a run starts from another one.
         loads: the weights that are loaded, and whether they are here.
         num_images: images to train on; None where the data are not known.
@@ -85,10 +88,9 @@ class Plan:
     parts: tuple[PartPlan, ...]
     stages: tuple[StagePlan, ...]
     parameters: int
-    latent: tuple[int, int, int]
+    latent: tuple[int, ...]
     compression: float
     token_frames: int
-    step_frames: int
     image_size: int
     recipe: str
     recipe_origin: str
@@ -102,6 +104,7 @@ class Plan:
     missing_losses: tuple[str, ...]
     notices: tuple[str, ...]
     memory: MemoryNeed
+    frames: int | None = None
     start: str = ""
     loads: tuple[str, ...] = ()
 
@@ -128,17 +131,17 @@ def make_plan(
         raise ConfigError("the recipe", problems)
     parts = _parts(model, resolved)
     size = getattr(config.data, "image_size", None) or tokenizer.encoder_facts.image_size
-    latent = model.latent_shape(size, size)
-    frames = tokenizer.encoder_facts.frames
+    frames = getattr(config.data, "frames", None)
+    latent, filled = _latent(model, size, frames)
     return Plan(
         parts=parts,
         stages=stages.plans,
         parameters=sum(part.parameters for part in parts),
         latent=latent,
-        compression=3 * size * size / (latent[0] * latent[1] * latent[2]),
-        token_frames=frames,
-        step_frames=frames * tokenizer.bridge_facts.temporal_downsampling,
+        compression=3 * (frames or 1) * size * size / math.prod(latent),
+        token_frames=tokenizer.encoder_facts.frames,
         image_size=size,
+        frames=frames,
         recipe=config.recipe.label,
         recipe_origin=resolved.origins.get("recipe", "given"),
         data=config.data.label if config.data else "",
@@ -149,10 +152,21 @@ def make_plan(
         out=config.out,
         licences=tuple(f"{p.name}: {p.licence}" for p in resolved.presets if p.licence),
         missing_losses=resolved.missing_losses,
-        notices=(*resolved.notices, *notices, *_fitted(resolved, stages.plans), *said),
+        notices=(*resolved.notices, *notices, *filled, *_fitted(resolved, stages.plans), *said),
         start=_start(resolved) if config.init else "",
         memory=memory_need(model.roles, {plan.name: plan.report.trained for plan in stages.plans}),
     )
+
+
+def _latent(model: RPiAE, size: int, frames: int | None) -> tuple[tuple[int, ...], list[str]]:
+    """The shape of the latent of a training crop, and what is to be said of it."""
+    channels, *sides = model.latent_shape(size, size)
+    if frames is None:
+        return (channels, *sides), []
+    plan = model.geometry(size, size, frames)
+    filled = f"data.frames = {frames}: every clip is filled to {plan.padded[0]} with its last frame"
+    steps = 1 + (plan.grid[0] - 1) // temporal_downsampling(model.bridge)
+    return (channels, steps, *sides), [filled] if plan.padded[0] > frames else []
 
 
 def _parts(model: RPiAE, resolved: ResolvedRun) -> tuple[PartPlan, ...]:

@@ -14,20 +14,21 @@
 The checks raise AssertionError with what is wrong.
 """
 
-from rpiae.data.synthetic import SyntheticImages
+from rpiae.data.synthetic import SyntheticClips, SyntheticImages
 from rpiae.testing.builds import check_builds
 from rpiae.testing.contracts import (
     check_bridge,
     check_critic,
     check_decoder,
     check_encoder,
-    check_loss,
 )
 from rpiae.testing.datasets import check_dataset
+from rpiae.testing.losses import check_loss
 from rpiae.testing.metrics import check_metric
 from rpiae.testing.plugins import check_manifest, check_plugin
 
 __all__ = [
+    "SyntheticClips",
     "SyntheticImages",
     "check_bridge",
     "check_builds",

@@ -23,7 +23,7 @@ from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training import events
 from rpiae.core.training.stage import TrainerInputs
 from rpiae.core.training.trainer import train
-from rpiae.data.synthetic import SyntheticImages
+from rpiae.data.synthetic import SyntheticClips, SyntheticImages
 from rpiae.tasks.tokenizer.replica import PivotReplica
 from rpiae.tasks.tokenizer.task import TokenizerTask
 
@@ -45,10 +45,11 @@ def check_builds(
     data: str | Tree | None = None,
     recipe: str = "quick",
     without: Sequence[str] = (),
+    frames: int = 1,
 ) -> None:
     """Parts build, take optimiser steps in every stage of a recipe, and load again from a folder.
 
-    The encoder starts at random. Images are made up, of four latent positions a side.
+    The encoder starts at random. Images, or clips, are made up, of four latent positions a side.
 
     Args:
         encoder, bridge, decoder: registered names, or tables with a name; small.
@@ -56,6 +57,7 @@ def check_builds(
         data: a registered dataset in place of made-up images.
         recipe: whose stages are tried; what its losses load must be there.
         without: losses that are left out of it.
+        frames: of each made-up clip; with 1 they are images.
 
     Raises:
         AssertionError: with what is wrong.
@@ -69,12 +71,12 @@ def check_builds(
     before = {role: _parameters(model, role) for role in model.roles}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        trained = _train(resolved, model, folder)
+        trained = _train(resolved, model, folder, frames)
         for role in sorted(trained):
             after = _parameters(model, role)
             still = [n for n, value in before[role].items() if torch.equal(value, after[n])]
             assert len(still) < len(after) or not after, f"training leaves the {role} as it was"
-        _check_round_trip(model, folder / "tokenizer")
+        _check_round_trip(model, folder / "tokenizer", frames)
 
 
 def _resolved(
@@ -107,11 +109,11 @@ def _loss(term: Tree) -> str:
     return str(loss["name"] if isinstance(loss, dict) else loss)
 
 
-def _train(resolved: ResolvedRun, model: RPiAE, folder: Path) -> set[str]:
+def _train(resolved: ResolvedRun, model: RPiAE, folder: Path, frames: int) -> set[str]:
     """Train in place; the roles that were trained."""
     pivot = build_tokenizer(resolved.tokenizer, seed=0).encoder
     assert isinstance(pivot, torch.nn.Module)
-    data = _data(resolved)
+    data = _data(resolved, frames)
     replica = PivotReplica.beside(model, pivot)
     inputs = TrainerInputs(
         task=TokenizerTask(model, replica=replica, evaluate=lambda *_: {}),
@@ -128,12 +130,12 @@ def _train(resolved: ResolvedRun, model: RPiAE, folder: Path) -> set[str]:
     return trained
 
 
-def _data(resolved: ResolvedRun) -> Dataset:
+def _data(resolved: ResolvedRun, frames: int) -> Dataset:
     tokenizer = resolved.tokenizer
     size = 4 * tokenizer.output_patch * tokenizer.bridge_facts.downsampling
     config = resolved.config.data
     if config is None:
-        return SyntheticImages(size)
+        return SyntheticImages(size) if frames == 1 else SyntheticClips(size, frames)
     if "image_size" in fields_dict(type(config)):
         config = evolve(config, image_size=size)  # type: ignore[call-arg]  # a field of most datasets
     data = config.build()
@@ -145,11 +147,15 @@ def _parameters(model: RPiAE, role: str) -> dict[str, Tensor]:
     return {n: p.detach().clone() for n, p in model.roles[role].named_parameters()}
 
 
-def _check_round_trip(model: RPiAE, folder: Path) -> None:
-    """The saved tokenizer is the same, also for an image that is neither square nor a multiple."""
+def _check_round_trip(model: RPiAE, folder: Path, frames: int) -> None:
+    """The saved tokenizer is the same, also for an image or a clip that is neither square nor a
+    multiple."""
     loaded = load_tokenizer(save_tokenizer(model.eval(), folder))
     side = model.decoder.patch[1] * model.bridge.downsampling
-    images = torch.rand(1, 3, 3 * side - 1, 4 * side, generator=torch.Generator().manual_seed(0))
+    time = () if frames == 1 else (frames + 1,)
+    images = torch.rand(
+        1, 3, *time, 3 * side - 1, 4 * side, generator=torch.Generator().manual_seed(0)
+    )
     with torch.no_grad():
         made, again = model.reconstruct(images), loaded.reconstruct(images)
     assert made.shape == images.shape, f"{tuple(images.shape)} comes back as {tuple(made.shape)}"

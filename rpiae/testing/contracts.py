@@ -12,10 +12,8 @@ from rpiae.core.config.parts import (
     CriticConfig,
     DecoderConfig,
     EncoderConfig,
-    LossConfig,
 )
 from rpiae.core.model.contracts import (
-    NEEDS,
     BlockFeatures,
     Bridge,
     Critic,
@@ -25,12 +23,10 @@ from rpiae.core.model.contracts import (
     Fittable,
     GaussianPosterior,
     QuantisedPosterior,
-    StepContext,
 )
-from rpiae.core.model.geometry import Patch
-from rpiae.core.runtime.draws import StepRandomness
-from rpiae.encoders.configs import VitEncoderConfig
-from rpiae.tasks.tokenizer.replica import PivotReplica
+from rpiae.core.model.temporal import TemporalBridge, TemporalDecoder, temporal_downsampling
+from rpiae.testing.causal import check_causal_bridge, check_causal_decoder
+from rpiae.testing.modules import check_features, check_gradients, check_patch, seeded, unfit
 
 
 def check_encoder(config: EncoderConfig, *, grid: tuple[int, int] = (2, 3)) -> None:
@@ -45,27 +41,27 @@ def check_encoder(config: EncoderConfig, *, grid: tuple[int, int] = (2, 3)) -> N
     facts = config.describe()
     with torch.device("meta"):
         shapes = {n: p.shape for n, p in config.build().state_dict().items()}
-    encoder = _seeded(config)
-    assert isinstance(encoder, Encoder), _unfit(encoder, Encoder)
+    encoder = seeded(config)
+    assert isinstance(encoder, Encoder), unfit(encoder, Encoder)
     assert shapes == {n: p.shape for n, p in encoder.state_dict().items()}, "meta build differs"
     for name in ("width", "num_blocks", "mean", "std"):
         said, has = getattr(facts, name), getattr(encoder, name)
         assert said == has, f"describe() says {name} = {said}, the module has {has}"
-    _check_patch(encoder.patch, (facts.frames, facts.patch, facts.patch))
+    check_patch(encoder.patch, facts.patch, frames=facts.frames)
     rows, columns = grid
     pt, ph, pw = encoder.patch
     steps = 2 if pt > 1 else 1
     frames = (steps * pt,) if pt > 1 else ()
     images = torch.randn(2, 3, *frames, rows * ph, columns * pw)
     features = encoder(images)
-    _check_features(features, (2, steps * rows * columns, facts.width), (steps, rows, columns))
+    check_features(features, (2, steps * rows * columns, facts.width), (steps, rows, columns))
     turned = encoder(torch.randn(2, 3, *frames, columns * ph, rows * pw))
     assert turned.grid == (steps, columns, rows), "height and width are swapped"
     found = encoder.blocks(images, [0, -1])
     assert isinstance(found, BlockFeatures)
     assert [t.shape for t in found.tokens] == [features.tokens.shape] * 2
     assert found.grid == features.grid
-    _check_gradients(encoder, features.tokens)
+    check_gradients(encoder, features.tokens)
     assert encoder.last_weight.grad is not None, "last_weight takes no part in the tokens"
     assert any(encoder.last_weight is p for p in encoder.parameters()), (
         "last_weight is no parameter"
@@ -73,20 +69,24 @@ def check_encoder(config: EncoderConfig, *, grid: tuple[int, int] = (2, 3)) -> N
 
 
 def check_bridge(config: BridgeConfig) -> None:
-    """A bridge's facts, fit, shapes on non-square grids of images and clips, posterior and gradients.
+    """A bridge's facts, fit, shapes on non-square grids of images and clips, posterior and gradients;
+    of one that compresses time, see ``check_causal_bridge`` too.
 
     Args:
         config: of a small bridge, its wired fields filled.
     """
     facts = config.describe()
-    bridge = _seeded(config)
-    assert isinstance(bridge, Bridge), _unfit(bridge, Bridge)
+    bridge = seeded(config)
+    assert isinstance(bridge, Bridge), unfit(bridge, Bridge)
     assert bridge.latent_channels == facts.latent_channels
     assert bridge.gaussian == facts.gaussian
     assert bridge.downsampling == facts.downsampling, "describe() gives another downsampling"
+    assert temporal_downsampling(bridge) == facts.temporal_downsampling, (
+        "describe() gives another temporal_downsampling"
+    )
     assert isinstance(bridge, Fittable) == facts.fitted, "describe().fitted is wrong"
     if isinstance(bridge, Fittable):
-        _check_fit(bridge, _seeded(config))
+        _check_fit(bridge, seeded(config))
     rows, columns = 2 * facts.downsampling, 3 * facts.downsampling
     tokens = torch.randn(2, rows * columns, bridge.features)
     posterior = bridge.encode(Features(tokens, (1, rows, columns)))
@@ -99,9 +99,9 @@ def check_bridge(config: BridgeConfig) -> None:
         other = posterior.sample(torch.randn(latent.shape))
         assert not torch.equal(posterior.sample(noise), other), "sample ignores its noise"
     decoded = bridge.decode(posterior.sample(noise))
-    _check_features(decoded, tuple(tokens.shape), (1, rows, columns))
+    check_features(decoded, tuple(tokens.shape), (1, rows, columns))
     if facts.gaussian:
-        assert isinstance(posterior, GaussianPosterior), _unfit(posterior, GaussianPosterior)
+        assert isinstance(posterior, GaussianPosterior), unfit(posterior, GaussianPosterior)
         assert posterior.kl().ndim == 0
         assert posterior.kl() >= 0
     if isinstance(posterior, QuantisedPosterior):
@@ -109,8 +109,10 @@ def check_bridge(config: BridgeConfig) -> None:
     steps = 1 + facts.temporal_downsampling
     clip = Features(torch.randn(2, steps * rows * columns, bridge.features), (steps, rows, columns))
     back = bridge.decode(bridge.encode(clip).mode())
-    _check_features(back, tuple(clip.tokens.shape), clip.grid)
-    _check_gradients(bridge, decoded.tokens)
+    check_features(back, tuple(clip.tokens.shape), clip.grid)
+    check_gradients(bridge, decoded.tokens)
+    if isinstance(bridge, TemporalBridge):
+        check_causal_bridge(bridge)
 
 
 def _check_fit(bridge: Fittable, again: nn.Module) -> None:
@@ -150,82 +152,26 @@ def _check_indices(posterior: QuantisedPosterior, latent: Tensor) -> None:
 
 
 def check_decoder(config: DecoderConfig) -> None:
-    """A decoder's shapes on non-square grids of images and clips, and gradients.
+    """A decoder's shapes on non-square grids of images and clips, and gradients; of one that sees
+    earlier frames, see ``check_causal_decoder`` too.
 
     Args:
         config: of a small decoder, its wired fields filled.
     """
-    decoder = _seeded(config)
-    assert isinstance(decoder, Decoder), _unfit(decoder, Decoder)
+    decoder = seeded(config)
+    assert isinstance(decoder, Decoder), unfit(decoder, Decoder)
     assert config.patch is not None
-    _check_patch(decoder.patch, (config.frames_per_token, config.patch, config.patch))
+    check_patch(decoder.patch, config.patch, frames=config.frames_per_token)
     assert decoder.features == config.features
     frames, rows, columns = decoder.patch
     for steps in (2, 1):
         clip = decoder(Features(torch.randn(2, steps * 6, decoder.features), (steps, 2, 3)))
         shape = (2, 3, steps * frames, 2 * rows, 3 * columns)
         assert clip.shape == shape, f"{tuple(clip.shape)} on {steps} × 2 × 3 tokens, not {shape}"
-    _check_gradients(decoder, clip)
+    check_gradients(decoder, clip)
     assert decoder.last_weight.grad is not None, "last_weight takes no part in the images"
-
-
-#: What stands for a gradient: tensors of a step, and the needs of which one has to name it.
-GRADIENTS = {
-    "reconstruction": frozenset({"pixels"}),
-    "tokens": frozenset({"features"}),
-    "decoded": frozenset({"decoded_features"}),
-    "moments": frozenset({"gaussian", "latent"}),
-    "latent": frozenset({"latent"}),
-}
-
-
-def check_loss(config: LossConfig, replica_encoder: nn.Module | None = None) -> None:
-    """A loss is a finite scalar that depends on something trainable, and declares known needs; its
-    gradient reaches nothing but these.
-
-    Args:
-        config: the loss.
-        replica_encoder: stands for the pivot; a small ViT where it is not given.
-    """
-    needs = config.needs
-    assert needs <= set(NEEDS), f"unknown needs: {sorted(needs - set(NEEDS))}"
-    from rpiae.bridges.posterior import DiagonalGaussian
-
-    if replica_encoder is None:
-        replica_encoder = _seeded(VitEncoderConfig(width=32, depth=2, num_heads=2))
-    assert isinstance(replica_encoder, Encoder), _unfit(replica_encoder, Encoder)
-    patch, width = replica_encoder.patch, replica_encoder.width
-    images = torch.rand(2, 3, 4 * patch[1], 6 * patch[2])
-    leaves = {
-        "reconstruction": torch.rand(images.shape, requires_grad=True),
-        "tokens": torch.randn(2, 24, width, requires_grad=True),
-        "decoded": torch.randn(2, 24, width, requires_grad=True),
-        "moments": torch.randn(2, 4, 1, 4, 6, requires_grad=True),
-        "latent": torch.randn(2, 1, 1, 4, 6, requires_grad=True),
-    }
-    context = StepContext(
-        images=images,
-        features=Features(leaves["tokens"], (1, 4, 6)),
-        posterior=DiagonalGaussian(*leaves["moments"].chunk(2, dim=1)),
-        latent=leaves["latent"],
-        decoded_features=Features(leaves["decoded"], (1, 4, 6)),
-        reconstruction=leaves["reconstruction"],
-        replica=PivotReplica(replica_encoder, output_patch=patch),
-        draws=StepRandomness(0, "check", 0, (0, 1)),
-        expand=lambda latent: Features(latent.flatten(2).mT.repeat(1, 1, width), (1, 4, 6)),
-        critic=lambda shown: shown.flatten(1),
-    )
-    value = config.build()(context)
-    assert value.shape == (), "a loss is a scalar"
-    assert math.isfinite(value.item())
-    torch.autograd.backward(value)
-    assert any(leaf.grad is not None for leaf in leaves.values()), "nothing receives a gradient"
-    for name, sources in GRADIENTS.items():
-        reached = leaves[name].grad is not None
-        assert not reached or needs & sources, (
-            f"its gradient reaches the {name}, which none of its needs {sorted(needs)} stands for: the "
-            f"trainer takes it only where they say so; name one of {sorted(sources)}"
-        )
+    if isinstance(decoder, TemporalDecoder):
+        check_causal_decoder(decoder)
 
 
 def check_critic(config: CriticConfig, *, size: tuple[int, int] = (40, 56)) -> None:
@@ -235,8 +181,8 @@ def check_critic(config: CriticConfig, *, size: tuple[int, int] = (40, 56)) -> N
         config: of a small critic.
         size: height and width of the images to try.
     """
-    critic = _seeded(config)
-    assert isinstance(critic, Critic), _unfit(critic, Critic)
+    critic = seeded(config)
+    assert isinstance(critic, Critic), unfit(critic, Critic)
     trained = [n for n, p in critic.named_parameters() if p.requires_grad]
     assert trained, "the critic has nothing to learn with"
     images = torch.rand(3, 3, *size, requires_grad=True)
@@ -246,41 +192,8 @@ def check_critic(config: CriticConfig, *, size: tuple[int, int] = (40, 56)) -> N
     assert logits.shape[0] == 3
     alone = torch.cat([critic(image[None]) for image in images])
     torch.testing.assert_close(alone, logits, rtol=1e-4, atol=1e-4)
-    _check_gradients(critic, logits)
+    check_gradients(critic, logits)
     assert images.grad is not None, "no gradient passes to the images"
     assert images.grad.abs().sum() > 0
     frozen = [n for n, p in critic.named_parameters() if not p.requires_grad and p.grad is not None]
     assert not frozen, f"frozen parameters with a gradient: {frozen}"
-
-
-def _seeded(config: EncoderConfig | BridgeConfig | DecoderConfig | CriticConfig) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = config.build()
-    assert isinstance(module, nn.Module)
-    return module
-
-
-def _check_patch(patch: object, wanted: Patch) -> None:
-    assert patch == wanted, f"patch is {patch}, not (frames, rows, columns) = {wanted}"
-
-
-def _check_features(features: Features, shape: tuple[int, ...], grid: tuple[int, int, int]) -> None:
-    assert isinstance(features, Features)
-    assert tuple(features.tokens.shape) == shape, f"{tuple(features.tokens.shape)}, not {shape}"
-    assert features.grid == grid, f"grid {features.grid}, not {grid}"
-
-
-def _check_gradients(module: nn.Module, output: Tensor) -> None:
-    """Every parameter takes part; needs weights that are not zero behind each of them."""
-    if not any(True for _ in module.parameters()):
-        return
-    torch.autograd.backward([(output * torch.randn(output.shape)).sum()])
-    unused = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
-    assert not unused, f"parameters without a gradient: {unused}"
-
-
-def _unfit(part: object, contract: type) -> str:
-    wanted = [n for n in dir(contract) if not n.startswith("_")] + list(contract.__annotations__)
-    lacks = sorted({n for n in wanted if not hasattr(part, n)})
-    return f"{type(part).__name__} lacks {', '.join(lacks)} of {contract.__name__}"

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from rpiae.core.config.parts import DatasetConfig
-from rpiae.core.model.contracts import Batch, Dataset, StageSteps
+from rpiae.core.model.contracts import Batch, ClipDataset, Dataset, StageSteps
 from rpiae.core.training.feed import as_floats
 
 
 def check_dataset(config: DatasetConfig) -> None:
-    """A dataset's images, their range and shapes, and that a step depends on nothing but its number.
+    """A dataset's images or clips, their range and shapes, and that a step depends on nothing but its number.
 
     So a run can be resumed in the middle of a stage, and split over processes.
 
@@ -24,11 +24,12 @@ def check_dataset(config: DatasetConfig) -> None:
     notices = dataset.notices
     assert all(isinstance(text, str) for text in notices), "notices are no texts"
     size = dataset.image_size
+    shape = _shape(dataset)
     whole = _batches(dataset, start=0, steps=3)
     assert len(whole) == 3, "batches() gives another number of steps"
     assert set(notices) <= set(whole[0].notices), "the first batch does not say the notices"
     for step, batch in enumerate(whole):
-        _check_images(as_floats(batch.inputs), (4, 3, size, size), "a batch")
+        _check_images(as_floats(batch.inputs), (4, *shape), "a batch")
         assert batch.samples == tuple(range(4 * step, 4 * step + 4)), "samples are not s·b, …"
     later = _batches(dataset, start=2, steps=3)
     assert len(later) == 1, "batches() does not begin at start"
@@ -41,6 +42,8 @@ def check_dataset(config: DatasetConfig) -> None:
     together = torch.cat([batch.inputs for batch in shares])
     assert torch.equal(together, whole[1].inputs), "three processes see other images than one"
     assert sum((batch.samples for batch in shares), ()) == whole[1].samples
+    if isinstance(dataset, ClipDataset):
+        _check_single_frames(dataset)
     _check_held_out(dataset)
     crops = dataset.crops(3, seed=0)
     _check_images(crops, (3, 3, size, size), "crops()")
@@ -48,16 +51,42 @@ def check_dataset(config: DatasetConfig) -> None:
     assert dataset.crops(0, seed=0).shape[0] == 0
 
 
-def _batches(dataset: Dataset, **steps: int) -> list[Batch]:
-    return list(dataset.batches(StageSteps(seed=1, stage="one", batch_size=4, **steps)))
+def _shape(dataset: Dataset) -> tuple[int, ...]:
+    """The shape of what it shows: an image, or a clip."""
+    size = dataset.image_size
+    return (3, dataset.frames, size, size) if isinstance(dataset, ClipDataset) else (3, size, size)
+
+
+def _batches(dataset: Dataset, *, image_share: float = 0.0, **steps: int) -> list[Batch]:
+    return list(
+        dataset.batches(
+            StageSteps(seed=1, stage="one", batch_size=4, image_share=image_share, **steps)
+        )
+    )
+
+
+def _check_single_frames(dataset: ClipDataset) -> None:
+    """Steps of single frames are those that are drawn, in every process."""
+    size = dataset.image_size
+    [single] = _batches(dataset, start=1, steps=2, image_share=1.0)
+    _check_images(as_floats(single.inputs), (4, 3, size, size), "a batch of single frames")
+    mixed = _batches(dataset, start=0, steps=8, image_share=0.5)
+    steps = StageSteps(
+        seed=1, stage="one", batch_size=4, start=0, steps=8, image_share=0.5, num_processes=2
+    )
+    for step, batch in enumerate(mixed):
+        clips = batch.inputs.ndim == 5
+        assert clips != steps.of_frames(step), f"step {step} is of clips, or of frames, by mistake"
+    share = _batches(dataset, start=0, steps=8, image_share=0.5, rank=1, num_processes=2)
+    for whole, half in zip(mixed, share, strict=True):
+        assert torch.equal(half.inputs, whole.inputs[2:]), "two processes see other clips than one"
 
 
 def _check_held_out(dataset: Dataset) -> None:
-    size = dataset.image_size
     held_out = dataset.held_out()
     count = held_out.images.shape[0]
     assert count > 0, "nothing is held out"
-    _check_images(held_out.images, (count, 3, size, size), "held_out()")
+    _check_images(held_out.images, (count, *_shape(dataset)), "held_out()")
     assert len(held_out.groups) == count, "held_out() needs a group per image"
     assert set(held_out.groups) == set(held_out.columns), "columns and groups name other things"
     for group, columns in held_out.columns.items():

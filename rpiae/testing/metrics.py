@@ -17,9 +17,10 @@ from rpiae.evaluation.examination import Examination, Measured, Metric, TrainedM
 from rpiae.tasks.tokenizer.replica import PivotReplica
 
 #: What a metric may say that it needs.
-NEEDS = frozenset({"training", "labels", "pivot", "latent"})
+NEEDS = frozenset({"training", "labels", "pivot", "latent", "clips"})
 
 IMAGES = 24
+FRAMES = 6
 CLASSES = 3
 ENCODER = {"name": "vit", "width": 32, "depth": 2, "num_heads": 2, "pretrained": False}
 DECODER = {"name": "vit", "width": 32, "depth": 1, "num_heads": 2, "mlp_hidden": 64}
@@ -27,6 +28,8 @@ DECODER = {"name": "vit", "width": 32, "depth": 1, "num_heads": 2, "mlp_hidden":
 
 def check_metric(config: MetricConfig) -> None:
     """A metric's numbers, and that these depend neither on batches nor on the number of processes.
+
+    One that needs clips is shown clips, every other one images.
 
     Args:
         config: of the metric.
@@ -64,6 +67,8 @@ def _measured(config: MetricConfig, sizes: Sequence[int], *, processes: int = 1)
         if walk == "training" and "training" not in config.needs:
             continue
         images, labels = _images(seed)
+        if "clips" in config.needs:
+            images = _clips(images)
         start = 0
         for number, size in enumerate(sizes):
             part = slice(start, start + size)
@@ -103,3 +108,11 @@ def _images(seed: int) -> tuple[Tensor, Tensor]:
     colours = torch.eye(CLASSES)[labels].view(IMAGES, 3, 1, 1)
     images = 0.4 * colours + 0.6 * torch.rand(IMAGES, 3, 32, 32, generator=draws)
     return (images * 255).round() / 255, labels
+
+
+def _clips(images: Tensor) -> Tensor:
+    """Clips of images whose upper half moves to the right, by one pixel a frame, and whose lower half
+    stands still."""
+    upper, lower = images.chunk(2, dim=-2)
+    frames = [torch.cat([upper.roll(t, dims=-1), lower], dim=-2) for t in range(FRAMES)]
+    return torch.stack(frames, dim=2)

@@ -76,8 +76,24 @@ def odd_bridge(request: pytest.FixtureRequest) -> Iterator[str]:
         {"bridge": BRIDGES["linear4"], "decoder": DECODERS["conv"]},
         {"losses": ("mse", "pivot-perceptual"), "data": "sample"},
         {"bridge": "identity", "recipe": "quick-gan"},
+        {"recipe": "quick-gan", "losses": ("pivot-perceptual", "flicker"), "frames": 3},
+        {
+            "bridge": BRIDGES["tvb4x4"],
+            "decoder": DECODERS["video-vit"],
+            "recipe": "video",
+            "frames": 5,
+        },
+        {"bridge": BRIDGES["temporal-linear"], "decoder": DECODERS["video-conv"], "frames": 4},
     ],
-    ids=["half grid", "fitted", "losses and data", "critic"],
+    ids=[
+        "half grid",
+        "fitted",
+        "losses and data",
+        "critic",
+        "images on clips",
+        "clips",
+        "incomplete groups",
+    ],
 )
 def test_built_in_parts(parts: dict[str, Any]) -> None:
     check_builds(**parts)

@@ -1,4 +1,4 @@
-"""Any combination builds into a working tokenizer: encoder × bridge × decoder × recipe."""
+"""Any combination builds into a working tokenizer: encoder × bridge × decoder × recipe × data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rpiae.core.model.folders import save_tokenizer
 from rpiae.core.training import events
 from rpiae.core.training.trainer import train
 from rpiae.testing import SyntheticImages
-from tests.toys import BRIDGES, DECODERS, ENCODERS, RECIPES, toy_recipe, toy_run
+from tests.toys import BRIDGES, DATA, DECODERS, ENCODERS, RECIPES, toy_recipe, toy_run
 
 LOAD = """
 import sys, torch, pytest_socket
@@ -29,7 +29,7 @@ for folder in sys.argv[1:]:
     model = rpiae.load(folder)
     images = load_file(folder + "/images.safetensors")["images"]
     with torch.no_grad():
-        save_file({"made": model.reconstruct(images)}, folder + "/made.safetensors")
+        save_file({"made": model.reconstruct(images).contiguous()}, folder + "/made.safetensors")
 """
 
 
@@ -74,8 +74,8 @@ def _added(option: Choice, chosen: dict[int, str], missing: Container[Pair]) -> 
     return sum((min(option, other), max(option, other)) in missing for other in chosen.items())
 
 
-COMBINATIONS = covering(ENCODERS, BRIDGES, DECODERS, RECIPES)
-ALL = list(itertools.product(ENCODERS, BRIDGES, DECODERS, RECIPES))
+COMBINATIONS = covering(ENCODERS, BRIDGES, DECODERS, RECIPES, DATA)
+ALL = list(itertools.product(ENCODERS, BRIDGES, DECODERS, RECIPES, DATA))
 
 
 def test_every_pair_of_parts_and_recipes_is_in_the_matrix() -> None:
@@ -98,8 +98,9 @@ def test_matrix_trains_saves_and_loads_in_a_fresh_process(
 
     expected = {}
     for i, combination in enumerate(combinations):
+        *names, data = combination
         inputs = toy_run(
-            tmp_path / f"run{i}", *combination, "recipe.max_steps=1", "recipe.batch_size=2"
+            tmp_path / f"run{i}", *names, "recipe.max_steps=1", "recipe.batch_size=2", data=data
         )
         seen = list(train(inputs))
         stages = [s.name for s in inputs.recipe.stages]
@@ -109,7 +110,8 @@ def test_matrix_trains_saves_and_loads_in_a_fresh_process(
         assert steps, combination
         assert all(e.gradient_norms for e in steps), combination
         folder = save_tokenizer(inputs.task.model.eval(), tmp_path / f"tokenizer{i}")
-        images = torch.rand(1, 3, 40, 28, generator=torch.Generator().manual_seed(i))
+        time = (4,) if data == "clips" else ()
+        images = torch.rand(1, 3, *time, 40, 28, generator=torch.Generator().manual_seed(i))
         save_file({"images": images}, folder / "images.safetensors")
         with torch.no_grad():
             expected[folder] = (combination, inputs.task.model.reconstruct(images))

@@ -18,6 +18,7 @@ from rpiae.bridges.posterior import LOGVAR_RANGE, DiagonalGaussian
 from rpiae.core.config.recipe import AdaptiveConfig, OptimiserConfig, StageLength, TermConfig
 from rpiae.core.model.contracts import BlockFeatures, Features, StepContext
 from rpiae.core.model.geometry import map_grid, map_to_tokens, to_8_bits
+from rpiae.core.runtime.draws import StepRandomness
 from rpiae.core.training.balance import Balance, Layer, Meeting, Meetings, Pass, Value
 from rpiae.core.training.ema import Ema
 from rpiae.core.training.objective import Objective
@@ -280,6 +281,7 @@ def test_both_sides_of_the_game(losses: Golden) -> None:
         reconstruction=torch.zeros(3, 3, 4, 4),
         images=torch.zeros(3, 3, 4, 4),
         critic=lambda _: made,
+        draws=StepRandomness(0, "stage", 0, (0, 1, 2)),
     )
     _close(hinge(context), losses.expected["gan/vanilla_g"])
 

@@ -34,7 +34,7 @@ from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training.feed import Feed
 from rpiae.data.images import to_tensor
 from rpiae.data.listed import Listed, every_image
-from rpiae.latents import LatentDataset, reading, writing
+from rpiae.latents import LatentDataset, stored, writing
 from rpiae.latents import shards as shard_files
 from rpiae.latents.decoding import decode_latents, read_tensor
 from rpiae.latents.encoding import measure_latents, tokenizer_digest
@@ -748,11 +748,11 @@ def test_sizes_that_are_no_multiple_of_the_patch(toy: Path, tmp_path: Path) -> N
 
 
 def test_names_stay_below_the_folder_and_apart(toy: Path, tmp_path: Path) -> None:
-    from rpiae.latents.decoding import _file_name
+    from rpiae.latents.decoding import file_name
 
     used: set[str] = set()
     names = ["../../x.png", "/etc/x.jpg", "a/../x.png", "x.png", "x", "x.PNG", "..", "a.b#3"]
-    made = [_file_name(name, i, used) for i, name in enumerate(names)]
+    made = [file_name(name, i, used) for i, name in enumerate(names)]
     assert len(set(made)) == len(names)
     for name in made:
         assert (tmp_path / name).resolve().is_relative_to(tmp_path)
@@ -766,10 +766,10 @@ def test_names_stay_below_the_folder_and_apart(toy: Path, tmp_path: Path) -> Non
     [["a", "a.jpg.png", "a.jpg-3.png", "a.jpg"], ["a-1.png", "a.jpg.png", "a", "a.jpg", "a"]],
 )
 def test_there_is_always_a_free_name(names: list[str]) -> None:
-    from rpiae.latents.decoding import _file_name
+    from rpiae.latents.decoding import file_name
 
     used: set[str] = set()
-    made = [_file_name(name, i, used) for i, name in enumerate(names)]
+    made = [file_name(name, i, used) for i, name in enumerate(names)]
     assert used == set(made)
     assert len(used) == len(names)
 
@@ -977,7 +977,7 @@ def test_a_tensor_is_checked_once(
     encode(toy, f"parquet:{parquet}", tmp_path / "out")
     dataset = LatentDataset(tmp_path / "out")
     checks: list[str] = []
-    monkeypatch.setattr(reading, "check_tensor", lambda path, file, name, _: checks.append(name))
+    monkeypatch.setattr(stored, "check_tensor", lambda path, file, name, _: checks.append(name))
     for i in (0, 1, 2, 5, 0):
         dataset[i]
     assert checks == ["latent", "latent"]  # of two shards

@@ -271,9 +271,14 @@ class CriticConfig(PartConfig):
 
 @frozen(kw_only=True)
 class DatasetConfig(PartConfig):
-    """Base of dataset configs."""
+    """Base of dataset configs.
+
+    Attributes:
+        clips: whether it gives clips, and not images.
+    """
 
     family: ClassVar[str] = "datasets"
+    clips: ClassVar[bool] = False
 
     def files(self) -> Iterable[tuple[str, Path | None]] | None:
         """What the dataset reads, in its order: what each file is called wherever it lies, and its

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rpiae.core.errors import UsageError
 from rpiae.core.model.geometry import Grid, Patch
-from rpiae.core.runtime.draws import StepRandomness
+from rpiae.core.runtime.draws import StepRandomness, uniform
 
 
 class Features(NamedTuple):
@@ -257,7 +257,10 @@ class Term(Protocol):
 
 @runtime_checkable
 class AdversarialTerm(Term, Protocol):
-    """A term that plays against a critic, and knows what the critic's own loss is."""
+    """A term that plays against a critic, and knows what the critic's own loss is.
+
+    Clips are shown frame by frame, each frame with the draws of its clip.
+    """
 
     def augmented(
         self, images: Float[Tensor, "b 3 h w"], draws: StepRandomness, purpose: str
@@ -360,6 +363,10 @@ class StageSteps:
         first = step * self.batch_size + self.rank * small + min(self.rank, more)
         return range(first, first + small + (self.rank < more))
 
+    def of_frames(self, step: int) -> bool:
+        """Whether a step learns from single frames: drawn, and the same in all processes."""
+        return uniform(self.seed, self.stage, step, "frames") < self.image_share
+
     @property
     def share(self) -> float:
         """See ``Batch``."""
@@ -404,6 +411,19 @@ class Dataset(BatchSource, Protocol):
 
     def crops(self, count: int, *, seed: int) -> Float[Tensor, "n 3 s s"]:
         """Random training crops in [0, 1], for fitting."""
+
+
+@runtime_checkable
+class ClipDataset(Dataset, Protocol):
+    """A dataset of clips: batches (b, 3, t, s, s), except for ``StageSteps.of_frames``; held-out clips
+    (n, 3, t, s, s); and single frames as crops for fitting.
+
+    Attributes:
+        frames: t, of a clip.
+    """
+
+    @property
+    def frames(self) -> int: ...
 
 
 def block_index(index: int, num_blocks: int) -> int:

@@ -7,13 +7,17 @@ it; single numbers come from a hash of their labels and are sent there without w
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from rpiae.core.runtime.devices import sent
+
+S = TypeVar("S", bound="SampleDraws")
 
 
 def key(seed: int, *labels: int | str) -> int:
@@ -53,6 +57,13 @@ class SampleDraws:
         self._seed = seed
         self._labels = labels
         self._samples = samples
+
+    def of_frames(self: S, frames: int) -> S:
+        """The draws of so many frames of each sample, sample by sample, as ``fold`` puts them: every
+        frame has its clip's."""
+        found = copy.copy(self)
+        found._samples = [sample for sample in self._samples for _ in range(frames)]
+        return found
 
     def normal_like(self, reference: Tensor, purpose: str) -> Tensor:
         """Standard normal noise of ``reference``'s shape (b, …), in fp32, drawn on its device."""

@@ -15,7 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rpiae.core.config.recipe import AdversarialConfig
+from rpiae.core.model.clips import as_clip
 from rpiae.core.model.contracts import AdversarialTerm, Critic
+from rpiae.core.model.folding import fold
 from rpiae.core.model.geometry import at_least_fp32, to_8_bits
 from rpiae.core.runtime.draws import StepRandomness, key
 from rpiae.core.training.balance import Pass, Value
@@ -43,16 +45,19 @@ class CriticLearner(nn.Module):
     def forward(
         self,
         step: int,
-        images: Float[Tensor, "b 3 s s"],
-        made: Float[Tensor, "b 3 s s"],
+        images: Float[Tensor, "b 3 ..."],
+        made: Float[Tensor, "b 3 ..."],
         draws: StepRandomness,
     ) -> Pass:
-        """Its loss on augmented images and on augmented reconstructions, those rounded to 8 bits.
+        """Its loss on augmented images and on augmented reconstructions, those rounded to 8 bits, and
+        on the frames of clips.
 
         Told besides: ``accuracy``, the share of its logits that have the right sign, and ``real`` and
         ``made``, mean logits of images and of reconstructions.
         """
-        size = images.shape[0]
+        frames = as_clip(images).shape[2]
+        images, made = fold(as_clip(images)), fold(as_clip(made))
+        size, draws = len(images), draws.of_frames(frames)
         shown = torch.cat(
             [
                 self._term.augmented(images, draws, "critic-real"),
