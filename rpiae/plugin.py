@@ -84,7 +84,13 @@ if TYPE_CHECKING:
         map_to_tokens,
         tokens_to_map,
     )
-    from rpiae.core.model.temporal import Past, TemporalBlock, TemporalBridge, TemporalDecoder
+    from rpiae.core.model.temporal import (
+        LayeredDecoder,
+        Past,
+        TemporalBlock,
+        TemporalBridge,
+        TemporalDecoder,
+    )
     from rpiae.core.registry.entries import Entry, Manifest, Preset
     from rpiae.core.runtime.draws import StepRandomness, generator
     from rpiae.core.runtime.weights import load_whole, read_weights
@@ -141,6 +147,7 @@ _WHERE = {
     "Grid": "rpiae.core.model.geometry",
     "HeldOut": "rpiae.core.model.contracts",
     "LatentDataset": "rpiae.latents",
+    "LayeredDecoder": "rpiae.core.model.temporal",
     "LossConfig": "rpiae.core.config.parts",
     "Manifest": "rpiae.core.registry.entries",
     "Measured": "rpiae.evaluation.examination",
@@ -234,6 +241,7 @@ __all__ = [
     "Grid",
     "HeldOut",
     "LatentDataset",
+    "LayeredDecoder",
     "LossConfig",
     "Manifest",
     "Measured",

@@ -15,8 +15,10 @@ import numpy as np
 from PIL import Image
 
 from rpiae import runs
+from rpiae.core.registry.registry import registry
 from rpiae.core.training import events
-from tests.toys import DECODERS, ENCODERS
+from tests.toys import BRIDGES, DECODERS, ENCODERS
+from tests.videos import moving, write
 
 #: Forks of a process that has imported torch and computed nothing: cheap, and safe to fork.
 FORKS = multiprocessing.get_context("forkserver")
@@ -47,6 +49,34 @@ def short_run(images: Path, out: Path, **recipe: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def write_videos(folder: Path, *, count: int = 3) -> Path:
+    """Short videos of several sizes; one of them damaged."""
+    folder.mkdir(parents=True)
+    for i in range(count):
+        write(folder / f"{i}.mp4", moving(16 + i, 40, 48 + 8 * i, seed=i))
+    (folder / "damaged.mp4").write_bytes(b"not a video")
+    return folder
+
+
+def short_video_run(videos: Path, out: Path, **recipe: Any) -> dict[str, Any]:
+    """Recipe video in small, with steps of clips and of single frames."""
+    return {
+        "encoder": ENCODERS["vit"], "bridge": BRIDGES["tvb4x4"], "decoder": DECODERS["video-vit"],
+        "seed": 3,
+        "data": {"name": "videos", "path": str(videos), "frames": 5, "image_size": 16,
+                 "workers": 2, "held_out": 0.3},
+        "recipe": {"name": "video", "batch_size": 3, "max_steps": 4, "checkpoint_every": 2,
+                   "evaluate_every": 4, **recipe},
+        "out": str(out), "device": "cpu", "precision": "fp32",
+    }  # fmt: skip
+
+
+def stage_names(tree: dict[str, Any]) -> list[str]:
+    """The stages of a run with a recipe that is registered."""
+    recipe = registry("recipes").select(tree["recipe"]["name"])
+    return [stage["name"] for stage in recipe.tree["stages"]]
+
+
 ADAPTIVE = "recipe.stages[0].terms[1].adaptive={layer='encoder', warmup_steps=2}"
 
 
@@ -62,7 +92,7 @@ def train_to_the_end(tree: dict[str, Any], overrides: tuple[str, ...] = (ADAPTIV
         for event in happened:
             if isinstance(event, events.StageEnded):
                 digests[event.stage] = dict(event.digests)
-            if len(digests) == 3:
+            if len(digests) == len(stage_names(tree)):
                 break
     part = out / "digests.part"
     part.write_text(json.dumps(digests))

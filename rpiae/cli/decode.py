@@ -86,6 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"the latents in {source} are not normalised: leave out --normalised and --normalised-by"
         )
     shape = latents.latent_shape if isinstance(latents, LatentDataset) else latents.shape[1:]
+    if arguments.frames and arguments.frame_rate:
+        raise UsageError("folders of frames have no frame rate: leave out --frame-rate or --frames")
     runtime = Runtime(device=arguments.device, precision=arguments.precision)
     if len(shape) == 4:
         _decode_videos(arguments, model, latents, runtime, norm or by)

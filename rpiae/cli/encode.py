@@ -182,7 +182,7 @@ def _told(happened: Iterable[Any]) -> dict[str, Any] | None:
     from rpiae.latents import writing
     from rpiae.latents.video.writing import VideosProgressed, VideosStarted
 
-    mentioned, index = 0, None
+    mentioned, index, what = 0, None, "images"
     with Bar("encode") as bar:
         for event in happened:
             if isinstance(event, writing.Skipped):
@@ -196,11 +196,12 @@ def _told(happened: Iterable[Any]) -> dict[str, Any] | None:
             elif not speaks():
                 continue
             elif isinstance(event, writing.Started):
+                what = event.plan.contents
                 bar.say(_described(event.plan, event.kept))
             elif isinstance(event, VideosStarted):
                 bar.say(_described_videos(event.plan, event.kept))
             elif isinstance(event, writing.Progressed):
-                bar.images(event.done, event.total, event.images_per_second)
+                bar.images(event.done, event.total, event.images_per_second, what=what)
             elif isinstance(event, VideosProgressed):
                 bar.frames(
                     event.done, event.total, event.frames_per_second, event.remaining_seconds

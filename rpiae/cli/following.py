@@ -34,12 +34,16 @@ def print_plan(plan: Plan) -> None:
     shown = f"images {side}×{side}"
     if plan.frames is not None:
         shown = f"clips of {plan.frames} frames {side}×{side}"
-    if plan.token_frames > 1:
-        shown += f", {plan.token_frames} frames per token"
     stdout.print(
         f"\n{count(plan.parameters)} parameters · {shown} · "
-        f"latent {'×'.join(map(str, plan.latent))} · {plan.compression:.3g} image values per latent value\n"
+        f"latent {'×'.join(map(str, plan.latent))} · {plan.compression:.3g} image values per latent value"
     )
+    if plan.step_frames > 1:
+        stdout.print(
+            f"time: {plan.token_frames} {'frame' if plan.token_frames == 1 else 'frames'} per token, "
+            f"{plan.step_frames} per latent step"
+        )
+    stdout.print()
     stages = Table(
         title=f"stages of recipe {plan.recipe} ({plan.recipe_origin})",
         title_justify="left", box=None, pad_edge=False,

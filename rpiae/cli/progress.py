@@ -36,10 +36,10 @@ class Bar:
             self._tenth = done * 10 // max(total, 1)
             stderr.print(f"{self._title} {int(done)}/{total}: {status}", soft_wrap=True)
 
-    def images(self, done: int, total: int, rate: float) -> None:
-        """How many images are done, at a rate in images per second."""
+    def images(self, done: int, total: int, rate: float, *, what: str = "images") -> None:
+        """How many images are done, or clips, at a rate in images per second."""
         left = f" · {duration((total - done) / rate)} left" if rate else ""
-        self.show(done, total, f"{rate:.3g} images/s{left}")
+        self.show(done, total, f"{rate:.3g} {what}/s{left}")
 
     def frames(self, done: float, total: int, rate: float, remaining: float) -> None:
         """How many videos are done, at a rate in frames per second, and the seconds that are left."""

@@ -76,8 +76,8 @@ class Plan:
     Attributes:
         latent: (C, h, w) for a training crop, (C, t, h, w) for a clip.
         compression: image values per latent value.
+        token_frames, step_frames: frames of a clip per token and, once it is long, per latent step.
         image_size: side of the training crops.
-        token_frames: frames of a clip that a token of the encoder stands for.
         frames: of a training clip; None where the data are images, or not known.
         start: what each part starts from, where a run starts from another one.
         loads: the weights that are loaded, and whether they are here.
@@ -91,6 +91,7 @@ class Plan:
     latent: tuple[int, ...]
     compression: float
     token_frames: int
+    step_frames: int
     image_size: int
     recipe: str
     recipe_origin: str
@@ -140,6 +141,7 @@ def make_plan(
         latent=latent,
         compression=3 * (frames or 1) * size * size / math.prod(latent),
         token_frames=tokenizer.encoder_facts.frames,
+        step_frames=tokenizer.encoder_facts.frames * tokenizer.bridge_facts.temporal_downsampling,
         image_size=size,
         frames=frames,
         recipe=config.recipe.label,

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.short_run import FORKS, digests, quietly, short_run, train_to_the_end, write_images
+from tests.short_run import (
+    FORKS,
+    digests,
+    quietly,
+    short_run,
+    short_video_run,
+    stage_names,
+    train_to_the_end,
+    write_images,
+    write_videos,
+)
 
 
 def started(tree: dict[str, Any]) -> Any:
@@ -19,25 +31,31 @@ def started(tree: dict[str, Any]) -> Any:
     return process
 
 
-def killed_at_random(folder: Path, *, kills: int) -> None:
-    images = write_images(folder / "images")
+def killed_at_random(folder: Path, run: Callable[[Path], dict[str, Any]], *, kills: int) -> None:
+    """Kill runs until it was done so often; every one of them ends as a whole one.
+
+    Args:
+        folder: of the runs.
+        run: its config, from the folder that it goes to.
+        kills: how many.
+    """
     warm = FORKS.Process(target=int)
     warm.start()
     warm.join()
     began = time.perf_counter()
-    whole = started(short_run(images, folder / "whole"))
+    whole = started(run(folder / "whole"))
     whole.join()
     assert whole.exitcode == 0, (folder / "whole.log").read_text()
     length = time.perf_counter() - began
     expected = digests(folder / "whole")
-    assert set(expected) == {"tune", "compress", "polish"}
+    assert list(expected) == stage_names(run(folder))
 
     draws = random.Random(0)
     number = done = 0
     while done < kills:
         out = folder / f"broken{number}"
         while not (out / "digests.json").exists():
-            process = started(short_run(images, out))
+            process = started(run(out))
             if done < kills:
                 process.join(draws.uniform(0.0, 0.5) * length)
                 if process.exitcode is None:
@@ -50,9 +68,16 @@ def killed_at_random(folder: Path, *, kills: int) -> None:
 
 
 def test_sigkill_at_random_moments_changes_nothing(tmp_path: Path) -> None:
-    killed_at_random(tmp_path, kills=20)
+    images = write_images(tmp_path / "images")
+    killed_at_random(tmp_path, functools.partial(short_run, images), kills=20)
+
+
+def test_sigkill_of_a_video_run_changes_nothing(tmp_path: Path) -> None:
+    videos = write_videos(tmp_path / "videos")
+    killed_at_random(tmp_path, functools.partial(short_video_run, videos), kills=5)
 
 
 @pytest.mark.slow
 def test_sigkill_at_many_random_moments_changes_nothing(tmp_path: Path) -> None:
-    killed_at_random(tmp_path, kills=50)
+    images = write_images(tmp_path / "images")
+    killed_at_random(tmp_path, functools.partial(short_run, images), kills=50)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -25,8 +28,10 @@ from rpiae.core.runtime.processes import Runtime
 from rpiae.data.images import Pixels
 from rpiae.data.video.contracts import Frame, Video, VideoFacts
 from rpiae.latents import LatentDataset
+from rpiae.latents.decoding import read_tensor
 from rpiae.latents.layout import Settings, tree_digest
 from rpiae.latents.video import writing
+from rpiae.latents.video.decoding import decode_videos
 from rpiae.latents.video.encoding import measure_videos
 from rpiae.latents.video.files import LatentFile
 from rpiae.latents.video.layout import STEPS_PER_DIGEST
@@ -81,6 +86,8 @@ class MadeVideos:
 
     def name(self, index: int) -> str:
         return self.names[index]
+
+    path = name
 
     def open(self, index: int) -> Video:
         if not len(self.videos[index]):
@@ -626,3 +633,153 @@ def test_an_index_of_forged_sizes_reads_no_other_file(toy: Path, tmp_path: Path)
     dataset = LatentDataset(tmp_path / "out")
     with pytest.raises(CheckpointError, match="not those that its index says"):
         dataset[0]
+
+
+# --- decoding ----------------------------------------------------------------------------------
+
+
+def decode(tokenizer: Path, latents: Any, out: Path, **options: Any) -> list[str]:
+    list(decode_videos(load_tokenizer(tokenizer), latents, out, runtime=RUNTIME, **options))
+    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+
+
+def pictures(folder: Path) -> torch.Tensor:
+    frames = [np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))]
+    return clip_of(np.stack(frames))
+
+
+def test_frames_come_back_as_many_and_as_large(toy: Path, tmp_path: Path) -> None:
+    source = made(*SIZES)
+    encode(toy, source, tmp_path / "latents")
+    names = decode(
+        toy, LatentDataset(tmp_path / "latents"), tmp_path / "out", as_frames=True, batch_size=3
+    )
+    assert len(names) == sum(frames for frames, _, _ in SIZES)
+    assert names[0] == "a/0/00000.png"
+    model = load_tokenizer(toy)
+    for i, video in enumerate(source.videos):
+        with torch.no_grad():
+            direct = model.reconstruct(clip_of(video))
+        assert (pictures(tmp_path / "out" / "a" / str(i)) - direct).abs().max() <= 0.5 / 255 + 1e-4
+
+
+def test_videos_are_written_as_recorded(toy: Path, tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    source = made((9, 32, 48), (1, 32, 32), (6, 20, 33))
+    encode(toy, source, tmp_path / "latents", flip=True)
+    names = decode(toy, LatentDataset(tmp_path / "latents"), tmp_path / "out")
+    assert names == [f"a/{i}.mp4" for i in range(3)]
+    for name, video in zip(names, source.videos, strict=True):
+        with av.open(str(tmp_path / "out" / name)) as file:
+            frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+            assert file.streams.video[0].average_rate == Fraction(30000, 1001) or len(frames) == 1
+        assert np.stack(frames).shape == video.shape
+    slow = decode(
+        toy, LatentDataset(tmp_path / "latents"), tmp_path / "slow", rate=Fraction(10), limit=1
+    )
+    with av.open(str(tmp_path / "slow" / slow[0])) as file:
+        assert file.streams.video[0].average_rate == 10
+
+
+def test_generated_latents_become_videos(toy: Path, tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    latents = torch.randn(2, 4, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    np.save(tmp_path / "a.npy", latents.numpy())
+    assert torch.equal(read_tensor(tmp_path / "a.npy"), latents)
+    assert decode(toy, latents, tmp_path / "out") == ["00000.mp4", "00001.mp4"]
+    with av.open(str(tmp_path / "out" / "00001.mp4")) as file:
+        shapes = [(frame.height, frame.width) for frame in file.decode(video=0)]
+        assert shapes == [(32, 48)] * 9
+        assert file.streams.video[0].average_rate == 25
+
+    model = load_tokenizer(toy)
+    with pytest.raises(UsageError, match="has no latent_norm: rpiae stats"):
+        decode(toy, latents, tmp_path / "x", norm=model)
+    model.register_buffer("latent_mean", torch.full((4,), 0.3))
+    model.register_buffer("latent_std", torch.full((4,), 2.0))
+    encode(toy, made((9, 32, 32)), tmp_path / "latents")
+    dataset = LatentDataset(tmp_path / "latents")
+    plain = tmp_path / "plain"
+    decode(toy, latents, plain, as_frames=True)
+    for i, norm in enumerate((model, dataset)):
+        unit = model.normalise_latent(latents) if i == 0 else dataset.normalised(latents)
+        out = tmp_path / f"unit{i}"
+        list(decode_videos(model, unit, out, runtime=RUNTIME, norm=norm, as_frames=True))
+        difference = pictures(out / "00001") - pictures(plain / "00001")
+        assert difference.abs().max() <= 1.01 / 255
+
+
+@pytest.mark.parametrize(
+    ("latents", "options", "error", "wanted"),
+    [
+        (torch.zeros(1, 8, 3, 8, 8), {}, UsageError, "have 8 channels, this tokenizer's have 4"),
+        (torch.full((1, 4, 3, 8, 8), float("nan")), {}, RunError, "latent 00000 is not finite"),
+        (torch.zeros(0, 4, 3, 8, 8), {}, UsageError, "no latents to decode"),
+        (torch.zeros(1, 4, 1, 300, 300), {}, UsageError, "in tiles with --tile"),
+    ],
+)
+def test_latents_that_cannot_be_decoded(
+    toy: Path, tmp_path: Path, latents: Any, options: Any, error: type[Exception], wanted: str
+) -> None:
+    with pytest.raises(error, match=wanted):
+        decode(toy, latents, tmp_path / "out", as_frames=True, **options)
+
+
+def test_videos_go_to_an_empty_folder(toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    with pytest.raises(UsageError, match="not an empty folder"):
+        decode(toy, torch.zeros(1, 4, 1, 8, 8), tmp_path / "out")
+    assert (tmp_path / "out" / "mine").read_text() == "mine"
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+_MEASURED = """
+import json, resource, sys
+from pathlib import Path
+from rpiae.latents import LatentDataset
+from rpiae.latents.video.decoding import decode_videos
+from rpiae.core.model.folders import load_tokenizer
+from tests.unit import test_video_latents as tests
+
+tokenizer, out = Path(sys.argv[1]), Path(sys.argv[2])
+for frames in (100, 600):
+    source = tests.LoopedVideos(frames)
+    tests.encode(tokenizer, source, out / f"{frames}", flip=True)
+    encoded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    latents = LatentDataset(out / f"{frames}")
+    made = list(decode_videos(
+        load_tokenizer(tokenizer), latents, out / f"{frames}-made", runtime=tests.RUNTIME
+    ))
+    decoded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps([frames, made[-1].frames, encoded, decoded]))
+"""
+
+
+class LoopedVideos(MadeVideos):
+    """One video of 64 px that shows eight frames again and again, none of which is kept."""
+
+    def __init__(self, frames: int) -> None:
+        super().__init__(made((8, 64, 64)).videos)
+        self._number = frames
+
+    def open(self, index: int) -> Video:
+        looped = MadeVideo(self.names[index], self.videos[index], None, "")
+        shown = [self.videos[index][i % 8] for i in range(self._number)]  # of the same memory
+        looped._frames = shown  # type: ignore[assignment]  # frames in order
+        return looped
+
+
+def test_memory_does_not_grow_with_length(toy: Path, tmp_path: Path) -> None:
+    """As floats alone, 500 more frames of 64 px would take 25 MB."""
+    pytest.importorskip("av")
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURED, str(toy), str(tmp_path)], cwd=root, check=True,
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(root)},
+    )  # fmt: skip
+    (short, _, *before), (long, shown, *after) = map(json.loads, done.stdout.splitlines())
+    assert (short, long, shown) == (100, 600, 600)
+    grown = [(b - a) / 1024 for a, b in zip(before, after, strict=True)]  # ru_maxrss is in KiB
+    assert max(grown) < 18, f"MiB more: {grown}"

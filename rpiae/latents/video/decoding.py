@@ -127,7 +127,7 @@ def _clips(model: RPiAE, latents: LatentDataset | Tensor, rate: Fraction | None)
         side = latents.index["image_size"]
         for item in range(len(latents)):
             yield _Clip(
-                name=latents.name(item), size=(latents.index["frames"], side, side),
+                name=_of_clip(latents.name(item)), size=(latents.index["frames"], side, side),
                 rate=rate or latents.frame_rate(item) or USUAL_RATE, steps=latents.latent_shape[1],
                 read=partial(_item_steps, latents, item),
             )  # fmt: skip
@@ -138,6 +138,13 @@ def _clips(model: RPiAE, latents: LatentDataset | Tensor, rate: Fraction | None)
             rate=rate or video.frame_rate, steps=video.latent_shape[1],
             read=partial(latents.windows.piece, video, latents.kind),
         )  # fmt: skip
+
+
+def _of_clip(name: str) -> str:
+    """The name of a clip without its video's ending: ``a@17`` of ``a.mp4@17``."""
+    video, at, start = name.rpartition("@")
+    stem, ending = os.path.splitext(video)
+    return f"{stem}{at}{start}" if ending.lower() in VIDEO_EXTENSIONS else name
 
 
 def _steps(values: Tensor, start: int, stop: int) -> Tensor:
