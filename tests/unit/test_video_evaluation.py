@@ -180,11 +180,9 @@ def test_the_command_measures_stores_and_pictures_clips(
     stored = json.loads((run / EVALUATION_FILE).read_text())
     assert stored["protocol"]["frame_rate"] == "each video's own"
     assert len(stored["details"]["psnr"]["psnr_by_frame"]) == FRAMES
-    sizes = {
-        name: size_of(run / "pictures" / f"{name}.png")
-        for name in ("originals", "held-out")
-    }
+    sizes = {name: size_of(run / "pictures" / f"{name}.png") for name in ("originals", "held-out")}
     assert set(sizes.values()) == {(FRAMES * 16, 4 * 16 + 3 * 4)}, "four clips, with gaps"
+    assert size_of(run / "pictures" / "slices.png") == (4 * FRAMES * 4 + 3 * 4, 2 * 16 + 4)
     before = (run / EVALUATION_FILE).read_bytes()
     assert main([*arguments, "--every", "4", "--metrics", "psnr,temporal", "--json"]) == 0
     tree = json.loads(capsys.readouterr().out)
@@ -224,8 +222,11 @@ def test_the_end_of_a_run_on_clips(run: Path, image_run: Path) -> None:
     assert all("@" in name for name in found["photographs"]), "a clip counts as a photograph"
     mean = torch.tensor([each["psnr"] for each in found["photographs"].values()]).mean().item()
     assert mean == pytest.approx(found["psnr"], rel=1e-6)
-    pictures = list((run / "samples").iterdir())
-    assert len(pictures) == len(found["photographs"])
+    made = list((run / "samples").iterdir())
+    pictures = [place for place in made if not place.stem.endswith("-slice")]
+    assert len(pictures) == len(found["photographs"]) == len(made) / 2
+    sliced = pictures[0].with_name(f"{pictures[0].stem}-slice.png")
+    assert size_of(sliced) == (FRAMES * 4, 2 * 16 + 4)
     assert size_of(pictures[0]) == (FRAMES * 16, 3 * 16 + 2 * 4)
     images = evaluate_run(image_run, Runtime(device="cpu", precision="fp32"))
     assert list(images) == ["psnr", "ssim", "psnr_mean_colour", "psnr_pca", "drift", "photographs"]
