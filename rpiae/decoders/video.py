@@ -98,7 +98,7 @@ class VideoDecoder(nn.Module):
         def between(layer: int, tokens: Tensor) -> Tensor:
             if layer not in self._places:
                 return tokens
-            clips = tokens.reshape(-1, math.prod(grid), tokens.shape[-1])
+            clips = tokens.reshape(len(features.tokens), math.prod(grid), tokens.shape[-1])
             return along_time(self._places.index(layer), clips).view_as(tokens)
 
         return self.image(features, between)  # type: ignore[no-any-return]  # nn.Module calls are Any
@@ -109,8 +109,8 @@ class VideoDecoder(nn.Module):
             return features
         tokens, (t, h, w) = features
         frames = self.patch[0]
-        steps = tokens.reshape(len(tokens), t, 1, h * w, -1)
-        own = self.repeat(steps).unflatten(-1, (frames, -1)).squeeze(2).transpose(2, 3)
+        steps = tokens.reshape(len(tokens), t, 1, h * w, self.features)
+        own = self.repeat(steps).unflatten(-1, (frames, self.features)).squeeze(2).transpose(2, 3)
         grid: Grid = (t * frames, h, w)
         return Features((steps + own).flatten(1, 3), grid)
 
