@@ -97,7 +97,6 @@ class ListedImages(ImageSet):
         without = {"workers"} if parted else {"workers", "held_out"}
         self.fields = {k: v for k, v in fields.items() if k not in without}
         if isinstance(images, EveryClip):
-            self.fields = {k: v for k, v in fields.items() if k != "workers"}
             self.frame_rate = images.frame_rate
             self.clip_facts = _clip_facts(images)
         self.labelled = images.labelled
