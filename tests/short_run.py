@@ -64,7 +64,7 @@ def short_video_run(videos: Path, out: Path, **recipe: Any) -> dict[str, Any]:
         "encoder": ENCODERS["vit"], "bridge": BRIDGES["tvb4x4"], "decoder": DECODERS["video-vit"],
         "seed": 3,
         "data": {"name": "videos", "path": str(videos), "frames": 5, "image_size": 16,
-                 "workers": 2, "held_out": 0.3},
+                 "workers": 1, "held_out": 0.3},
         "recipe": {"name": "video", "batch_size": 3, "max_steps": 3, "checkpoint_every": 1,
                    "evaluate_every": 3, **recipe},
         "out": str(out), "device": "cpu", "precision": "fp32",
