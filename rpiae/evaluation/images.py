@@ -93,9 +93,7 @@ class ListedImages(ImageSet):
         super().__init__(location=images.location, crop=images.rule, image_size=images.image_size)
         self._images = images
         self._numbers: Tensor | None = None
-        parted = fields.get("portion", "all") != "all"  # of videos, by the share that is held out
-        without = {"workers"} if parted else {"workers", "held_out"}
-        self.fields = {k: v for k, v in fields.items() if k not in without}
+        self.fields = {k: v for k, v in fields.items() if k not in ("workers", "held_out")}
         if isinstance(images, EveryClip):
             self.frame_rate = images.frame_rate
             self.clip_facts = _clip_facts(images)
