@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -55,21 +56,28 @@ class EndsEarlyError(DataError):
         self.seconds = seconds
 
 
+def _is_missing(time: float, last: Frame, video: Video) -> bool:
+    """Whether more than a frame lies between a time and the last frame of a damaged video."""
+    return bool(video.problem) and time - last.seconds > 1.5 / float(video.facts.rate)
+
+
 class _Cursor:
     """A video, and where in it reading stands.
 
     Args:
-        video: it is closed with the cursor.
+        video: it is closed with the cursor, or when nobody has that any more.
         path: what messages call it.
     """
 
     def __init__(self, video: Video, path: str) -> None:
         self.video = video
+        self.close = weakref.finalize(self, video.close)
         self._path = path
         self._step = 1 / float(video.facts.rate)
         self._frames: Iterator[Frame] = iter(())
         self._here: Frame | None = None
         self._next: Frame | None = None
+        self._last: Frame | None = None  # of a damaged one, once it was met
 
     def frames(self, times: Sequence[float], part: Part) -> Iterator[Frame]:
         """The frames of a part that are shown nearest to these times, which ascend.
@@ -78,6 +86,8 @@ class _Cursor:
             EndsEarlyError: if the video ends before one of them.
             DataError: if it cannot be decoded.
         """
+        if self._last is not None and _is_missing(times[-1], self._last, self.video):
+            raise EndsEarlyError(self._path, self._last.seconds)
         self._go_to(times[0], part)
         for time in times:
             while self._next is not None and self._next.seconds < part.end:
@@ -85,25 +95,28 @@ class _Cursor:
                 if self._nearness(self._next, time) >= self._nearness(self._here, time) - _NEARER:
                     break
                 self._step_on()
-            if self._here is None or self._here.seconds < part.begin:
-                raise EndsEarlyError(self._path, self._here.seconds if self._here else 0.0)
-            missing = time - self._here.seconds > 1.5 * self._step
-            if missing and self._next is None and self.video.problem:
-                raise EndsEarlyError(self._path, self._here.seconds)
-            yield self._here
+            here = self._here
+            if here is None:
+                raise DataError(f"{self._path}: none of its frames can be decoded")
+            if self._next is None and _is_missing(time, here, self.video):
+                self._last = here
+                raise EndsEarlyError(self._path, here.seconds)
+            if here.seconds < part.begin:
+                raise DataError(
+                    f"{self._path}: no frame is shown between {part.begin:.2f} s and {part.end:.2f} s"
+                )
+            yield here
 
     def _go_to(self, time: float, part: Part) -> None:
         """Stand at the last frame that is not after a time, or the part's first one."""
         here = self._here
         if here is None or not here.seconds <= time <= here.seconds + AHEAD:
             self._seek(time)
-        while self._next is not None and (
-            self._next.seconds <= time or self._frame_before(part.begin)
-        ):
+        while self._next is not None and self._next.seconds < part.end:
+            assert self._here is not None
+            if self._next.seconds > time and self._here.seconds >= part.begin:
+                break
             self._step_on()
-
-    def _frame_before(self, seconds: float) -> bool:
-        return self._here is None or self._here.seconds < seconds
 
     def _seek(self, time: float) -> None:
         """Read from a frame before a time on, where there is one."""
@@ -223,6 +236,8 @@ class VideoReader:
                     pixels = cut(self._resized(frame))
                 made.append(pixels)
                 last = frame
+        except EndsEarlyError:
+            raise
         except DataError:
             if not self._kept:
                 self._close(part.video)
@@ -233,6 +248,11 @@ class VideoReader:
         if self._kept:
             return frame.pixels
         return self.fitting.resized(Image.fromarray(frame.pixels), whole=False)
+
+    def close(self) -> None:
+        """Close the videos that are open."""
+        for index in list(self._cursors):
+            self._close(index)
 
     def none_usable(self, errors: Iterable[DataError]) -> str:
         """Message for a source of which every video that was asked for raised an error."""
@@ -256,9 +276,14 @@ class VideoReader:
         with video:
             return _Kept(video, self.fitting)
 
+    def __del__(self) -> None:
+        """Close the videos that are open: nobody knows which clip is the last one."""
+        for index in list(self._cursors):
+            self._close(index)
+
     def _close(self, index: int) -> None:
         if index in self._cursors:
-            self._cursors.pop(index).video.close()
+            self._cursors.pop(index).close()
 
 
 def none_usable(errors: Iterable[DataError], where: str, image_size: int) -> str:
