@@ -16,7 +16,7 @@ from rpiae.core.runtime.files import open_regular
 from rpiae.core.runtime.names import printable
 from rpiae.data.images import Pixels
 from rpiae.data.video.contracts import Frame, Video, VideoFacts
-from rpiae.data.video.library import pyav
+from rpiae.data.video.library import demuxed, packets, pyav
 from rpiae.data.video.rendering import rendered
 
 if TYPE_CHECKING:
@@ -28,12 +28,6 @@ __all__ = ["VIDEO_EXTENSIONS", "Frame", "Video", "VideoFacts", "VideoFile", "ope
 VIDEO_EXTENSIONS = (
     ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
     ".mxf", ".ogv", ".ts", ".webm", ".wmv", ".y4m",
-)  # fmt: skip
-
-#: Containers that are opened. FFmpeg's others are no videos, and some of them name further files.
-CONTAINERS = (
-    "asf", "avi", "flv", "gif", "h264", "hevc", "ivf", "m4v", "matroska", "mov", "mpeg", "mpegts",
-    "mpegvideo", "mxf", "ogg", "yuv4mpegpipe",
 )  # fmt: skip
 
 #: Containers that do not say when a frame is shown: frames are counted, always from the first one.
@@ -108,11 +102,7 @@ class VideoFile(Video):
             raise DataError(f"{self.name}: the file is empty")
         self._file.seek(0)
         try:
-            self._container = self._av.open(
-                self._file,
-                container_options={"format_whitelist": ",".join(CONTAINERS)},
-                metadata_errors="replace",
-            )
+            self._container = demuxed(self._file)
         except (self._av.FFmpegError, OSError, ValueError):
             raise DataError(
                 f"{self.name}: it is damaged, or no video of a known format "
@@ -198,7 +188,13 @@ class VideoFile(Video):
             target = wanted - int(before / self._base)
             if target <= 0:
                 break
-            self._container.seek(target + zero, stream=self._stream)
+            try:
+                self._container.seek(target + zero, stream=self._stream)
+            except (
+                self._av.FFmpegError,
+                OSError,
+            ):  # it has no index, as of a recording that broke off
+                break
             frames = self._timed()
             first = next(frames, None)
             # Neither may the packet that decoding begins with lie behind the time: frames before it
@@ -228,11 +224,11 @@ class VideoFile(Video):
         assert self._container is not None
         began: int | None = None
         reading = self._reading
-        packets = self._container.demux(self._stream)
+        found = packets(self._container, self._stream)
         while True:
             self._in_turn(reading)
             try:
-                packet = next(packets)
+                packet = next(found)
             except StopIteration:
                 return
             except (self._av.FFmpegError, OSError):
