@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from rpiae.core.errors import UsageError
-from rpiae.core.model.contracts import HeldOut, StageSteps
+from rpiae.core.model.contracts import ClipDataset, HeldOut, StageSteps
 from rpiae.data.crops import Pool
 from rpiae.data.image_dataset import CropDataset, ImageDataset
 from rpiae.data.loading import chosen_workers
@@ -103,6 +103,11 @@ class MixtureDataset(CropDataset):
 
 
 def _mixable(source: object, path: str, image_size: int) -> ImageDataset:
+    if isinstance(source, ClipDataset):
+        raise UsageError(
+            f"{path} is of videos, which cannot be mixed: name one folder of all videos, and let a "
+            "share of the steps learn from their single frames (recipe.stages[i].image_share)"
+        )
     if not isinstance(source, ImageDataset):
         raise UsageError(
             f"{path} is a {type(source).__name__}, which cannot be mixed: a mixture needs datasets "

@@ -93,7 +93,9 @@ class ListedImages(ImageSet):
         super().__init__(location=images.location, crop=images.rule, image_size=images.image_size)
         self._images = images
         self._numbers: Tensor | None = None
-        self.fields = {k: v for k, v in fields.items() if k not in ("workers", "held_out")}
+        parted = fields.get("portion", "all") != "all"  # of videos, by the share that is held out
+        without = {"workers"} if parted else {"workers", "held_out"}
+        self.fields = {k: v for k, v in fields.items() if k not in without}
         if isinstance(images, EveryClip):
             self.fields = {k: v for k, v in fields.items() if k != "workers"}
             self.frame_rate = images.frame_rate

@@ -17,7 +17,7 @@ from rpiae.core.errors import PluginError
 from rpiae.core.model.contracts import Batch, HeldOut, StageSteps
 from rpiae.core.model.resolve import part_config
 from rpiae.data.building import built_dataset
-from rpiae.testing import SyntheticImages, check_dataset
+from rpiae.testing import SyntheticClips, SyntheticImages, check_dataset
 
 
 @frozen(kw_only=True)
@@ -77,6 +77,26 @@ class Drawn(SyntheticImages):
         return torch.rand(count, 3, 8, 8)
 
 
+class Still(SyntheticClips):
+    """Shows clips where single frames are drawn."""
+
+    def __init__(self, *, size: int) -> None:
+        super().__init__(size, 3)
+
+    def batches(self, steps: StageSteps) -> Iterator[Batch]:
+        return super().batches(evolve(steps, image_share=0.0))
+
+
+class Apart(Still):
+    """Every process draws for itself which steps are of single frames."""
+
+    def batches(self, steps: StageSteps) -> Iterator[Batch]:
+        clips = super().batches(steps)
+        for step, batch in enumerate(clips, steps.start):
+            single = evolve(steps, seed=steps.seed + steps.rank).of_frames(step)
+            yield batch._replace(inputs=batch.inputs[:, :, 0]) if single else batch
+
+
 class Unfit:
     """No dataset."""
 
@@ -86,6 +106,17 @@ class Unfit:
 
 def test_made_up_images() -> None:
     check_dataset(SyntheticConfig())
+
+
+def test_made_up_clips() -> None:
+    @frozen(kw_only=True)
+    class Config(SyntheticConfig):
+        module: ClassVar[str] = "rpiae.data.synthetic:SyntheticClips"
+
+        def arguments(self) -> dict[str, Any]:
+            return {"size": 8, "frames": 3}
+
+    check_dataset(Config())
 
 
 def test_sample_photographs() -> None:
@@ -101,6 +132,18 @@ def test_a_folder(tmp_path: Path) -> None:
     check_dataset(config)
 
 
+def test_videos(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}").mkdir()
+        for frame in range(9 + i):
+            image = Image.effect_noise((24 + i, 30), 80).convert("RGB")
+            image.save(tmp_path / f"{i}" / f"{frame}.png")
+    tree = {"name": "videos", "path": str(tmp_path), "image_size": 16, "frames": 3, "workers": 0}
+    config = part_config("datasets", tree)
+    assert isinstance(config, DatasetConfig)
+    check_dataset(config)
+
+
 @pytest.mark.parametrize(
     ("kind", "problem"),
     [
@@ -110,6 +153,8 @@ def test_a_folder(tmp_path: Path) -> None:
         (Bytes, r"held_out\(\) goes from .* not from 0 to 1"),
         (Ungrouped, "needs a group per image"),
         (Drawn, r"crops\(\) is not repeatable"),
+        (Still, r"single frames is \(4, 3, 3, 8, 8\), not \(4, 3, 8, 8\)"),
+        (Apart, "two processes see other clips than one"),
         (Unfit, "Unfit does not fit Dataset"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from rpiae.core.errors import DataError
 from rpiae.data.crops import Crop, Fitting
 from rpiae.data.images import Picture, Pixels, TooSmallError, crop
 from rpiae.data.loading import loaded_one_by_one
-from rpiae.data.video.contracts import Frame, Video
+from rpiae.data.video.contracts import Frame, LazyFrame, Video
 from rpiae.data.video.sources import VideoSource
 from rpiae.data.video.timing import Length, Part, Timing
 
@@ -55,29 +56,38 @@ class EndsEarlyError(DataError):
         self.seconds = seconds
 
 
+def _is_missing(time: float, last: LazyFrame, video: Video) -> bool:
+    """Whether more than a frame lies between a time and the last frame of a damaged video."""
+    return bool(video.problem) and time - last.seconds > 1.5 / float(video.facts.rate)
+
+
 class _Cursor:
     """A video, and where in it reading stands.
 
     Args:
-        video: it is closed with the cursor.
+        video: it is closed with the cursor, or when nobody has that any more.
         path: what messages call it.
     """
 
     def __init__(self, video: Video, path: str) -> None:
         self.video = video
+        self.close = weakref.finalize(self, video.close)
         self._path = path
         self._step = 1 / float(video.facts.rate)
-        self._frames: Iterator[Frame] = iter(())
-        self._here: Frame | None = None
-        self._next: Frame | None = None
+        self._frames: Iterator[LazyFrame] = iter(())
+        self._here: LazyFrame | None = None
+        self._next: LazyFrame | None = None
+        self._last: LazyFrame | None = None  # of a damaged one, once it was met
 
-    def frames(self, times: Sequence[float], part: Part) -> Iterator[Frame]:
+    def frames(self, times: Sequence[float], part: Part) -> Iterator[LazyFrame]:
         """The frames of a part that are shown nearest to these times, which ascend.
 
         Raises:
             EndsEarlyError: if the video ends before one of them.
             DataError: if it cannot be decoded.
         """
+        if self._last is not None and _is_missing(times[-1], self._last, self.video):
+            raise EndsEarlyError(self._path, self._last.seconds)
         self._go_to(times[0], part)
         for time in times:
             while self._next is not None and self._next.seconds < part.end:
@@ -85,32 +95,35 @@ class _Cursor:
                 if self._nearness(self._next, time) >= self._nearness(self._here, time) - _NEARER:
                     break
                 self._step_on()
-            if self._here is None or self._here.seconds < part.begin:
-                raise EndsEarlyError(self._path, self._here.seconds if self._here else 0.0)
-            missing = time - self._here.seconds > 1.5 * self._step
-            if missing and self._next is None and self.video.problem:
-                raise EndsEarlyError(self._path, self._here.seconds)
-            yield self._here
+            here = self._here
+            if here is None:
+                raise DataError(f"{self._path}: none of its frames can be decoded")
+            if self._next is None and _is_missing(time, here, self.video):
+                self._last = here
+                raise EndsEarlyError(self._path, here.seconds)
+            if here.seconds < part.begin:
+                raise DataError(
+                    f"{self._path}: no frame is shown between {part.begin:.2f} s and {part.end:.2f} s"
+                )
+            yield here
 
     def _go_to(self, time: float, part: Part) -> None:
         """Stand at the last frame that is not after a time, or the part's first one."""
         here = self._here
         if here is None or not here.seconds <= time <= here.seconds + AHEAD:
             self._seek(time)
-        while self._next is not None and (
-            self._next.seconds <= time or self._frame_before(part.begin)
-        ):
+        while self._next is not None and self._next.seconds < part.end:
+            assert self._here is not None
+            if self._next.seconds > time and self._here.seconds >= part.begin:
+                break
             self._step_on()
-
-    def _frame_before(self, seconds: float) -> bool:
-        return self._here is None or self._here.seconds < seconds
 
     def _seek(self, time: float) -> None:
         """Read from a frame before a time on, where there is one."""
         back = self._step
         while True:
             start = max(0.0, time - back)
-            self._frames = self.video.frames(start)
+            self._frames = self.video.lazy_frames(start)
             self._here = next(self._frames, None)
             self._next = next(self._frames, None)
             if start == 0.0 or (self._here is not None and self._here.seconds <= time):
@@ -121,7 +134,7 @@ class _Cursor:
         self._here, self._next = self._next, next(self._frames, None)
 
     @staticmethod
-    def _nearness(frame: Frame, time: float) -> float:
+    def _nearness(frame: LazyFrame, time: float) -> float:
         return abs(frame.seconds - time)
 
 
@@ -216,23 +229,25 @@ class VideoReader:
         """
         times = [(start + i * self.timing.stride) / part.rate for i in range(frames)]
         made: list[Pixels] = []
-        last: Frame | None = None
+        last: LazyFrame | None = None
         try:
             for frame in self._cursor(part.video).frames(times, part):
                 if frame is not last:
                     pixels = cut(self._resized(frame))
                 made.append(pixels)
                 last = frame
+        except EndsEarlyError:
+            raise
         except DataError:
             if not self._kept:
                 self._close(part.video)
             raise
         return np.stack(made)
 
-    def _resized(self, frame: Frame) -> Picture:
+    def _resized(self, frame: LazyFrame) -> Picture:
         if self._kept:
-            return frame.pixels
-        return self.fitting.resized(Image.fromarray(frame.pixels), whole=False)
+            return frame.render()
+        return self.fitting.resized(Image.fromarray(frame.render()), whole=False)
 
     def none_usable(self, errors: Iterable[DataError]) -> str:
         """Message for a source of which every video that was asked for raised an error."""
@@ -258,7 +273,7 @@ class VideoReader:
 
     def _close(self, index: int) -> None:
         if index in self._cursors:
-            self._cursors.pop(index).video.close()
+            self._cursors.pop(index).close()
 
 
 def none_usable(errors: Iterable[DataError], where: str, image_size: int) -> str:

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from rpiae.core.errors import DataError
 from rpiae.core.runtime.files import open_regular
 from rpiae.core.runtime.names import printable
 from rpiae.data.images import Pixels
-from rpiae.data.video.contracts import Frame, Video, VideoFacts
+from rpiae.data.video.contracts import Frame, LazyFrame, Video, VideoFacts
 from rpiae.data.video.library import demuxed, packets, pyav
 from rpiae.data.video.rendering import rendered
 
@@ -151,10 +152,13 @@ class VideoFile(Video):
         return None
 
     def frames(self, start: float = 0.0) -> Iterator[Frame]:
+        return (Frame(frame.render(), frame.seconds) for frame in self.lazy_frames(start))
+
+    def lazy_frames(self, start: float = 0.0) -> Iterator[LazyFrame]:
         self._reading += 1
         return self._frames(start, self._reading)
 
-    def _frames(self, start: float, reading: int) -> Iterator[Frame]:
+    def _frames(self, start: float, reading: int) -> Iterator[LazyFrame]:
         self._in_turn(reading)
         self._undecoded = self._damaged = 0
         self._end = 0.0
@@ -162,17 +166,20 @@ class VideoFile(Video):
         wanted = round(Fraction(start) / step)
         frames = self._counted_from_first() if self._counted else self._from(wanted)
         for when, frame in itertools.dropwhile(lambda each: each[0] < wanted, frames):
-            pixels = self._pixels(frame)
             seconds = float(when * step)
-            if pixels.shape[:2] != (self.facts.height, self.facts.width):
-                raise DataError(
-                    f"{self.name}: its frames are {self.facts.height}×{self.facts.width} pixels at "
-                    f"first and {pixels.shape[0]}×{pixels.shape[1]} at {seconds:.3g} s; cut it there"
-                )
             lasting = float((frame.duration or 0) * self._base) or float(1 / self._rate)
             self._end = max(self._end, seconds + lasting)
-            yield Frame(pixels, seconds)
+            yield LazyFrame(seconds, partial(self._of_one_size, frame, seconds))
         self._say_what_is_missing()
+
+    def _of_one_size(self, frame: av.VideoFrame, seconds: float) -> Pixels:
+        pixels = self._pixels(frame)
+        if pixels.shape[:2] != (self.facts.height, self.facts.width):
+            raise DataError(
+                f"{self.name}: its frames are {self.facts.height}×{self.facts.width} pixels at "
+                f"first and {pixels.shape[0]}×{pixels.shape[1]} at {seconds:.3g} s; cut it there"
+            )
+        return pixels
 
     def _counted_from_first(self) -> Iterator[tuple[int, av.VideoFrame]]:
         self._open()
