@@ -50,6 +50,9 @@ def _same_from_everywhere(path: Path, starts: int = 12) -> None:
             assert [frame.seconds for frame in found] == [t for t, _ in whole[first : first + 4]]
             for frame, (_, pixels) in zip(found, whole[first:], strict=False):
                 assert np.array_equal(frame.pixels, pixels)
+        assert len(list(video.frames(whole[-3][0]))) == 3
+        assert list(video.frames(whole[-1][0] + 60)) == []
+        assert video.problem == ""
 
 
 def test_frames_and_facts(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -165,10 +164,16 @@ class VideoFile(Video):
         step = self._base if not self._counted else 1 / self._rate
         wanted = round(Fraction(start) / step)
         frames = self._counted_from_first() if self._counted else self._from(wanted)
-        for when, frame in itertools.dropwhile(lambda each: each[0] < wanted, frames):
+        asked = False
+        for when, frame in frames:
             seconds = float(when * step)
             lasting = float((frame.duration or 0) * self._base) or float(1 / self._rate)
             self._end = max(self._end, seconds + lasting)
+            asked = asked or when >= wanted
+            if not asked:
+                self._undecoded = 0  # what lies before is nobody's problem
+                continue
+            self._damaged += frame.is_corrupt
             yield LazyFrame(seconds, partial(self._of_one_size, frame, seconds))
         self._say_what_is_missing()
 
@@ -197,10 +202,7 @@ class VideoFile(Video):
                 break
             try:
                 self._container.seek(target + zero, stream=self._stream)
-            except (
-                self._av.FFmpegError,
-                OSError,
-            ):  # it has no index, as of a recording that broke off
+            except (self._av.FFmpegError, OSError):  # there is no index
                 break
             frames = self._timed()
             first = next(frames, None)
@@ -251,7 +253,6 @@ class VideoFile(Video):
                 self._undecoded += 1
                 continue
             for frame in frames:
-                self._damaged += frame.is_corrupt
                 yield began, frame
 
     def _in_turn(self, reading: int) -> None:
