@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from rpiae.core.runtime.files import open_regular
 from rpiae.core.runtime.names import printable
 from rpiae.data.images import Pixels
 from rpiae.data.video.contracts import Frame, LazyFrame, Video, VideoFacts
-from rpiae.data.video.library import pyav
+from rpiae.data.video.library import demuxed, packets, pyav
 from rpiae.data.video.rendering import rendered
 
 if TYPE_CHECKING:
@@ -29,12 +28,6 @@ __all__ = ["VIDEO_EXTENSIONS", "Frame", "Video", "VideoFacts", "VideoFile", "ope
 VIDEO_EXTENSIONS = (
     ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
     ".mxf", ".ogv", ".ts", ".webm", ".wmv", ".y4m",
-)  # fmt: skip
-
-#: Containers that are opened. FFmpeg's others are no videos, and some of them name further files.
-CONTAINERS = (
-    "asf", "avi", "flv", "gif", "h264", "hevc", "ivf", "m4v", "matroska", "mov", "mpeg", "mpegts",
-    "mpegvideo", "mxf", "ogg", "yuv4mpegpipe",
 )  # fmt: skip
 
 #: Containers that do not say when a frame is shown: frames are counted, always from the first one.
@@ -109,11 +102,7 @@ class VideoFile(Video):
             raise DataError(f"{self.name}: the file is empty")
         self._file.seek(0)
         try:
-            self._container = self._av.open(
-                self._file,
-                container_options={"format_whitelist": ",".join(CONTAINERS)},
-                metadata_errors="replace",
-            )
+            self._container = demuxed(self._file)
         except (self._av.FFmpegError, OSError, ValueError):
             raise DataError(
                 f"{self.name}: it is damaged, or no video of a known format "
@@ -175,10 +164,16 @@ class VideoFile(Video):
         step = self._base if not self._counted else 1 / self._rate
         wanted = round(Fraction(start) / step)
         frames = self._counted_from_first() if self._counted else self._from(wanted)
-        for when, frame in itertools.dropwhile(lambda each: each[0] < wanted, frames):
+        asked = False
+        for when, frame in frames:
             seconds = float(when * step)
             lasting = float((frame.duration or 0) * self._base) or float(1 / self._rate)
             self._end = max(self._end, seconds + lasting)
+            asked = asked or when >= wanted
+            if not asked:
+                self._undecoded = 0  # what lies before is nobody's problem
+                continue
+            self._damaged += frame.is_corrupt
             yield LazyFrame(seconds, partial(self._of_one_size, frame, seconds))
         self._say_what_is_missing()
 
@@ -205,7 +200,10 @@ class VideoFile(Video):
             target = wanted - int(before / self._base)
             if target <= 0:
                 break
-            self._container.seek(target + zero, stream=self._stream)
+            try:
+                self._container.seek(target + zero, stream=self._stream)
+            except (self._av.FFmpegError, OSError):  # there is no index
+                break
             frames = self._timed()
             first = next(frames, None)
             # Neither may the packet that decoding begins with lie behind the time: frames before it
@@ -235,11 +233,11 @@ class VideoFile(Video):
         assert self._container is not None
         began: int | None = None
         reading = self._reading
-        packets = self._container.demux(self._stream)
+        found = packets(self._container, self._stream)
         while True:
             self._in_turn(reading)
             try:
-                packet = next(packets)
+                packet = next(found)
             except StopIteration:
                 return
             except (self._av.FFmpegError, OSError):
@@ -255,7 +253,6 @@ class VideoFile(Video):
                 self._undecoded += 1
                 continue
             for frame in frames:
-                self._damaged += frame.is_corrupt
                 yield began, frame
 
     def _in_turn(self, reading: int) -> None:
