@@ -49,7 +49,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--tile", type=positive, metavar="N",
-        help="of videos: decode frames in overlapping tiles of N pixels a side",
+        help="of videos: decode frames in overlapping tiles of N pixels a side (default: as encoded)",
     )  # fmt: skip
     computing_options(parser)
 
@@ -167,14 +167,18 @@ def _decode_videos(
     runtime: Runtime,
     norm: RPiAE | LatentDataset | None,
 ) -> None:
+    from rpiae.latents import LatentDataset
     from rpiae.latents.video.decoding import decode_videos
 
+    tile = arguments.tile
+    if isinstance(latents, LatentDataset):
+        tile = tile or latents.index.get("tile") or None
     started, frames, videos = time.perf_counter(), 0, 0
     with Bar("decode") as bar:
         for event in decode_videos(
             model, latents, arguments.out, runtime=runtime, batch_size=arguments.batch_size,
             limit=arguments.limit, norm=norm, rate=arguments.frame_rate,
-            as_frames=arguments.frames, tile=arguments.tile,
+            as_frames=arguments.frames, tile=tile,
         ):  # fmt: skip
             frames, videos = event.frames, event.videos
             rate = frames / (time.perf_counter() - started)

@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.debug:
             raise
         if speaks():
-            _say_how_to_go_on(Path(arguments.out))
+            _say_how_to_go_on(arguments)
         return 130
 
 
@@ -263,11 +263,13 @@ def _summarise(folder: Path, index: dict[str, Any]) -> None:
     stdout.print(f"{folder}: {text}{skipped}", soft_wrap=True)
 
 
-def _say_how_to_go_on(folder: Path) -> None:
-    there = sorted(folder.glob("*-of-*.safetensors"))
+def _say_how_to_go_on(arguments: argparse.Namespace) -> None:
+    from rpiae.latents.video.source import is_of_videos
+
+    there = sorted(Path(arguments.out).glob("*-of-*.safetensors"))
     total = there[0].stem.rpartition("-")[2].lstrip("0") if there else ""
     complete = f"{len(there)} of {total}" if there else "no"
-    kind = "videos" if there and there[0].name.startswith("video-") else "shards"
+    kind = "videos" if is_of_videos(arguments.data) and not arguments.clips else "shards"
     stderr.print(
         f"interrupted: {complete} {kind} are complete and stay. Go on with:\n  {_command()}",
         soft_wrap=True,

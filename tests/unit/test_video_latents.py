@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from rpiae.core.errors import CheckpointError, DataError, RunError, UsageError
@@ -425,7 +427,8 @@ def test_unusable_videos_are_skipped_and_listed(toy: Path, tmp_path: Path) -> No
     assert [event.reason for event in kinds(happened, Skipped)] == [
         "a/1.mp4: it has no video stream", "a/2.mp4: its frames change their size",
     ]  # fmt: skip
-    assert [event.text for event in kinds(happened, Notice)] == [source.damaged[3]]
+    (notice,) = kinds(happened, Notice)
+    assert notice.text == f"{source.damaged[3]}; it is encoded as far as it goes"
     index = kinds(happened, Finished)[0].index
     assert [(row["position"], row["name"]) for row in index["skipped"]] == [
         (1, "a/1.mp4"), (2, "a/2.mp4"),
@@ -444,6 +447,16 @@ def test_no_usable_video(toy: Path, tmp_path: Path) -> None:
         measure_videos(
             load_tokenizer(toy), WholeVideos(made((0, 8, 8))), runtime=RUNTIME, settings=Settings()
         )
+
+
+def test_encoders_that_look_ahead_take_clips_alone(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_tokenizer(toy)
+    model.encoder.patch = (2, 4, 4)
+    monkeypatch.setattr(f"{__name__}.load_tokenizer", lambda _: model)
+    with pytest.raises(UsageError, match=r"takes 2 frames per token.*with --clips"):
+        encode(toy, made((6, 32, 32)), tmp_path / "out")
 
 
 def test_moments_need_a_gaussian(tmp_path: Path) -> None:
@@ -633,6 +646,90 @@ def test_an_index_of_forged_sizes_reads_no_other_file(toy: Path, tmp_path: Path)
     dataset = LatentDataset(tmp_path / "out")
     with pytest.raises(CheckpointError, match="not those that its index says"):
         dataset[0]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_code_in_the_docs_works(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    encode(toy, made((21, 32, 32), (33, 32, 32), (17, 32, 32)), tmp_path / "latents")
+    page = (Path(__file__).parents[2] / "docs" / "latents.md").read_text(encoding="utf-8")
+    code = page.partition("### Read them")[2].split("```python\n")[number + 1].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    seen: dict[str, Any] = {"found": []}
+    depth = len(code.rstrip().splitlines()[-1]) - len(code.rstrip().splitlines()[-1].lstrip())
+    value = "latent" if number == 0 else "x[None]"
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        exec(code.rstrip() + f"\n{' ' * depth}found.append({value})\n", seen)
+    found = torch.cat(seen["found"])
+    dataset = LatentDataset("latents", frames=5, sample=False)
+    expected = torch.stack([dataset[i][0] for i in range(3)])
+    if number == 0:  # shuffled
+        expected = dataset.normalised(expected)
+        found, expected = (values.flatten(1).sort(dim=0).values for values in (found, expected))
+    torch.testing.assert_close(found, expected)
+
+
+ODD: tuple[Any, ...] = (None, -1, 10**30, "x", [None], {})
+
+
+def leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The places of a JSON tree, tables and lists included."""
+    if path:
+        yield path
+    inside = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, list)
+        else ()
+    )
+    for key, value in inside:
+        yield from leaves(value, (*path, key))
+
+
+def replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
+    tree = json.loads(json.dumps(tree))
+    place = tree
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    return tree
+
+
+def read_or_refused(folder: Path) -> None:
+    try:
+        dataset = LatentDataset(folder)
+        dataset[0], dataset.name(0), dataset.frame_rate(0)
+    except (CheckpointError, UsageError):
+        pass
+
+
+def test_whatever_an_index_or_a_header_says_is_read_or_refused(toy: Path, tmp_path: Path) -> None:
+    """By somebody who knows how to digest it."""
+    out = tmp_path / "out"
+    source = made((6, 16, 16), (5, 16, 16))
+    encode(toy, source, out)
+    index = json.loads((out / "index.json").read_text())
+    for path in leaves(index):
+        for odd in ODD:
+            forged(out, lambda tree: (tree.clear(), tree.update(replaced(index, path, odd))))  # noqa: B023  # called at once
+            read_or_refused(out)
+    (out / "index.json").write_text(json.dumps(index))
+    file = files(out)[0]
+    held = tensors(file)
+    with safe_open(file, "pt") as opened:
+        header = json.loads(opened.metadata()["rpiae"])
+    for path in leaves(header):
+        for odd in ODD:
+            described = replaced(header, path, odd)
+            described["sha256"] = tree_digest(described)
+            save_file(held, file, metadata={"rpiae": json.dumps(described)})
+            forged(out, lambda tree: tree["videos"][0].update(sha256=described["sha256"]))  # noqa: B023  # called at once
+            read_or_refused(out)
+        (out / "index.json").write_text(json.dumps(index))
+        assert len(kinds(encode(toy, source, out), Finished)) == 1
+        LatentDataset(out).verify()
 
 
 # --- decoding ----------------------------------------------------------------------------------

@@ -249,6 +249,11 @@ class VideoReader:
             return frame.render()
         return self.fitting.resized(Image.fromarray(frame.render()), whole=False)
 
+    def close(self) -> None:
+        """Close the videos that are open."""
+        for index in list(self._cursors):
+            self._close(index)
+
     def none_usable(self, errors: Iterable[DataError]) -> str:
         """Message for a source of which every video that was asked for raised an error."""
         return none_usable(errors, self.source.location, self.fitting.image_size)
@@ -270,6 +275,11 @@ class VideoReader:
             return video
         with video:
             return _Kept(video, self.fitting)
+
+    def __del__(self) -> None:
+        """Close the videos that are open: nobody knows which clip is the last one."""
+        for index in list(self._cursors):
+            self._close(index)
 
     def _close(self, index: int) -> None:
         if index in self._cursors:

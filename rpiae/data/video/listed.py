@@ -123,9 +123,12 @@ class EveryClip(EveryImage):
     def batches(self, positions: Sequence[Sequence[int]]) -> Iterator[Batch]:
         """Batches of the clips (b, 3, t, s, s) at these positions; see ``EveryImage.batches``."""
         shape = (3, self.frames, self.image_size, self.image_size)
-        return loaded_batches(
-            self, positions, collate=partial(collated_crops, shape=shape), workers=self._workers
-        )
+        try:
+            yield from loaded_batches(
+                self, positions, collate=partial(collated_crops, shape=shape), workers=self._workers
+            )
+        finally:
+            self._videos.close()
 
     def none_usable(self) -> str:
         """Message for a source none of whose clips can be used."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 
-import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
@@ -85,7 +84,7 @@ def latent_pieces(
         step += next(iter(found.values())).shape[2]
         return found
 
-    with contextlib.ExitStack() as stack, torch.no_grad():
+    with contextlib.ExitStack() as stack:
         streams = {suffix: stack.enter_context(model.stream(tile=tile)) for suffix in suffixes}
         for chunk in chunks:
             clip = as_floats(sent(chunk, runtime.device))

@@ -26,10 +26,12 @@ from rpiae.latents.layout import (
     STORED_NAMES,
     UNFINISHED,
     StoredType,
+    is_rate,
     read_header,
     tensor_digest,
     tree_digest,
 )
+from rpiae.latents.statistics import ChannelStatistics
 from rpiae.latents.video.layout import STEPS_PER_DIGEST, VideoPlan
 
 #: Where a safetensors file's header has free text.
@@ -187,8 +189,12 @@ def check_header(plan: VideoPlan, folder: Path, number: int, *, sha256: str = ""
         raise CheckpointError(f"{path} is damaged: its header is not what was written")
     if metadata.get("plan") != plan.digest() or metadata.get("position") != number:
         raise CheckpointError(f"{path} is of other latents")
+    skipped = "skipped" in metadata
+    texts = ("name", "skipped") if skipped else ("name", "problem")
     try:
-        fine = "skipped" in metadata or _holds_all(plan, metadata, tensors)
+        fine = all(isinstance(metadata[text], str) for text in texts) and (
+            skipped or _holds_all(plan, metadata, tensors)
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from None
     if not fine:
@@ -206,12 +212,16 @@ def _holds_all(
     names = plan.settings.tensors
     blocks = -(-steps // STEPS_PER_DIGEST)
     values = steps * h * w * (2 if plan.settings.flip else 1)
+    statistics = ChannelStatistics.from_tree(metadata["statistics"])
     return (
         tensors == dict.fromkeys(names, (shape, STORED_NAMES[plan.settings.dtype]))
         and set(metadata["tensors"]) == set(names)
         and all(len(digests) == blocks for digests in metadata["tensors"].values())
         and (channels, steps) == (plan.channels, plan.latent_steps(metadata["frames"]))
-        and metadata["statistics"]["count"] == values
+        and statistics.count == values
+        and len(statistics.mean) == len(statistics.squares) == channels
+        and all(metadata[side] >= 1 for side in ("frames", "height", "width"))
+        and is_rate(metadata["rate"])
     )
 
 

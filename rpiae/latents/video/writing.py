@@ -248,7 +248,7 @@ class _Encoder:
                 facts = yield from self._latents(number, video, file, pace)
                 file.finish(header | facts)
                 if video.problem:
-                    yield Notice(text=video.problem)
+                    yield Notice(text=f"{video.problem}; it is encoded as far as it goes")
         except DataError as error:
             file.discard()
             LatentFile(path, (), plan.settings.dtype).finish(
