@@ -63,6 +63,10 @@ class TooSmallError(DataError):
             f"{name}: {width}×{height} pixels are less than the crop of {crop[1]}×{crop[0]}"
         )
         self.size = (width, height)
+        self._made_of = (name, width, height, crop)
+
+    def __reduce__(self) -> tuple[type[TooSmallError], tuple[str, int, int, Shape]]:
+        return TooSmallError, self._made_of
 
 
 class Piecewise:

@@ -453,6 +453,24 @@ def test_no_video_can_be_used(tmp_path: Path) -> None:
     assert built(tmp_path, image_size=32, resize=32).num_images == 2
 
 
+def test_processes_that_look_at_videos_say_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clips, "VIDEOS_PER_WORKER", 1)
+    counted(tmp_path / "a.mp4", 20)
+    write(tmp_path / "b.mp4", greys(20, side=8))
+    (tmp_path / "c.mp4").write_bytes(b"none")
+    frames_of(tmp_path / "d", 20)
+    (tmp_path / "d" / "010.png").unlink()
+    alone, shared = (built(tmp_path, workers=number) for number in (0, 2))
+    assert alone.notices == shared.notices
+    _, small, damaged, gap = alone.notices
+    assert "b.mp4: 12×8 pixels are less" in small
+    assert "c.mp4: it is damaged" in damaged
+    assert gap.endswith("d: numbers are missing: 10")
+    assert built(tmp_path / "d").every_image().name(0) == "d@0"
+
+
 def test_a_video_of_one_frame(tmp_path: Path) -> None:
     counted(tmp_path / "a.mp4", 1)
     counted(tmp_path / "b.mp4", 3)
@@ -470,7 +488,7 @@ def test_many_that_cannot_be_used_are_counted(
         (tmp_path / f"{number}.mp4").write_bytes(b"none")
     *named, rest = built(tmp_path).notices
     assert len(named) == 2
-    assert rest.endswith("3 more videos cannot be used and are left out")
+    assert rest == f"3 more videos in {tmp_path} are left out"
 
 
 def test_no_mixture_of_videos(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from rpiae.data.crops import Crop, Fitting
 from rpiae.data.images import Picture, Pixels, TooSmallError, crop
 from rpiae.data.loading import loaded_one_by_one
 from rpiae.data.video.contracts import Frame, LazyFrame, Video
+from rpiae.data.video.cursor import Cursor, EndsEarlyError
 from rpiae.data.video.sources import VideoSource
 from rpiae.data.video.timing import Length, Part, Timing
 
@@ -29,113 +29,11 @@ OPEN = 4
 #: Bytes of resized frames up to which a process keeps all videos of a source in memory.
 KEPT = 1 << 28
 
-#: Seconds that are read on through an open video; to what lies further ahead, it is sought anew.
-AHEAD = 1.0
-
 #: Videos for which one more process that opens them is worth its start.
 VIDEOS_PER_WORKER = 32
 
-#: Seconds by which a frame must be nearer than the one before it.
-_NEARER = 1e-6
-
 #: What is made of the picture that a frame is: a crop of it.
 Cut = Callable[[Picture], Pixels]
-
-
-class EndsEarlyError(DataError):
-    """A video that ends before its header says.
-
-    Attributes:
-        seconds: when its last frame is shown.
-    """
-
-    def __init__(self, path: str, seconds: float) -> None:
-        super().__init__(
-            f"{path}: it is damaged, and its last frame is at {seconds:.2f} s; what comes before is used"
-        )
-        self.seconds = seconds
-
-
-def _is_missing(time: float, last: LazyFrame, video: Video) -> bool:
-    """Whether more than a frame lies between a time and the last frame of a damaged video."""
-    return bool(video.problem) and time - last.seconds > 1.5 / float(video.facts.rate)
-
-
-class _Cursor:
-    """A video, and where in it reading stands.
-
-    Args:
-        video: it is closed with the cursor, or when nobody has that any more.
-        path: what messages call it.
-    """
-
-    def __init__(self, video: Video, path: str) -> None:
-        self.video = video
-        self.close = weakref.finalize(self, video.close)
-        self._path = path
-        self._step = 1 / float(video.facts.rate)
-        self._frames: Iterator[LazyFrame] = iter(())
-        self._here: LazyFrame | None = None
-        self._next: LazyFrame | None = None
-        self._last: LazyFrame | None = None  # of a damaged one, once it was met
-
-    def frames(self, times: Sequence[float], part: Part) -> Iterator[LazyFrame]:
-        """The frames of a part that are shown nearest to these times, which ascend.
-
-        Raises:
-            EndsEarlyError: if the video ends before one of them.
-            DataError: if it cannot be decoded.
-        """
-        if self._last is not None and _is_missing(times[-1], self._last, self.video):
-            raise EndsEarlyError(self._path, self._last.seconds)
-        self._go_to(times[0], part)
-        for time in times:
-            while self._next is not None and self._next.seconds < part.end:
-                assert self._here is not None
-                if self._nearness(self._next, time) >= self._nearness(self._here, time) - _NEARER:
-                    break
-                self._step_on()
-            here = self._here
-            if here is None:
-                raise DataError(f"{self._path}: none of its frames can be decoded")
-            if self._next is None and _is_missing(time, here, self.video):
-                self._last = here
-                raise EndsEarlyError(self._path, here.seconds)
-            if here.seconds < part.begin:
-                raise DataError(
-                    f"{self._path}: no frame is shown between {part.begin:.2f} s and {part.end:.2f} s"
-                )
-            yield here
-
-    def _go_to(self, time: float, part: Part) -> None:
-        """Stand at the last frame that is not after a time, or the part's first one."""
-        here = self._here
-        if here is None or not here.seconds <= time <= here.seconds + AHEAD:
-            self._seek(time)
-        while self._next is not None and self._next.seconds < part.end:
-            assert self._here is not None
-            if self._next.seconds > time and self._here.seconds >= part.begin:
-                break
-            self._step_on()
-
-    def _seek(self, time: float) -> None:
-        """Read from a frame before a time on, where there is one."""
-        back = self._step
-        while True:
-            start = max(0.0, time - back)
-            self._frames = self.video.lazy_frames(start)
-            self._here = next(self._frames, None)
-            self._next = next(self._frames, None)
-            if start == 0.0 or (self._here is not None and self._here.seconds <= time):
-                return
-            back *= 4
-
-    def _step_on(self) -> None:
-        self._here, self._next = self._next, next(self._frames, None)
-
-    @staticmethod
-    def _nearness(frame: LazyFrame, time: float) -> float:
-        return abs(frame.seconds - time)
 
 
 class _Kept(Video):
@@ -192,7 +90,7 @@ class VideoReader:
         return VideoReader(self.source, self.fitting, self.timing, kept=3 * total <= KEPT)
 
     def _forget(self) -> None:
-        self._cursors: OrderedDict[int, _Cursor] = OrderedDict()
+        self._cursors: OrderedDict[int, Cursor] = OrderedDict()
         self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -258,14 +156,14 @@ class VideoReader:
         """Message for a source of which every video that was asked for raised an error."""
         return none_usable(errors, self.source.location, self.fitting.image_size)
 
-    def _cursor(self, index: int) -> _Cursor:
+    def _cursor(self, index: int) -> Cursor:
         if self._process != os.getpid():
             # What was opened before a fork reads from where the other process stands.
             self._forget()
         if index not in self._cursors:
             while len(self._cursors) >= OPEN and not self._kept:
                 self._close(next(iter(self._cursors)))
-            self._cursors[index] = _Cursor(self._video(index), self.source.path(index))
+            self._cursors[index] = Cursor(self._video(index), self.source.path(index))
         self._cursors.move_to_end(index)
         return self._cursors[index]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -112,15 +112,14 @@ class VideoDataset:
             text = none_long_enough(list(known.values()), timing, source.location)
             others = f". {len(errors)} more cannot be used, such as {errors[0]}" if errors else ""
             raise DataError(text + others)
-        for index in known.keys() - usable.keys():
+        for index in sorted(known.keys() - usable.keys()):
             errors.append(too_short(known[index], source.path(index), timing))
-        problems = [f"{error}; it is left out" for error in errors[:NAMED]]
-        if len(errors) > NAMED:
-            rest = len(errors) - NAMED
-            problems.append(
-                f"{source.location}: {rest} more videos cannot be used and are left out"
-            )
-        return usable, problems
+        flawed = [length.problem for length in usable.values() if length.problem]
+        left_out = [f"{error}; it is left out" for error in errors]
+        return usable, [
+            *_first_ones(left_out, f"videos in {source.location} are left out"),
+            *_first_ones(flawed, f"videos in {source.location} lack something"),
+        ]
 
     def batches(self, steps: StageSteps) -> Iterator[Batch]:
         """Batches of the steps of a stage: clips (b, 3, t, s, s), and images (b, 3, s, s) at steps that
@@ -216,3 +215,9 @@ class VideoDataset:
     def _load(self, requests: Requests[ClipRequest]) -> Iterator[Batch]:
         clips = Clips(self._reader, self._parts.training)
         return loaded_batches(clips, requests, collate=collated, workers=self._workers)
+
+
+def _first_ones(texts: Sequence[str], others: str) -> list[str]:
+    """Some texts one by one, and how many there are beyond them."""
+    rest = len(texts) - NAMED
+    return [*texts[:NAMED], *([f"{rest} more {others}"] if rest > 0 else [])]

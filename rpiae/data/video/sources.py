@@ -267,7 +267,8 @@ def open_source(
                 path, found.paths, member, workers=workers, problems=found.problems, kind=VIDEOS
             )
         )
-    return FileVideos(path, found.names, found.paths, found.problems)
+    names = [as_path(path).resolve().name if name == "." else name for name in found.names]
+    return FileVideos(path, names, found.paths, found.problems)
 
 
 def _single(place: Path, split: str) -> FoundVideos:

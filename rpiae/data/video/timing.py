@@ -57,11 +57,11 @@ class Timing:
         if seconds is None and facts.frames is not None:
             seconds = facts.frames / float(facts.rate)
         if seconds is None:
-            last = max(frame.seconds for frame in video.frames())
+            last = max(frame.seconds for frame in video.lazy_frames())
             seconds = last + 1 / float(facts.rate)
         return Length(
             max(1, round(seconds * rate)), rate, max(1, round(seconds * float(facts.rate))),
-            (facts.height, facts.width),
+            (facts.height, facts.width), video.problem,
         )  # fmt: skip
 
 
@@ -73,12 +73,14 @@ class Length(NamedTuple):
         rate: positions per second.
         frames: how many it has itself.
         shape: height and width of these, in pixels.
+        problem: what is wrong with it at first sight, in words.
     """
 
     positions: int
     rate: float
     frames: int
     shape: Shape
+    problem: str = ""
 
 
 @frozen(kw_only=True)
