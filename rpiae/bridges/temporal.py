@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rpiae.core.model import temporal
 from rpiae.core.model.blocks import through
 from rpiae.core.model.contracts import Bridge, Features, Fit, Fittable, Posterior
 from rpiae.core.model.geometry import at_least_fp32
@@ -36,8 +37,8 @@ class TemporalBridge(nn.Module):
         mlp_ratio: width of the MLPs over that of the features.
 
     Raises:
-        ValueError: if the features' channels do not suit the blocks' heads, or frames do not make
-            whole groups.
+        ValueError: if the bridge inside compresses time itself, the features' channels do not suit the
+            blocks' heads, or frames do not make whole groups.
 
     Source: ours; groups of 1 + k·T frames as in CogVideoX's and Wan's causal autoencoders.
     """
@@ -53,6 +54,10 @@ class TemporalBridge(nn.Module):
     ) -> None:
         super().__init__()
         assert isinstance(image, Bridge)
+        if isinstance(image, temporal.TemporalBridge):
+            raise ValueError(
+                f"{type(image).__name__} compresses time itself, it is no bridge of images"
+            )
         self.image = image
         self.features = width = image.features
         self.latent_channels = image.latent_channels

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rpiae.core.model.blocks import through
 from rpiae.core.model.contracts import Decoder, Features
 from rpiae.core.model.geometry import Grid
-from rpiae.core.model.temporal import LayeredDecoder, Past, TemporalBlock
+from rpiae.core.model.temporal import LayeredDecoder, Past, TemporalBlock, TemporalDecoder
 
 #: Blocks along time ahead of a decoder that lets nothing in between its layers.
 AHEAD = 2
@@ -37,7 +37,8 @@ class VideoDecoder(nn.Module):
         tokens (b, n, D) on the grid (t, h, w) → (b, 3, t·frames, h·q, w·q)
 
     Raises:
-        ValueError: if a width does not suit the blocks' heads.
+        ValueError: if the decoder inside sees earlier frames itself, or a width does not suit the
+            blocks' heads.
 
     Source: ours; temporal layers between the layers of an image model as in Video LDM
         (arXiv 2304.08818).
@@ -54,6 +55,10 @@ class VideoDecoder(nn.Module):
     ) -> None:
         super().__init__()
         assert isinstance(image, Decoder)
+        if isinstance(image, TemporalDecoder):
+            raise ValueError(
+                f"{type(image).__name__} is no decoder of images: it sees earlier frames"
+            )
         self.image = image
         self.features = image.features
         self.patch = (frames, *image.patch[1:])
