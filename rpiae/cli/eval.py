@@ -192,7 +192,7 @@ def show(bar: Bar, event: Progress) -> None:
     """How far a walk over images is."""
     rate = event.done / event.seconds if event.seconds else 0.0
     left = duration((event.total - event.done) / rate) if rate else "?"
-    bar.show(event.done, event.total, f"{event.what}: {rate:.3g} images/s · {left} left")
+    bar.show(event.done, event.total, f"{event.what}: {rate:.3g} {event.unit}/s · {left} left")
 
 
 def _advise(bar: Bar, event: Progress, runtime: Runtime) -> bool:
@@ -344,7 +344,8 @@ def _skipped(each: Evaluation) -> tuple[str, ...]:
     """The images that could not be used, in lines; many are counted."""
     if not each.skipped:
         return ()
-    images = "1 image" if len(each.skipped) == 1 else f"{len(each.skipped)} images"
+    what = "clip" if "frames" in each.protocol else "image"
+    images = f"1 {what}" if len(each.skipped) == 1 else f"{len(each.skipped)} {what}s"
     rest = len(each.skipped) - MENTIONED
     more = (f"  and {rest} more, which evaluation.json names",) if rest > 0 else ()
     return (f"skipped {images}:", *(f"  {text}" for text in each.skipped[:MENTIONED]), *more)

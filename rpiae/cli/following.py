@@ -68,8 +68,7 @@ def print_plan(plan: Plan) -> None:
     stdout.print(stages)
     data = f"{plan.data} ({plan.data_origin})" if plan.data else "none yet: name some with --data"
     if plan.num_images is not None:
-        what = "images" if plan.frames is None else "clips"
-        data += f", {plan.num_images} {what} to train on"
+        data += f", {plan.num_images} {_seen(plan.frames)} to train on"
     lines = [f"data {data}", f"device {plan.device}, precision {plan.precision}"]
     lines += [f"loads {text}" for text in plan.loads]
     if plan.start:
@@ -85,6 +84,11 @@ def print_plan(plan: Plan) -> None:
     for line in lines:
         stdout.print(line)
     stdout.print()
+
+
+def _seen(frames: int | None) -> str:
+    """What data are called, by the frames of a clip; None for images."""
+    return "images" if frames is None else "clips"
 
 
 def follow(run: Iterator[events.Event]) -> int:
@@ -122,6 +126,7 @@ class _View:
         self._task: Any = None
         self._plain = not stderr.is_terminal
         self._open = False
+        self._seen = "images"
 
     def __enter__(self) -> _View:
         return self
@@ -139,6 +144,7 @@ class _View:
         """Render one event."""
         if isinstance(event, events.Planned):
             print_plan(event.plan)
+            self._seen = _seen(event.plan.frames)
             sys.stdout.flush()
         elif isinstance(event, events.StageStarted):
             self._started(event)
@@ -150,7 +156,7 @@ class _View:
             mark = ", the best so far" if event.best else ""
             self._say(f"{event.stage} {event.step}: held-out {_metrics(event.metrics)}{mark}")
         elif isinstance(event, events.ImagesSkipped):
-            self._say(f"{event.total} images skipped so far: {'; '.join(event.images)}")
+            self._say(f"{event.total} {self._seen} skipped so far: {'; '.join(event.images)}")
         elif isinstance(event, events.Notice):
             self._say(event.text)
 
@@ -169,7 +175,7 @@ class _View:
             if "accuracy" in row:
                 terms += f" · {name} right {row['accuracy']:.0%}"
         status = (
-            f"{terms} · {event.images_per_second:.3g} images/s · "
+            f"{terms} · {event.images_per_second:.3g} {self._seen}/s · "
             f"{duration(event.remaining_seconds)} left"
         )
         if not self._plain:
@@ -188,12 +194,14 @@ def _metrics(metrics: Any) -> str:
 
 def _print_summary(event: events.RunEnded) -> None:
     summary = event.summary
+    seen = _seen(summary.get("frames"))
+    shown = "photograph" if seen == "images" else "clip"
     table = Table(
-        title="held-out photographs (EMA weights, reloaded in a new process)",
+        title=f"held-out {shown}s (EMA weights, reloaded in a new process)",
         title_justify="left", box=None, pad_edge=False,
     )  # fmt: skip
-    for heading in ("photograph", "PSNR dB", "SSIM", "mean colour dB", "linear code dB"):
-        table.add_column(heading, justify="left" if heading == "photograph" else "right")
+    for heading in (shown, "PSNR dB", "SSIM", "mean colour dB", "linear code dB"):
+        table.add_column(heading, justify="left" if heading == shown else "right")
     rows = list(summary["photographs"].items())
     for name, row in rows[:8]:
         table.add_row(name, *_row(row))
@@ -206,8 +214,8 @@ def _print_summary(event: events.RunEnded) -> None:
     trained = [stage["name"] for stage in summary["stages"] if "skipped" not in stage]
     best = f"best evaluated {folder}/best/{plain_name(trained[-1])} · " if trained else ""
     stdout.print(
-        f"drift from the pivot {summary['drift']:.3f} · trained on {summary['num_images']} images in "
-        f"{duration(summary['seconds'])} at {summary['images_per_second']:.3g} images/s\n"
+        f"drift from the pivot {summary['drift']:.3f} · trained on {summary['num_images']} {seen} in "
+        f"{duration(summary['seconds'])} at {summary['images_per_second']:.3g} {seen}/s\n"
         f"tokenizer {folder}/tokenizer · {best}"
         f"pictures {folder}/samples · curves {folder}/curves.png, tensorboard --logdir {folder}",
         soft_wrap=True,

@@ -228,8 +228,8 @@ class EvaluationConfig:
     """What a tokenizer is measured on, and with what.
 
     Attributes:
-        data: the images it is measured on, as in ``rpiae build --data``, or a table of a dataset's
-            fields; the run's own held-out images where empty.
+        data: the images or clips it is measured on, as in ``rpiae build --data``, or a table of a
+            dataset's fields; the run's own held-out ones where empty.
         training: the same of the images that probes learn from and that iFD looks for neighbours in;
             the images the run was trained on where empty.
         metrics: names as in ``rpiae list metrics``, such as ``"psnr"`` or ``"rfd:tiny"``, or tables.
@@ -246,7 +246,7 @@ class EvaluationConfig:
             ``truncate``, as some published numbers are measured.
         precision: what the tokenizer is run in; ``auto`` is bf16 where it is faster. Feature spaces
             are in fp32, statistics and distances in fp64.
-        batch_size: images per forward pass; no effect on results beyond rounding.
+        batch_size: images, or clips, per forward pass; no effect on results beyond rounding.
     """
 
     data: Any = ""

@@ -94,13 +94,8 @@ def evaluate(
         RunError: if the tokenizer's output is not finite.
     """
     started = time.perf_counter()
-    asked = metric_configs(config.metrics)
-    images = measured_images(subject, config)
-    _check_interpolation(subject, images)
-    configs, warnings = _measurable(asked, subject, images)
+    configs, images, training, warnings = _opened(subject, config)
     panel = Panel(dict(built(configs)), runtime, of_clips=needing("clips", configs))
-    images, training, told = _sets(subject, config, configs, images)
-    warnings += told
     references = References(panel, images.crop, out=reference_out)
     walk, learned = _walks(subject, config, images, training, runtime)
     examiner = Examiner(
@@ -114,9 +109,7 @@ def evaluate(
         return Evaluation(metrics={}, details={}, protocol={})
     references.check_images(protocol)
     measured = panel.compute()
-    protocol |= {"precision": runtime.precision, "round": config.round, "software": _software()}
-    if isinstance(subject.model, Interpolated):
-        protocol["interpolated"] = every_nth(subject.model.every)
+    protocol |= _conditions(subject, config, runtime)
     protocol["metrics"] = _metric_protocols(measured, configs, protocol, subject.pivot_sha256)
     values, told = _finite(measured)
     warnings += [*shared, *panel.failures(), *told]
@@ -133,16 +126,16 @@ def evaluate(
     )
 
 
-def _check_interpolation(subject: Subject, images: ImageSet) -> None:
-    """Refuse to leave out frames of what has one.
-
-    Raises:
-        UsageError: if a tokenizer that interpolates is measured on images.
-    """
-    if isinstance(subject.model, Interpolated) and not images.frames:
-        raise UsageError(
-            f"frames can be kept and interpolated of clips, and {images.location} holds images"
-        )
+def _opened(
+    subject: Subject, config: EvaluationConfig
+) -> tuple[dict[str, MetricConfig], ImageSet, ImageSet | None, list[str]]:
+    """The metrics that can be measured, the images, those that are learned from, and what is to be said
+    of all of these; see ``_measurable`` and ``_sets``."""
+    asked = metric_configs(config.metrics)
+    images = measured_images(subject, config)
+    configs, left_out = _measurable(asked, subject, images)
+    images, training, told = _sets(subject, config, configs, images)
+    return configs, images, training, left_out + told
 
 
 def _measurable(
@@ -152,8 +145,12 @@ def _measurable(
     these.
 
     Raises:
-        UsageError: if none is left.
+        UsageError: if none is left, or images are to be interpolated.
     """
+    if isinstance(subject.model, Interpolated) and not images.frames:
+        raise UsageError(
+            f"frames can be kept and interpolated of clips, and {images.location} holds images"
+        )
     lacking: dict[str, str] = {}
     if not images.frames:
         lacking["clips"] = f"{images.location} holds images, and it is of clips"
@@ -236,6 +233,15 @@ def _walked(
     skipped = tuple(dict.fromkeys([*learned.skipped, *walk.skipped]))
     shared = check_apart(learned, walk)
     return protocol, skipped, (shared,) if shared else ()
+
+
+def _conditions(subject: Subject, config: EvaluationConfig, runtime: Runtime) -> dict[str, Any]:
+    """How the tokenizer is run, and by what, for the protocol."""
+    found: dict[str, Any] = {"precision": runtime.precision, "round": config.round}
+    found["software"] = _software()
+    if isinstance(subject.model, Interpolated):
+        found["interpolated"] = every_nth(subject.model.every)
+    return found
 
 
 def _metric_protocols(

@@ -95,7 +95,6 @@ class ListedImages(ImageSet):
         self._numbers: Tensor | None = None
         self.fields = {k: v for k, v in fields.items() if k not in ("workers", "held_out")}
         if isinstance(images, EveryClip):
-            self.fields = {k: v for k, v in fields.items() if k != "workers"}
             self.frame_rate = images.frame_rate
             self.clip_facts = _clip_facts(images)
         self.labelled = images.labelled

@@ -27,14 +27,16 @@ class Progress:
 
     Attributes:
         what: what the images are for.
-        done, total: images.
+        done, total: images, or clips.
         seconds: since this part began.
+        unit: which of the two.
     """
 
     what: str
     done: int
     total: int
     seconds: float
+    unit: str = "images"
 
 
 class Walk:
@@ -74,6 +76,7 @@ class Walk:
         """This process's images on its device, batch by batch."""
         started = time.perf_counter()
         batches = [self._own[i : i + self._size] for i in range(0, len(self._own), self._size)]
+        unit = "clips" if self._images.frames else "images"
         done = 0
         for loaded, batch in zip(self._images.load(batches), batches, strict=True):
             done += len(batch)
@@ -83,7 +86,8 @@ class Walk:
                     self._hashes.add(loaded.positions, loaded.images)
                 yield loaded._replace(images=loaded.images.to(self._runtime.device))
             seconds = time.perf_counter() - started
-            progress(Progress(what=what, done=done, total=len(self._own), seconds=seconds))
+            total = len(self._own)
+            progress(Progress(what=what, done=done, total=total, seconds=seconds, unit=unit))
 
     def protocol(self) -> dict[str, Any]:
         """What was walked over, by all processes.

@@ -13,7 +13,7 @@ from typing import Any
 from rpiae.core.config.parts import parts_of
 from rpiae.core.config.recipe import RunConfig
 from rpiae.core.errors import CheckpointError, RunError
-from rpiae.core.model.contracts import Dataset
+from rpiae.core.model.contracts import ClipDataset, Dataset
 from rpiae.core.model.folders import load_tokenizer
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.registry.registry import registry
@@ -59,6 +59,7 @@ def write_summary(
         "latent": list(model.latent_shape(data.image_size, data.image_size)),
         "image_size": data.image_size,
         "num_images": data.num_images,
+        "frames": data.frames if isinstance(data, ClipDataset) else None,
         "precision": runtime.precision,
         "device": str(runtime.device),
         "processes": runtime.num_processes,

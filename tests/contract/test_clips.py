@@ -17,9 +17,15 @@ from rpiae.core.model.tokenizer import RPiAE
 from rpiae.tasks.tokenizer.replica import PivotReplica
 from tests.toys import BRIDGES, DECODERS, ENCODERS
 
+#: Bridges that see time: with them, a clip is more than its frames (tests/property/test_video.py).
+IN_TIME = [
+    name
+    for name, part in BRIDGES.items()
+    if isinstance(part, dict) and "temporal_downsampling" in part
+]
 PARTS = {
     **{name: (name, "vb4", "vit") for name in ENCODERS},
-    **{name: ("vit", name, "vit") for name in BRIDGES},
+    **{name: ("vit", name, "vit") for name in BRIDGES if name not in IN_TIME},
     **{f"{name} decoder": ("vit", "conv-kl-half", name) for name in DECODERS},
 }
 CLIP = (2, 3, 3, 33, 50)
@@ -70,13 +76,16 @@ def test_a_clip_is_its_frames(
 
 
 @torch.inference_mode()
-def test_the_replica_sees_a_clip_as_the_encoder_does(model: RPiAE, clip: Tensor) -> None:
+@pytest.mark.parametrize(
+    "parts", [*PARTS.values(), *(("vit", name, "vit") for name in IN_TIME)], ids="-".join
+)
+def test_the_replica_sees_a_clip_as_the_encoder_does(
+    parts: tuple[str, str, str], clip: Tensor
+) -> None:
+    model = tokenizer(*parts)
     wanted = model.features(clip)
     assert wanted.grid == model.geometry(33, 50, frames=3).grid
-    replica = PivotReplica(
-        model.roles["encoder"], output_patch=model.decoder.patch,
-        downsampling=model.bridge.downsampling,
-    )  # fmt: skip
+    replica = PivotReplica.beside(model, model.roles["encoder"])
     found = replica.features(clip)
     assert found.grid == wanted.grid
     torch.testing.assert_close(found.tokens, wanted.tokens)

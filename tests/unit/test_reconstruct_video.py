@@ -363,7 +363,10 @@ def test_clips_beside_each_other() -> None:
     assert (both[:, :, 24 : 24 + GAP] == 255).all()
 
 
-@pytest.mark.parametrize("name", ["bigbuckbunny.mp4", "carphone_pristine.mp4"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("bigbuckbunny.mp4", marks=pytest.mark.slow), "carphone_pristine.mp4"],
+)
 def test_real_videos(
     folder: str, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

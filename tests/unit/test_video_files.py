@@ -50,6 +50,9 @@ def _same_from_everywhere(path: Path, starts: int = 12) -> None:
             assert [frame.seconds for frame in found] == [t for t, _ in whole[first : first + 4]]
             for frame, (_, pixels) in zip(found, whole[first:], strict=False):
                 assert np.array_equal(frame.pixels, pixels)
+        assert len(list(video.frames(whole[-3][0]))) == 3
+        assert list(video.frames(whole[-1][0] + 60)) == []
+        assert video.problem == ""
 
 
 def test_frames_and_facts(tmp_path: Path) -> None:
@@ -94,6 +97,11 @@ CODECS: dict[str, dict[str, Any]] = {
     "counted.avi": {"options": {"bf": "3", "g": "9"}},
     "mpeg4.avi": {"codec": "mpeg4", "options": {"bf": "2", "g": "9"}},
     "vp9.webm": {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "g": "9"}},
+    "no-index.webm": {
+        "codec": "libvpx-vp9",
+        "options": {"deadline": "realtime", "g": "9"},
+        "container": {"live": "1"},
+    },
     "animated.gif": {"codec": "gif", "pixels": "rgb8", "matrix": None, "colour_range": None},
     "interlaced.mp4": {"options": {"x264-params": "interlaced=1:tff=1:keyint=9:bframes=2"}},
 }
@@ -107,6 +115,30 @@ def test_a_seek_gives_what_decoding_from_the_start_gives(tmp_path: Path, name: s
     assert [t for t, _ in whole] == pytest.approx([n / 25 for n in range(40)], abs=0.0051)
     assert path.suffix in VIDEO_EXTENSIONS
     _same_from_everywhere(path)
+
+
+def test_without_a_seek_frames_are_decoded_from_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.mkv", moving(40), options={"g": "9"})
+    whole = _all(path)
+
+    class Refusing:
+        def __init__(self, container: Any) -> None:
+            self._container = container
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._container, name)
+
+        def seek(self, *_: object, **__: object) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+    opened = av.open
+    monkeypatch.setattr(av, "open", lambda *args, **more: Refusing(opened(*args, **more)))
+    with open_video(path) as video:
+        frame = next(video.frames(whole[30][0]))
+    assert frame.seconds == whole[30][0]
+    assert np.array_equal(frame.pixels, whole[30][1])
 
 
 @pytest.mark.parametrize("name", ["bigbuckbunny.mp4", "carphone_pristine.mp4"])

@@ -199,6 +199,22 @@ def test_frames_that_were_repeated_are_not_measured(clips: Tensor) -> None:
     assert seen.frames.features.grid[0] == 1
 
 
+def test_tiles_of_clips_are_put_together_frame_by_frame(
+    clips: Tensor, replica: PivotReplica
+) -> None:
+    """Four clips of 8 pixels a side, which have no SSIM of their own, are one of 16."""
+    whole = clips[:1]
+    tiles = torch.cat([half for row in whole.chunk(2, -2) for half in row.chunk(2, -1)])
+    runtime = Runtime(device="cpu", precision="fp32")
+    model = of_images()
+    tiled = HeldOutEvaluation(HeldOut(tiles, tuple("aaaa"), {"a": 2}), ("psnr", "ssim"), replica,
+                              runtime)(model)  # fmt: skip
+    made = [to_8_bits(model.reconstruct(tile[None]))[0] for tile in tiles]
+    rows = [torch.cat(made[i : i + 2], dim=-1) for i in (0, 2)]
+    seen = examined(whole, made=torch.cat(rows, dim=-2)[None])
+    assert tiled == pytest.approx(measured("psnr", seen).values | measured("ssim", seen).values)
+
+
 def test_pixels_by_position(clips: Tensor) -> None:
     seen = examined(clips, of_clips())
     found = measured("psnr", seen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import subprocess
 import sys
 from fractions import Fraction
@@ -245,3 +246,18 @@ def test_a_full_disk_is_told_in_a_sentence(tmp_path: Path) -> None:
     assert done.stdout.strip() == f"cannot write {path}: {os.strerror(errno.EFBIG)}"
     assert done.stderr == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_sound_stops_no_video(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole.ts", moving(50), sound=True).read_bytes()
+    said = set()
+    for seed in range(20):
+        content, draws = bytearray(whole), random.Random(seed)
+        for _ in range(50):
+            content[draws.randrange(len(content))] = draws.randrange(256)
+        (tmp_path / "damaged.ts").write_bytes(content)
+        path = tmp_path / "a.mp4"
+        said.add(_written(path, moving(50), audio_from=tmp_path / "damaged.ts").partition(":")[0])
+        assert len(_read(path)) == 50
+    assert said <= {"copied", "dropped", "none"}
+    assert "copied" in said

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from rpiae import runs
 from rpiae.core.config.parts import DatasetConfig
 from rpiae.core.errors import DataError, RpiaeError, UsageError
 from rpiae.core.model.contracts import Batch, StageSteps
@@ -563,3 +564,33 @@ def test_real_videos(shared: Path) -> None:
     assert batch.inputs.shape == (4, 3, 17, 32, 32)
     assert dataset.held_out().groups == ("bigbuckbunny.mp4@115", "carphone_pristine.mp4@103")
     assert evolve(config("x"), frames=9).frames == 9
+
+
+# Runs
+
+
+@pytest.mark.parametrize(
+    ("bridge", "frames", "latent", "filled"),
+    [("tvb4x4", 4, (4, 2, 2, 2), 5), ("tvb4x4", 5, (4, 2, 2, 2), 0), ("vb4", 4, (4, 4, 2, 2), 0)],
+)
+def test_a_plan_tells_clips_and_with_how_many_frames_they_are_filled(
+    folder: Path, bridge: str, frames: int, latent: tuple[int, ...], filled: int
+) -> None:
+    encoder = {"name": "vit", "width": 32, "depth": 2, "num_heads": 2, "patch": 8}
+    tree = {
+        "encoder": encoder | {"pretrained": False}, "bridge": bridge, "recipe": "quick",
+        "decoder": {"name": "vit", "width": 32, "depth": 1, "num_heads": 2, "mlp_hidden": 64},
+        "data": {"name": "videos", "path": str(folder), "image_size": SIDE, "frames": frames},
+    }  # fmt: skip
+    plan = runs.plan(runs.resolve(tree))
+    assert (plan.frames, plan.latent) == (frames, latent)
+    assert plan.compression == 3 * frames * SIDE**2 / np.prod(latent)
+    assert plan.num_images == built(folder, frames=frames).num_images
+    notices = [text for text in plan.notices if "data.frames" in text]
+    told = [f"data.frames = {frames}: every clip is filled to {filled} with its last frame"]
+    assert notices == (told if filled else [])
+
+
+def test_a_folder_of_videos_is_told_by_its_files(folder: Path) -> None:
+    with pytest.raises(UsageError, match=f"videos:{folder}"):
+        part_config("datasets", str(folder))

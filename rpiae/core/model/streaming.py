@@ -90,7 +90,7 @@ class Stream:
         self._latest: Posterior | None = None
         self._groups = 0
         self._frames = 0
-        self._finished = False
+        self._finished = self._closed = False
         self._decoded = 0
         self._encoding: list[Past] = []
         self._decoding: list[Past] = []
@@ -104,7 +104,8 @@ class Stream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Forget what was remembered."""
+        """Forget what was remembered; the stream is closed."""
+        self._closed = True
         self._encoding, self._decoding, self._waiting, self._latest = [], [], None, None
 
     @property
@@ -123,8 +124,9 @@ class Stream:
 
         Raises:
             UsageError: if they are no clip, of another size than those before, or the clip is
-                finished.
+                finished; the stream is as it was then.
         """
+        self._check_open()
         if self._finished:
             raise UsageError("this clip is finished: begin another stream")
         frame = self._checked(chunk)
@@ -143,6 +145,7 @@ class Stream:
         Raises:
             UsageError: if nothing was encoded.
         """
+        self._check_open()
         if self._waiting is None or self._frame is None:
             raise UsageError("there is no clip: encode its frames first")
         self._finished = True
@@ -166,6 +169,7 @@ class Stream:
         Raises:
             UsageError: if these are no latents of such frames, or nobody said how large they are.
         """
+        self._check_open()
         frame = self._frame_of(latent)
         if frames is None and self._finished:
             frames = self._frames
@@ -180,6 +184,13 @@ class Stream:
         self._decoded += min(left, clip.shape[2])
         return clip[:, :, :left]
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError(
+                "this stream is closed and has forgotten the clip: begin another one, and use it inside "
+                "its with block"
+            )
+
     def _framed(self, size: tuple[int, int]) -> _Frame:
         plan = self._model.geometry(*size)
         (_, height, width), step = plan.padded, self._model.decoder.patch[1:]
@@ -192,10 +203,11 @@ class Stream:
         Raises:
             UsageError: see ``encode``.
         """
-        if chunk.ndim != 5 or not chunk.shape[2]:
+        fits = chunk.ndim == 5 and chunk.shape[1] == 3 and chunk.shape[2] > 0
+        if not fits or not chunk.is_floating_point():
             raise UsageError(
-                "a stream takes the next frames of clips, (batch, 3, frames, height, width), at least "
-                f"one of them, not {tuple(chunk.shape)}"
+                "a stream takes the next frames of clips, float tensors (batch, 3, frames, height, "
+                f"width) in [0, 1] of at least one frame, not {chunk.dtype} {tuple(chunk.shape)}"
             )
         size = (chunk.shape[3], chunk.shape[4])
         if self._frame is None:
@@ -212,11 +224,11 @@ class Stream:
     def _frame_of(self, latent: Tensor) -> _Frame:
         if self._frame is None:
             raise UsageError("how large are the frames? Give the stream their size (H, W)")
-        grid = self._frame.tiling.grid
-        if latent.ndim != 5 or tuple(latent.shape[3:]) != grid:
+        grid, channels = self._frame.tiling.grid, self._model.bridge.latent_channels
+        if latent.ndim != 5 or (latent.shape[1], *latent.shape[3:]) != (channels, *grid):
             raise UsageError(
                 f"a stream of {self._frame.size[0]}×{self._frame.size[1]} pixels decodes latents "
-                f"(batch, channels, steps, {grid[0]}, {grid[1]}), not {tuple(latent.shape)}"
+                f"(batch, {channels}, steps, {grid[0]}, {grid[1]}), not {tuple(latent.shape)}"
             )
         return self._frame
 
@@ -244,14 +256,14 @@ class Stream:
         frames = pad_to(fold(clip), tiling.size)
         tiles = zip(tiling.tiles(frames), self._encoding, strict=True)
         return tiling.stitched(
-            [self._model.posterior(self._features(tile, len(clip)), past) for tile, past in tiles]
+            [self._model.posterior(self._features(tile, clip), past) for tile, past in tiles]
         )
 
-    def _features(self, frames: Float[Tensor, "bt 3 h w"], clips: int) -> Features:
-        """Features of clips whose frames are folded."""
+    def _features(self, frames: Float[Tensor, "bt 3 h w"], clip: Tensor) -> Features:
+        """Features of folded frames, which are those of this clip or a tile of them."""
         tokens, (_, h, w) = self._model.features(frames)
-        steps = len(frames) // clips
-        return Features(tokens.reshape(clips, steps * h * w, -1), (steps, h, w))
+        steps = clip.shape[2]
+        return Features(tokens.reshape(len(clip), steps * h * w, tokens.shape[-1]), (steps, h, w))
 
     def _pixels(self, latent: Tensor, frame: _Frame) -> Tensor:
         tiling = frame.tiling

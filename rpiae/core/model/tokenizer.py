@@ -136,7 +136,8 @@ class RPiAE(nn.Module):
             size: (H, W) or, of clips, (T, H, W) that they are cropped to; not given, not cropped.
 
         Raises:
-            UsageError: if it is no latent of this tokenizer, or the size is not one of such.
+            UsageError: if it is no latent of this tokenizer, or the size is not one of such, or more
+                than there is.
         """
         channels = self.bridge.latent_channels
         if (
@@ -158,9 +159,15 @@ class RPiAE(nn.Module):
                 f"these are, not {tuple(size)}"
             )
         features = self.expand(as_clip(latent))
+        whole = [n * q for n, q in zip(features.grid, self.decoder.patch, strict=True)][-sides:]
         if size is None:
-            whole = [n * q for n, q in zip(features.grid, self.decoder.patch, strict=True)]
-            size = whole[-sides:]
+            size = whole
+        if not all(0 < wanted <= there for wanted, there in zip(size, whole, strict=True)):
+            raise UsageError(
+                f"these latents are of {' × '.join(map(str, whole))} "
+                f"{'pixels' if sides == 2 else 'frames, rows and columns'}, of which size is a part, "
+                f"not {tuple(size)}"
+            )
         return self.decode_features(features, size=size)
 
     def reconstruct(self, images: Float[Tensor, "b 3 ..."]) -> Float[Tensor, "b 3 ..."]:

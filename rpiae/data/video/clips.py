@@ -19,7 +19,7 @@ from rpiae.core.errors import DataError
 from rpiae.data.crops import Crop, Fitting
 from rpiae.data.images import Picture, Pixels, TooSmallError, crop
 from rpiae.data.loading import loaded_one_by_one
-from rpiae.data.video.contracts import Frame, Video
+from rpiae.data.video.contracts import Frame, LazyFrame, Video
 from rpiae.data.video.sources import VideoSource
 from rpiae.data.video.timing import Length, Part, Timing
 
@@ -56,7 +56,7 @@ class EndsEarlyError(DataError):
         self.seconds = seconds
 
 
-def _is_missing(time: float, last: Frame, video: Video) -> bool:
+def _is_missing(time: float, last: LazyFrame, video: Video) -> bool:
     """Whether more than a frame lies between a time and the last frame of a damaged video."""
     return bool(video.problem) and time - last.seconds > 1.5 / float(video.facts.rate)
 
@@ -74,12 +74,12 @@ class _Cursor:
         self.close = weakref.finalize(self, video.close)
         self._path = path
         self._step = 1 / float(video.facts.rate)
-        self._frames: Iterator[Frame] = iter(())
-        self._here: Frame | None = None
-        self._next: Frame | None = None
-        self._last: Frame | None = None  # of a damaged one, once it was met
+        self._frames: Iterator[LazyFrame] = iter(())
+        self._here: LazyFrame | None = None
+        self._next: LazyFrame | None = None
+        self._last: LazyFrame | None = None  # of a damaged one, once it was met
 
-    def frames(self, times: Sequence[float], part: Part) -> Iterator[Frame]:
+    def frames(self, times: Sequence[float], part: Part) -> Iterator[LazyFrame]:
         """The frames of a part that are shown nearest to these times, which ascend.
 
         Raises:
@@ -123,7 +123,7 @@ class _Cursor:
         back = self._step
         while True:
             start = max(0.0, time - back)
-            self._frames = self.video.frames(start)
+            self._frames = self.video.lazy_frames(start)
             self._here = next(self._frames, None)
             self._next = next(self._frames, None)
             if start == 0.0 or (self._here is not None and self._here.seconds <= time):
@@ -134,7 +134,7 @@ class _Cursor:
         self._here, self._next = self._next, next(self._frames, None)
 
     @staticmethod
-    def _nearness(frame: Frame, time: float) -> float:
+    def _nearness(frame: LazyFrame, time: float) -> float:
         return abs(frame.seconds - time)
 
 
@@ -229,7 +229,7 @@ class VideoReader:
         """
         times = [(start + i * self.timing.stride) / part.rate for i in range(frames)]
         made: list[Pixels] = []
-        last: Frame | None = None
+        last: LazyFrame | None = None
         try:
             for frame in self._cursor(part.video).frames(times, part):
                 if frame is not last:
@@ -244,10 +244,10 @@ class VideoReader:
             raise
         return np.stack(made)
 
-    def _resized(self, frame: Frame) -> Picture:
+    def _resized(self, frame: LazyFrame) -> Picture:
         if self._kept:
-            return frame.pixels
-        return self.fitting.resized(Image.fromarray(frame.pixels), whole=False)
+            return frame.render()
+        return self.fitting.resized(Image.fromarray(frame.render()), whole=False)
 
     def close(self) -> None:
         """Close the videos that are open."""
@@ -275,11 +275,6 @@ class VideoReader:
             return video
         with video:
             return _Kept(video, self.fitting)
-
-    def __del__(self) -> None:
-        """Close the videos that are open: nobody knows which clip is the last one."""
-        for index in list(self._cursors):
-            self._close(index)
 
     def _close(self, index: int) -> None:
         if index in self._cursors:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 from attrs import frozen
 
 from rpiae.data.images import Pixels
@@ -44,6 +46,19 @@ class Frame(NamedTuple):
     seconds: float
 
 
+class LazyFrame(NamedTuple):
+    """One frame, whose pixels are made when they are asked for.
+
+    Attributes:
+        seconds: see ``Frame``.
+        render: its pixels, see ``Frame``; raises DataError as ``Video.frames`` does, and has to be asked
+            while the video is open.
+    """
+
+    seconds: float
+    render: Callable[[], Pixels]
+
+
 class Video(ABC):
     """An open video, as a context manager that closes it.
 
@@ -71,6 +86,11 @@ class Video(ABC):
         Raises:
             DataError: if frames change their size, or nothing can be decoded.
         """
+
+    def lazy_frames(self, start: float = 0.0) -> Iterator[LazyFrame]:
+        """As ``frames``, for who looks at the pixels of some."""
+        for pixels, seconds in self.frames(start):
+            yield LazyFrame(seconds, partial(np.asarray, pixels))
 
     @abstractmethod
     def close(self) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import re
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -15,8 +15,8 @@ from rpiae.core.errors import DataError
 from rpiae.core.runtime.files import open_regular
 from rpiae.core.runtime.names import printable
 from rpiae.data.images import Pixels
-from rpiae.data.video.contracts import Frame, Video, VideoFacts
-from rpiae.data.video.library import pyav
+from rpiae.data.video.contracts import Frame, LazyFrame, Video, VideoFacts
+from rpiae.data.video.library import demuxed, packets, pyav
 from rpiae.data.video.rendering import rendered
 
 if TYPE_CHECKING:
@@ -28,12 +28,6 @@ __all__ = ["VIDEO_EXTENSIONS", "Frame", "Video", "VideoFacts", "VideoFile", "ope
 VIDEO_EXTENSIONS = (
     ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
     ".mxf", ".ogv", ".ts", ".webm", ".wmv", ".y4m",
-)  # fmt: skip
-
-#: Containers that are opened. FFmpeg's others are no videos, and some of them name further files.
-CONTAINERS = (
-    "asf", "avi", "flv", "gif", "h264", "hevc", "ivf", "m4v", "matroska", "mov", "mpeg", "mpegts",
-    "mpegvideo", "mxf", "ogg", "yuv4mpegpipe",
 )  # fmt: skip
 
 #: Containers that do not say when a frame is shown: frames are counted, always from the first one.
@@ -108,11 +102,7 @@ class VideoFile(Video):
             raise DataError(f"{self.name}: the file is empty")
         self._file.seek(0)
         try:
-            self._container = self._av.open(
-                self._file,
-                container_options={"format_whitelist": ",".join(CONTAINERS)},
-                metadata_errors="replace",
-            )
+            self._container = demuxed(self._file)
         except (self._av.FFmpegError, OSError, ValueError):
             raise DataError(
                 f"{self.name}: it is damaged, or no video of a known format "
@@ -161,28 +151,40 @@ class VideoFile(Video):
         return None
 
     def frames(self, start: float = 0.0) -> Iterator[Frame]:
+        return (Frame(frame.render(), frame.seconds) for frame in self.lazy_frames(start))
+
+    def lazy_frames(self, start: float = 0.0) -> Iterator[LazyFrame]:
         self._reading += 1
         return self._frames(start, self._reading)
 
-    def _frames(self, start: float, reading: int) -> Iterator[Frame]:
+    def _frames(self, start: float, reading: int) -> Iterator[LazyFrame]:
         self._in_turn(reading)
         self._undecoded = self._damaged = 0
         self._end = 0.0
         step = self._base if not self._counted else 1 / self._rate
         wanted = round(Fraction(start) / step)
         frames = self._counted_from_first() if self._counted else self._from(wanted)
-        for when, frame in itertools.dropwhile(lambda each: each[0] < wanted, frames):
-            pixels = self._pixels(frame)
+        asked = False
+        for when, frame in frames:
             seconds = float(when * step)
-            if pixels.shape[:2] != (self.facts.height, self.facts.width):
-                raise DataError(
-                    f"{self.name}: its frames are {self.facts.height}×{self.facts.width} pixels at "
-                    f"first and {pixels.shape[0]}×{pixels.shape[1]} at {seconds:.3g} s; cut it there"
-                )
             lasting = float((frame.duration or 0) * self._base) or float(1 / self._rate)
             self._end = max(self._end, seconds + lasting)
-            yield Frame(pixels, seconds)
+            asked = asked or when >= wanted
+            if not asked:
+                self._undecoded = 0  # what lies before is nobody's problem
+                continue
+            self._damaged += frame.is_corrupt
+            yield LazyFrame(seconds, partial(self._of_one_size, frame, seconds))
         self._say_what_is_missing()
+
+    def _of_one_size(self, frame: av.VideoFrame, seconds: float) -> Pixels:
+        pixels = self._pixels(frame)
+        if pixels.shape[:2] != (self.facts.height, self.facts.width):
+            raise DataError(
+                f"{self.name}: its frames are {self.facts.height}×{self.facts.width} pixels at "
+                f"first and {pixels.shape[0]}×{pixels.shape[1]} at {seconds:.3g} s; cut it there"
+            )
+        return pixels
 
     def _counted_from_first(self) -> Iterator[tuple[int, av.VideoFrame]]:
         self._open()
@@ -198,7 +200,10 @@ class VideoFile(Video):
             target = wanted - int(before / self._base)
             if target <= 0:
                 break
-            self._container.seek(target + zero, stream=self._stream)
+            try:
+                self._container.seek(target + zero, stream=self._stream)
+            except (self._av.FFmpegError, OSError):  # there is no index
+                break
             frames = self._timed()
             first = next(frames, None)
             # Neither may the packet that decoding begins with lie behind the time: frames before it
@@ -228,11 +233,11 @@ class VideoFile(Video):
         assert self._container is not None
         began: int | None = None
         reading = self._reading
-        packets = self._container.demux(self._stream)
+        found = packets(self._container, self._stream)
         while True:
             self._in_turn(reading)
             try:
-                packet = next(packets)
+                packet = next(found)
             except StopIteration:
                 return
             except (self._av.FFmpegError, OSError):
@@ -248,7 +253,6 @@ class VideoFile(Video):
                 self._undecoded += 1
                 continue
             for frame in frames:
-                self._damaged += frame.is_corrupt
                 yield began, frame
 
     def _in_turn(self, reading: int) -> None:

@@ -8,13 +8,14 @@ import os
 import re
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 from rpiae.core.errors import DataError
 from rpiae.core.runtime.names import printable
-from rpiae.data.images import decode, shape_of
+from rpiae.data.images import Pixels, decode, shape_of
 from rpiae.data.sources import EXTENSIONS
-from rpiae.data.video.contracts import Frame, Video, VideoFacts
+from rpiae.data.video.contracts import Frame, LazyFrame, Video, VideoFacts
 from rpiae.data.video.files import USUAL_RATE
 
 #: Gaps in the numbers that a message names.
@@ -91,17 +92,23 @@ class FrameFolder(Video):
         return f"{self.name}/{printable(path.name)}"
 
     def frames(self, start: float = 0.0) -> Iterator[Frame]:
+        return (Frame(frame.render(), frame.seconds) for frame in self.lazy_frames(start))
+
+    def lazy_frames(self, start: float = 0.0) -> Iterator[LazyFrame]:
         # A time that stands for k/rate may lie a rounding error behind it.
         first = max(0, math.ceil(start * self._rate - 1e-6))
         for number, path in enumerate(itertools.islice(self._paths, first, None), start=first):
-            pixels = decode(path, name=self._name_of(path))
-            if pixels.shape[:2] != (self.facts.height, self.facts.width):
-                raise DataError(
-                    f"{self.name}: its frames are {self.facts.height}×{self.facts.width} pixels at "
-                    f"first and {pixels.shape[0]}×{pixels.shape[1]} in {printable(path.name)}; a video "
-                    "has frames of one size"
-                )
-            yield Frame(pixels, float(number / self._rate))
+            yield LazyFrame(float(number / self._rate), partial(self._decoded, path))
+
+    def _decoded(self, path: Path) -> Pixels:
+        pixels = decode(path, name=self._name_of(path))
+        if pixels.shape[:2] != (self.facts.height, self.facts.width):
+            raise DataError(
+                f"{self.name}: its frames are {self.facts.height}×{self.facts.width} pixels at "
+                f"first and {pixels.shape[0]}×{pixels.shape[1]} in {printable(path.name)}; a video "
+                "has frames of one size"
+            )
+        return pixels
 
     def close(self) -> None:
         """Nothing is open between two frames."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator
 from fractions import Fraction
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rpiae.core.runtime.files import open_regular
-from rpiae.data.video.library import pyav
+from rpiae.data.video.library import demuxed, packets, pyav
 
 if TYPE_CHECKING:
     import av
@@ -26,14 +27,14 @@ class Sound:
         there: whether the file has any.
 
     Raises:
-        OSError: if it cannot be read.
+        av.FFmpegError, OSError, ValueError: if it cannot be read.
     """
 
     def __init__(self, path: Path, *, start: float) -> None:
         self._av = pyav()
         self._file = open_regular(path)
         try:
-            self._source = self._av.open(self._file, metadata_errors="replace")
+            self._source = demuxed(self._file)
         except BaseException:
             self._file.close()
             raise
@@ -42,12 +43,15 @@ class Sound:
         if not self.there:
             return
         self._stream = streams.audio[0]
-        self._base = Fraction(self._stream.time_base)
+        self._base = Fraction(self._stream.time_base or 1)
         video = streams.video[0] if streams.video else self._stream
         zero = Fraction(video.start_time or 0) * Fraction(video.time_base or 1)
         self._zero = round((zero + Fraction(start)) / self._base)
         if start > 0:
-            self._source.seek(self._zero, stream=self._stream)
+            with contextlib.suppress(
+                self._av.FFmpegError, OSError
+            ):  # then it is read from the first
+                self._source.seek(self._zero, stream=self._stream)
         self._packets = self._shifted(cut=start > 0)
         self._next: Any = None
 
@@ -57,7 +61,10 @@ class Sound:
         Args:
             container: FFmpeg's name.
         """
-        codec = self._stream.codec_context.codec.name
+        context: Any = self._stream.codec_context
+        if context is None:
+            return "it is of an unknown codec"
+        codec = context.codec.name
         try:
             with self._av.open(io.BytesIO(), "w", format=container) as trial:
                 trial.add_stream_from_template(self._stream)
@@ -85,17 +92,29 @@ class Sound:
                 return
             packet, self._next = self._next, None
             packet.stream = self._copy
-            self._target.mux(packet)
+            try:
+                self._target.mux(packet)
+            except self._av.FFmpegError as error:
+                if isinstance(error, OSError):
+                    raise
+                # What the container refuses is damaged, and left out.
 
     def _shifted(self, *, cut: bool) -> Iterator[Any]:
-        packets = self._source.demux(self._stream)
+        found = packets(self._source, self._stream)
+        last: int | None = None
         while True:
             try:
-                packet = next(packets)
+                packet = next(found)
             except (StopIteration, self._av.FFmpegError, OSError):
                 return  # of damaged sound, what can be read is copied
-            if packet.pts is None or packet.dts is None:
+            # Of damaged files, time may stand still or go back, which no container takes.
+            if (
+                packet.pts is None
+                or packet.dts is None
+                or (last is not None and packet.dts <= last)
+            ):
                 continue
+            last = packet.dts
             packet.pts -= self._zero
             packet.dts -= self._zero
             if not cut or packet.pts >= 0:

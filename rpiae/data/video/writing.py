@@ -126,8 +126,9 @@ class VideoWriter:
             return None
         try:
             sound = Sound(self._audio_from, start=self._audio_start)
-        except (OSError, ValueError) as error:
-            self.audio = f"dropped: it cannot be read ({error})"
+        except (OSError, ValueError, self._av.FFmpegError) as error:
+            reason = getattr(error, "strerror", None) or error
+            self.audio = f"dropped: it cannot be read ({reason})"
             return None
         stack.callback(sound.close)
         if not sound.there:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from jaxtyping import UInt8
 from torch import Tensor
@@ -72,12 +72,10 @@ def latent_pieces(
     suffixes = ("", "_flipped") if settings.flip else ("",)
     step = 0
 
-    def piece(of: Callable[[str], Posterior]) -> dict[str, Tensor]:
+    def piece(posteriors: Mapping[str, Posterior]) -> dict[str, Tensor]:
         nonlocal step
         found: dict[str, Tensor] = {}
-        for suffix in suffixes:
-            with runtime.autocast():
-                posterior = of(suffix)
+        for suffix, posterior in posteriors.items():
             noise = _noise(settings.seed, position, step, f"posterior{suffix}")
             values = stored_values(posterior, settings, noise)
             found |= {f"{name}{suffix}": v.float().cpu() for name, v in values.items()}
@@ -88,12 +86,16 @@ def latent_pieces(
         streams = {suffix: stack.enter_context(model.stream(tile=tile)) for suffix in suffixes}
         for chunk in chunks:
             clip = as_floats(sent(chunk, runtime.device))
-            yield (
-                chunk.shape[2],
-                piece(lambda s, clip=clip: streams[s].encode(clip.flip(-1) if s else clip)),  # type: ignore[misc]  # a default
-            )
+            with runtime.autocast():
+                posteriors = {
+                    suffix: stream.encode(clip.flip(-1) if suffix else clip)
+                    for suffix, stream in streams.items()
+                }
+            yield chunk.shape[2], piece(posteriors)
         if streams[""].frames:
-            yield 0, piece(lambda s: streams[s].finish())
+            with runtime.autocast():
+                posteriors = {suffix: stream.finish() for suffix, stream in streams.items()}
+            yield 0, piece(posteriors)
 
 
 def _noise(seed: int, position: int, first: int, purpose: str) -> Callable[[Tensor], Tensor]:

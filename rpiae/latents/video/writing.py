@@ -157,22 +157,40 @@ def encode_videos(
         own = range(runtime.rank, plan.num_files, runtime.num_processes)
         problems = {number: _problem_of(plan, target, number, videos) for number in own}
         missing = [number for number, problem in problems.items() if problem]
-        for number in missing:
-            if (target / plan.file(number)).exists():
-                yield Notice(text=f"{problems[number]}; it is written anew")
-        if runtime.is_main:
-            yield from (Notice(text=text) for text in videos.notices)
+        yield from _notices(plan, target, problems, videos, runtime)
         yield VideosStarted(plan=plan, kept=len(own) - len(missing))
         others = not_in(own, plan.num_files) if runtime.is_main else []
         pace = _Pace(plan, target, kept=len(own) - len(missing), others=others)
         encoder = _Encoder(model.to(runtime.device), videos, target, plan, runtime, batch_size)
         for number in missing:
             yield from encoder.encoded(number, pace)
-        while pace.others_at_work():
-            time.sleep(GLANCE)
-            yield pace.progressed()
         if runtime.is_main:
-            yield Finished(folder=target, index=_finished_index(target, plan, videos))
+            yield from _finished(target, plan, videos, pace)
+
+
+def _notices(
+    plan: VideoPlan,
+    folder: Path,
+    problems: Mapping[int, str],
+    videos: WholeVideos,
+    runtime: Runtime,
+) -> Iterator[Notice]:
+    """What is to be said first: which files are there and written anew, and what the source says."""
+    for number, problem in problems.items():
+        if problem and (folder / plan.file(number)).exists():
+            yield Notice(text=f"{problem}; it is written anew")
+    if runtime.is_main:
+        yield from (Notice(text=text) for text in videos.notices)
+
+
+def _finished(
+    folder: Path, plan: VideoPlan, videos: WholeVideos, pace: _Pace
+) -> Iterator[VideoEvent]:
+    """Wait for what other processes write, and write the index."""
+    while pace.others_at_work():
+        time.sleep(GLANCE)
+        yield pace.progressed()
+    yield Finished(folder=folder, index=_finished_index(folder, plan, videos))
 
 
 class _Pace:
