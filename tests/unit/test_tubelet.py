@@ -225,3 +225,13 @@ def test_the_map_of_tokens_keeps_the_order_of_frames() -> None:
     first, second, third = tokens_to_map(*features).unbind(2)
     assert torch.allclose(first, second)
     assert not torch.allclose(second, third)
+
+
+@torch.inference_mode()
+def test_a_patch_given_to_a_decoder_of_videos_is_that_of_the_one_inside() -> None:
+    decoder = DECODERS["video-vit"] | {"patch": 8}
+    model = rpiae.build(encoder=ENCODER, bridge="vb4", decoder=decoder, pretrained=False).eval()
+    assert model.decoder.patch == (2, 8, 8)
+    assert model.geometry(24, 40, 3).grid == (2, 3, 5)
+    clip = torch.rand(1, 3, 3, 21, 40)
+    assert model.reconstruct(clip).shape == clip.shape

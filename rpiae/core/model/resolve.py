@@ -231,14 +231,19 @@ def part_config(family: str, given: str | Tree | PartConfig) -> PartConfig:
 
 
 def wire(part: P, facts: Mapping[str, tuple[Any, str]], path: str) -> tuple[P, list[str]]:
-    """Fill the wired fields of a part, and of one inside it, from facts; the part, and the
-    contradictions."""
+    """Fill the wired fields of a part from facts, and of one inside it, for which what is given of the
+    part goes first; the part, and the contradictions."""
     filled: dict[str, Any] = {}
     problems: list[str] = []
+    own = {
+        a.metadata["wired"]: (getattr(part, a.name), f"{path} {part.label!r}")
+        for a in attrs.fields(type(part))
+        if "wired" in a.metadata and getattr(part, a.name) is not None
+    }
     for a in attrs.fields(type(part)):
         given = getattr(part, a.name)
         if isinstance(given, PartConfig):
-            filled[a.name], within = wire(given, facts, f"{path}.{a.name}")
+            filled[a.name], within = wire(given, {**facts, **own}, f"{path}.{a.name}")
             problems += within
         fact = a.metadata.get("wired")
         if fact is None or fact not in facts:
