@@ -49,7 +49,7 @@ def short_run(images: Path, out: Path, **recipe: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_videos(folder: Path, *, count: int = 3) -> Path:
+def write_videos(folder: Path, *, count: int = 2) -> Path:
     """Short videos of several sizes; one of them damaged."""
     folder.mkdir(parents=True)
     for i in range(count):
@@ -65,8 +65,8 @@ def short_video_run(videos: Path, out: Path, **recipe: Any) -> dict[str, Any]:
         "seed": 3,
         "data": {"name": "videos", "path": str(videos), "frames": 5, "image_size": 16,
                  "workers": 2, "held_out": 0.3},
-        "recipe": {"name": "video", "batch_size": 3, "max_steps": 4, "checkpoint_every": 2,
-                   "evaluate_every": 4, **recipe},
+        "recipe": {"name": "video", "batch_size": 3, "max_steps": 3, "checkpoint_every": 1,
+                   "evaluate_every": 3, **recipe},
         "out": str(out), "device": "cpu", "precision": "fp32",
     }  # fmt: skip
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from attrs import evolve, frozen
 
-from rpiae.core.config.fields import wired, within
+from rpiae.core.config.fields import refused, wired, within
 from rpiae.core.config.parts import BridgeConfig, BridgeDescription, PartConfig, explained
 
 
@@ -139,6 +139,12 @@ class TemporalBridgeConfig(TimeConfig):
 
     module: ClassVar[str] = "rpiae.bridges.temporal:TemporalBridge"
     image: BridgeConfig
+
+    def __attrs_post_init__(self) -> None:
+        if isinstance(self.image, TimeConfig):
+            raise refused(
+                "image", f"{self.image.label!r} compresses time itself: name a bridge of images"
+            )
 
     def image_bridge(self) -> BridgeConfig:
         """The bridge of images."""

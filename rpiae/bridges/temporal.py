@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rpiae.core.model import temporal
 from rpiae.core.model.blocks import through
 from rpiae.core.model.contracts import Bridge, Features, Fit, Fittable, Posterior
+from rpiae.core.model.geometry import at_least_fp32
 from rpiae.core.model.temporal import Past, TemporalBlock
 
 
@@ -35,8 +37,8 @@ class TemporalBridge(nn.Module):
         mlp_ratio: width of the MLPs over that of the features.
 
     Raises:
-        ValueError: if the features' channels do not suit the blocks' heads, or frames do not make
-            whole groups.
+        ValueError: if the bridge inside compresses time itself, the features' channels do not suit the
+            blocks' heads, or frames do not make whole groups.
 
     Source: ours; groups of 1 + k·T frames as in CogVideoX's and Wan's causal autoencoders.
     """
@@ -52,6 +54,10 @@ class TemporalBridge(nn.Module):
     ) -> None:
         super().__init__()
         assert isinstance(image, Bridge)
+        if isinstance(image, temporal.TemporalBridge):
+            raise ValueError(
+                f"{type(image).__name__} compresses time itself, it is no bridge of images"
+            )
         self.image = image
         self.features = width = image.features
         self.latent_channels = image.latent_channels
@@ -84,7 +90,7 @@ class TemporalBridge(nn.Module):
             )
         if past is not None:
             past.keep("encoded", tokens.new_ones(()))
-        merged = self.merge(tokens.reshape(len(tokens), t, h * w, -1), begins=begins)
+        merged = self.merge(tokens.reshape(len(tokens), t, h * w, self.features), begins=begins)
         grid = (merged.shape[1], h, w)
         tokens = merged.flatten(1, 2)
         for i, block in enumerate(self.before):
@@ -94,13 +100,14 @@ class TemporalBridge(nn.Module):
     def decode(self, latent: Float[Tensor, "b c t h w"], past: Past | None = None) -> Features:
         """Features ẑ of 1 + k·T steps; with a past that has begun, of k·T."""
         tokens, grid = self.image.decode(latent)
+        tokens = tokens.to(latent.dtype)
         for i, block in enumerate(self.after):
             tokens = through(block, tokens, grid=grid, past=past, name=f"after.{i}")
         (t, h, w), last = grid, None if past is None else past.get("decoded")
-        ends = tokens.reshape(len(tokens), t, h * w, -1)
+        ends = tokens.reshape(len(tokens), t, h * w, self.features)
         if past is not None:
             past.keep("decoded", ends[:, -1:])
-        steps = self.spread(ends, last=last)
+        steps = at_least_fp32(self.spread(ends, last=last))
         return Features(steps.flatten(1, 2), (steps.shape[1], h, w))
 
 

@@ -61,7 +61,8 @@ def print_plan(plan: Plan) -> None:
             ", ".join(r for r, n in roles.items() if n.frozen and not n.trained),
             stage.path + (f", noise ≤ {stage.noise:g}" if stage.noise else ""),
             " + ".join(stage.terms),
-            stage.length,
+            stage.length
+            + (f", {stage.image_share:.0%} of single frames" if stage.image_share else ""),
             str(stage.batch_size),
         )
     stdout.print(stages)

@@ -46,11 +46,17 @@ class VideoDecoderConfig(DecoderConfig):
     mlp_ratio: float = within(0, 64, default=1.0)
 
     def __attrs_post_init__(self) -> None:
+        if isinstance(self.image, VideoDecoderConfig):
+            raise refused(
+                "image", f"{self.image.label!r} is one of videos itself: name a decoder of images"
+            )
         for name in ("features", "patch"):
             inside, own = getattr(self.image, name), getattr(self, name)
             if None not in (inside, own) and inside != own:
                 raise refused(
-                    "image", f"its {name} are {inside} and those of the whole {own}: set the latter"
+                    "image",
+                    f"image.{name} is {inside}, and {name} of the decoder around it {own}: leave out "
+                    "the former",
                 )
 
     @property

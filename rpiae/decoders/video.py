@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rpiae.core.model.blocks import through
 from rpiae.core.model.contracts import Decoder, Features
 from rpiae.core.model.geometry import Grid
-from rpiae.core.model.temporal import LayeredDecoder, Past, TemporalBlock
+from rpiae.core.model.temporal import LayeredDecoder, Past, TemporalBlock, TemporalDecoder
 
 #: Blocks along time ahead of a decoder that lets nothing in between its layers.
 AHEAD = 2
@@ -37,7 +37,8 @@ class VideoDecoder(nn.Module):
         tokens (b, n, D) on the grid (t, h, w) → (b, 3, t·frames, h·q, w·q)
 
     Raises:
-        ValueError: if a width does not suit the blocks' heads.
+        ValueError: if the decoder inside sees earlier frames itself, or a width does not suit the
+            blocks' heads.
 
     Source: ours; temporal layers between the layers of an image model as in Video LDM
         (arXiv 2304.08818).
@@ -54,6 +55,10 @@ class VideoDecoder(nn.Module):
     ) -> None:
         super().__init__()
         assert isinstance(image, Decoder)
+        if isinstance(image, TemporalDecoder):
+            raise ValueError(
+                f"{type(image).__name__} is no decoder of images: it sees earlier frames"
+            )
         self.image = image
         self.features = image.features
         self.patch = (frames, *image.patch[1:])
@@ -98,7 +103,7 @@ class VideoDecoder(nn.Module):
         def between(layer: int, tokens: Tensor) -> Tensor:
             if layer not in self._places:
                 return tokens
-            clips = tokens.reshape(-1, math.prod(grid), tokens.shape[-1])
+            clips = tokens.reshape(len(features.tokens), math.prod(grid), tokens.shape[-1])
             return along_time(self._places.index(layer), clips).view_as(tokens)
 
         return self.image(features, between)  # type: ignore[no-any-return]  # nn.Module calls are Any
@@ -109,8 +114,8 @@ class VideoDecoder(nn.Module):
             return features
         tokens, (t, h, w) = features
         frames = self.patch[0]
-        steps = tokens.reshape(len(tokens), t, 1, h * w, -1)
-        own = self.repeat(steps).unflatten(-1, (frames, -1)).squeeze(2).transpose(2, 3)
+        steps = tokens.reshape(len(tokens), t, 1, h * w, self.features)
+        own = self.repeat(steps).unflatten(-1, (frames, self.features)).squeeze(2).transpose(2, 3)
         grid: Grid = (t * frames, h, w)
         return Features((steps + own).flatten(1, 3), grid)
 

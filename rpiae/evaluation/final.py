@@ -19,12 +19,13 @@ from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.files import plain_name
 from rpiae.core.runtime.processes import Runtime
 from rpiae.evaluation.accumulators import Accumulator
+from rpiae.evaluation.clip_sheets import frame_strips, slices
 from rpiae.evaluation.engine import Examiner, measure
 from rpiae.evaluation.examination import Examination, Measured
 from rpiae.evaluation.images import held_out_pictures
 from rpiae.evaluation.interpolation import frames_per_latent
 from rpiae.evaluation.panel import Panel, built, metric_configs, needing
-from rpiae.evaluation.pictures import frame_strips, side_by_side
+from rpiae.evaluation.pictures import side_by_side
 from rpiae.evaluation.pixels import SSIM_WINDOW, psnr_of, squared_errors, ssim_of
 from rpiae.evaluation.trained_run import read_run
 from rpiae.evaluation.walk import Walk
@@ -162,13 +163,16 @@ class Photographs:
 
     def write(self, folder: Path) -> None:
         """Image, reconstruction and mean colours of the first photographs; of clips a strip of each,
-        one below the other."""
+        one below the other, and beside it the slice of image and reconstruction."""
         folder.mkdir(exist_ok=True)
         for name, sheet in self._sheets.items():
-            columns = [torch.stack(sheet[i::COLUMNS], dim=1) for i in range(COLUMNS)]
-            frames = columns[0].shape[1]
-            picture = side_by_side(sheet) if frames == 1 else frame_strips(columns)
-            picture.save(folder / f"{plain_name(name)}.png")
+            place = folder / f"{plain_name(name)}.png"
+            if len(sheet) == COLUMNS:
+                side_by_side(sheet).save(place)
+                continue
+            image, made, colours = (torch.stack(sheet[i::COLUMNS], dim=1) for i in range(COLUMNS))
+            frame_strips([image, made, colours]).save(place)
+            slices([image], [made]).save(place.with_name(f"{place.stem}-slice.png"))
 
 
 def _psnr(made: Tensor, image: Tensor) -> float:

@@ -17,9 +17,6 @@ from rpiae.evaluation.resemblance import similarity_map
 
 GAP = 4
 
-#: Frames of a clip in a strip.
-SHOWN_FRAMES = 9
-
 
 def side_by_side(images: Sequence[Float[Tensor, "3 h w"]]) -> Image.Image:
     """Images of one size next to each other, with a white gap."""
@@ -36,19 +33,6 @@ def side_by_side(images: Sequence[Float[Tensor, "3 h w"]]) -> Image.Image:
 def strip(images: Iterable[Float[Tensor, "3 h w"]]) -> Image.Image:
     """Images next to each other, without gaps."""
     return to_image(torch.cat(list(images), dim=-1))
-
-
-def frame_strips(clips: Sequence[Float[Tensor, "3 t h w"]]) -> Image.Image:
-    """Clips of one size below each other, with a white gap: some frames of each, evenly spaced from the
-    first to the last."""
-    frames = clips[0].shape[1]
-    shown = torch.linspace(0, frames - 1, min(frames, SHOWN_FRAMES)).round().long()
-    strips = [strip(clip[:, shown].transpose(0, 1)) for clip in clips]
-    height = strips[0].height + GAP
-    sheet = Image.new("RGB", (strips[0].width, height * len(strips) - GAP), "white")
-    for number, picture in enumerate(strips):
-        sheet.paste(picture, (0, number * height))
-    return sheet
 
 
 def similarity_sheet(

@@ -13,14 +13,14 @@ from rpiae.core.model.contracts import Features
 from rpiae.core.model.resolve import ResolvedTokenizer
 from rpiae.core.runtime.processes import Runtime
 from rpiae.data.orders import sampled
+from rpiae.evaluation.clip_sheets import frame_strips, slices
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.engine import Examiner
 from rpiae.evaluation.evaluating import Evaluation, evaluate
 from rpiae.evaluation.examination import Examination
 from rpiae.evaluation.images import listed_images
-from rpiae.evaluation.interpolation import every_nth
 from rpiae.evaluation.panel import built, fetch_weights, metric_configs, needing
-from rpiae.evaluation.pictures import frame_strips, similarity_sheet, strip
+from rpiae.evaluation.pictures import similarity_sheet, strip
 from rpiae.evaluation.protocol import EVALUATION_FILE
 from rpiae.evaluation.records import add_evaluation
 from rpiae.evaluation.subjects import (
@@ -76,7 +76,7 @@ def evaluate_saved(
     if not runtime.is_main:
         return found
     if every > 1:
-        return evolve(found, notices=(f"{every_nth(every)}; its numbers are not stored",))
+        return evolve(found, notices=("its numbers are not stored",))
     try:
         notices = _store(subject, config, found, runtime)
     except (RunError, DataError) as error:
@@ -153,6 +153,9 @@ def _write_pictures(
         shown = frame_strips if seen.num_frames else strip
         shown(list(seen.images)).save(folder / "originals.png")
         shown(list(seen.reconstruction)).save(folder / "held-out.png")
+        if seen.num_frames:
+            sheet = slices(list(seen.images), list(seen.reconstruction))
+            sheet.save(folder / "slices.png")
         pivot = _firsts(frames.pivot_features, seen) if subject.replica is not None else None
         sheet = similarity_sheet(firsts, _firsts(frames.features, seen), pivot)
         sheet.save(folder / "similarity.png")

@@ -54,6 +54,7 @@ class StagePlan:
 
     Attributes:
         steps: optimiser steps; None where the data, and so the length, are not known.
+        image_share: share of the steps that learn from single frames, where the data are clips.
         skipped: the stage has nothing to train.
         missing: losses that this version does not have.
     """
@@ -66,6 +67,7 @@ class StagePlan:
     length: str
     steps: int | None
     batch_size: int
+    image_share: float
     skipped: bool
 
 
@@ -254,6 +256,7 @@ def _stage_plan(
         length=lasts,
         steps=length.steps if known else None,
         batch_size=batch_size(stage, recipe),
+        image_share=stage.image_share or 0.0,
         skipped=report.skipped,
     )
 

@@ -14,7 +14,10 @@ from rpiae.cli.main import main
 from rpiae.core.registry.registry import registry
 
 PRESETS = [preset.name for preset in registry("encoders").presets()]
-PARTNERS = list(itertools.product(("vb64", "identity", "conv"), ("vit-b", "conv")))
+PARTNERS = [
+    *itertools.product(("vb64", "identity", "conv"), ("vit-b", "conv")),
+    ("tvb64x4", "video-vit-b"),
+]
 
 NAMES = {
     "encoders": {
@@ -22,15 +25,17 @@ NAMES = {
         "siglip2-so400m", "clip-b", "mae-b", "mae-l", "mae-h", "dinov3-s", "dinov3-b", "dinov3-l",
         "dinov3-l-k7", "dinov2-b-noreg", "eupe-b", "pe-core-b", "i-jepa-h",
     },
-    "bridges": {"linear", "conv", "conv-kl", "identity", "variational"},
-    "decoders": {"conv", "vit"},
+    "bridges": {
+        "linear", "conv", "conv-kl", "identity", "variational", "temporal", "temporal-variational",
+    },
+    "decoders": {"conv", "vit", "video", "video-vit-t"},
     "losses": {
         "lpips", "adversarial", "pivot", "pivot-cosine", "pivot-relational", "pivot-noisy",
-        "pivot-perceptual",
+        "pivot-perceptual", "temporal-difference", "flicker", "pivot-trajectory",
     },
     "critics": {"dino", "patch"},
-    "datasets": {"hf", "webdataset", "mixture", "folder", "parquet", "sample"},
-    "recipes": {"rpiae", "quick-gan"},
+    "datasets": {"hf", "webdataset", "mixture", "folder", "parquet", "sample", "videos"},
+    "recipes": {"rpiae", "quick-gan", "video"},
 }  # fmt: skip
 
 

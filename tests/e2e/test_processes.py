@@ -16,9 +16,10 @@ import pytest
 
 from rpiae import runs
 from rpiae.core.config.tree import dump_toml
+from rpiae.core.registry.registry import registry
 from rpiae.core.training import events
 from rpiae.core.training.checkpoint import progress
-from tests.short_run import ADAPTIVE, short_run, write_images
+from tests.short_run import ADAPTIVE, short_run, short_video_run, write_images, write_videos
 
 STAGES = ("tune", "compress")
 Curve = dict[tuple[str, int], float]
@@ -144,6 +145,34 @@ def test_the_critic_learns_alike_in_two_processes(tmp_path: Path, images: Path) 
     assert len(alone) == len(together) == 5
     for one, two in zip(alone, together, strict=True):
         assert two == pytest.approx(one, rel=1e-3, abs=1e-4)
+
+
+def test_clips_and_single_frames_teach_two_processes_what_they_teach_one(tmp_path: Path) -> None:
+    videos = write_videos(tmp_path / "videos")
+    stages = {s["name"]: s for s in registry("recipes").select("video").tree["stages"]}
+    stage = stages["compress"] | {
+        "train": ["encoder", "bridge", "decoder"], "steps": 6, "batch_size": 3,
+        "image_share": 0.5,
+    }  # fmt: skip
+
+    def made(name: str) -> dict[str, Any]:
+        recipe = {"name": "clips", "stages": [stage], "evaluate_every": 0}
+        return short_video_run(videos, tmp_path / name) | {"recipe": recipe}
+
+    stop_at(runs.run(runs.resolve(made("one"))), (stage["name"], 6))
+    config = tmp_path / "run.toml"
+    config.write_text(dump_toml(runs.resolve(made("two")).config))
+    process = launched("--config", str(config))
+    _, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
+    alone, together = (totals(tmp_path / name) for name in ("one", "two"))
+    assert len(alone) == 6
+    assert together == pytest.approx(alone, rel=1e-3)
+
+
+def totals(out: Path) -> list[float]:
+    rows = map(json.loads, (out / "events.jsonl").read_text().splitlines())
+    return [row["total"] for row in rows if row["event"] == "StepDone"]
 
 
 def critics(out: Path) -> list[dict[str, float]]:

@@ -12,6 +12,7 @@ from rpiae import runs
 from rpiae.cli import main
 from rpiae.core.model.build import build_tokenizer
 from rpiae.core.model.folders import save_tokenizer
+from rpiae.core.model.streaming import reconstructed
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.latents import LatentDataset
 from tests.short_run import write_images
@@ -49,6 +50,24 @@ def test_the_card_encodes_and_decodes_as_the_processor(
         )
     assert found.device.type == card.type
     torch.testing.assert_close(found.cpu(), wanted, atol=2e-3, rtol=2e-3)
+
+
+def test_clips_and_streams_on_the_card(card: torch.device) -> None:
+    model = _tokenizer("vit", "tvb4x4", "video-vit")
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn(
+            parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())
+        )
+    clip = torch.rand(2, 3, 11, 20, 36, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = model.reconstruct(clip)
+        model.to(card)
+        found = model.reconstruct(clip.to(card))
+        chunks = torch.split(clip.to(card), [3, 1, 7], dim=2)
+        streamed = torch.cat(list(reconstructed(model, chunks)), dim=2)
+    assert streamed.device.type == card.type
+    torch.testing.assert_close(found.cpu(), wanted, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(streamed, found, atol=2e-3, rtol=2e-3)
 
 
 def test_the_verbs_run_on_the_card(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import rpiae
-from rpiae.core.errors import UsageError
+from rpiae.core.errors import ConfigError, UsageError
 from rpiae.core.model.contracts import GaussianPosterior
 from rpiae.core.model.streaming import Stream, reconstructed
 from rpiae.core.model.tokenizer import RPiAE
@@ -233,6 +233,33 @@ def test_samples_and_moments_are_those_of_the_whole(
     if gaussian:
         assert not torch.equal(samples[0], modes[0])
         assert torch.cat([p.mean for p in gaussian], dim=2).shape == noise.shape
+
+
+@torch.no_grad()
+def test_a_piece_that_completes_nothing_has_a_posterior_of_the_same_kind() -> None:
+    with Stream(tokenizer(), tile=2 * PATCH) as stream:
+        first, nothing = stream.encode(clip(1, (10, 18))), stream.encode(clip(1, (10, 18)))
+    assert isinstance(nothing, GaussianPosterior)
+    for found in (nothing.mode(), nothing.mean, nothing.logvar, nothing.sample()):
+        assert found.shape == (1, 4, 0, *first.mode().shape[3:])
+    assert nothing.kl() == 0
+    with Stream(other_bridge("linear")) as stream:
+        stream.encode(clip(1, (10, 18)))
+        assert not isinstance(stream.encode(clip(1, (10, 18))), GaussianPosterior)
+
+
+def test_time_is_compressed_once() -> None:
+    inner = {"name": "temporal", "image": "linear4", "temporal_downsampling": 1}
+    with pytest.raises(ConfigError, match=r"image: 'temporal' compresses time itself"):
+        rpiae.build(
+            encoder=ENCODER, bridge={"name": "temporal", "image": inner}, decoder=IMAGE_DECODER,
+            pretrained=False,
+        )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"image: 'video-vit-t' is one of videos itself"):
+        rpiae.build(
+            encoder=ENCODER, bridge=IMAGE_BRIDGE,
+            decoder={"name": "video", "image": "video-vit-t"}, pretrained=False,
+        )  # fmt: skip
 
 
 @functools.cache

@@ -74,7 +74,7 @@ def test_sigkill_at_random_moments_changes_nothing(tmp_path: Path) -> None:
 
 def test_sigkill_of_a_video_run_changes_nothing(tmp_path: Path) -> None:
     videos = write_videos(tmp_path / "videos")
-    killed_at_random(tmp_path, functools.partial(short_video_run, videos), kills=5)
+    killed_at_random(tmp_path, functools.partial(short_video_run, videos), kills=4)
 
 
 @pytest.mark.slow

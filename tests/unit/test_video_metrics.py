@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import rpiae
 from rpiae.core.config.parts import MetricConfig
@@ -21,7 +21,6 @@ from rpiae.core.model.resolve import part_config
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.processes import Runtime
 from rpiae.data.synthetic import SyntheticClips
-from rpiae.evaluation import clip_spaces
 from rpiae.evaluation.accumulators import ByFrame
 from rpiae.evaluation.clip_spaces import FeaturesOverTime, WholeClips, clip_space
 from rpiae.evaluation.configs import FlickerConfig
@@ -31,12 +30,15 @@ from rpiae.evaluation.frechet import FeatureMoments, frechet_distance
 from rpiae.evaluation.held_out import HeldOutEvaluation
 from rpiae.evaluation.interpolation import Interpolated, interpolated, kept_frames
 from rpiae.evaluation.pixels import psnr_of, squared_errors
+from rpiae.evaluation.spaces import EncoderSpace
 from rpiae.evaluation.yardsticks import OverTime
 from rpiae.latents.encoding import batch_size_for
 from rpiae.losses.configs import FlickerLossConfig
 from rpiae.losses.temporal import static_regions
 from rpiae.tasks.tokenizer.replica import PivotReplica
 from tests.toys import BRIDGES, DECODERS, ENCODERS
+from tests.unit.test_tubelet import TubeletConfig
+from tests.unit.test_tubelet import tokenizer as tubelets
 
 FRAMES = 9
 ALL = (
@@ -361,32 +363,41 @@ def test_clips_out_of_range_have_no_rfvd(clips: Tensor) -> None:
         measured("rfvd:tiny", examined(clips * 255, made=clips))
 
 
-class _ClipEncoder:
-    """A space of an encoder that sees four frames at once."""
+class PretrainedTubelets(TubeletConfig):
+    """An encoder of clips whose weights are there."""
 
-    name = "of four"
-    dimensions = 3
-    frames = 4
-    facts = {"extractor": "encoder"}  # noqa: RUF012  # never changed
-
-    def to(self, device: Any) -> _ClipEncoder:
-        return self
-
-    def __call__(self, clips: Tensor) -> Tensor:
-        assert clips.ndim == 5
-        return clips.mean((2, 3, 4))
+    def load_pretrained(self, module: nn.Module) -> None:
+        draws = torch.Generator().manual_seed(0)
+        for parameter in module.parameters():
+            nn.init.normal_(parameter, std=0.1, generator=draws)
 
 
-def test_encoders_of_clips_see_clips_as_they_are(
-    clips: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(clip_spaces, "EncoderSpace", _ClipEncoder)
-    space = clip_space(_ClipEncoder())
+def test_encoders_of_clips_see_clips_as_they_are(clips: Tensor) -> None:
+    images = EncoderSpace("tubelets", PretrainedTubelets(name="tubelets"))
+    space = clip_space(images)
     assert isinstance(space, WholeClips)
-    assert space.described(examined(clips), "images").equal(clips.mean((2, 3, 4)))
-    with pytest.raises(UsageError, match="3 frames are too few for the clip space 'of four', which "
-                       "needs at least 4 per clip"):  # fmt: skip
-        space.described(examined(clips[:, :, :3]), "images")
+    assert space.facts["over_time"] == "clips as they are, 2 frames per token"
+    found = space.described(examined(clips), "images")
+    assert found.shape == (len(clips), space.dimensions)
+    backwards = space.described(examined(clips.flip(2)), "images")
+    assert not found.allclose(backwards, rtol=1e-3), "a token has two frames in their order"
+    with pytest.raises(UsageError, match="1 frame is too few for the clip space 'tubelets', which "
+                       "needs at least 2 per clip"):  # fmt: skip
+        space.described(examined(clips[:, :, :1]), "images")
+    still = torch.stack([clips[:, :, 0]] * 2, dim=2)
+    assert images(clips[:, :, 0]).allclose(images(still), atol=1e-6), "rfd sees a still clip"
+
+
+def test_a_tokenizer_of_tubelets_is_measured(clips: Tensor) -> None:
+    model = stirred(tubelets("tvb4x4"))
+    replica = PivotReplica.beside(model, tubelets("vb4").roles["encoder"])
+    found = numbers(clips, model, replica)
+    assert {"psnr_group", "trajectory", "rfvd[tiny]", "compression_values"} <= found.keys()
+    assert found["trajectory"] == pytest.approx(0, abs=1e-5)
+    assert found["drift"] == pytest.approx(0, abs=1e-5)
+    seen = examined(clips, model)
+    assert seen.latent_steps.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 1]
+    assert seen.latent.shape[2] == 2
 
 
 def test_a_space_of_images_is_one_of_clips_over_time(clips: Tensor) -> None:

@@ -14,7 +14,8 @@ from rpiae import runs
 from rpiae.core.config.tree import Tree
 from rpiae.core.errors import CheckpointError
 from rpiae.core.model.folders import load_tokenizer, save_tokenizer
-from tests.short_run import write_images
+from rpiae.core.training import events
+from tests.short_run import short_video_run, write_images, write_videos
 from tests.unit.test_start import DECODER, ENCODER, begun, source, started
 
 __all__ = ["source"]  # a fixture
@@ -81,6 +82,22 @@ def test_a_video_run_goes_on_from_a_video_run(
     assert all(torch.equal(one, other) for (_, one), other in pairs)
 
 
+def test_it_trains_on_videos(tmp_path: Path, source: Path) -> None:
+    videos = write_videos(tmp_path / "videos")
+    tree = short_video_run(videos, tmp_path / "out", max_steps=1, evaluate_every=0)
+    tree |= {"init": str(source), "bridge": "tvb6x4", "decoder": VIDEO}
+    del tree["encoder"]
+    happened = runs.run(tree)
+    done = []
+    for event in happened:
+        if isinstance(event, events.StageEnded):
+            done.append(event.stage)
+            if event.stage == "polish":
+                break
+    happened.close()  # type: ignore[attr-defined]  # a generator
+    assert done == ["tune", "compress", "polish"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -130,6 +147,7 @@ def test_the_stage_of_images_is_left_out_and_said(
     names = [stage.name for stage in resolved.config.recipe.stages]
     assert names == ["tune", "compress", "polish"]
     assert f"stage images left out, as the run starts from {source}" in resolved.notices
+    assert [stage.image_share for stage in runs.plan(resolved).stages] == [0, 0.25, 0.25]
     own = {"init": "", "encoder": "tiny"} | parts
     whole = runs.resolve(started(images, tmp_path / "out", source, **own))
     assert [stage.name for stage in whole.config.recipe.stages] == ["images", *names]

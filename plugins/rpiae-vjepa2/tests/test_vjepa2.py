@@ -242,4 +242,5 @@ def test_clips_come_back_in_their_length_and_size(bridge: str, frames: int) -> N
 
 @pytest.mark.parametrize("bridge", ["vb4", "tvb4x2"])
 def test_it_trains_and_comes_back_from_disk(bridge: str) -> None:
-    check_builds(encoder=ENCODER, bridge=bridge, decoder=DECODER)
+    for frames in (1, 5):
+        check_builds(encoder=ENCODER, bridge=bridge, decoder=DECODER, frames=frames)

@@ -304,7 +304,8 @@ class MetricConfig(PartConfig):
 
     Attributes:
         needs: what has to be there: ``training`` (images to learn from), ``labels``, ``pivot``,
-            ``latent`` (a path through the bridge).
+            ``latent`` (a path through the bridge), ``clips``, which a metric with this need sees as
+            they are and every other one frame by frame.
     """
 
     family: ClassVar[str] = "metrics"

@@ -55,7 +55,9 @@ class JoinedGaussian(JoinedPosterior):
         self._gaussians = parts
 
     def kl(self) -> Float[Tensor, ""]:
-        """Mean over the pieces' values; those in an overlap of tiles count in each."""
+        """Mean over the pieces' values; those in an overlap of tiles count in each. 0 of no latent."""
+        if not self.mean.numel():
+            return self.mean.sum()
         number = sum(part.mean.numel() for part in self._gaussians)
         return (
             sum(
@@ -80,29 +82,6 @@ class JoinedCodes(JoinedPosterior):
         self.codebook_size = parts[0].codebook_size
 
 
-class NoLatent:
-    """The posterior of frames that complete no latent.
-
-    Attributes:
-        mean, logvar: (b, C, 0, h, w), as a Gaussian has them.
-    """
-
-    def __init__(self, empty: Float[Tensor, "b c 0 h w"]) -> None:
-        self.mean = self.logvar = empty
-
-    def mode(self) -> Float[Tensor, "b c 0 h w"]:
-        """No latent."""
-        return self.mean
-
-    def sample(self, noise: Tensor | None = None) -> Float[Tensor, "b c 0 h w"]:
-        """No latent."""
-        return self.mean
-
-    def kl(self) -> Float[Tensor, ""]:
-        """Nothing."""
-        return self.mean.sum()
-
-
 def joined(parts: Sequence[Posterior], join: Join, cut: Cut) -> Posterior:
     """Posteriors of pieces as one of the whole, of their kind.
 
@@ -110,8 +89,18 @@ def joined(parts: Sequence[Posterior], join: Join, cut: Cut) -> Posterior:
         parts: at least one, all of the same kind.
         join, cut: see ``JoinedPosterior``.
     """
-    if len(parts) == 1:
-        return parts[0]
+    return parts[0] if len(parts) == 1 else _of_their_kind(parts, join, cut)
+
+
+def no_step_of(posterior: Posterior) -> Posterior:
+    """The posterior of a piece of a clip that completes no latent, of another piece's kind."""
+    mode = posterior.mode()
+    return _of_their_kind(
+        [posterior], lambda pieces: pieces[0].narrow(-3, 0, 0), lambda _: [torch.zeros_like(mode)]
+    )
+
+
+def _of_their_kind(parts: Sequence[Posterior], join: Join, cut: Cut) -> Posterior:
     gaussians = [part for part in parts if isinstance(part, GaussianPosterior)]
     if gaussians:
         return JoinedGaussian(gaussians, join, cut)

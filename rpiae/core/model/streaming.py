@@ -21,7 +21,7 @@ from rpiae.core.errors import UsageError
 from rpiae.core.model.contracts import Bridge, Decoder, Encoder, Features, Posterior
 from rpiae.core.model.folding import fold
 from rpiae.core.model.geometry import Geometry, pad_to
-from rpiae.core.model.joining import NoLatent, joined_in_time
+from rpiae.core.model.joining import joined_in_time, no_step_of
 from rpiae.core.model.temporal import Past, temporal_downsampling
 from rpiae.core.model.tiling import Tiling
 
@@ -87,6 +87,7 @@ class Stream:
         self._group = temporal_downsampling(model.bridge)
         self._frame = None if size is None else self._framed(size)
         self._waiting: Tensor | None = None
+        self._latest: Posterior | None = None
         self._groups = 0
         self._frames = 0
         self._finished = False
@@ -104,7 +105,7 @@ class Stream:
         trace: TracebackType | None,
     ) -> None:
         """Forget what was remembered."""
-        self._encoding, self._decoding, self._waiting = [], [], None
+        self._encoding, self._decoding, self._waiting, self._latest = [], [], None, None
 
     @property
     def frames(self) -> int:
@@ -227,14 +228,15 @@ class Stream:
     def _encoded(self, clip: Tensor, frame: _Frame) -> Posterior:
         """Posterior of whole groups of frames, some at a time; the first one is one frame."""
         if not clip.shape[2]:
-            channels = self._model.bridge.latent_channels
-            return NoLatent(clip.new_zeros(len(clip), channels, 0, *frame.tiling.grid))
+            assert self._latest is not None  # the first frame completes a latent
+            return no_step_of(self._latest)
         first = [] if self._groups else [1]
         many, rest = divmod(clip.shape[2] - len(first), self._at_once(frame))
         sizes = [*first, *[self._at_once(frame)] * many, *[rest] * (rest > 0)]
         self._groups += math.ceil(clip.shape[2] / self._group)
         pieces = torch.split(clip, sizes, dim=2)
-        return joined_in_time([self._of_piece(piece, frame) for piece in pieces])
+        self._latest = joined_in_time([self._of_piece(piece, frame) for piece in pieces])
+        return self._latest
 
     def _of_piece(self, clip: Tensor, frame: _Frame) -> Posterior:
         tiling = frame.tiling

@@ -184,8 +184,9 @@ class TemporalBlock(nn.Module):
         return tokens
 
     def _attended(self, tokens: Tensor, grid: Grid, past: Past | None, name: str) -> Tensor:
-        (b, _, w), t = tokens.shape, grid[0]
-        qkv = self.qkv(tokens).view(b, t, -1, 3, self.num_heads, w // self.num_heads)
+        (b, _, w), (t, height, width) = tokens.shape, grid
+        n = height * width
+        qkv = self.qkv(tokens).view(b, t, n, 3, self.num_heads, w // self.num_heads)
         # (3, b·n, heads, t, d): one sequence in time for every place
         qkv = qkv.permute(3, 0, 2, 4, 1, 5).flatten(1, 2)
         if past is not None and self.window > 1:
@@ -196,7 +197,7 @@ class TemporalBlock(nn.Module):
         steps = k.shape[2]
         q, k = rotated(qkv[0], first=steps - t), rotated(k)
         attended = attention(q, k, v, mask=Window(last=self.window))
-        attended = attended.reshape(b, -1, *attended.shape[1:]).permute(0, 3, 1, 2, 4)
+        attended = attended.reshape(b, n, *attended.shape[1:]).permute(0, 3, 1, 2, 4)
         return self.proj(attended.reshape(tokens.shape))  # type: ignore[no-any-return]  # nn.Module calls are Any
 
 
@@ -206,6 +207,8 @@ def rotated(
     """Queries or keys rotated by their step, so that their products depend on distances alone.
 
     Channel i of the first half turns with channel i of the second, by LONGEST^(−i/(d/2)) per step.
+    Angles grow with the clip: they are computed in fp64 where the device has it, so that a step far on
+    is turned as exactly as a near one.
 
     Args:
         values: with an even number d of channels.
@@ -213,9 +216,10 @@ def rotated(
 
     Source: RoFormer (arXiv 2104.09864).
     """
-    half = values.shape[-1] // 2
-    frequencies = LONGEST ** -(torch.arange(half, device=values.device) / half)
-    steps = torch.arange(first, first + values.shape[-2], device=values.device)
+    half, device = values.shape[-1] // 2, values.device
+    exact = torch.float32 if device.type == "mps" else torch.float64
+    frequencies = LONGEST ** -(torch.arange(half, device=device, dtype=exact) / half)
+    steps = torch.arange(first, first + values.shape[-2], device=device)
     angle = steps.unsqueeze(1) * frequencies
     cos, sin = angle.cos().to(values.dtype), angle.sin().to(values.dtype)
     one, other = values.chunk(2, dim=-1)

@@ -276,6 +276,11 @@ class VideoReader:
         with video:
             return _Kept(video, self.fitting)
 
+    def __del__(self) -> None:
+        """Close the videos that are open: nobody knows which clip is the last one."""
+        for index in list(self._cursors):
+            self._close(index)
+
     def _close(self, index: int) -> None:
         if index in self._cursors:
             self._cursors.pop(index).close()
