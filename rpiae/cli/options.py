@@ -46,9 +46,9 @@ def rate(word: str) -> Fraction:
     """Frames per second, such as 25, 29.97 or 30000/1001; the type of an option."""
     number = Fraction(0)
     # No exponents: writing out 1e30000000 keeps a machine busy for hours.
-    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9}|/0*[1-9][0-9]{0,8})?", word):
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9}|/(?!0+$)[0-9]{1,9})?", word):
         number = Fraction(word)
-    if not LEAST_RATE <= number <= MOST_RATE:
+    if not LEAST_RATE <= float(number) <= MOST_RATE:
         raise argparse.ArgumentTypeError(
             f"expected frames per second from {LEAST_RATE:g} to {MOST_RATE:g}, such as 25, 29.97 or "
             f"30000/1001, got {shown(word)}"

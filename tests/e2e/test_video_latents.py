@@ -188,6 +188,7 @@ def test_generated_latents_become_videos(here: Path, capsys: pytest.CaptureFixtu
         ("encode run sample --out x --tile 32", 2, "--tile is for whole videos"),
         ("decode images.npy --run run --out x --frames", 2, "of images: leave out --frames"),
         ("decode clips.npy --run run --out x --frames --frame-rate 5", 2, "have no frame rate"),
+        ("decode clips.npy --run run --out x --frame-rate 1e30000000", 2, "such as 25, 29.97 or"),
         ("decode clips.npy --run run --out films", 2, "not an empty folder"),
         ("stats run videos:films/three.mp4", 1, "none of 1 videos"),
     ],
