@@ -188,7 +188,6 @@ def test_generated_latents_become_videos(here: Path, capsys: pytest.CaptureFixtu
         ("encode run sample --out x --tile 32", 2, "--tile is for whole videos"),
         ("decode images.npy --run run --out x --frames", 2, "of images: leave out --frames"),
         ("decode clips.npy --run run --out x --frames --frame-rate 5", 2, "have no frame rate"),
-        ("decode clips.npy --run run --out x --frame-rate 1e30000000", 2, "such as 25, 29.97 or"),
         ("decode clips.npy --run run --out films", 2, "not an empty folder"),
         ("stats run videos:films/three.mp4", 1, "none of 1 videos"),
     ],
@@ -201,6 +200,15 @@ def test_bad_input_gives_one_clear_message(
     _, err = done(*arguments.split(), capsys=capsys, code=code)
     assert wanted in err
     assert err.count("rpiae: ") == 1
+
+
+def test_a_rate_that_nobody_can_write_out_is_refused_at_once(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in ("decode latents", "reconstruct run clip"):
+        arguments = f"{verb} --out x --frame-rate 1e30000000".split()
+        _, err = done(*arguments, capsys=capsys, code=2)
+        assert "expected frames per second from 0.001 to 1000" in err
 
 
 def begun(*arguments: str, folder: Path) -> subprocess.Popen[str]:
