@@ -54,10 +54,15 @@ class MadeVideo(Video):
     is shown a second late."""
 
     def __init__(
-        self, name: str, frames: Pixels, broken_at: int | None, problem: str, late_from: int | None
+        self,
+        name: str,
+        frames: Pixels,
+        broken_at: int | None,
+        problem: str,
+        late_from: int | None = None,
     ) -> None:
         self.name = name
-        self._late_from = len(frames) if late_from is None else late_from
+        self._late_from = late_from
         self._frames, self._broken_at, self._told = frames, broken_at, problem
         self.facts = VideoFacts(
             frames=None, height=frames.shape[1], width=frames.shape[2],
@@ -68,7 +73,8 @@ class MadeVideo(Video):
         for number, pixels in enumerate(self._frames):
             if number == self._broken_at:
                 raise DataError(f"{self.name}: its frames change their size")
-            yield Frame(pixels, number / float(self.facts.rate) + (number >= self._late_from))
+            late = self._late_from is not None and number >= self._late_from
+            yield Frame(pixels, number / float(self.facts.rate) + late)
         self.problem = self._told
 
     def close(self) -> None:
