@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -33,14 +34,21 @@ VIDEO_EXTENSIONS = (
 #: Containers that do not say when a frame is shown: frames are counted, always from the first one.
 COUNTED = ("avi", "h264", "hevc", "m4v", "mpegvideo")
 
-#: Containers in which a seek ends in the middle of a frame: they are decoded from the first one, too.
-WITHOUT_SEEK = ("mpeg",)
+#: Containers in which a seek ends in the middle of a frame, or elsewhere where the file is cut: they are
+#: decoded from the first one, too.
+WITHOUT_SEEK = ("mpeg", "mxf")
+
+#: Containers that say too short a duration: their frames are counted.
+WITHOUT_DURATION = ("mpeg",)
 
 #: Frames per second where nobody says.
 USUAL_RATE = Fraction(25)
 
 #: Seconds before a time at which reading begins, until that is at a frame before the time.
 _BEFORE = (0, 1, 4, 16, 64)
+
+#: How far behind a frame's time one that stands for it may lie, as a share of it.
+_ROUNDING = 1e-12
 
 
 def open_video(content: Path | bytes | IO[bytes], *, name: str = "") -> VideoFile:
@@ -140,6 +148,8 @@ class VideoFile(Video):
 
     def _seconds(self) -> float | None:
         assert self._container is not None
+        if self._container.format.name in WITHOUT_DURATION:
+            return None
         if self._stream.duration is not None:
             return float(self._stream.duration * self._base)
         tag = re.match(r"(\d+):(\d+):(\d+\.?\d*)", self._stream.metadata.get("DURATION", ""))
@@ -162,7 +172,7 @@ class VideoFile(Video):
         self._undecoded = self._damaged = 0
         self._end = 0.0
         step = self._base if not self._counted else 1 / self._rate
-        wanted = round(Fraction(start) / step)
+        wanted = math.ceil(Fraction(start * (1 - _ROUNDING)) / step)
         frames = self._counted_from_first() if self._counted else self._from(wanted)
         asked = False
         for when, frame in frames:
