@@ -204,11 +204,12 @@ def _sets(
 
 def _learned(subject: Subject, config: EvaluationConfig) -> list[str]:
     """A word where the tokenizer has learned from what it is measured on."""
-    if not config.data or subject.run is None or subject.run.data is None:
+    trained = subject.run.data if subject.run else None
+    if not config.data or trained is None or not trained.clips:
         return []
     measured = part_config("datasets", config.data)
     assert isinstance(measured, DatasetConfig)
-    return [text for text in [measured.learned_by(subject.run.data)] if text]
+    return [text for text in [measured.learned_by(trained)] if text]
 
 
 def _walks(
