@@ -204,12 +204,12 @@ def _sets(
 
 def _learned(subject: Subject, config: EvaluationConfig) -> list[str]:
     """A word where the tokenizer has learned from what it is measured on."""
-    trained = subject.run.data if subject.run else None
-    if not config.data or trained is None or not trained.clips:
+    measured = part_config("datasets", config.data) if config.data else None
+    if not isinstance(measured, DatasetConfig) or not measured.clips or subject.run is None:
         return []
-    measured = part_config("datasets", config.data)
-    assert isinstance(measured, DatasetConfig)
-    return [text for text in [measured.learned_by(trained)] if text]
+    trained = subject.run.data
+    text = measured.learned_by(trained) if trained is not None else ""
+    return [text] if text else []
 
 
 def _walks(
