@@ -161,6 +161,24 @@ def test_a_time_between_two_frames_begins_at_the_later(tmp_path: Path) -> None:
         assert list(video.frames(10)) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels"),
+    [
+        ("a.avi", "mpeg4", "yuv420p"),
+        ("a.y4m", "rawvideo", "yuv420p"),
+        ("a.mxf", "mpeg2video", "yuv420p"),
+    ],
+)
+def test_where_time_is_counted_in_frames_a_video_begins_no_earlier(
+    tmp_path: Path, name: str, codec: str, pixels: str
+) -> None:
+    with open_video(write(tmp_path / name, moving(20), codec=codec, pixels=pixels)) as video:
+        for number in range(20):
+            assert next(video.frames(number / 25)).seconds == number / 25
+        assert next(video.frames(0.5)).seconds == 0.52
+        assert next(video.frames(0.481)).seconds == 0.52
+
+
 def test_frames_of_a_variable_rate_keep_their_times(tmp_path: Path) -> None:
     times = [0, 10, 20, 100, 110, 400, 410, 420, 430, 1000]
     path = write(

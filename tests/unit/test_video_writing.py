@@ -16,7 +16,9 @@ import pytest
 from numpy.typing import NDArray
 
 from rpiae.core.errors import RunError, UsageError
+from rpiae.data.video import sound
 from rpiae.data.video.files import open_video
+from rpiae.data.video.library import demuxed
 from rpiae.data.video.writing import WRITTEN, VideoWriter
 from tests.videos import moving, write
 
@@ -167,6 +169,36 @@ def test_silent_and_unreadable_sources_of_sound(tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"nothing")
     bad = _written(tmp_path / "a.mp4", moving(5), audio_from=tmp_path / "bad.mp4")
     assert bad.startswith("dropped: it cannot be read")
+
+
+def test_sound_is_not_looked_for_in_other_files(tmp_path: Path) -> None:
+    write(tmp_path / "other.ts", moving(25), sound=True)
+    playlist = tmp_path / "list.m3u8"
+    playlist.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nother.ts\n#EXT-X-ENDLIST\n")
+    audio = _written(tmp_path / "a.mp4", moving(25), audio_from=playlist)
+    assert audio.startswith("dropped: it cannot be read")
+
+
+def test_sound_that_cannot_be_sought_in_is_read_from_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "source.mp4", moving(50), sound=True)
+    assert _written(tmp_path / "a.mp4", moving(25), audio_from=source, audio_start=1.0) == "copied"
+    opened = demuxed
+
+    class Unsought:
+        def __init__(self, file: Any) -> None:
+            self._container: Any = opened(file)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._container, name)
+
+        def seek(self, *_: object, **__: object) -> None:
+            raise OSError(errno.EIO, "no index")
+
+    monkeypatch.setattr(sound, "demuxed", Unsought)
+    assert _written(tmp_path / "b.mp4", moving(25), audio_from=source, audio_start=1.0) == "copied"
+    assert np.array_equal(_heard(tmp_path / "a.mp4"), _heard(tmp_path / "b.mp4"))
 
 
 @pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt()])

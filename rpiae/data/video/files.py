@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -41,6 +42,9 @@ USUAL_RATE = Fraction(25)
 
 #: Seconds before a time at which reading begins, until that is at a frame before the time.
 _BEFORE = (0, 1, 4, 16, 64)
+
+#: How far behind a frame's time one that stands for it may lie, as a share of it.
+_ROUNDING = 1e-12
 
 
 def open_video(content: Path | bytes | IO[bytes], *, name: str = "") -> VideoFile:
@@ -162,7 +166,7 @@ class VideoFile(Video):
         self._undecoded = self._damaged = 0
         self._end = 0.0
         step = self._base if not self._counted else 1 / self._rate
-        wanted = round(Fraction(start) / step)
+        wanted = math.ceil(Fraction(start * (1 - _ROUNDING)) / step)
         frames = self._counted_from_first() if self._counted else self._from(wanted)
         asked = False
         for when, frame in frames:
