@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rpiae.cli.options import computing_options, nonempty, positive
+from rpiae.cli.options import computing_options, nonempty, positive, rate
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import stderr, stdout
 from rpiae.core.errors import CheckpointError, UsageError
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
     from rpiae.core.model.tokenizer import RPiAE
     from rpiae.core.runtime.processes import Runtime
     from rpiae.latents import LatentDataset
-
-#: Most frames per second that a video may have.
-FASTEST = 1000
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +40,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--frames", action="store_true", help="of videos: a folder of PNG files each, no mp4"
     )
     parser.add_argument(
-        "--frame-rate", type=_rate, metavar="R",
+        "--frame-rate", type=rate, metavar="R",
         help="of videos: frames per second (default: as encoded; 25 where nobody says)",
     )  # fmt: skip
     parser.add_argument(
@@ -52,20 +48,6 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="of videos: decode frames in overlapping tiles of N pixels a side (default: as encoded)",
     )  # fmt: skip
     computing_options(parser)
-
-
-def _rate(text: str) -> Fraction:
-    """Frames per second, such as 25, 29.97 or 30000/1001."""
-    try:
-        rate = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        rate = Fraction(0)
-    if not 0 < rate <= FASTEST:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no frame rate: a number above 0 and up to {FASTEST}, or a fraction such as "
-            "30000/1001"
-        )
-    return rate
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -181,8 +163,8 @@ def _decode_videos(
             as_frames=arguments.frames, tile=tile,
         ):  # fmt: skip
             frames, videos = event.frames, event.videos
-            rate = frames / (time.perf_counter() - started)
-            remaining = (event.total - frames) / rate if rate else math.inf
-            bar.frames(frames, event.total, rate, remaining)
+            speed = frames / (time.perf_counter() - started)
+            remaining = (event.total - frames) / speed if speed else math.inf
+            bar.frames(frames, event.total, speed, remaining)
     kind = "folders of frames" if arguments.frames else "videos"
     stdout.print(f"{arguments.out}: {videos} {kind}, {frames} frames", soft_wrap=True)

@@ -161,6 +161,7 @@ def _check_first(
     from rpiae.core.model.folders import tokenizer_folder
     from rpiae.core.runtime.devices import choose_device
     from rpiae.latents.folders import check_folder
+    from rpiae.latents.video.encoding import check_sizes
     from rpiae.latents.video.source import WholeVideos
     from rpiae.latents.video.writing import make_video_plan
     from rpiae.latents.writing import make_plan
@@ -172,6 +173,7 @@ def _check_first(
     plan: Plan | VideoPlan
     if isinstance(found, WholeVideos):
         plan = make_video_plan(model, found, tile=arguments.tile, **to)
+        check_sizes(model, found, tile=arguments.tile)
     else:
         plan = make_plan(model, found, **to)
     check_folder(Path(arguments.out), plan)

@@ -21,15 +21,7 @@ from rpiae.runs.planning import Plan
 
 def print_plan(plan: Plan) -> None:
     """The plan as tables on stdout."""
-    parts = Table(title="model", title_justify="left", box=None, pad_edge=False)
-    for heading in ("role", "part", "parameters", "chosen by"):
-        parts.add_column(heading, overflow="fold")
-    for part in plan.parts:
-        numbers = count(part.parameters)
-        if len(part.children) > 1 and part.role == "bridge":
-            numbers += f" ({' + '.join(count(n) for n in part.children.values())})"
-        parts.add_row(part.role, part.label, numbers, part.origin)
-    stdout.print(parts)
+    stdout.print(_parts(plan))
     side = plan.image_size
     shown = f"images {side}×{side}"
     if plan.frames is not None:
@@ -44,18 +36,38 @@ def print_plan(plan: Plan) -> None:
             f"{plan.step_frames} per latent step"
         )
     stdout.print()
-    stages = Table(
+    stdout.print(_stages(plan))
+    stdout.print()
+    for line in _other_lines(plan):
+        stdout.print(line)
+    stdout.print()
+
+
+def _parts(plan: Plan) -> Table:
+    table = Table(title="model", title_justify="left", box=None, pad_edge=False)
+    for heading in ("role", "part", "parameters", "chosen by"):
+        table.add_column(heading, overflow="fold")
+    for part in plan.parts:
+        numbers = count(part.parameters)
+        if len(part.children) > 1 and part.role == "bridge":
+            numbers += f" ({' + '.join(count(n) for n in part.children.values())})"
+        table.add_row(part.role, part.label, numbers, part.origin)
+    return table
+
+
+def _stages(plan: Plan) -> Table:
+    table = Table(
         title=f"stages of recipe {plan.recipe} ({plan.recipe_origin})",
         title_justify="left", box=None, pad_edge=False,
     )  # fmt: skip
     for heading in ("stage", "trains", "frozen", "path", "terms", "length", "batch"):
-        stages.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold")
     for stage in plan.stages:
         if stage.skipped:
-            stages.add_row(stage.name, "skipped: nothing to train", "", "", "", "", "")
+            table.add_row(stage.name, "skipped: nothing to train", "", "", "", "", "")
             continue
         roles = stage.report.roles
-        stages.add_row(
+        table.add_row(
             stage.name,
             ", ".join(f"{r} {count(n.trained)}" for r, n in roles.items() if n.trained),
             ", ".join(r for r, n in roles.items() if n.frozen and not n.trained),
@@ -65,7 +77,11 @@ def print_plan(plan: Plan) -> None:
             + (f", {stage.image_share:.0%} of single frames" if stage.image_share else ""),
             str(stage.batch_size),
         )
-    stdout.print(stages)
+    return table
+
+
+def _other_lines(plan: Plan) -> list[str]:
+    """What is said below the tables."""
     data = f"{plan.data} ({plan.data_origin})" if plan.data else "none yet: name some with --data"
     if plan.num_images is not None:
         data += f", {plan.num_images} {_seen(plan.frames)} to train on"
@@ -80,10 +96,7 @@ def print_plan(plan: Plan) -> None:
     lines += [f"note: {text}" for text in plan.notices]
     if plan.missing_losses:
         lines.append(f"not in this version: {', '.join(plan.missing_losses)}")
-    stdout.print()
-    for line in lines:
-        stdout.print(line)
-    stdout.print()
+    return lines
 
 
 def _seen(frames: int | None) -> str:

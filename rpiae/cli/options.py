@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rpiae.core.config.tree import Tree, read_toml
 from rpiae.core.runtime.names import shown
+from rpiae.data.configs import LEAST_RATE, MOST_RATE
 
 if TYPE_CHECKING:
     from rpiae.core.model.resolve import ResolvedRun
@@ -36,6 +38,20 @@ def positive(word: str) -> int:
     if (number := whole(word)) < 1:
         raise argparse.ArgumentTypeError(
             f"expected a whole number of at least 1, got {shown(word)}"
+        )
+    return number
+
+
+def rate(word: str) -> Fraction:
+    """Frames per second, such as 25, 29.97 or 30000/1001; the type of an option."""
+    number = Fraction(0)
+    # No exponents: writing out 1e30000000 keeps a machine busy for hours.
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9}|/(?!0+$)[0-9]{1,9})?", word):
+        number = Fraction(word)
+    if not LEAST_RATE <= float(number) <= MOST_RATE:
+        raise argparse.ArgumentTypeError(
+            f"expected frames per second from {LEAST_RATE:g} to {MOST_RATE:g}, such as 25, 29.97 or "
+            f"30000/1001, got {shown(word)}"
         )
     return number
 

@@ -6,23 +6,18 @@ import argparse
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rpiae.cli.options import nonempty, positive
+from rpiae.cli.options import nonempty, positive, rate
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import duration, stderr, stdout
 from rpiae.core.errors import DataError, RunError, UsageError
 
 if TYPE_CHECKING:
     from rpiae.core.model.tokenizer import RPiAE
-    from rpiae.data.video.contracts import Frame, Video, VideoFacts
+    from rpiae.data.video.contracts import Video, VideoFacts
     from rpiae.evaluation.clip_pictures import SpaceTimeSlice
-
-#: Tokens above which one pass is refused: attention grows with their square.
-MOST_TOKENS = 4096
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -58,19 +53,6 @@ def seconds(word: str) -> float:
         number = math.nan
     if not 0 <= number < 1e9:
         raise argparse.ArgumentTypeError(f"expected seconds from 0 on, got {word!r}")
-    return number
-
-
-def rate(word: str) -> Fraction:
-    """Frames per second, such as 25 or 30000/1001; the type of an option."""
-    try:
-        number = Fraction(word) if len(word) < 20 else Fraction(0)
-    except (ValueError, ZeroDivisionError):
-        number = Fraction(0)
-    if not Fraction(1, 1000) <= number <= 1000:
-        raise argparse.ArgumentTypeError(
-            f"expected frames per second, such as 25 or 30000/1001, got {word!r}"
-        )
     return number
 
 
@@ -137,21 +119,17 @@ def _check_tokens(arguments: argparse.Namespace, model: RPiAE, height: int, widt
     Raises:
         UsageError: if there are too many tokens, and no tiles.
     """
-    _, rows, columns = model.geometry(height, width).grid
+    from rpiae.core.model.one_pass import beyond_training, check_one_pass
+
     if arguments.tile:
         return
-    if rows * columns > MOST_TOKENS:
-        raise UsageError(
-            f"{arguments.source} is {height}×{width} pixels, {rows * columns:,} tokens in one "
-            f"pass; more than {MOST_TOKENS:,} are refused. Add --tile to go over it in blended, "
-            "overlapping tiles"
-        )
-    trained = model.trained_size
-    if trained and max(height, width) > 2 * trained:
-        stderr.print(
-            f"note: this tokenizer was trained on {trained}×{trained} crops; in one pass, "
-            f"{height}×{width} has positions it never saw. --tile keeps to what it knows."
-        )
+    check_one_pass(model, height, width, name=arguments.source)
+    if text := beyond_training(model, height, width):
+        _note(text)
+
+
+def _note(text: str) -> None:
+    stderr.print(f"note: {text}", soft_wrap=True)
 
 
 def _photograph(arguments: argparse.Namespace, model: RPiAE, out: Path) -> int:
@@ -205,7 +183,7 @@ def _clip(arguments: argparse.Namespace, model: RPiAE, source: Path, out: Path) 
         _check_tokens(arguments, model, video.facts.height, video.facts.width)
         summary = _written(arguments, model, video, out, over_time)
         if video.problem:
-            stderr.print(f"note: {video.problem}", soft_wrap=True)
+            _note(video.problem)
     stdout.print(summary, soft_wrap=True)
     if over_time is not None:
         _save(over_time, Path(arguments.slice))
@@ -219,6 +197,7 @@ def _written(
     """Reconstruct and write a clip piece by piece; what is to be said of it."""
     import numpy as np
 
+    from rpiae.data.video.shown import ShownTimes
     from rpiae.data.video.writing import VideoWriter
     from rpiae.evaluation.clip_pictures import beside
     from rpiae.evaluation.clip_reconstruction import reconstructed_frames
@@ -228,13 +207,14 @@ def _written(
     facts, count, errors = video.facts, 0, 0.0
     tile = (model.trained_size or 256) if arguments.tile else None
     if model.encoder.patch[0] > 1:
-        stderr.print("note: this tokenizer's encoder looks at the whole clip: it goes in one pass")
+        _note("this tokenizer's encoder looks at the whole clip: it goes in one pass")
     writer = VideoWriter(
         out, rate=facts.rate, height=facts.height,
         width=2 * facts.width + GAP if arguments.side_by_side else facts.width,
         audio_from=Path(arguments.source) if facts.audio else None, audio_start=arguments.start,
     )  # fmt: skip
-    frames = _watched(itertools.islice(video.frames(arguments.start), arguments.frames), facts.rate)
+    times = ShownTimes(facts.rate)
+    frames = times.watched(itertools.islice(video.frames(arguments.start), arguments.frames))
     total, began = _expected(arguments, facts), time.monotonic()
     with writer, Bar("frames") as bar:
         for original, made in reconstructed_frames(model, frames, tile=tile, name=video.name):
@@ -248,6 +228,8 @@ def _written(
             bar.show(count, max(total, count), f"{speed:.3g} frames/s · {left} left")
         if not count:
             raise DataError(f"{video.name}: there is no frame at {arguments.start:g} s or later")
+    if varying := times.varying():
+        _note(varying)
     psnr = psnr_of(errors / (count * facts.height * facts.width * 3 * 255**2)).item()
     how = ", in tiles" if arguments.tile else ""
     sound = {"none": ""}.get(writer.audio, f", sound {writer.audio}")
@@ -255,21 +237,6 @@ def _written(
         f"{out}: {count} frame{'s' * (count > 1)} of {facts.height}×{facts.width}{how}, PSNR "
         f"{psnr:.2f} dB{sound}"
     )
-
-
-def _watched(frames: Iterable[Frame], rate: Fraction) -> Iterator[Frame]:
-    """Frames as they are; at the end it is said if they were not shown at one rate."""
-    first, worst = None, 0.0
-    for number, frame in enumerate(frames):
-        first = frame.seconds if first is None else first
-        worst = max(worst, abs(frame.seconds - first - float(number / rate)))
-        yield frame
-    if worst > 1.5 / rate:
-        stderr.print(
-            f"note: the frame rate varies; every frame is written, at {float(rate):.4g} frames/s, up "
-            f"to {worst:.2g} s from when it was shown",
-            soft_wrap=True,
-        )
 
 
 def _expected(arguments: argparse.Namespace, facts: VideoFacts) -> int:

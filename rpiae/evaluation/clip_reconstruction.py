@@ -21,7 +21,7 @@ from rpiae.data.video.contracts import Frame
 PIXELS_AT_ONCE, FRAMES_AT_ONCE = 1 << 21, 32
 
 #: Tokens in one pass, for an encoder that looks at the whole clip; attention grows with their square.
-MOST_TOKENS = 1 << 14
+MOST_CLIP_TOKENS = 1 << 14
 
 
 def reconstructed_frames(
@@ -86,11 +86,11 @@ def _in_one_pass(model: RPiAE, pieces: Iterator[Tensor], name: str) -> Tensor:
         count += piece.shape[2]
         height, width = piece.shape[-2:]
         _, rows, columns = model.geometry(height, width).grid
-        most = MOST_TOKENS // (rows * columns) * model.encoder.patch[0]
+        most = MOST_CLIP_TOKENS // (rows * columns) * model.encoder.patch[0]
         if count > most:
             raise UsageError(
                 f"{name}: this tokenizer's encoder looks at the whole clip, which goes through in one "
-                f"pass, of {MOST_TOKENS:,} tokens at most: take {most} frames of {height}×{width} "
+                f"pass, of {MOST_CLIP_TOKENS:,} tokens at most: take {most} frames of {height}×{width} "
                 "pixels or fewer (--frames)"
             )
     return model.reconstruct(torch.cat(clip, dim=2))

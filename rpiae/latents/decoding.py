@@ -29,7 +29,7 @@ LATENT_NAMES = ("latent", "latents", "samples", "mean")
 
 #: Tokens of one picture up to which it is decoded: 4096 pixels square at 16 pixels per token. Memory
 #: grows with them, and time with their square.
-MOST_TOKENS = 1 << 16
+MOST_DECODED_TOKENS = 1 << 16
 
 #: File name endings of single tensors.
 TENSOR_FILES = (".safetensors", ".npy", ".pt", ".pth")
@@ -235,10 +235,10 @@ def check_decodable(
         )
     height, width = _largest(latents)
     tokens = height * width * model.bridge.downsampling**2
-    if tokens > MOST_TOKENS and not tiled:
+    if tokens > MOST_DECODED_TOKENS and not tiled:
         raise UsageError(
             f"these latents are of {height}×{width}, {tokens} tokens for the decoder; pictures of "
-            f"more than {MOST_TOKENS} are not decoded. Cut the latents into smaller ones"
+            f"more than {MOST_DECODED_TOKENS} are not decoded. Cut the latents into smaller ones"
             + (", or decode in tiles with --tile" if len(shape) == 4 else "")
         )
     if isinstance(norm, RPiAE):

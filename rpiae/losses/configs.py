@@ -253,6 +253,7 @@ class TemporalDifferenceLossConfig(LossConfig):
     """Mean absolute error of frame differences."""
 
     module: ClassVar[str] = "rpiae.losses.temporal:TemporalDifferenceLoss"
+    over_time: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"pixels"})
 
 
@@ -266,6 +267,7 @@ class FlickerLossConfig(LossConfig):
     """
 
     module: ClassVar[str] = "rpiae.losses.temporal:FlickerLoss"
+    over_time: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"pixels"})
     threshold: float = within(0, 1, default=0.02)
     neighbourhood: int = within(1, 1023, default=3)
@@ -288,6 +290,7 @@ class PivotTrajectoryLossConfig(LossConfig):
     """
 
     module: ClassVar[str] = "rpiae.losses.temporal:PivotTrajectoryLoss"
+    over_time: ClassVar[bool] = True
     of: Literal["features", "decoded_features"] = "features"
     distance: Literal["squared", "cosine"] = "squared"
 

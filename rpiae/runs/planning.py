@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence, Set
 
 from attrs import frozen
@@ -24,17 +23,11 @@ from rpiae.core.model.build import build_tokenizer
 from rpiae.core.model.resolve import ResolvedRun
 from rpiae.core.model.temporal import temporal_downsampling
 from rpiae.core.model.tokenizer import RPiAE
-from rpiae.core.registry.registry import registry
 from rpiae.core.runtime.devices import check_device_name
 from rpiae.core.runtime.memory import MemoryNeed, memory_need
 from rpiae.core.training.freeze import FreezeReport, apply_stage, trained_parameters
+from rpiae.runs.untrained import untrained, within_reach
 from rpiae.tasks.tokenizer.path import layers
-
-#: What terms look at that comes out of the bridge, where it is in the path.
-BEHIND_BRIDGE = frozenset({"pixels", "latent", "decoded_features", "gaussian"})
-
-#: Tag of parts that are complete without training: they have no parameters, or are fitted.
-NO_TRAINING = "no-training"
 
 
 @frozen(kw_only=True)
@@ -129,7 +122,7 @@ def make_plan(
     config, tokenizer = resolved.config, resolved.tokenizer
     model = build_tokenizer(tokenizer, device="meta")
     stages = _stages(model, config.recipe, num_images)
-    left, said = _untrained(model, stages.trained, resolved)
+    left, said = untrained(model, stages.trained, resolved)
     if problems := [*_device_problems(config.device), *stages.problems, *left]:
         raise ConfigError("the recipe", problems)
     parts = _parts(model, resolved)
@@ -221,9 +214,9 @@ def _stages(model: RPiAE, recipe: RecipeConfig, num_images: int | None) -> _Stag
         problems += _frozen_layers(model, stage, index)
         length = stage_length(stage, recipe, num_images or 1)
         plans.append(_stage_plan(stage, recipe, report, length, in_epochs=num_images is not None))
-        within_reach = _within_reach(stage, length, in_epochs=num_images is not None)
+        reached = within_reach(stage, length, in_epochs=num_images is not None)
         names = [name for name, _ in trained_parameters(model.roles)]
-        trained |= {name for name in names if name.partition(".")[0] in within_reach}
+        trained |= {name for name in names if name.partition(".")[0] in reached}
     return _Stages(tuple(plans), trained, problems)
 
 
@@ -294,14 +287,6 @@ def _frozen_layers(model: RPiAE, stage: StageConfig, index: int) -> list[str]:
     ]
 
 
-def _begun(resolved: ResolvedRun) -> set[str]:
-    """Roles that do not begin at random: loaded, or fitted before they are used."""
-    config = resolved.config
-    begun: set[str] = set(config.init_parts) if config.init else set()
-    begun |= {"encoder"} if config.encoder.pretrained else set()
-    return begun | ({"bridge"} if resolved.tokenizer.bridge_facts.fitted else set())
-
-
 def _start(resolved: ResolvedRun) -> str:
     """Which part starts from where, in words."""
     config = resolved.config
@@ -325,84 +310,3 @@ def _fitted(resolved: ResolvedRun, planned: Sequence[StagePlan]) -> list[str]:
     before = [stage.name for stage, plan in stages if stage.use_bridge and not plan.skipped]
     when = f"before stage {before[0]}" if before else "after the last stage"
     return [f"bridge {config.bridge.label!r} is fitted to features of training crops {when}"]
-
-
-def _within_reach(stage: StageConfig, length: StageLength, *, in_epochs: bool) -> set[str]:
-    """Roles on a stage's path that its terms move.
-
-    Args:
-        stage: the stage.
-        length: its lengths.
-        in_epochs: whether lengths in epochs are known; else terms that begin then count.
-    """
-    if not stage.optimiser.learning_rate:
-        return set()
-    terms = [
-        term
-        for term in stage.terms
-        if term.weight
-        and (length.start(term) < length.steps or not (in_epochs or _in_steps(term, stage)))
-    ]
-    needs = {need for term in terms for need in term.loss.needs}
-    roles = {"encoder"} if needs & {*BEHIND_BRIDGE, "features"} else set()
-    if stage.use_bridge and needs & BEHIND_BRIDGE:
-        roles.add("bridge")
-    return roles | ({"decoder"} if "pixels" in needs else set())
-
-
-def _in_steps(term: TermConfig, stage: StageConfig) -> bool:
-    """Whether both the stage's length and the term's start are told without epochs."""
-    return stage.steps is not None and not term.start_epochs
-
-
-def _untrained(
-    model: RPiAE, trained: Set[str], resolved: ResolvedRun
-) -> tuple[list[str], list[str]]:
-    """Parts that begin at random and that no stage trains, and those trained in part, in words."""
-    config = resolved.config
-    problems, notices = [], []
-    for role, part in model.roles.items():
-        if role in _begun(resolved):
-            continue
-        sizes = {f"{role}.{name}": p.numel() for name, p in part.named_parameters()}
-        left = sum(size for name, size in sizes.items() if name not in trained)
-        label = getattr(config, role).label
-        if left and left == sum(sizes.values()):
-            problems.append(
-                f"recipe.stages: no stage of recipe {config.recipe.label!r} trains the {role} "
-                f"{label!r}, which begins at random and would be saved so: {', or '.join(_ways_out(role))}"
-            )
-        elif left:
-            notices.append(
-                f"{left:,} of the {sum(sizes.values()):,} parameters of the {role} {label!r} are "
-                "trained by no stage: they stay as initialised"
-            )
-    return problems, notices
-
-
-def _ways_out(role: str) -> list[str]:
-    """What to do about a part that no stage trains."""
-    ways = []
-    if role == "encoder":
-        ways.append("take its pretrained weights with encoder.pretrained = true")
-    complete = [
-        e.pattern or e.name for e in registry(f"{role}s").entries() if NO_TRAINING in e.tags
-    ]
-    if complete:
-        names = ", ".join(re.sub(r"\{\w+\}", "N", name) for name in complete)
-        ways.append(f"take a {role} that needs no training ({names})")
-    recipes = [
-        preset.name
-        for preset in registry("recipes").presets()
-        if any(
-            role in stage.get("train", ()) and (role != "bridge" or stage.get("use_bridge", True))
-            for stage in preset.values.get("stages", ())
-        )
-    ]
-    return [
-        *ways,
-        f"take a recipe that trains it ({', '.join(recipes)})",
-        f"add {role!r} to `train` of a stage that has it in its path, with terms that look behind it, "
-        "weigh more than 0 and begin before the stage ends, and a learning rate above 0",
-        "start from a trained tokenizer with --init",
-    ]

@@ -202,6 +202,15 @@ def test_bad_input_gives_one_clear_message(
     assert err.count("rpiae: ") == 1
 
 
+def test_a_rate_that_nobody_can_write_out_is_refused_at_once(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in ("decode latents", "reconstruct run clip"):
+        arguments = f"{verb} --out x --frame-rate 1e30000000".split()
+        _, err = done(*arguments, capsys=capsys, code=2)
+        assert "expected frames per second from 0.001 to 1000" in err
+
+
 def begun(*arguments: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "rpiae", *arguments, "--device", "cpu"], cwd=folder, text=True,

@@ -50,10 +50,19 @@ SIZES = ((70, 32, 32), (1, 32, 32), (6, 20, 33))
 
 
 class MadeVideo(Video):
-    """Frames in memory; ``broken_at`` is a frame that cannot be decoded."""
+    """Frames in memory; ``broken_at`` is one that cannot be decoded, and ``late_from`` the first that
+    is shown a second late."""
 
-    def __init__(self, name: str, frames: Pixels, broken_at: int | None, problem: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        frames: Pixels,
+        broken_at: int | None,
+        problem: str,
+        late_from: int | None = None,
+    ) -> None:
         self.name = name
+        self._late_from = late_from
         self._frames, self._broken_at, self._told = frames, broken_at, problem
         self.facts = VideoFacts(
             frames=None, height=frames.shape[1], width=frames.shape[2],
@@ -64,7 +73,8 @@ class MadeVideo(Video):
         for number, pixels in enumerate(self._frames):
             if number == self._broken_at:
                 raise DataError(f"{self.name}: its frames change their size")
-            yield Frame(pixels, number / float(self.facts.rate))
+            late = self._late_from is not None and number >= self._late_from
+            yield Frame(pixels, number / float(self.facts.rate) + late)
         self.problem = self._told
 
     def close(self) -> None:
@@ -82,6 +92,7 @@ class MadeVideos:
         self.names = list(names) or [f"a/{i}.mp4" for i in range(len(videos))]
         self.broken: dict[int, int] = {}
         self.damaged: dict[int, str] = {}
+        self.pauses: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -96,7 +107,7 @@ class MadeVideos:
             raise DataError(f"{self.names[index]}: it has no video stream")
         return MadeVideo(
             self.names[index], self.videos[index], self.broken.get(index),
-            self.damaged.get(index, ""),
+            self.damaged.get(index, ""), self.pauses.get(index),
         )  # fmt: skip
 
 
@@ -440,6 +451,43 @@ def test_unusable_videos_are_skipped_and_listed(toy: Path, tmp_path: Path) -> No
     assert not list((tmp_path / "out").glob(".*.part"))
 
 
+def test_a_rate_that_varies_is_said_and_recorded(toy: Path, tmp_path: Path) -> None:
+    source = made((9, 32, 32), (9, 32, 32), (9, 32, 32))
+    source.pauses = {1: 6, 2: 6}
+    source.damaged[2] = "a/2.mp4: its end is damaged"
+    happened = encode(toy, source, tmp_path / "out", batch_size=4)
+    varies = "the frame rate varies; every frame is kept, at 29.97 frames/s, up to 1 s from when"
+    said = [event.text for event in kinds(happened, Notice)]
+    assert len(said) == 3
+    assert said[0].startswith(f"a/1.mp4: {varies}")
+    assert said[2].startswith(f"a/2.mp4: {varies}")
+    first, second, third = kinds(happened, Finished)[0].index["videos"]
+    assert first["problem"] == ""
+    assert second["problem"].startswith(varies)
+    assert third["problem"].startswith(f"{source.damaged[2]}; {varies}")
+
+
+def test_frames_too_large_for_one_pass_are_refused_first(toy: Path, tmp_path: Path) -> None:
+    source = made((6, 32, 32), (0, 32, 32), (2, 300, 400))
+    wanted = r"a/2.mp4 is 300×400 pixels, 7,500 tokens in one pass.*Add --tile"
+    with pytest.raises(UsageError, match=wanted):
+        encode(toy, source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    videos = WholeVideos(source)
+    with pytest.raises(UsageError, match=wanted):
+        measure_videos(load_tokenizer(toy), videos, runtime=RUNTIME, settings=Settings())
+    happened = encode(toy, source, tmp_path / "out", resize=32)
+    assert [row["height"] for row in kinds(happened, Finished)[0].index["videos"]] == [32, 32]
+    assert len(kinds(encode(toy, made((2, 300, 400)), tmp_path / "tiles", tile=64), Finished)) == 1
+
+
+def test_frames_far_larger_than_the_training_crops_are_said(toy: Path, tmp_path: Path) -> None:
+    source = made((2, 32, 68), (2, 32, 32))
+    (notice,) = kinds(encode(toy, source, tmp_path / "out"), Notice)
+    assert "trained on 32×32 crops; in one pass, 32×68 has positions it never saw" in notice.text
+    assert not kinds(encode(toy, source, tmp_path / "tiles", tile=32), Notice)
+
+
 def test_no_usable_video(toy: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none of 2 videos of made can be used"):
         encode(toy, made((0, 32, 32), (0, 32, 32)), tmp_path / "out")
@@ -624,6 +672,7 @@ def forged(out: Path, change: Any) -> None:
         (lambda t: t["videos"][0].update(frames=99), "cannot be"),
         (lambda t: t["videos"][0].update(rate="1/0"), "cannot be"),
         (lambda t: t["videos"][0].update(rate="fast"), "cannot be"),
+        (lambda t: t["videos"][0].update(rate="1e30000000"), "cannot be"),
         (lambda t: t["videos"][0].update(latent_shape=[4, 0, 8, 8]), "must be at least 1"),
         (lambda t: t["videos"].pop(), "counts contradict"),
         (lambda t: t.update(num_videos=10**18), "counts contradict"),

@@ -139,6 +139,29 @@ def test_an_image_run_does_not_begin_as_a_video_run(
             runs.plan(runs.resolve(started(images, tmp_path / "out", tmp_path / "first", **part)))
 
 
+def test_what_has_no_effect_without_motion_is_said() -> None:
+    def said(*overrides: str, data: str) -> list[str]:
+        parts = {"encoder": "tiny", "bridge": "tvb4x4", "decoder": "video-vit-t"}
+        tree = parts | {"recipe": "video", "data": data}
+        notices = runs.resolve(tree, overrides=overrides).notices
+        return [text for text in notices if "no effect" in text]
+
+    assert said(data="sample") == [
+        "stage images: image_share has no effect, as the data are images",
+        "stage tune: pivot-trajectory has no effect, as the data are images",
+        "stage compress: image_share and temporal-difference have no effect, as the data are images",
+        "stage polish: image_share and temporal-difference and flicker have no effect, as the data are "
+        "images",
+    ]
+    assert said(data="videos:films") == []
+    assert said("data.frames=1", data="videos:films")[1] == (
+        "stage tune: pivot-trajectory has no effect, as clips have one frame (data.frames)"
+    )
+    assert said("recipe.stages[1].image_share=1.0", data="videos:films") == [
+        "stage tune: pivot-trajectory has no effect, as all steps are of single frames"
+    ]
+
+
 def test_the_stage_of_images_is_left_out_and_said(
     images: Path, tmp_path: Path, source: Path
 ) -> None:

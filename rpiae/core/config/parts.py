@@ -232,9 +232,12 @@ class LossConfig(PartConfig):
 
     Attributes:
         needs: names out of ``rpiae.core.model.contracts.NEEDS``.
+        over_time: whether it is about what changes from frame to frame, and so 0 where the data are
+            images.
     """
 
     family: ClassVar[str] = "losses"
+    over_time: ClassVar[bool] = False
     alarm: ClassVar[Alarm | None] = None
     needs: ClassVar[frozenset[str]] = frozenset()
 

@@ -28,7 +28,7 @@ from rpiae.core.config.recipe import ROLES, RecipeConfig, RunConfig
 from rpiae.core.config.tree import Tree
 from rpiae.core.errors import ConfigError
 from rpiae.core.model.naming import converter, expand, name_parts
-from rpiae.core.model.stages import checked_stages
+from rpiae.core.model.stages import checked_stages, without_motion
 from rpiae.core.registry.registry import Preset, registry
 
 P = TypeVar("P", bound=PartConfig)
@@ -111,13 +111,14 @@ def resolve_run(
     problems += [*needs, *_start_problems(config)]
     if problems:
         raise ConfigError(source, problems)
+    config = evolve(config, recipe=evolve(config.recipe, stages=stages))
     return ResolvedRun(
-        config=evolve(config, recipe=evolve(config.recipe, stages=stages)),
+        config=config,
         tokenizer=tokenizer,
         origins=named.origins,
         presets=named.presets,
         missing_losses=named.missing_losses,
-        notices=(*named.notices, *notices, *without, *dropped),
+        notices=(*named.notices, *notices, *without, *dropped, *without_motion(config)),
     )
 
 

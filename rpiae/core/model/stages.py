@@ -56,6 +56,30 @@ def checked_stages(
     return tuple(stages), notices, problems
 
 
+def without_motion(config: RunConfig) -> list[str]:
+    """What has no effect in the stages of a resolved run, as they see no clips, stage by stage."""
+    data = config.data
+    if data is None:
+        return []
+    still = ""
+    if not data.clips:
+        still = "the data are images"
+    elif getattr(data, "frames", None) == 1:
+        still = "clips have one frame (data.frames)"
+    notices = []
+    for stage in config.recipe.stages:
+        idle = ["image_share"] if still and stage.image_share else []
+        because = still or ("all steps are of single frames" if stage.image_share == 1 else "")
+        if because:
+            idle += [term.loss.label for term in stage.terms if term.loss.over_time]
+        if idle:
+            notices.append(
+                f"stage {stage.name}: {' and '.join(idle)} {'have' if idle[1:] else 'has'} no effect, "
+                f"as {because}"
+            )
+    return notices
+
+
 def _met_terms(
     stage: StageConfig, path: str, offered: frozenset[str], because: str
 ) -> tuple[tuple[TermConfig, ...], list[str], list[str]]:

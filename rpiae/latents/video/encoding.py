@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rpiae.core.errors import DataError, UsageError
 from rpiae.core.model.contracts import Posterior
+from rpiae.core.model.one_pass import beyond_training, check_one_pass
 from rpiae.core.model.streaming import TOKENS_AT_ONCE
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.devices import sent
@@ -38,6 +39,41 @@ def check_streams(model: RPiAE) -> None:
             f"the encoder takes {frames} frames per token and looks at whole clips, so videos of any "
             "length cannot be streamed through it: encode clips of one length with --clips"
         )
+
+
+def check_sizes(
+    model: RPiAE, videos: WholeVideos, *, tile: int | None, positions: Iterable[int] | None = None
+) -> str:
+    """Refuse videos whose frames are too large for one pass, before any of them is encoded; what is
+    to be said of the others, if anything.
+
+    The header of every video is read, except where frames go through in tiles. One that cannot be
+    read is passed over: it is left out, with the reason, when its turn comes.
+
+    Args:
+        model: what encodes.
+        videos: the videos.
+        tile: side of spatial tiles; see ``Stream``.
+        positions: which of the videos; all where not given.
+
+    Raises:
+        UsageError: if a frame has too many tokens.
+    """
+    if tile is not None:
+        return ""
+    said = ""
+    checked: set[tuple[int, int]] = set()
+    for position in range(len(videos)) if positions is None else positions:
+        try:
+            with videos.open(position) as video:
+                size = videos.size(video)
+        except DataError:
+            continue
+        if size not in checked:
+            check_one_pass(model, *size, name=videos.name(position))
+            said = said or beyond_training(model, *size)
+            checked.add(size)
+    return said
 
 
 def frames_at_once(model: RPiAE, size: tuple[int, int]) -> int:
@@ -134,10 +170,12 @@ def measure_videos(
 
     Raises:
         DataError: if no video can be used.
+        UsageError: if the tokenizer cannot stream, or frames are too large for one pass.
     """
     check_streams(model)
-    model = model.to(runtime.device)
     chosen = sampled(len(videos), num_videos or len(videos))
+    check_sizes(model, videos, tile=tile, positions=chosen)
+    model = model.to(runtime.device)
     found = ChannelStatistics(model.bridge.latent_channels)
     for done, position in enumerate(chosen, start=1):
         skipped: tuple[str, ...] = ()

@@ -116,7 +116,8 @@ class StoredVideo:
         frames, height, width: of what was encoded, and of what decoding gives.
         rate: frames per second, as a fraction such as ``30000/1001``.
         latent_shape: (C, t, h, w).
-        problem: what is wrong with it, such as a damaged end; empty where nothing is.
+        problem: what is wrong with it, such as a damaged end or a frame rate that varies; empty where
+            nothing is.
         sha256: of the file's header, which has the digests of the latents.
     """
 

@@ -19,6 +19,7 @@ from rpiae.data.images import Pixels, Shape, bicubic, centre_crop, short_side_si
 from rpiae.data.listed import with_overrides
 from rpiae.data.loading import chosen_workers
 from rpiae.data.video.contracts import Video
+from rpiae.data.video.shown import ShownTimes
 from rpiae.data.video.sources import VideoSource, open_source
 
 #: Fields of ``VideosConfig`` that say what clips are, and have no meaning for whole videos.
@@ -65,15 +66,22 @@ class WholeVideos:
         shape = (video.facts.height, video.facts.width)
         return short_side_size(shape, self._resize) if self._resize else shape
 
-    def chunks(self, video: Video, frames: int) -> Iterator[UInt8[Tensor, "1 3 t h w"]]:
+    def chunks(
+        self, video: Video, frames: int, times: ShownTimes | None = None
+    ) -> Iterator[UInt8[Tensor, "1 3 t h w"]]:
         """A video's frames, so many at a time.
+
+        Args:
+            video: the video.
+            frames: how many; the last time fewer.
+            times: what watches when they are shown.
 
         Raises:
             DataError: if frames change their size, or none can be decoded.
         """
         size = self.size(video)
         gathered: list[Pixels] = []
-        for frame in video.frames():
+        for frame in times.watched(video.frames()) if times else video.frames():
             gathered.append(self._sized(frame.pixels, size))
             if len(gathered) == frames:
                 yield _clip(gathered)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,12 +21,19 @@ from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.names import printable
 from rpiae.core.runtime.processes import Runtime
 from rpiae.data.video.contracts import Video
+from rpiae.data.video.shown import ShownTimes
 from rpiae.latents.encoding import add_stored, check_finite, check_posterior, tokenizer_digest
 from rpiae.latents.folders import prepare
 from rpiae.latents.index import write_index
 from rpiae.latents.layout import DTYPES, Settings
 from rpiae.latents.statistics import ChannelStatistics
-from rpiae.latents.video.encoding import check_streams, frames_at_once, latent_pieces, none_usable
+from rpiae.latents.video.encoding import (
+    check_sizes,
+    check_streams,
+    frames_at_once,
+    latent_pieces,
+    none_usable,
+)
 from rpiae.latents.video.files import LatentFile, StoredLatents, check_header
 from rpiae.latents.video.layout import StoredVideo, VideoPlan
 from rpiae.latents.video.source import WholeVideos
@@ -139,17 +146,20 @@ def encode_videos(
         ``VideosStarted``, then what happens, and in the first process ``Finished``.
 
     Raises:
-        UsageError: if the folder holds anything else, or another process is at work in it.
+        UsageError: if the folder holds anything else, another process is at work in it, or frames are
+            too large for one pass.
         DataError: if no video can be used.
         RunError: if latents are not finite, or cannot be written.
     """
     target = Path(folder)
+    said: list[str] = []
     with contextlib.ExitStack() as held:
 
         def begin() -> Tree:
             plan = make_video_plan(
                 model, videos, settings=settings, data=data, tokenizer=tokenizer, tile=tile
             )
+            said.extend([check_sizes(model, videos, tile=tile), *videos.notices])
             prepare(target, plan, held)
             return plan.as_tree()
 
@@ -157,7 +167,7 @@ def encode_videos(
         own = range(runtime.rank, plan.num_files, runtime.num_processes)
         problems = {number: _problem_of(plan, target, number, videos) for number in own}
         missing = [number for number, problem in problems.items() if problem]
-        yield from _notices(plan, target, problems, videos, runtime)
+        yield from _notices(plan, target, problems, said)
         yield VideosStarted(plan=plan, kept=len(own) - len(missing))
         others = not_in(own, plan.num_files) if runtime.is_main else []
         pace = _Pace(plan, target, kept=len(own) - len(missing), others=others)
@@ -169,18 +179,13 @@ def encode_videos(
 
 
 def _notices(
-    plan: VideoPlan,
-    folder: Path,
-    problems: Mapping[int, str],
-    videos: WholeVideos,
-    runtime: Runtime,
+    plan: VideoPlan, folder: Path, problems: Mapping[int, str], said: Iterable[str]
 ) -> Iterator[Notice]:
-    """What is to be said first: which files are there and written anew, and what the source says."""
+    """What is to be said first: which files are there and written anew, and ``said``."""
     for number, problem in problems.items():
         if problem and (folder / plan.file(number)).exists():
             yield Notice(text=f"{problem}; it is written anew")
-    if runtime.is_main:
-        yield from (Notice(text=text) for text in videos.notices)
+    yield from (Notice(text=text) for text in said if text)
 
 
 def _finished(
@@ -263,10 +268,13 @@ class _Encoder:
         file = LatentFile(path, plan.settings.tensors, plan.settings.dtype)
         try:
             with self._videos.open(number) as video:
-                facts = yield from self._latents(number, video, file, pace)
+                times = ShownTimes(video.facts.rate)
+                facts = yield from self._latents(number, video, file, pace, times)
                 file.finish(header | facts)
                 if video.problem:
                     yield Notice(text=f"{video.problem}; it is encoded as far as it goes")
+                if varying := times.varying():
+                    yield Notice(text=f"{video.name}: {varying}")
         except DataError as error:
             file.discard()
             LatentFile(path, (), plan.settings.dtype).finish(
@@ -280,7 +288,7 @@ class _Encoder:
         yield pace.progressed()
 
     def _latents(
-        self, number: int, video: Video, file: LatentFile, pace: _Pace
+        self, number: int, video: Video, file: LatentFile, pace: _Pace, times: ShownTimes
     ) -> Generator[VideoEvent, None, dict[str, Any]]:
         """Bring a video's latents into its file, and give what is to be known of them."""
         plan, settings = self._plan, self._plan.settings
@@ -289,7 +297,7 @@ class _Encoder:
         statistics = ChannelStatistics(plan.channels)
         frames, shape = 0, list[int]()
         for count, tensors in latent_pieces(
-            self._model, self._videos.chunks(video, size), position=number, settings=settings,
+            self._model, self._videos.chunks(video, size, times), position=number, settings=settings,
             runtime=self._runtime, tile=plan.tile or None,
         ):  # fmt: skip
             stored = {name: values.to(DTYPES[settings.dtype]) for name, values in tensors.items()}
@@ -303,9 +311,10 @@ class _Encoder:
             yield pace.progressed()
         if not frames:
             raise DataError(f"{video.name}: it has no frames")
+        problem = "; ".join(filter(None, [video.problem, times.varying()]))
         return {
             "frames": frames, "height": height,
-            "width": width, "rate": str(video.facts.rate), "problem": printable(video.problem),
+            "width": width, "rate": str(video.facts.rate), "problem": printable(problem),
             "latent_shape": [plan.channels, file.steps, *shape],
             "statistics": statistics.as_tree(),
         }  # fmt: skip
