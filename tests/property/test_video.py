@@ -295,7 +295,7 @@ def test_reconstructed_gives_every_frame_in_its_size(
 def test_what_a_stream_refuses() -> None:
     model = tokenizer()
     frames = clip(3, (8, 8))
-    with pytest.raises(UsageError, match=r"at least one of them, not \(1, 3, 8, 8\)"):
+    with pytest.raises(UsageError, match=r"at least one frame, not torch\.float32 \(1, 3, 8, 8\)"):
         model.stream().encode(frames[:, :, 0])
     with pytest.raises(UsageError, match="encode its frames first"):
         model.stream().finish()
@@ -305,10 +305,34 @@ def test_what_a_stream_refuses() -> None:
         stream.encode(frames)
         with pytest.raises(UsageError, match="8×12 pixels and the frames before 1 clips of 8×8"):
             stream.encode(clip(2, (8, 12)))
-        with pytest.raises(UsageError, match=r"decodes latents \(batch, channels, steps, 2, 2\)"):
+        with pytest.raises(UsageError, match=r"decodes latents \(batch, 4, steps, 2, 2\), not"):
             stream.decode(torch.zeros(1, 4, 1, 3, 3))
         stream.finish()
         with pytest.raises(UsageError, match="this clip is finished"):
             stream.encode(frames)
-    with pytest.raises(UsageError, match="at least one pixel"):
-        model.stream(tile=0)
+    for tile in (0, 2.5, True):
+        with pytest.raises(UsageError, match="a whole number of at least one pixel, not"):
+            model.stream(tile=tile)  # type: ignore[arg-type]  # what is refused
+    for size in ((3, 8, 8), (8,), (8.0, 8), (0, 8)):
+        with pytest.raises(UsageError, match=r"size is \(height, width\) of the frames"):
+            model.stream(size=size)  # type: ignore[arg-type]  # what is refused
+
+
+def test_several_clips_take_no_more_tokens_at_once_than_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, seen = tokenizer(), []
+    features = model.features
+
+    def watched(images: Tensor) -> Any:
+        found = features(images)
+        seen.append(found.tokens.shape[:2].numel())
+        return found
+
+    monkeypatch.setattr(model, "features", watched)
+    monkeypatch.setattr("rpiae.core.model.streaming.TOKENS_AT_ONCE", 64)  # 4 frames of 3 clips: 48
+    clips = torch.rand(3, 3, 17, 8, 8, generator=torch.Generator().manual_seed(0))
+    with model.stream() as stream:
+        made = stream.encode(clips).mode()
+    assert seen == [12, 48, 48, 48, 48]
+    assert (made - model.encode(clips).mode()).abs().max() < 1e-5
