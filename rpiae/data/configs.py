@@ -293,6 +293,32 @@ class VideosConfig(DatasetConfig):
 
         return find_videos(self.path, self.split).files()
 
+    def learned_by(self, trained: DatasetConfig) -> str:
+        """A word where videos are among those that were trained on, and more of them is gone through
+        than what was held out."""
+        if not isinstance(trained, VideosConfig):
+            return ""
+        apart = ("frames", "stride", "frame_rate", "held_out")
+        if self.portion == "held-out" and all(
+            getattr(self, name) == getattr(trained, name) for name in apart
+        ):
+            return ""
+        try:
+            both = self._places() & trained._places()
+        except DataError:  # what a run was trained on may have been moved since
+            return ""
+        if not both:
+            return ""
+        cut = ", ".join(f"data.{name}" for name in apart)
+        return (
+            f"{self.path}: the run was trained on parts of {len(both)} of these videos; what it held out "
+            f"is data.portion = held-out, with {cut} as in the run"
+        )
+
+    def _places(self) -> set[Path]:
+        """Where the files lie, links followed."""
+        return {path.resolve() for _, path in self.files() if path is not None}
+
     def resized(self, side: int) -> VideosConfig:
         """With ``resize``, where it is not given."""
         return self if self.resize is not None else evolve(self, resize=side)

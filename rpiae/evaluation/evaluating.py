@@ -11,8 +11,9 @@ from typing import Any
 
 from attrs import frozen
 
-from rpiae.core.config.parts import MetricConfig
+from rpiae.core.config.parts import DatasetConfig, MetricConfig
 from rpiae.core.errors import RunError, UsageError
+from rpiae.core.model.resolve import part_config
 from rpiae.core.registry.registry import OWN
 from rpiae.core.runtime.processes import Runtime
 from rpiae.evaluation.configs import EvaluationConfig
@@ -190,12 +191,21 @@ def _sets(
     ]
     if problems:
         raise UsageError(f"{' · '.join(problems)}. Leave it out of the metrics")
-    told = [*images.notices, *(training.notices if training else ())]
+    told = [*images.notices, *(training.notices if training else ()), *_learned(subject, config)]
     if training is None or not learners:
         return images, None, told
     if isinstance(images, ListedImages):
         images = images.with_labels_of(training)
     return images, training, told
+
+
+def _learned(subject: Subject, config: EvaluationConfig) -> list[str]:
+    """A word where the tokenizer has learned from what it is measured on."""
+    if not config.data or subject.run is None or subject.run.data is None:
+        return []
+    measured = part_config("datasets", config.data)
+    assert isinstance(measured, DatasetConfig)
+    return [text for text in [measured.learned_by(subject.run.data)] if text]
 
 
 def _walks(

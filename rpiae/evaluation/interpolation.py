@@ -67,6 +67,11 @@ class Interpolated(RPiAE):
         """Clean encoder features of the frames that are kept."""
         return super().features(kept_frames(images, self.every))
 
+    def decoded_size(self, features: Features) -> tuple[int, int, int]:
+        """With the frames up to the next one that would be kept."""
+        frames, height, width = super().decoded_size(features)
+        return frames * self.every, height, width
+
     def decode_features(
         self, features: Features, *, size: Sequence[int], past: Past | None = None
     ) -> Float[Tensor, "b 3 ..."]:

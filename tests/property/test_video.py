@@ -295,7 +295,7 @@ def test_reconstructed_gives_every_frame_in_its_size(
 def test_what_a_stream_refuses() -> None:
     model = tokenizer()
     frames = clip(3, (8, 8))
-    with pytest.raises(UsageError, match=r"at least one frame, not torch\.float32 \(1, 3, 8, 8\)"):
+    with pytest.raises(UsageError, match=r"of at least one frame, not .* \(1, 3, 8, 8\)"):
         model.stream().encode(frames[:, :, 0])
     with pytest.raises(UsageError, match="encode its frames first"):
         model.stream().finish()
@@ -305,7 +305,7 @@ def test_what_a_stream_refuses() -> None:
         stream.encode(frames)
         with pytest.raises(UsageError, match="8×12 pixels and the frames before 1 clips of 8×8"):
             stream.encode(clip(2, (8, 12)))
-        with pytest.raises(UsageError, match=r"decodes latents \(batch, 4, steps, 2, 2\), not"):
+        with pytest.raises(UsageError, match=r"decodes latents \(batch, 4, steps, 2, 2\)"):
             stream.decode(torch.zeros(1, 4, 1, 3, 3))
         stream.finish()
         with pytest.raises(UsageError, match="this clip is finished"):
@@ -313,7 +313,7 @@ def test_what_a_stream_refuses() -> None:
     for tile in (0, 2.5, True):
         with pytest.raises(UsageError, match="a whole number of at least one pixel, not"):
             model.stream(tile=tile)  # type: ignore[arg-type]  # what is refused
-    for size in ((3, 8, 8), (8,), (8.0, 8), (0, 8)):
+    for size in ((3, 8, 8), (8,), (8.0, 8), (0, 8), 8):
         with pytest.raises(UsageError, match=r"size is \(height, width\) of the frames"):
             model.stream(size=size)  # type: ignore[arg-type]  # what is refused
 

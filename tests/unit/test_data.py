@@ -565,10 +565,9 @@ def test_parquet_gives_what_the_same_folder_gives(tmp_path: Path, workers: int) 
     assert parquet.held_out().groups == ("0.parquet#0", "0.parquet#2", "1.parquet#3")
 
 
-def test_parquet_keeps_a_few_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rpiae.data.parquet.CACHED_ROW_GROUPS", 2)
+def test_parquet_keeps_a_few_row_groups(tmp_path: Path) -> None:
     source = ParquetSource(
-        str(write_parquet(tmp_path / "a.parquet", cells(12), row_group=3)), "image"
+        str(write_parquet(tmp_path / "a.parquet", cells(12), row_group=3)), "image", cached=2
     )
     for index in (0, 1, 2, 3, 0, 11, 9, 0):
         assert np.array_equal(decode(source.read(index)), noise(20, 24, seed=index))

@@ -17,6 +17,7 @@ from rpiae.core.config.tree import dump_toml
 from rpiae.core.errors import UsageError
 from rpiae.core.model.folders import save_tokenizer
 from rpiae.core.runtime.processes import Runtime
+from rpiae.data.configs import VideosConfig
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.evaluating import Evaluation, evaluate
 from rpiae.evaluation.final import evaluate_run
@@ -29,6 +30,7 @@ from rpiae.evaluation.subjects import (
     interpolating,
     open_subject,
 )
+from rpiae.evaluation.trained_run import read_run
 from rpiae.tasks.tokenizer.pivot import write_pivot
 from tests.toys import BRIDGES, DECODERS, ENCODERS
 from tests.videos import moving, write
@@ -247,3 +249,16 @@ def test_nothing_is_stored_of_every_nth_frame(run: Path, folder: Path) -> None:
     found = evaluate_saved(run, config, runtime=runtime, every=2)
     assert found.notices == ("its numbers are not stored",)
     assert (run / EVALUATION_FILE).read_bytes() == stored
+
+
+def test_it_is_said_where_a_run_learned_from_what_it_is_measured_on(
+    run: Path, folder: Path
+) -> None:
+    def said(**fields: Any) -> str:
+        return " ".join(measure(run, videos(folder, **fields), "psnr").warnings)
+
+    own = read_run(run).data
+    assert isinstance(own, VideosConfig)
+    assert "was trained on parts of 2 of these videos" in said()
+    assert "trained on" in said(portion="held-out", held_out=own.held_out, stride=own.stride + 1)
+    assert "trained on" not in said(portion="held-out", held_out=own.held_out)

@@ -295,6 +295,11 @@ class DatasetConfig(PartConfig):
         """
         return None
 
+    def learned_by(self, trained: DatasetConfig) -> str:
+        """What of these data a run has learned from that was trained on others, in words; nothing where
+        it has not, or nobody knows."""
+        return ""
+
     def resized(self, side: int) -> DatasetConfig:
         """The config with training images resized to a short side of so many pixels, where it can
         say that and does not say another."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
 from types import TracebackType
 from typing import Protocol
 
@@ -85,7 +86,7 @@ class Stream:
             raise UsageError(
                 f"tile is the side of a tile, a whole number of at least one pixel, not {tile!r}"
             )
-        if size is not None and not (len(size) == 2 and all(map(_is_length, size))):
+        if size is not None and not _is_size(size):
             raise UsageError(
                 f"size is (height, width) of the frames, in whole pixels of at least one, not {size!r}"
             )
@@ -290,7 +291,12 @@ class Stream:
 
 def _is_length(value: object) -> bool:
     """Whether it is a whole number of pixels, at least one."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+
+
+def _is_size(value: object) -> bool:
+    """Whether it is a height and a width."""
+    return isinstance(value, Sequence) and len(value) == 2 and all(map(_is_length, value))
 
 
 def reconstructed(

@@ -152,6 +152,7 @@ class TemporalBlock(nn.Module):
                 "positions need them"
             )
         self.num_heads = num_heads
+        self._mask = Window(last=window)
         self.window = window
         self.norm1 = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
@@ -196,7 +197,7 @@ class TemporalBlock(nn.Module):
         k, v = keys_and_values.unbind(0)
         steps = k.shape[2]
         q, k = rotated(qkv[0], first=steps - t), rotated(k)
-        attended = attention(q, k, v, mask=Window(last=self.window))
+        attended = attention(q, k, v, mask=self._mask)
         attended = attended.reshape(b, n, *attended.shape[1:]).permute(0, 3, 1, 2, 4)
         return self.proj(attended.reshape(tokens.shape))  # type: ignore[no-any-return]  # nn.Module calls are Any
 

@@ -159,7 +159,7 @@ class RPiAE(nn.Module):
                 f"these are, not {tuple(size)}"
             )
         features = self.expand(as_clip(latent))
-        whole = [n * q for n, q in zip(features.grid, self.decoder.patch, strict=True)][-sides:]
+        whole = self.decoded_size(features)[-sides:]
         if size is None:
             size = whole
         if not all(0 < wanted <= there for wanted, there in zip(size, whole, strict=True)):
@@ -261,6 +261,11 @@ class RPiAE(nn.Module):
             mean, std = self._feature_norm(features)
             features = Features(features.tokens * std + mean, features.grid)
         return features
+
+    def decoded_size(self, features: Features) -> tuple[int, int, int]:
+        """(T, H, W) of what features decode to, of which ``size`` is a part."""
+        (t, h, w), (qt, qh, qw) = features.grid, self.decoder.patch
+        return t * qt, h * qh, w * qw
 
     def decode_features(
         self, features: Features, *, size: Sequence[int], past: Past | None = None

@@ -34,8 +34,12 @@ VIDEO_EXTENSIONS = (
 #: Containers that do not say when a frame is shown: frames are counted, always from the first one.
 COUNTED = ("avi", "h264", "hevc", "m4v", "mpegvideo")
 
-#: Containers in which a seek ends in the middle of a frame: they are decoded from the first one, too.
-WITHOUT_SEEK = ("mpeg",)
+#: Containers in which a seek ends in the middle of a frame, or elsewhere where the file is cut: they are
+#: decoded from the first one, too.
+WITHOUT_SEEK = ("mpeg", "mxf")
+
+#: Containers that say too short a duration: their frames are counted.
+WITHOUT_DURATION = ("mpeg",)
 
 #: Frames per second where nobody says.
 USUAL_RATE = Fraction(25)
@@ -144,6 +148,8 @@ class VideoFile(Video):
 
     def _seconds(self) -> float | None:
         assert self._container is not None
+        if self._container.format.name in WITHOUT_DURATION:
+            return None
         if self._stream.duration is not None:
             return float(self._stream.duration * self._base)
         tag = re.match(r"(\d+):(\d+):(\d+\.?\d*)", self._stream.metadata.get("DURATION", ""))
