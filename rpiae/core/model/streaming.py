@@ -244,7 +244,7 @@ class Stream:
 
     def _at_once(self, frame: _Frame, clips: int) -> int:
         """Frames of so many clips that go through the parts at once, in whole groups, at least one."""
-        tokens = clips * math.prod(frame.tiling.own) * self._model.bridge.downsampling**2
+        tokens = max(1, clips) * math.prod(frame.tiling.own) * self._model.bridge.downsampling**2
         return max(1, TOKENS_AT_ONCE // tokens // self._group) * self._group
 
     def _encoded(self, clip: Tensor, frame: _Frame) -> Posterior:
@@ -291,7 +291,7 @@ class Stream:
 
 def _is_length(value: object) -> bool:
     """Whether it is a whole number of pixels, at least one."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _is_size(value: object) -> bool:
