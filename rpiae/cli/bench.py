@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
 import attrs
 from rich.table import Table
 
 from rpiae.cli.options import positive, resolved_run, run_options
 from rpiae.cli.screen import count, stderr, stdout
+
+if TYPE_CHECKING:
+    from rpiae.runs.speed import Speed
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_memory(plan.memory, choose_device(resolved.config.device))
     given: Precision | None = arguments.precision
     precisions: tuple[Precision, ...] = (given,) if given else ("fp32", "bf16")
-    rows = []
+    rows: list[Speed] = []
     peak = None
     for measured in measure(resolved, precisions=precisions, repeats=arguments.repeats):
         if isinstance(measured, MatrixSpeed):
@@ -44,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
             continue
         rows.append(measured)
         stderr.print(
-            f"{measured.operation} {measured.precision}: {measured.images_per_second:.2f} images/s"
+            f"{measured.operation} {measured.precision}: {measured.images_per_second:.2f} "
+            f"{_counted(measured.frames)}s/s"
         )
     assert peak is not None
     parameters = {part.role: part.parameters for part in plan.parts}
@@ -55,18 +60,43 @@ def run(arguments: argparse.Namespace) -> int:
         }  # fmt: skip
         print(json.dumps(report, indent=2))
         return 0
+    frames = rows[0].frames
     stdout.print(
         " · ".join(f"{role} {count(number)}" for role, number in parameters.items())
-        + f" parameters · images {plan.image_size}×{plan.image_size}"
+        + f" parameters · {_kind(frames)} {plan.image_size}×{plan.image_size}"
     )
+    stdout.print(_table(rows, frames))
+    return 0
+
+
+def _table(rows: list[Speed], frames: int | None) -> Table:
+    """The measured operations; ``frames`` of the clips that the first ones were measured on."""
     table = Table(box=None, pad_edge=False)
-    for heading in ("operation", "precision", "images/s", "GMAC/image", "of peak", "memory GiB"):
+    each = _counted(frames)
+    for heading in (
+        "operation",
+        "precision",
+        f"{each}s/s",
+        f"GMAC/{each}",
+        "of peak",
+        "memory GiB",
+    ):
         table.add_column(heading, justify="left" if heading in ("operation",) else "right")
     for row in rows:
         memory = f"{row.memory / 2**30:.2f}" if row.memory else "?"
         table.add_row(
-            row.operation, row.precision, f"{row.images_per_second:.2f}",
+            row.operation + (" (images)" if frames and not row.frames else ""),
+            row.precision, f"{row.images_per_second:.2f}",
             f"{row.multiply_adds / 1e9:.1f}", f"{row.peak_share:.0%}", memory,
         )  # fmt: skip
-    stdout.print(table)
-    return 0
+    return table
+
+
+def _counted(frames: int | None) -> str:
+    """What speed is counted in."""
+    return "image" if frames is None else "frame"
+
+
+def _kind(frames: int | None) -> str:
+    """What was measured on."""
+    return "images" if frames is None else f"clips of {frames} frames"

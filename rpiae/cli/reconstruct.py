@@ -64,14 +64,51 @@ def run(arguments: argparse.Namespace) -> int:
 
     source, out = Path(arguments.source), Path(arguments.out)
     clip = out.suffix.lower() in WRITTEN
-    if not clip:
+    if clip:
+        _check_clip(source, out)
+    else:
         _check_photograph(arguments, source, out)
     for written in [out, *([Path(arguments.slice)] if arguments.slice else [])]:
         _check_place(written, source, "clip" if clip else "photograph")
     if arguments.slice and Path(arguments.slice).resolve() == out.resolve():
         raise UsageError(f"--slice and --out are the same file, {out}: name another one")
+    _check_picture(Path(arguments.slice) if arguments.slice else None if clip else out)
     model = load_tokenizer(arguments.run).to(choose_device(arguments.device))
     return _clip(arguments, model, source, out) if clip else _photograph(arguments, model, out)
+
+
+def _check_clip(source: Path, out: Path) -> None:
+    """Refuse an image where a clip is to be written.
+
+    Raises:
+        UsageError: if the source is one.
+    """
+    from rpiae.data.sources import EXTENSIONS
+    from rpiae.data.video.files import VIDEO_EXTENSIONS
+
+    ending = source.suffix.lower()
+    if ending in EXTENSIONS and ending not in VIDEO_EXTENSIONS and source.is_file():
+        raise UsageError(
+            f"{source} is an image: --out {out} must be the name of a picture, such as "
+            f"{out.with_suffix('.png')}"
+        )
+
+
+def _check_picture(written: Path | None) -> None:
+    """Refuse a name that is of no picture, before anything is made for it.
+
+    Raises:
+        UsageError: if no pictures are written that end so.
+    """
+    from PIL import Image
+
+    if written is None:
+        return
+    kind = Image.registered_extensions().get(written.suffix.lower())
+    if kind not in Image.SAVE:
+        raise UsageError(
+            f"cannot write {written}: the names of pictures end in .png, .jpg or .webp"
+        )
 
 
 def _check_photograph(arguments: argparse.Namespace, source: Path, out: Path) -> None:

@@ -109,7 +109,7 @@ class VideoDistance(ReconstructionDistance):
 
     def __init__(self, *, space: str, reference: str = "") -> None:
         super().__init__(space=space, reference=reference)
-        self._outside = Mean()
+        self._outside = Mean()  # who measures from Python may give clips of another range
 
     def update(self, seen: Examination) -> None:
         """Take in some clips.

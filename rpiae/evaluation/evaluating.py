@@ -112,10 +112,7 @@ def evaluate(
     measured = panel.compute()
     protocol |= _conditions(subject, config, runtime)
     protocol["metrics"] = _metric_protocols(measured, configs, protocol, subject.pivot_sha256)
-    values, told = _finite(measured)
-    warnings += [*shared, *panel.failures(), *told]
-    if not values:
-        raise RunError(f"nothing was measured: {' · '.join(warnings)}")
+    values, warnings = _finite(measured, [*warnings, *shared, *panel.failures()])
     return Evaluation(
         metrics=values,
         details={name: each.details for name, each in measured.items() if each.details},
@@ -279,12 +276,21 @@ def _metric_protocols(
     return protocols
 
 
-def _finite(measured: Mapping[str, Measured]) -> tuple[dict[str, float], list[str]]:
-    """The numbers that are finite; what is to be said of the others, and of all."""
+def _finite(
+    measured: Mapping[str, Measured], warnings: list[str]
+) -> tuple[dict[str, float], list[str]]:
+    """The numbers that are finite; the warnings, and what is to be said of the others, and of all.
+
+    Raises:
+        RunError: if there are none.
+    """
     found = numbers(measured)
     values = {name: value for name, value in found.items() if math.isfinite(value)}
     lost = [f"{name} was not measured: it is not finite" for name in found if name not in values]
-    return values, lost + [text for each in measured.values() for text in each.warnings]
+    told = [*warnings, *lost, *(text for each in measured.values() for text in each.warnings)]
+    if not values:
+        raise RunError(f"nothing was measured: {' · '.join(told)}")
+    return values, told
 
 
 def _software() -> dict[str, str]:

@@ -18,7 +18,9 @@ from rpiae.core.config.recipe import StageConfig, batch_size, stage_length
 from rpiae.core.errors import UsageError
 from rpiae.core.model.attention import attention_backend
 from rpiae.core.model.build import build_tokenizer
+from rpiae.core.model.contracts import Dataset
 from rpiae.core.model.resolve import ResolvedRun
+from rpiae.core.model.temporal import TemporalDecoder
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.draws import StepRandomness
 from rpiae.core.runtime.processes import MatrixSpeed, Precision, Runtime, matrix_speed
@@ -30,12 +32,15 @@ from rpiae.core.training.player import MicroBatch
 from rpiae.core.training.stage import TrainerInputs
 from rpiae.core.training.task import Trainee
 from rpiae.core.training.trainer import train
-from rpiae.data.synthetic import SyntheticImages
+from rpiae.data.synthetic import SyntheticClips, SyntheticImages
 from rpiae.tasks.tokenizer.replica import PivotReplica
 from rpiae.tasks.tokenizer.task import TokenizerTask, adversary_of
 
 #: Side of the matrices whose product is taken for the machine's peak.
 PEAK_SIZE = 4096
+
+#: Frames of the clips that tokenizers of videos are measured on, where the data say no other number.
+USUAL_FRAMES = 17
 
 
 @frozen(kw_only=True)
@@ -45,11 +50,12 @@ class Speed:
     Attributes:
         operation: ``encode``, ``encode + decode`` or ``stage NAME`` (a whole optimiser step).
         precision: of its matrix products.
-        images_per_second: of the median repetition.
-        multiply_adds: per image, backward pass included where there is one.
+        images_per_second: of the median repetition; frames of clips count as images.
+        multiply_adds: per image or frame, backward pass included where there is one.
         peak_share: multiply-adds per second over those of a large matrix product here, now.
         memory: peak bytes of the process (of the device on CUDA); None where the system does not
             tell.
+        frames: of each clip; None where it was measured on images.
     """
 
     operation: str
@@ -58,12 +64,15 @@ class Speed:
     multiply_adds: float
     peak_share: float
     memory: int | None
+    frames: int | None = None
 
 
 def measure(
     resolved: ResolvedRun, *, precisions: tuple[Precision, ...], repeats: int = 5
 ) -> Iterator[MatrixSpeed | Speed]:
-    """Measure a run's model on random images of its crop's size.
+    """Measure a run's model on random images of its crop's size; on clips, where its data are clips, or
+    its bridge or decoder works over time. A stage of clips is measured on clips alone, one of single
+    frames on images.
 
     Args:
         resolved: the run; its weights are random, its data are not read.
@@ -79,16 +88,16 @@ def measure(
     if repeats < 1:
         raise UsageError(f"repeats must be at least 1, got {repeats}")
     config = resolved.config
-    size = getattr(config.data, "image_size", None) or resolved.tokenizer.encoder_facts.image_size
     runtimes = [Runtime(device=config.device, precision=p) for p in precisions]
     device = runtimes[0].device
     peak = matrix_speed(device, size=PEAK_SIZE)
     yield peak
     flat = build_tokenizer(resolved.tokenizer, device="meta")
+    sample = _sample(resolved, flat)
     for runtime in runtimes:
         best = getattr(peak, runtime.precision) * 1e12 / 2
         model = build_tokenizer(resolved.tokenizer, device=device, seed=config.seed).eval()
-        images = torch.rand(batch_size(config.recipe.stages[0], config.recipe), 3, size, size)
+        images = sample.inputs(batch_size(config.recipe.stages[0], config.recipe))
         operations: list[tuple[str, Callable[[Any], object]]] = [
             ("encode", lambda m: m.model.encode(m.images).mode()),
             ("encode + decode", lambda m: m.model.reconstruct(m.images)),
@@ -99,16 +108,16 @@ def measure(
                 seconds = _timed(lambda: operation(here), repeats, runtime)  # noqa: B023  # called at once
             with torch.no_grad():
                 cost = _counted(lambda: operation(_Subject(flat, images.to("meta"))))  # noqa: B023  # called at once
-            yield _speed(name, runtime, len(images), seconds, cost, best, memory)
+            yield _speed(name, runtime, sample, len(images), seconds, cost, best, memory)
         for stage in config.recipe.stages:
             if apply_stage(model.roles, stage.train).skipped:
                 continue
-            number = batch_size(stage, config.recipe)
+            number, of = batch_size(stage, config.recipe), sample.of_stage(stage)
             with _PeakMemory(runtime) as memory:
-                seconds = _step_seconds(resolved, model, stage, runtime, size, repeats)
-            cost = _counted(lambda: _meta_step(resolved, flat, stage, size))  # noqa: B023  # called at once
+                seconds = _step_seconds(resolved, model, stage, runtime, of, repeats)
+            cost = _counted(lambda: _meta_step(resolved, flat, stage, of))  # noqa: B023  # called at once
             name = f"stage {stage.name}"
-            yield _speed(name, runtime, number, seconds, cost, best, memory)
+            yield _speed(name, runtime, of, number, seconds, cost, best, memory)
 
 
 @frozen
@@ -117,13 +126,49 @@ class _Subject:
     images: torch.Tensor
 
 
+@frozen
+class _Sample:
+    """What is measured on: square images, or clips of so many frames."""
+
+    size: int
+    frames: int | None
+
+    def of_stage(self, stage: StageConfig) -> _Sample:
+        """What the stage learns from."""
+        return evolve(self, frames=None) if stage.image_share == 1 else self
+
+    def inputs(self, number: int, device: str = "cpu") -> torch.Tensor:
+        time = () if self.frames is None else (self.frames,)
+        return torch.rand(number, 3, *time, self.size, self.size, device=device)
+
+    def data(self, number: int) -> Dataset:
+        if self.frames is None:
+            return SyntheticImages(self.size, count=number)
+        return SyntheticClips(self.size, self.frames, count=number)
+
+
+def _sample(resolved: ResolvedRun, model: RPiAE) -> _Sample:
+    data, tokenizer = resolved.config.data, resolved.tokenizer
+    size = getattr(data, "image_size", None) or tokenizer.encoder_facts.image_size
+    over_time = (
+        tokenizer.encoder_facts.frames > 1
+        or tokenizer.bridge_facts.temporal_downsampling > 1
+        or isinstance(model.decoder, TemporalDecoder)
+    )
+    if data is not None and data.clips:
+        return _Sample(size, getattr(data, "frames", USUAL_FRAMES))
+    return _Sample(size, USUAL_FRAMES if over_time else None)
+
+
 def _speed(
-    operation: str, runtime: Runtime, number: int, seconds: float, cost: float, best: float,
-    memory: _PeakMemory,
+    operation: str, runtime: Runtime, sample: _Sample, number: int, seconds: float, cost: float,
+    best: float, memory: _PeakMemory,
 ) -> Speed:  # fmt: skip
+    images = number * (sample.frames or 1)
     return Speed(
-        operation=operation, precision=runtime.precision, images_per_second=number / seconds,
-        multiply_adds=cost / number, peak_share=cost / seconds / best, memory=memory.bytes,
+        operation=operation, precision=runtime.precision, images_per_second=images / seconds,
+        multiply_adds=cost / images, peak_share=cost / seconds / best, memory=memory.bytes,
+        frames=sample.frames,
     )  # fmt: skip
 
 
@@ -138,17 +183,17 @@ def _timed(function: Callable[[], object], repeats: int, runtime: Runtime) -> fl
 
 
 def _step_seconds(
-    resolved: ResolvedRun, model: RPiAE, stage: StageConfig, runtime: Runtime, size: int,
+    resolved: ResolvedRun, model: RPiAE, stage: StageConfig, runtime: Runtime, sample: _Sample,
     repeats: int,
 ) -> float:  # fmt: skip
     """Seconds of a step of the real trainer."""
-    recipe = evolve(resolved.config.recipe, stages=(stage,), evaluate_every=0, checkpoint_every=0)
+    alike = evolve(stage, image_share=None)  # no step of single frames among those of clips
+    recipe = evolve(resolved.config.recipe, stages=(alike,), evaluate_every=0, checkpoint_every=0)
     number = batch_size(stage, recipe)
     pivot = build_tokenizer(resolved.tokenizer, seed=resolved.config.seed).roles["encoder"]
     with tempfile.TemporaryDirectory() as folder:
-        data = SyntheticImages(size, count=number)
         inputs = TrainerInputs(
-            task=_task(model, pivot.to(runtime.device)), recipe=recipe, data=data,
+            task=_task(model, pivot.to(runtime.device)), recipe=recipe, data=sample.data(number),
             runtime=runtime, folder=Path(folder), seed=0,
         )  # fmt: skip
         taken = []
@@ -161,7 +206,7 @@ def _step_seconds(
     return statistics.median(taken[1:] or taken)
 
 
-def _meta_step(resolved: ResolvedRun, model: RPiAE, stage: StageConfig, size: int) -> None:
+def _meta_step(resolved: ResolvedRun, model: RPiAE, stage: StageConfig, sample: _Sample) -> None:
     """Forward and backward pass of a stage without memory, for counting.
 
     What a critic learns with is not counted; the model's way through it is.
@@ -180,7 +225,7 @@ def _meta_step(resolved: ResolvedRun, model: RPiAE, stage: StageConfig, size: in
             task.critic = adversary[0].critic.build().requires_grad_(False).eval()
     set_modes(model.roles, report)
     batch = MicroBatch(
-        torch.rand(number, 3, size, size, device="meta"),
+        sample.inputs(number, "meta"),
         StepRandomness(0, stage.name, 0, range(number)), 1.0,
     )  # fmt: skip
     passed = Trainee(task, stage, objective)(0, batch)

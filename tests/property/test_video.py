@@ -310,5 +310,29 @@ def test_what_a_stream_refuses() -> None:
         stream.finish()
         with pytest.raises(UsageError, match="this clip is finished"):
             stream.encode(frames)
-    with pytest.raises(UsageError, match="at least one pixel"):
-        model.stream(tile=0)
+    for tile in (0, 2.5, True):
+        with pytest.raises(UsageError, match="a whole number of at least one pixel, not"):
+            model.stream(tile=tile)  # type: ignore[arg-type]  # what is refused
+    for size in ((3, 8, 8), (8,), (8.0, 8), (0, 8), 8):
+        with pytest.raises(UsageError, match=r"size is \(height, width\) of the frames"):
+            model.stream(size=size)  # type: ignore[arg-type]  # what is refused
+
+
+def test_several_clips_take_no_more_tokens_at_once_than_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, seen = tokenizer(), []
+    features = model.features
+
+    def watched(images: Tensor) -> Any:
+        found = features(images)
+        seen.append(found.tokens.shape[:2].numel())
+        return found
+
+    monkeypatch.setattr(model, "features", watched)
+    monkeypatch.setattr("rpiae.core.model.streaming.TOKENS_AT_ONCE", 64)  # 4 frames of 3 clips: 48
+    clips = torch.rand(3, 3, 17, 8, 8, generator=torch.Generator().manual_seed(0))
+    with model.stream() as stream:
+        made = stream.encode(clips).mode()
+    assert seen == [12, 48, 48, 48, 48]
+    assert (made - model.encode(clips).mode()).abs().max() < 1e-5

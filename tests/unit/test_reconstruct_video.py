@@ -226,7 +226,15 @@ def test_a_varying_rate_and_a_damaged_end_are_said(
         ("clip.mp4", "a.png", [], 2, "clip.mp4 is a clip: --out a.png must end in .mp4, .m4v"),
         ("clip.mp4", "a.webm", [], 2, "clip.mp4 is a clip: --out a.webm must end in .mp4"),
         ("frames", "a.png", [], 2, "frames is a clip: --out a.png must end in .mp4"),
-        ("photo.png", "a.mp4", [], 1, "photo.png: it is damaged, or no video of a known format"),
+        (
+            "photo.png",
+            "a.mp4",
+            [],
+            2,
+            "photo.png is an image: --out a.mp4 must be the name of a picture, such as a.png",
+        ),
+        ("photo.png", "a.xyz", [], 2, "cannot write a.xyz: the names of pictures end in .png"),
+        ("clip.mp4", "a.mp4", ["--slice", "a.xyz"], 2, "cannot write a.xyz: the names of pictures"),
         ("photo.png", "photo.png", [], 2, "is the photograph itself: name another file"),
         ("photo.png", "a.png", ["--slice", "b.png"], 2, "--slice: for clips, whose --out ends in"),
         (

@@ -200,8 +200,8 @@ def test_a_decoder_of_images_is_refused_in_one_sentence() -> None:
     with pytest.raises(ConfigError) as caught:
         tokenizer("vb4", "vit")
     (problem,) = caught.value.problems
-    assert "per token and encoder 'tubelets' takes 2" in problem
-    assert "video" in problem
+    assert "makes 1 frame per token and encoder 'tubelets' takes 2" in problem
+    assert problem.endswith(": take a decoder of videos, such as video:vit")
 
 
 def test_an_encoder_that_is_not_what_its_config_says_is_refused() -> None:

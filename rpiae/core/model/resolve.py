@@ -194,11 +194,7 @@ def resolve_tokenizer(
     decoder, in_decoder = wire(decoder, facts | dict(recipe or {}), "decoder")
     problems = [*in_bridge, *in_decoder]
     if encoder_facts.frames != decoder.frames_per_token:
-        problems.append(
-            f"decoder {decoder.label!r} makes {decoder.frames_per_token} frames per token and encoder "
-            f"{encoder.label!r} takes {encoder_facts.frames}: take one that is tagged "
-            "video in rpiae list decoders"
-        )
+        problems.append(_unlike_in_time(encoder, encoder_facts.frames, decoder))
     if problems:
         raise ConfigError(source, problems)
     with explained(bridge, "cannot describe itself"):
@@ -214,6 +210,27 @@ def resolve_tokenizer(
         encoder_facts=encoder_facts,
         bridge_facts=bridge_facts,
     )
+
+
+def _unlike_in_time(encoder: EncoderConfig, frames: int, decoder: DecoderConfig) -> str:
+    """Message for a decoder that makes other than the frames of the encoder's tokens."""
+    made, known = decoder.frames_per_token, registry(decoder.family)
+    around = [
+        f"{entry.name}:{decoder.label}"
+        for entry in known.entries()
+        if made == 1 and entry.argument and _of_videos(known.load(entry))
+    ]
+    such = f", such as {' or '.join(around)}" if around else f" of {frames} frames per token"
+    return (
+        f"decoder {decoder.label!r} makes {made} frame{'s' * (made > 1)} per token and encoder "
+        f"{encoder.label!r} takes {frames}: take a decoder of videos{such}"
+    )
+
+
+def _of_videos(decoder: type[PartConfig]) -> bool:
+    """Whether such decoders can make several frames per token."""
+    of_images = DecoderConfig.frames_per_token
+    return getattr(decoder, "frames_per_token", of_images) is not of_images
 
 
 def part_config(family: str, given: str | Tree | PartConfig) -> PartConfig:

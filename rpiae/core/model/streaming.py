@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
 from types import TracebackType
 from typing import Protocol
 
@@ -69,7 +70,8 @@ class Stream:
         size: (H, W) of the frames; only needed where nothing is encoded before it is decoded.
 
     Raises:
-        UsageError: if the encoder takes several frames per token, so that it sees ahead.
+        UsageError: if the encoder takes several frames per token, so that it sees ahead, or tile or
+            size are not whole numbers of pixels.
     """
 
     def __init__(
@@ -80,8 +82,14 @@ class Stream:
                 f"the encoder takes {model.encoder.patch[0]} frames per token and looks at the whole "
                 "clip, so there is nothing to stream: encode the clip in one pass"
             )
-        if tile is not None and tile < 1:
-            raise UsageError(f"tiles need at least one pixel a side, not {tile}")
+        if tile is not None and not _is_length(tile):
+            raise UsageError(
+                f"tile is the side of a tile, a whole number of at least one pixel, not {tile!r}"
+            )
+        if size is not None and not _is_size(size):
+            raise UsageError(
+                f"size is (height, width) of the frames, in whole pixels of at least one, not {size!r}"
+            )
         self._model = model
         self._tile = tile
         self._group = temporal_downsampling(model.bridge)
@@ -175,7 +183,9 @@ class Stream:
             frames = self._frames
         made = [
             self._pixels(piece, frame)
-            for piece in torch.split(latent, max(1, self._at_once(frame) // self._group), dim=2)
+            for piece in torch.split(
+                latent, self._at_once(frame, len(latent)) // self._group, dim=2
+            )
             if piece.shape[2]
         ]
         empty = latent.new_zeros(len(latent), 3, 0, *frame.size)
@@ -232,9 +242,9 @@ class Stream:
             )
         return self._frame
 
-    def _at_once(self, frame: _Frame) -> int:
-        """Frames that go through the parts at once, in whole groups."""
-        tokens = math.prod(frame.tiling.own) * self._model.bridge.downsampling**2
+    def _at_once(self, frame: _Frame, clips: int) -> int:
+        """Frames of so many clips that go through the parts at once, in whole groups, at least one."""
+        tokens = max(1, clips) * math.prod(frame.tiling.own) * self._model.bridge.downsampling**2
         return max(1, TOKENS_AT_ONCE // tokens // self._group) * self._group
 
     def _encoded(self, clip: Tensor, frame: _Frame) -> Posterior:
@@ -243,8 +253,9 @@ class Stream:
             assert self._latest is not None  # the first frame completes a latent
             return no_step_of(self._latest)
         first = [] if self._groups else [1]
-        many, rest = divmod(clip.shape[2] - len(first), self._at_once(frame))
-        sizes = [*first, *[self._at_once(frame)] * many, *[rest] * (rest > 0)]
+        most = self._at_once(frame, len(clip))
+        many, rest = divmod(clip.shape[2] - len(first), most)
+        sizes = [*first, *[most] * many, *[rest] * (rest > 0)]
         self._groups += math.ceil(clip.shape[2] / self._group)
         pieces = torch.split(clip, sizes, dim=2)
         self._latest = joined_in_time([self._of_piece(piece, frame) for piece in pieces])
@@ -276,6 +287,16 @@ class Stream:
             tiles.append(self._model.decode_features(features, size=size, past=decoders))
         height, width = frame.size
         return tiling.blended(tiles)[..., :height, :width]
+
+
+def _is_length(value: object) -> bool:
+    """Whether it is a whole number of pixels, at least one."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def _is_size(value: object) -> bool:
+    """Whether it is a height and a width."""
+    return isinstance(value, Sequence) and len(value) == 2 and all(map(_is_length, value))
 
 
 def reconstructed(
