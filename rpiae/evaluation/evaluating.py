@@ -204,11 +204,12 @@ def _sets(
 
 def _learned(subject: Subject, config: EvaluationConfig) -> list[str]:
     """A word where the tokenizer has learned from what it is measured on."""
-    if not config.data or subject.run is None or subject.run.data is None:
+    measured = part_config("datasets", config.data) if config.data else None
+    if not isinstance(measured, DatasetConfig) or not measured.clips or subject.run is None:
         return []
-    measured = part_config("datasets", config.data)
-    assert isinstance(measured, DatasetConfig)
-    return [text for text in [measured.learned_by(subject.run.data)] if text]
+    trained = subject.run.data
+    text = measured.learned_by(trained) if trained is not None else ""
+    return [text] if text else []
 
 
 def _walks(
