@@ -345,7 +345,9 @@ def _skipped(each: Evaluation) -> tuple[str, ...]:
     if not each.skipped:
         return ()
     what = "clip" if "frames" in each.protocol else "image"
-    images = f"1 {what}" if len(each.skipped) == 1 else f"{len(each.skipped)} {what}s"
+    walked = (each.protocol, each.protocol.get("training", {}))
+    count = sum(of.get("skipped", 0) for of in walked)
+    images = f"1 {what}" if count == 1 else f"{count} {what}s"
     rest = len(each.skipped) - MENTIONED
     more = (f"  and {rest} more, which evaluation.json names",) if rest > 0 else ()
     return (f"skipped {images}:", *(f"  {text}" for text in each.skipped[:MENTIONED]), *more)

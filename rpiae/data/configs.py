@@ -264,8 +264,8 @@ class VideosConfig(DatasetConfig):
             Not given: a short side above 1.5 × ``image_size`` is shrunk to that.
         workers: processes that load clips; 0 loads in the training process. Not given: one per CPU, at
             most 4.
-        held_out: share of every video, its last one in time, that is never trained on; at least one
-            clip.
+        held_out: share of every video, its last one in time, that is never trained on, however long
+            clips are. Where it holds a clip in no video, the last clip of each is held out.
         portion: what is gone through clip by clip where a dataset is measured or encoded; training
             does not depend on it.
     """

@@ -38,7 +38,7 @@ class Evaluation:
         details: further values by metric.
         protocol: what the numbers depend on besides the tokenizer.
         warnings: what to keep in mind.
-        skipped: images or clips that could not be used, in words.
+        skipped: why images or clips could not be used, each reason once.
         seconds: it took.
         notices: what is to be said of earlier results where these were stored.
         unwritten: what could not be stored, and why.

@@ -50,7 +50,7 @@ class Walk:
         recognised: whether images are told by their pixels, which ``protocol`` and ``shared_with`` need.
 
     Attributes:
-        skipped: images that could not be used, in words; after ``protocol`` of all processes.
+        skipped: why images could not be used, each reason once; after ``protocol`` of all processes.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Walk:
             "location": self._images.location,
             "crop": self._images.crop,
             "count": len(self._hashes.found),
-            "skipped": len(self.skipped),
+            "skipped": sum(map(len, everyone)),
             "images_sha256": self._hashes.digest(),
             **self._images.clip_facts,
         }

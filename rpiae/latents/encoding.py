@@ -19,6 +19,7 @@ from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training.checkpoint import digest
 from rpiae.core.training.feed import Feed
 from rpiae.data.listed import EveryImage
+from rpiae.data.loading import Reports
 from rpiae.data.orders import sampled
 from rpiae.data.video.listed import EveryClip
 from rpiae.latents.layout import PosteriorUse, Settings
@@ -196,7 +197,7 @@ def measure_latents(
     frames = images.frames if isinstance(images, EveryClip) else 1
     size = batch_size or batch_size_for(model, images.image_size, frames)
     found = ChannelStatistics(model.bridge.latent_channels)
-    done = 0
+    done, reports = 0, Reports()
     batches = images.batches([chosen[i : i + size] for i in range(0, total, size)])
     for batch in Feed(batches, runtime.device):
         if batch.samples:
@@ -204,7 +205,7 @@ def measure_latents(
             check_finite(latents, [images.name(position) for position in batch.samples])
             found.add(latents["latent"])
         done += len(batch.samples) + len(batch.skipped)
-        progress(Measured(done=done, total=total, skipped=batch.skipped))
+        progress(Measured(done=done, total=total, skipped=reports.fresh(batch.skipped)))
     if not found.count:
         raise DataError(images.none_usable())
     return found

@@ -25,6 +25,7 @@ from rpiae.core.runtime.names import printable
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training.feed import Feed
 from rpiae.data.listed import EveryImage
+from rpiae.data.loading import Reports
 from rpiae.data.video.listed import EveryClip
 from rpiae.latents.encoding import (
     batch_size_for,
@@ -299,6 +300,7 @@ def _encoded(
     dtype = DTYPES[plan.settings.dtype]
     stored: dict[str, list[Tensor]] = defaultdict(list)
     skipped: dict[int, str] = {}
+    reports = Reports()
     model = model.to(runtime.device)
     pace.start()
     for batch, positions in zip(
@@ -317,7 +319,7 @@ def _encoded(
         left_out = [position for position in positions if position not in batch.samples]
         skipped |= zip(left_out, batch.skipped, strict=True)
         pace.done += len(positions)
-        for reason in batch.skipped:
+        for reason in reports.fresh(batch.skipped):
             yield Skipped(reason=reason)
         number = positions[0] // plan.settings.shard_size
         if positions[-1] == plan.shard(number)[-1]:

@@ -379,6 +379,19 @@ def test_of_a_truncated_file_the_beginning_is_given(tmp_path: Path, name: str) -
         assert video.problem == ""
 
 
+def test_a_truncated_mxf_gives_the_same_frames_from_everywhere(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole.mxf", moving(60, 96, 128), codec="mpeg2video")
+    path = tmp_path / "a.mxf"
+    path.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * 0.6)])
+    found = _all(path)
+    assert 5 < len(found) < 60
+    with open_video(path) as video:
+        for seconds, pixels in found[:: len(found) // 4]:
+            frame = next(video.frames(seconds))
+            assert frame.seconds == seconds
+            assert np.array_equal(frame.pixels, pixels)
+
+
 def test_an_mp4_without_its_index_is_refused(tmp_path: Path) -> None:
     whole = write(tmp_path / "whole.mp4", moving(20)).read_bytes()
     path = tmp_path / "a.mp4"

@@ -25,12 +25,15 @@ from rpiae.core.config.parts import DatasetConfig
 from rpiae.core.errors import DataError, RpiaeError, UsageError
 from rpiae.core.model.contracts import Batch, StageSteps
 from rpiae.core.model.resolve import part_config
+from rpiae.core.runtime.processes import Runtime
 from rpiae.data.configs import VideosConfig
 from rpiae.data.fingerprint import data_fingerprint
 from rpiae.data.images import decode
 from rpiae.data.video import clips
 from rpiae.data.video.dataset import HELD_OUT_CLIPS, VideoDataset
 from rpiae.data.video.listed import EveryClip
+from rpiae.evaluation.images import ListedImages
+from rpiae.evaluation.walk import Walk
 from tests.videos import FULL, write
 
 av = pytest.importorskip("av")
@@ -211,9 +214,40 @@ def test_held_out_is_a_clip_at_least_and_some_clips_at_most(tmp_path: Path) -> N
     counted(tmp_path / "a.mp4", 100)
     dataset = built(tmp_path, held_out=0.001)
     assert numbers((dataset.held_out().images * 255).round().byte()) == [[95, 96, 97, 98, 99]]
+    [notice] = dataset.notices
+    assert "the last 0.001 of no video holds a clip (5 frames)" in notice
+    assert "the last clip of 1 of 1 videos is held out" in notice
     many = built(tmp_path, frames=2, held_out=0.5).held_out()
     assert len(many.images) == HELD_OUT_CLIPS
     assert many.images.shape[1:] == (3, 2, SIDE, SIDE)
+
+
+def test_the_cut_does_not_depend_on_clips(tmp_path: Path) -> None:
+    counted(tmp_path / "a.mp4", 100)
+    for frames, stride in ((1, 1), (5, 1), (17, 1), (5, 4), (25, 1)):
+        fields = {"frames": frames, "stride": stride, "held_out": 0.25}
+        dataset = built(tmp_path, **fields)
+        assert not dataset.notices
+        [clip, *_] = shown(list(every(tmp_path, portion="held-out", **fields).batches([[0]])))
+        assert clip[0] == 75
+        assert max(map(max, shown(drawn(dataset, steps=20)))) < 75
+    longer = built(tmp_path, frames=26, held_out=0.25)
+    assert "the last clip of 1 of 1 videos is held out" in longer.notices[0]
+    assert longer.held_out().groups == ("a.mp4@74",)
+
+
+def test_videos_whose_share_holds_no_clip_are_not_measured_on(tmp_path: Path) -> None:
+    for name, count in (("a", 40), ("b", 16), ("c", 6)):
+        counted(tmp_path / f"{name}.mp4", count)
+    dataset = built(tmp_path, held_out=0.25)
+    [notice] = dataset.notices
+    assert "of 2 of 3 videos no clip is held out" in notice
+    assert {group.partition("@")[0] for group in dataset.held_out().groups} == {"a.mp4"}
+    listed = every(tmp_path, portion="train", held_out=0.25)
+    assert [listed.name(i) for i in range(len(listed))] == [
+        *(f"a.mp4@{k}" for k in range(0, 30, 5)), "b.mp4@0", "b.mp4@5", "c.mp4@0",
+    ]  # fmt: skip
+    assert [part.positions for part in listed.parts] == [30, 12, 6]
 
 
 def test_short_videos_are_held_out_as_a_whole(tmp_path: Path) -> None:
@@ -253,8 +287,8 @@ def frames_of(path: Path, count: int, *, ending: str = "png", first: int = 0) ->
 
 def test_folders_of_frames(tmp_path: Path) -> None:
     frames_of(tmp_path / "one", 12)
-    frames_of(tmp_path / "deep" / "two", 15)
-    dataset = built(tmp_path)
+    frames_of(tmp_path / "deep" / "two", 16)
+    dataset = built(tmp_path, held_out=0.34)
     assert dataset.num_images == 1 + 2
     assert shown(drawn(built(tmp_path / "one"), steps=2))
     names = {dataset.every_image().name(i) for i in range(len(dataset.every_image()))}
@@ -267,7 +301,7 @@ def test_videos_beside_images_and_folders_of_frames(tmp_path: Path) -> None:
     Image.new("RGB", (20, 20)).save(tmp_path / "poster.jpg")
     frames_of(tmp_path / "frames", 12)
     (tmp_path / "notes.txt").write_text("seen")
-    dataset = built(tmp_path)
+    dataset = built(tmp_path, held_out=0.34)
     assert {dataset.every_image().name(i)[:3] for i in range(6)} == {"a.m", "fra"}
     left, taken = dataset.notices
     assert left.endswith("left out 1 images in folders of videos")
@@ -374,7 +408,7 @@ def test_what_cannot_be_used_is_left_out_and_told_once(folder: Path) -> None:
         file.mux(sound.encode())
     write(folder / "g.mp4", greys(20, side=8))
     (folder / "h.webm").touch()
-    dataset = built(folder)
+    dataset = built(folder, held_out=0.25)
     texts = said(drawn(dataset, steps=12))
     for name, why in (
         ("c.mp4", "4 frames are less than the 5 that a clip goes over"),
@@ -388,7 +422,7 @@ def test_what_cannot_be_used_is_left_out_and_told_once(folder: Path) -> None:
         assert why in text
         assert text.endswith("; it is left out")
     assert len(texts) == 6
-    assert dataset.num_images == built(folder, split="[ab].m*").num_images
+    assert dataset.num_images == built(folder, held_out=0.25, split="[ab].m*").num_images
 
 
 def test_a_video_that_ends_early_is_used_up_to_its_end(tmp_path: Path) -> None:
@@ -409,12 +443,32 @@ def test_a_video_that_ends_early_is_used_up_to_its_end(tmp_path: Path) -> None:
     assert [group[0] for group in built(tmp_path, resize=16).held_out().groups] == ["b"]
 
 
+def test_a_video_that_ends_early_is_told_once(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
+    write(tmp_path / "a.mp4", noise, container={"movflags": "faststart"}, options={"g": "6"})
+    content = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "a.mp4").write_bytes(content[: len(content) // 2])
+    listed = ListedImages(every(tmp_path), {})
+    walk = Walk(listed, batch_size=4, runtime=Runtime(device="cpu", precision="fp32"))
+    for _ in walk.batches("images", lambda _: None):
+        pass
+    protocol = walk.protocol()
+    [text] = walk.skipped
+    assert "a.mp4: it is damaged, and its last frame is at" in text
+    assert protocol["skipped"] == 12 - protocol["count"] > 1
+
+
+def test_the_end_of_an_mpeg_program_stream_is_in_clips(tmp_path: Path) -> None:
+    write(tmp_path / "a.mpg", greys(50), codec="mpeg2video", pixels="yuv420p")
+    assert len(every(tmp_path)) == 10
+
+
 def test_sizes_that_change_midway(tmp_path: Path) -> None:
     frames_of(tmp_path / "bad", 40)
     for number in range(20, 40):
         Image.new("RGB", (40, 40)).save(tmp_path / "bad" / f"{number:03}.png")
     frames_of(tmp_path / "good", 20)
-    batches = drawn(built(tmp_path), steps=10)
+    batches = drawn(built(tmp_path, held_out=0.25), steps=10)
     assert len(batches) == 10
     [text] = said(batches)
     assert "bad: its frames" in text
@@ -462,7 +516,7 @@ def test_processes_that_look_at_videos_say_what_is_wrong(
     (tmp_path / "c.mp4").write_bytes(b"none")
     frames_of(tmp_path / "d", 20)
     (tmp_path / "d" / "010.png").unlink()
-    alone, shared = (built(tmp_path, workers=number) for number in (0, 2))
+    alone, shared = (built(tmp_path, held_out=0.25, workers=number) for number in (0, 2))
     assert alone.notices == shared.notices
     _, small, damaged, gap = alone.notices
     assert "b.mp4: 12×8 pixels are less" in small
@@ -486,7 +540,7 @@ def test_many_that_cannot_be_used_are_counted(
     counted(tmp_path / "a.mp4", 20)
     for number in range(5):
         (tmp_path / f"{number}.mp4").write_bytes(b"none")
-    *named, rest = built(tmp_path).notices
+    *named, rest = built(tmp_path, held_out=0.25).notices
     assert len(named) == 2
     assert rest == f"3 more videos in {tmp_path} are left out"
 
@@ -510,7 +564,7 @@ def every(path: Path, **fields: Any) -> EveryClip:
 
 
 def test_every_clip_once_in_order(folder: Path) -> None:
-    listed = every(folder)
+    listed = every(folder, held_out=0.25)
     assert len(listed) == 8 + 5
     assert (listed.frames, listed.image_size, listed.labelled) == (5, SIDE, False)
     assert (
@@ -577,7 +631,13 @@ def test_clips_are_cropped_as_images_are(folder: Path, tmp_path: Path) -> None:
 def test_real_videos(shared: Path) -> None:
     dataset = built(shared / "data" / "video", frames=17, image_size=32)
     assert dataset.num_images == 12
-    assert not dataset.notices
+    [notice] = dataset.notices
+    assert "the last 0.1 of no video holds a clip (17 frames)" in notice
+    for frames in (17, 33):
+        apart = built(shared / "data" / "video", frames=frames, image_size=32, held_out=0.3)
+        assert not apart.notices
+        names = set(apart.held_out().groups)
+        assert {"bigbuckbunny.mp4@92", "carphone_pristine.mp4@84"} <= names
     (batch,) = drawn(dataset, steps=1)
     assert batch.inputs.shape == (4, 3, 17, 32, 32)
     assert dataset.held_out().groups == ("bigbuckbunny.mp4@115", "carphone_pristine.mp4@103")

@@ -16,6 +16,7 @@ from rpiae.data.images import Picture, Pixels, centre_crop
 from rpiae.data.listed import EXAMINED, CentreCrop, CropRule, EveryImage, collated_crops
 from rpiae.data.loading import loaded_batches
 from rpiae.data.video.clips import VideoReader, as_channels_first
+from rpiae.data.video.cursor import EndsEarlyError
 from rpiae.data.video.timing import Part
 
 #: Largest denominator of a frame rate; 1001 is that of broadcasting.
@@ -116,6 +117,8 @@ class EveryClip(EveryImage):
         name = self.name(index)
         try:
             clip = self.read(index)
+        except EndsEarlyError as error:  # one word for all clips of the file
+            return CentreCrop(index, name, -1, None, str(error))
         except DataError as error:
             return CentreCrop(index, name, -1, None, f"{name}: {error}")
         return CentreCrop(index, name, -1, as_channels_first(clip), "")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from rpiae.core.errors import DataError
 from rpiae.data.held_out import most_held_out, trained_on_itself
@@ -155,9 +155,13 @@ def parted(
 ) -> Parted:
     """What of each video is trained on, and what is held out.
 
-    Held out is the last share of every video, and at least a clip, wherever it has room for a second
-    one to train on. The others are trained on as they are; where no video has that room, the same share
-    of them is held out as a whole, drawn once and for all. A single one is both.
+    Held out is the last share of every video, wherever that holds a clip; nothing of it is trained on,
+    held clip or not, as long as what comes before has a clip. So the cut does not depend on clips, and
+    what is trained on with clips of one length is never measured on with those of another.
+
+    Where no video's share holds a clip, the last clip of each that has two is held out. Where none has
+    two, the share of the videos is held out as a whole, drawn once and for all. A single one is both.
+    All of this is said.
 
     Args:
         lengths: of the videos that are long enough for a clip, by their index; not empty.
@@ -166,26 +170,55 @@ def parted(
         location: what messages call the source.
     """
     span = timing.span
-    by_video = {video: _whole(video, length) for video, length in lengths.items()}
-    wholes = list(by_video.values())
-    roomy = [video for video, part in by_video.items() if part.positions >= 2 * span]
-    if roomy:
-        training, held = dict(by_video), []
-        for video in roomy:
-            training[video], last = _divided(by_video[video], held_out, span)
-            held.append(last)
-        return Parted(wholes, list(training.values()), held, ())
-    videos = list(by_video)
-    if len(videos) == 1:
+    wholes = [_whole(video, length) for video, length in lengths.items()]
+    divided = [_divided(whole, math.ceil(held_out * whole.positions)) for whole in wholes]
+    pairs = [(one, last) for one, last in divided if min(one.positions, last.positions) >= span]
+    if pairs:
+        training = [
+            one if one.positions >= span else whole
+            for whole, (one, _) in zip(wholes, divided, strict=True)
+        ]
+        held = [last for _, last in pairs]
+        short = len(wholes) - len(held)
+        text = (
+            f"{location}: of {short} of {len(wholes)} videos no clip is held out, as their last "
+            f"{held_out:g} or what comes before it is shorter than a clip ({span} frames)"
+        )
+        return Parted(wholes, training, held, (text,) if short else ())
+    if any(whole.positions >= 2 * span for whole in wholes):
+        return _by_last_clips(wholes, span, held_out, location)
+    return _by_videos(wholes, span, held_out, location)
+
+
+def _by_last_clips(wholes: list[Part], span: int, share: float, location: str) -> Parted:
+    training: list[Part] = []
+    held: list[Part] = []
+    for whole in wholes:
+        if whole.positions < 2 * span:
+            training.append(whole)
+            continue
+        before, last = _divided(whole, span)
+        training.append(before)
+        held.append(last)
+    text = (
+        f"{location}: the last {share:g} of no video holds a clip ({span} frames), so the last clip of "
+        f"{len(held)} of {len(wholes)} videos is held out, and longer clips would reach beyond it; "
+        "a larger data.held_out holds one"
+    )
+    return Parted(wholes, training, held, (text,))
+
+
+def _by_videos(wholes: list[Part], span: int, share: float, location: str) -> Parted:
+    if len(wholes) == 1:
         return Parted(wholes, wholes, wholes, (trained_on_itself(location, "video"),))
-    number = most_held_out(len(videos), math.ceil(held_out * len(videos)))
-    drawn = [videos[i] for i in sampled(len(videos), number, "held-out")]
+    number = most_held_out(len(wholes), math.ceil(share * len(wholes)))
+    drawn = sampled(len(wholes), number, "held-out")
     return Parted(
         wholes,
-        [part for video, part in by_video.items() if video not in drawn],
-        [by_video[video] for video in drawn],
+        [whole for place, whole in enumerate(wholes) if place not in drawn],
+        [wholes[place] for place in drawn],
         (
-            f"{location}: no video has two clips ({2 * span} frames), so {number} of {len(videos)} "
+            f"{location}: no video has two clips ({2 * span} frames), so {number} of {len(wholes)} "
             "videos are held out as a whole",
         ),
     )
@@ -196,13 +229,10 @@ def _whole(video: int, length: Length) -> Part:
     return Part(video=video, first=0, positions=number, rate=length.rate, whole=number)
 
 
-def _divided(whole: Part, held_out: float, span: int) -> tuple[Part, Part]:
-    last = max(span, math.ceil(held_out * whole.positions))
+def _divided(whole: Part, last: int) -> tuple[Part, Part]:
+    """A video without its last positions, and these."""
     first = whole.positions - last
-    return (
-        Part(video=whole.video, first=0, positions=first, rate=whole.rate, whole=whole.whole),
-        Part(video=whole.video, first=first, positions=last, rate=whole.rate, whole=whole.whole),
-    )
+    return evolve(whole, positions=first), evolve(whole, first=first, positions=last)
 
 
 def too_short(length: Length, path: str, timing: Timing) -> DataError:
