@@ -22,6 +22,7 @@ from rpiae.core.config.fields import (
 from rpiae.core.config.identity import files_below
 from rpiae.core.config.parts import DatasetConfig
 from rpiae.core.errors import ConfigError, DataError, FetchError, UsageError
+from rpiae.core.runtime.names import printable
 
 #: Why the number of loading processes is in no address.
 LOADING = "every sample's draws are its own, whoever loads it"
@@ -294,25 +295,20 @@ class VideosConfig(DatasetConfig):
         return find_videos(self.path, self.split).files()
 
     def learned_by(self, trained: DatasetConfig) -> str:
-        """A word where videos are among those that were trained on, and more of them is gone through
-        than what was held out."""
+        """A word where more of the videos that were trained on is gone through than was held out."""
         if not isinstance(trained, VideosConfig):
             return ""
-        apart = ("frames", "stride", "frame_rate", "held_out")
-        if self.portion == "held-out" and all(
-            getattr(self, name) == getattr(trained, name) for name in apart
-        ):
-            return ""
+        cut = ("frames", "stride", "frame_rate", "held_out")
+        alike = all(getattr(self, name) == getattr(trained, name) for name in cut)
         try:
             both = self._places() & trained._places()
         except DataError:  # what a run was trained on may have been moved since
             return ""
-        if not both:
+        if not both or (alike and self.portion == "held-out"):
             return ""
-        cut = ", ".join(f"data.{name}" for name in apart)
         return (
-            f"{self.path}: the run was trained on parts of {len(both)} of these videos; what it held out "
-            f"is data.portion = held-out, with {cut} as in the run"
+            f"{printable(self.path)}: the run was trained on parts of {len(both)} of these videos; what it "
+            f"held out is data.portion = held-out, with data.{', data.'.join(cut)} as in the run"
         )
 
     def _places(self) -> set[Path]:

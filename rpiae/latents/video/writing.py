@@ -125,11 +125,10 @@ def encode_videos(
     batch_size: int | None = None,
     tile: int | None = None,
 ) -> Iterator[VideoEvent]:
-    """Encode every video of a dataset, whole and frame by frame, into a folder with a file for each.
+    """Encode every video of a dataset, whole and in bounded memory, into a folder with a file for each.
 
-    Videos that are complete there already are kept. Under a launcher of several processes each of
-    them calls this; video k is encoded by process k modulo their number, and the first process waits
-    for the others and writes the index. Memory does not grow with the length of a video.
+    Videos that are complete there already are kept. Of several processes, each calls this and encodes
+    every so many-th video; the first one waits for the others and writes the index.
 
     Args:
         model: what encodes.
@@ -146,8 +145,7 @@ def encode_videos(
         ``VideosStarted``, then what happens, and in the first process ``Finished``.
 
     Raises:
-        UsageError: if the folder holds anything else, another process is at work in it, or frames are
-            too large for one pass.
+        UsageError: if the folder holds anything else or is in use, or frames are too large for a pass.
         DataError: if no video can be used.
         RunError: if latents are not finite, or cannot be written.
     """
