@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from attrs import frozen
+from attrs import field, frozen
 
+from rpiae.core.config.fields import within
+from rpiae.core.config.generation import FlowConfig
 from rpiae.core.config.recipe import RecipeConfig
 
 
@@ -13,4 +15,21 @@ from rpiae.core.config.recipe import RecipeConfig
 class TokenizerRecipeConfig(RecipeConfig):
     """How a tokenizer is trained: a tuple of stages and what they share."""
 
+    trains: ClassVar[str] = "tokenizer"
     module: ClassVar[str] = "rpiae.tasks.tokenizer.recipes:TokenizerStages"
+
+
+@frozen(kw_only=True)
+class GeneratorRecipeConfig(RecipeConfig):
+    """How a generator is trained on latents: stages, and the flow that all of them learn.
+
+    Attributes:
+        flow: from latents to noise and back; it goes with the generator.
+        label_dropout: share of the samples whose label is taken away, so that the model also learns
+            what guidance is measured from.
+    """
+
+    trains: ClassVar[str] = "generator"
+    module: ClassVar[str] = "rpiae.tasks.generator.recipes:GeneratorStages"
+    flow: FlowConfig = field(factory=FlowConfig)
+    label_dropout: float = within(0, 1, default=0.1)

@@ -183,6 +183,7 @@ class RecipeConfig(PartConfig):
     Its part is the task's, whose names of roles and layers its stages use; a recipe is a preset.
 
     Attributes:
+        trains: what its task trains, in a word.
         summary: one line.
         stages: in order.
         batch_size: replaces the batch size of every stage, where given.
@@ -206,6 +207,7 @@ class RecipeConfig(PartConfig):
     """
 
     family: ClassVar[str] = "recipes"
+    trains: ClassVar[str] = ""
     summary: str = without_effect("", "it is for people")
     stages: tuple[StageConfig, ...]
     batch_size: int | None = within(1, MOST_IMAGES, default=None)
