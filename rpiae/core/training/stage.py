@@ -224,7 +224,7 @@ class StageAtWork:
         """The batch as it is accumulated."""
         for piece in batch.split(self.inputs.recipe.accumulate):
             draws = StepRandomness(self.inputs.seed, self.config.name, self.step, piece.samples)
-            yield MicroBatch(inputs=piece.inputs, draws=draws, share=piece.share)
+            yield MicroBatch(piece.inputs, draws, piece.share, piece.labels)
 
     def _check_finite(self, problems: Sequence[str]) -> None:
         if problems:
