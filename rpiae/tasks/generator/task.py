@@ -34,6 +34,7 @@ class GeneratorTask(Task):
         label_dropout: share of the labels that are taken away.
         evaluate: held-out metrics; all processes call it and get the same.
         tokenizer: encodes images on the way, frozen; None where batches hold latents.
+        flip: whether half of these images are mirrored.
     """
 
     def __init__(
@@ -43,11 +44,13 @@ class GeneratorTask(Task):
         label_dropout: float,
         evaluate: Evaluate = lambda _: {},
         tokenizer: RPiAE | None = None,
+        flip: bool = False,
     ) -> None:
         self.module = self.model = model
         self.label_dropout = label_dropout
         self.measure = evaluate
         self.tokenizer = tokenizer
+        self.flip = flip
 
     @property
     def roles(self) -> Mapping[str, nn.Module]:
@@ -56,19 +59,23 @@ class GeneratorTask(Task):
 
     def forward(self, stage: StageConfig, batch: MicroBatch, *, cut: bool) -> Passed:
         """Latents noised to some time; the velocity from there."""
-        latents = self.model.normalised(self.encoded(batch.inputs))
+        latents = self.model.normalised(self.encoded(batch))
         labels = labels_or_none(batch.labels, len(latents), self.model.num_classes)
         labels = without_some_labels(
             labels.to(latents.device), self.model.num_classes, self.label_dropout, batch.draws
         )
         return Passed(flow_step(self.model, latents, labels, batch.draws))
 
-    def encoded(self, inputs: Tensor) -> Tensor:
+    def encoded(self, batch: MicroBatch) -> Tensor:
         """A batch's latents: its inputs, or these encoded to the posterior's mode, in fp32."""
+        images = batch.inputs
         if self.tokenizer is None:
-            return inputs
-        with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
-            return self.tokenizer.encode(inputs).mode()
+            return images
+        if self.flip:
+            mirrored = batch.draws.uniform("flip", images.device) < 0.5
+            images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            return self.tokenizer.encode(images).mode()
 
     def evaluate(self, stage: StageConfig, runtime: Runtime) -> Mapping[str, float]:
         """Held-out metrics."""
