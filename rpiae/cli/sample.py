@@ -211,12 +211,14 @@ def asked_for(arguments: argparse.Namespace, model: LatentGenerator) -> Asked:
         raise UsageError(
             f"--labels {arguments.labels} says what is sampled: leave out --classes and --per-class"
         )
-    known = {"num_classes": model.num_classes, "names": model.facts.label_names}
-    chosen = labels_in(arguments.classes, **known) if arguments.classes else None
-    if chosen is None and arguments.per_class:
-        chosen = labels_in(
-            f"0-{max(0, model.num_classes - 1)}", num_classes=model.num_classes, names=()
-        )
+    total, names = model.num_classes, model.facts.label_names
+    chosen: Sequence[int] | None = None
+    if arguments.classes:
+        chosen = labels_in(arguments.classes, num_classes=total, names=names)
+    elif arguments.per_class and not total:
+        raise UsageError("the generator knows no classes: say --count instead of --per-class")
+    elif arguments.per_class:
+        chosen = range(total)
     if chosen is not None and not arguments.count:
         each = arguments.per_class or PER_CLASS
         _check_count(each * len(chosen))
