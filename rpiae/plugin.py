@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         DecoderConfig,
         EncoderConfig,
         EncoderDescription,
+        GeneratorConfig,
         LossConfig,
         MetricConfig,
     )
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
         block_index,
     )
     from rpiae.core.model.folding import per_frame
+    from rpiae.core.model.generation import FlowContext, Generator
     from rpiae.core.model.geometry import (
         Grid,
         Patch,
@@ -107,6 +109,7 @@ if TYPE_CHECKING:
         check_dataset,
         check_decoder,
         check_encoder,
+        check_generator,
         check_loss,
         check_manifest,
         check_metric,
@@ -143,7 +146,10 @@ _WHERE = {
     "FetchError": "rpiae.core.errors",
     "Fit": "rpiae.core.model.contracts",
     "Fittable": "rpiae.core.model.contracts",
+    "FlowContext": "rpiae.core.model.generation",
     "GaussianPosterior": "rpiae.core.model.contracts",
+    "Generator": "rpiae.core.model.generation",
+    "GeneratorConfig": "rpiae.core.config.parts",
     "Grid": "rpiae.core.model.geometry",
     "HeldOut": "rpiae.core.model.contracts",
     "LatentDataset": "rpiae.latents",
@@ -182,6 +188,7 @@ _WHERE = {
     "check_dataset": "rpiae.testing",
     "check_decoder": "rpiae.testing",
     "check_encoder": "rpiae.testing",
+    "check_generator": "rpiae.testing",
     "check_loss": "rpiae.testing",
     "check_manifest": "rpiae.testing",
     "check_metric": "rpiae.testing",
@@ -237,7 +244,10 @@ __all__ = [
     "FetchError",
     "Fit",
     "Fittable",
+    "FlowContext",
     "GaussianPosterior",
+    "Generator",
+    "GeneratorConfig",
     "Grid",
     "HeldOut",
     "LatentDataset",
@@ -276,6 +286,7 @@ __all__ = [
     "check_dataset",
     "check_decoder",
     "check_encoder",
+    "check_generator",
     "check_loss",
     "check_manifest",
     "check_metric",

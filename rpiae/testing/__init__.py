@@ -23,6 +23,7 @@ from rpiae.testing.contracts import (
     check_encoder,
 )
 from rpiae.testing.datasets import check_dataset
+from rpiae.testing.generators import check_generator
 from rpiae.testing.losses import check_loss
 from rpiae.testing.metrics import check_metric
 from rpiae.testing.plugins import check_manifest, check_plugin
@@ -36,6 +37,7 @@ __all__ = [
     "check_dataset",
     "check_decoder",
     "check_encoder",
+    "check_generator",
     "check_loss",
     "check_manifest",
     "check_metric",
