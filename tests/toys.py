@@ -12,7 +12,7 @@ from rpiae.core.model.build import build_tokenizer
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.registry.registry import registry
 from rpiae.core.runtime.processes import Runtime
-from rpiae.core.training.stage import TrainerInputs
+from rpiae.core.training.task import TrainerInputs
 from rpiae.tasks.tokenizer.replica import PivotReplica
 from rpiae.tasks.tokenizer.task import TokenizerTask
 from rpiae.testing import SyntheticClips, SyntheticImages
