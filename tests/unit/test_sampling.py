@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -147,7 +148,10 @@ def test_normalised_latents_are_given_back_as_the_tokenizer_has_them() -> None:
 @pytest.mark.parametrize(
     ("classes", "told"),
     [
-        ("cta", "no class named 'cta'. Did you mean 'cat'? There are 3, numbered from 0: cat, dog, ship"),
+        (
+            "cta",
+            "no class named 'cta'. Did you mean 'cat'? There are 3, numbered from 0: cat, dog, ship",
+        ),
         (3, "no class 3. There are 3, numbered from 0"),
         ([0, -1], "no class -1"),
         ([0.5], "a class is a number, a name or None, not 0.5"),
@@ -155,7 +159,7 @@ def test_normalised_latents_are_given_back_as_the_tokenizer_has_them() -> None:
     ],
 )
 def test_classes_that_are_not_there(generator: LoadedGenerator, classes: object, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=re.escape(told)):
         generator.sample(classes, steps=1)  # type: ignore[arg-type]
 
 
@@ -258,7 +262,7 @@ def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
 
 def test_samples_that_are_no_numbers(generator: LoadedGenerator) -> None:
     with pytest.raises(RunError, match="the latent of sample 4 is not finite: lower the guidance"):
-        generator.sample_latents(NAMES[:2], steps=40, guidance=1e38, indices=[4, 5])
+        generator.sample_latents(NAMES[:2], steps=40, guidance=1e39, indices=[4, 5])
 
 
 def test_in_bf16(folder: Path, generator: LoadedGenerator) -> None:
