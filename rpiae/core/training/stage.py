@@ -349,7 +349,7 @@ class StageAtWork:
         """Save the further averages, each as the task would be with them."""
         for decay, average in self.players[0].more.items():
             folder = averages_folder(self.inputs.folder, self.config.name, decay)
-            with average.swapped_in():
+            with average.swapped_in(), torch.no_grad():
                 self.inputs.task.save(folder)
 
     def _clear(self) -> None:
