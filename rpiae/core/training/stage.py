@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from attrs import asdict, define, field
 
 from rpiae.core.config.recipe import (
