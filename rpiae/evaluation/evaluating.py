@@ -97,7 +97,7 @@ def evaluate(
     started = time.perf_counter()
     configs, images, training, warnings = _opened(subject, config)
     panel = Panel(dict(built(configs)), runtime, of_clips=needing("clips", configs))
-    references = References(panel, images.crop, out=reference_out)
+    references = References(panel, images.crop, image_size=images.image_size, out=reference_out)
     walk, learned = _walks(subject, config, images, training, runtime)
     examiner = Examiner(
         model=subject.model, runtime=runtime, replica=subject.replica, rounding=config.round,

@@ -47,7 +47,7 @@ def built(configs: Mapping[str, MetricConfig]) -> Iterator[tuple[str, Metric]]:
 
 def needing(what: str, configs: Mapping[str, MetricConfig]) -> list[str]:
     """The metrics that need something, such as ``training``."""
-    return [name for name, config in configs.items() if what in config.needs]
+    return [name for name, config in configs.items() if what in config.needed]
 
 
 def fetch_weights(metrics: Sequence[Any]) -> None:
