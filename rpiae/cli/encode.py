@@ -182,6 +182,7 @@ def _check_first(
 def _told(happened: Iterable[Any]) -> dict[str, Any] | None:
     """Say what happens; the index in the end, in the process that speaks."""
     from rpiae.latents import writing
+    from rpiae.latents.pace import Progressed
     from rpiae.latents.video.writing import VideosProgressed, VideosStarted
 
     mentioned, index, what = 0, None, "images"
@@ -202,7 +203,7 @@ def _told(happened: Iterable[Any]) -> dict[str, Any] | None:
                 bar.say(_described(event.plan, event.kept))
             elif isinstance(event, VideosStarted):
                 bar.say(_described_videos(event.plan, event.kept))
-            elif isinstance(event, writing.Progressed):
+            elif isinstance(event, Progressed):
                 bar.images(event.done, event.total, event.images_per_second, what=what)
             elif isinstance(event, VideosProgressed):
                 bar.frames(

@@ -30,7 +30,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("core.training",),
     ("encoders", "bridges", "decoders", "generators", "losses", "recipes"),
     ("tasks", "data"),
-    ("latents",),
+    ("latents", "sampling"),
     ("evaluation",),
     ("runs",),
     ("studies",),
