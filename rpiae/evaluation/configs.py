@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from attrs import frozen
+from attrs import field, frozen
 
 from rpiae.core.config.fields import at_least, names_file, refused, rounding_only, within
 from rpiae.core.config.parts import MetricConfig
+from rpiae.sampling.configs import SamplingConfig
 
 
 @frozen(kw_only=True)
@@ -340,3 +341,29 @@ class EvaluationConfig:
     round: Literal["nearest", "truncate"] = "nearest"
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     batch_size: int | None = rounding_only(at_least(1, default=None), "an image is its own")
+
+
+@frozen(kw_only=True)
+class GenerationEvaluationConfig(EvaluationConfig):
+    """What generated images are measured on, with what, and how they are made.
+
+    ``data`` are the real images that they are compared with, of which ``num_images`` are taken, and
+    ``training`` those that were trained on; crops are as large as the samples. What is said of making
+    samples has no effect on those of a file or folder.
+
+    Attributes:
+        metrics: names as in ``rpiae list metrics``, such as ``"gfd:tiny"``, or tables.
+        count: samples that are made; of a file or folder, how many are looked at, drawn at random but
+            always the same. All of these where it is not given, else 5,000.
+        labels: ``equal`` numbers of samples per class, or ``drawn``: a class for each, at random.
+        seed: of the samples' noise and classes.
+        sampling: how samples are made.
+        tokenizer: folder of the generator's tokenizer; the generator's own where empty.
+    """
+
+    metrics: tuple[Any, ...] = ("gfd:tiny", "precision", "recall")
+    count: int | None = at_least(1, default=None)
+    labels: Literal["equal", "drawn"] = "equal"
+    seed: int = at_least(0, default=0)
+    sampling: SamplingConfig = field(factory=SamplingConfig)
+    tokenizer: str = ""

@@ -58,7 +58,7 @@ class _Described:
     def _add(self, rows: Rows, seen: Seen) -> None:
         rows.add(
             seen.positions, vectors=seen.described(self._space), labels=seen.labels,
-            positions=seen.positions,
+            index=seen.positions,
         )  # fmt: skip
 
 
@@ -76,9 +76,15 @@ class ClassAccuracy(_Described):
     def __init__(self, *, space: str, seed: int = 0) -> None:
         super().__init__(space=space)
         self._seed = seed
+        self._names: Sequence[str] = ()
+
+    def update(self, seen: Seen) -> None:
+        """Take in some of the generated images."""
+        self._names = seen.label_names
+        super().update(seen)
 
     def compute(self) -> Measured:
-        """Accuracies, 0 to 1; of every class under details, by its number.
+        """Accuracies, 0 to 1; of every class under details.
 
         Raises:
             UsageError: if labels are missing, or a class was asked for that no real image has.
@@ -103,7 +109,7 @@ class ClassAccuracy(_Described):
         }  # fmt: skip
         return Measured(
             values={f"{name}[{self._space.name}]": value for name, value in found.items()},
-            details={"by_class": _by_class(probe, made)},
+            details={"by_class": _by_class(probe, made, self._names)},
             facts=facts,
             warnings=warnings,
         )
@@ -117,11 +123,15 @@ class ClassAccuracy(_Described):
         return tuple({name: rows[mask] for name, rows in real.items()} for mask in (~held, held))  # type: ignore[return-value]  # two of them
 
 
-def _by_class(probe: LinearProbe, made: Mapping[str, Tensor]) -> dict[str, float]:
+def _by_class(
+    probe: LinearProbe, made: Mapping[str, Tensor], names: Sequence[str]
+) -> dict[str, float]:
+    """Accuracy by the name of a class, or by its number."""
     found = {}
-    for label in made["labels"].unique().tolist():
+    for label in sorted(set(made["labels"].tolist())):
         of_class = made["labels"] == label
-        found[str(label)] = probe.accuracy(made["vectors"][of_class], made["labels"][of_class])
+        name = names[label] if names else str(label)
+        found[name] = probe.accuracy(made["vectors"][of_class], made["labels"][of_class])
     return found
 
 
@@ -170,8 +180,8 @@ def _named(
     chosen = distances[:, 0].argsort(stable=True)[:NAMED]
     return [
         {
-            "sample": int(made["positions"][row]),
-            "training": training["positions"][indices[row]].tolist(),
+            "sample": int(made["index"][row]),
+            "training": training["index"][indices[row]].tolist(),
             "distances": distances[row].tolist(),
         }
         for row in chosen.tolist()

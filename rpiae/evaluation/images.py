@@ -205,7 +205,7 @@ def held_out_pictures(held_out: HeldOut) -> GivenImages:
 
 def listed_images(
     data: str | Tree,
-    tokenizer: ResolvedTokenizer,
+    tokenizer: ResolvedTokenizer | None,
     *,
     size: int,
     config: EvaluationConfig,
@@ -215,7 +215,7 @@ def listed_images(
 
     Args:
         data: the dataset.
-        tokenizer: what wired fields are filled from.
+        tokenizer: what wired fields are filled from; see ``every_image``.
         size: side of the crops, where neither the dataset nor the config gives one.
         config: of the evaluation.
         address: what the paths of its fields begin with on the command line.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -17,6 +18,7 @@ class Seen:
         images: (b, 3, h, w), or clips (b, 3, t, h, w), in [0, 1].
         labels: of the images, −1 where there is none.
         positions: of the images in their set; they name the images.
+        label_names: name of every label, by its number; empty where unknown.
     """
 
     def __init__(
@@ -25,10 +27,12 @@ class Seen:
         *,
         labels: Int[Tensor, " b"],
         positions: Int[Tensor, " b"],
+        label_names: Sequence[str] = (),
     ) -> None:
         self.images = images
         self.labels = labels
         self.positions = positions
+        self.label_names = label_names
         self._described: dict[tuple[int, str], Tensor] = {}
 
     @property

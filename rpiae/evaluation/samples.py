@@ -1,0 +1,294 @@
+"""Sets of generated images to measure: out of a generator, a file or a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from attrs import asdict
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rpiae.core.errors import DataError, UsageError
+from rpiae.core.model.geometry import to_8_bits
+from rpiae.core.runtime.draws import key
+from rpiae.core.runtime.names import printable
+from rpiae.core.training.feed import as_floats
+from rpiae.data.images import decode
+from rpiae.data.sources import folder_source
+from rpiae.evaluation.configs import GenerationEvaluationConfig
+from rpiae.evaluation.images import ImageSet, Loaded
+from rpiae.sampling.loaded import LoadedGenerator, image_batches
+from rpiae.sampling.plan import generator_digest
+
+#: Names of the images and of their labels in a file of ADM's layout.
+IMAGES, LABELS = "arr_0", "arr_1"
+
+
+#: Samples that are made where nothing else is said.
+COUNT = 5000
+
+
+class SampleSet(ImageSet):
+    """Base of the sets of generated images. Labels are the classes that were asked for.
+
+    Args:
+        location: where they come from, in words.
+        shape: height and width of the images, in pixels.
+        facts: how they were made, as JSON values; what is not known is left out.
+
+    Raises:
+        UsageError: if the images are not square.
+
+    Attributes:
+        facts: as given.
+    """
+
+    def __init__(self, *, location: str, shape: tuple[int, int], facts: Mapping[str, Any]) -> None:
+        height, width = shape
+        if height != width:
+            raise UsageError(
+                f"the samples of {location} are {height}×{width} pixels, and real images are measured "
+                "as square crops: nothing is resized, so they cannot be compared"
+            )
+        super().__init__(location=location, crop="as generated", image_size=height)
+        self.facts = facts
+
+
+class GeneratedSamples(SampleSet):
+    """Samples that a generator makes as they are looked at; their positions are their indices.
+
+    Args:
+        generator: with its tokenizer.
+        config: how many, of which classes, and how they are made.
+        location: the generator's folder.
+    """
+
+    def __init__(
+        self, generator: LoadedGenerator, config: GenerationEvaluationConfig, *, location: str
+    ) -> None:
+        facts, classes = generator.model.facts, generator.model.num_classes
+        with torch.no_grad():
+            blank = generator.tokenizer.decode(
+                torch.zeros(1, *facts.shape, device=generator.device)
+            )
+        super().__init__(
+            location=location,
+            shape=(blank.shape[-2], blank.shape[-1]),
+            facts=_made_by(generator, config),
+        )
+        self._generator = generator
+        self._config = config
+        self._asked = labels_for(
+            config.count or COUNT, classes, how=config.labels, seed=config.seed
+        )
+        self.labelled = classes > 0
+        self.label_names = facts.label_names
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._asked)
+
+    def load(self, batches: Sequence[Sequence[int]]) -> Iterator[Loaded]:
+        """Samples by their indices, batch by batch."""
+        for batch in batches:
+            labels = [self._asked[index] for index in batch]
+            (images,) = image_batches(
+                self._generator, self._config.sampling, labels, batch, seed=self._config.seed,
+                batch_size=len(batch),
+            )  # fmt: skip
+            given = torch.tensor(labels) if self.labelled else torch.full((len(batch),), -1)
+            yield Loaded(list(batch), to_8_bits(images, rounding=self._config.round), given)
+
+
+def _made_by(generator: LoadedGenerator, config: GenerationEvaluationConfig) -> dict[str, Any]:
+    """How samples are made, for the protocol."""
+    made = {**asdict(config.sampling), "interval": list(config.sampling.interval)}
+    guide = generator.guide_for(config.sampling)
+    if guide is not None:
+        made["guide_sha256"] = generator_digest(guide)
+    if config.sampling.guidance == 1:  # whatever else is said of guidance has no effect
+        made = {k: v for k, v in made.items() if k not in ("interval", "guide", "guide_sha256")}
+    return {
+        "labels": config.labels if generator.model.num_classes else "none",
+        **made,
+        "seed": config.seed,
+        "precision": generator.precision,
+        "round": config.round,
+    }
+
+
+def labels_for(count: int, num_classes: int, *, how: str, seed: int) -> list[int]:
+    """The class of each sample.
+
+    Args:
+        count: samples.
+        num_classes: classes that there are; with 0, the label is 0, which stands for none.
+        how: ``equal``: the classes take turns, so that numbers of samples differ by at most one;
+            ``drawn``: each is drawn.
+        seed: of the draws.
+    """
+    if not num_classes:
+        return [0] * count
+    if how == "equal":
+        return [index % num_classes for index in range(count)]
+    return [key(seed, "label", index) % num_classes for index in range(count)]
+
+
+class SampleFile(SampleSet):
+    """The samples in a file of ADM's layout, read batch by batch: ``arr_0`` holds the images, uint8 (n,
+    h, w, 3), and ``arr_1``, where it is there, their labels.
+
+    Args:
+        path: an ``.npz`` file.
+
+    Raises:
+        DataError: if it cannot be read.
+        UsageError: if it holds something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        name = printable(str(path))
+        with self._opened(IMAGES) as (_, shape, kind):
+            if len(shape) != 4 or shape[3] != 3 or kind != np.uint8 or not shape[0]:
+                raise UsageError(
+                    f"{name}: {IMAGES} holds {kind} of shape {list(shape)}; samples are uint8 of shape "
+                    "(n, height, width, 3)"
+                )
+        super().__init__(location=name, shape=shape[1:3], facts={})
+        self._count = shape[0]
+        self._labels = self._read_labels()
+        self.labelled = self._labels is not None
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return self._count
+
+    def load(self, batches: Sequence[Sequence[int]]) -> Iterator[Loaded]:
+        """Samples by their positions, which ascend, batch by batch."""
+        size = self.image_size * self.image_size * 3
+        with self._opened(IMAGES) as (file, _, _):
+            begun = file.tell()
+            for batch in batches:
+                pixels = np.empty((len(batch), self.image_size, self.image_size, 3), np.uint8)
+                for row, position in enumerate(batch):
+                    file.seek(begun + position * size)
+                    pixels[row] = self._pixels(file.read(size), pixels.shape[1:])
+                images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+                yield Loaded(list(batch), as_floats(images), self._of(batch))
+
+    def _of(self, positions: Sequence[int]) -> Tensor:
+        if self._labels is None:
+            return torch.full((len(positions),), -1)
+        return torch.from_numpy(self._labels[list(positions)])
+
+    def _pixels(self, content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        found = np.frombuffer(content, np.uint8)
+        if found.size != np.prod(shape):
+            raise DataError(f"{self.location} ends before its last sample: copy or make it again")
+        return found.reshape(shape)
+
+    def _read_labels(self) -> NDArray[np.int64] | None:
+        """The labels; None where there are none.
+
+        Raises:
+            UsageError: if they are no labels of these samples.
+        """
+        with _readable(self.location), zipfile.ZipFile(self._path) as archive:
+            if f"{LABELS}.npy" not in archive.namelist():
+                return None
+        with self._opened(LABELS) as (file, shape, kind):
+            if shape != (self._count,) or kind.kind not in "iu":
+                raise UsageError(
+                    f"{self.location}: {LABELS} holds {kind} of shape {list(shape)}; labels are whole "
+                    f"numbers of shape ({self._count},)"
+                )
+            labels = np.frombuffer(file.read(self._count * kind.itemsize), kind)
+        if len(labels) != self._count or labels.min() < 0:
+            raise UsageError(f"{self.location}: {LABELS} does not hold a label of every sample")
+        return labels.astype(np.int64)
+
+    @contextlib.contextmanager
+    def _opened(self, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
+        """An array of the file from its first value on, its shape and its type."""
+        with _readable(self.location), zipfile.ZipFile(self._path) as archive:
+            if f"{name}.npy" not in archive.namelist():
+                raise UsageError(
+                    f"{self.location} has no {name}: samples lie in {IMAGES}, as ADM's evaluation reads "
+                    "them"
+                )
+            with archive.open(f"{name}.npy") as file:
+                read = {1: read_array_header_1_0, 2: read_array_header_2_0}.get(read_magic(file)[0])
+                if read is None:
+                    raise ValueError("its arrays are of an unknown version")
+                shape, by_columns, kind = read(file)
+                if by_columns or kind.hasobject:
+                    raise ValueError(f"{name} is not stored row by row, as plain numbers")
+                yield file, shape, kind
+
+
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Say which file it is that cannot be read."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{name} cannot be read as samples: {printable(str(reason))}") from None
+
+
+class SampleFolder(SampleSet):
+    """The image files below a folder; those in subfolders are of the classes that these are named after.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        DataError: if there is no image in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._source = folder_source(str(path))
+        height, width, _ = decode(self._source.read(0), name=self._source.name(0)).shape
+        super().__init__(location=self._source.location, shape=(height, width), facts={})
+        self.labelled = self._source.labelled
+        self.label_names = tuple(self._source.label_names)
+        self.notices = (*self._source.problems, *self._source.label_notices)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._source)
+
+    def load(self, batches: Sequence[Sequence[int]]) -> Iterator[Loaded]:
+        """Samples by their positions, batch by batch.
+
+        Raises:
+            DataError: if one cannot be read, or is of another size than the first one.
+        """
+        side = self.image_size
+        for batch in batches:
+            pixels = np.empty((len(batch), side, side, 3), np.uint8)
+            labels = []
+            for row, position in enumerate(batch):
+                name = self._source.name(position)
+                found = decode(self._source.read(position), name=name)
+                if found.shape != (side, side, 3):
+                    raise DataError(
+                        f"{self.location}: {printable(name)} is {found.shape[0]}×{found.shape[1]} pixels, "
+                        f"and the first sample {side}×{side}: nothing is resized"
+                    )
+                pixels[row] = found
+                label = self._source.label(position) if self.labelled else None
+                labels.append(-1 if label is None else label)
+            images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+            yield Loaded(list(batch), as_floats(images), torch.tensor(labels))
