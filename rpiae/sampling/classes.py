@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 from rpiae.core.errors import UnknownNameError, UsageError, did_you_mean
+from rpiae.core.runtime.draws import uniform
 from rpiae.core.runtime.names import printable, shown
 
 #: A class by its number or name; None is no class.
@@ -101,3 +102,28 @@ def _there(num_classes: int, names: Sequence[str]) -> str:
         return f"{numbers}; their names are not known"
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return f"{numbers}: {', '.join(map(printable, names[:_LISTED]))}{more}"
+
+
+def equal_labels(classes: Sequence[int], count: int) -> tuple[int, ...]:
+    """Labels of so many samples, one class after the other, over and over.
+
+    So every class has as many, but for the first ones where the count is no multiple; and the labels of
+    fewer samples are the beginning of those of more.
+    """
+    return tuple(classes[index % len(classes)] for index in range(count))
+
+
+def uneven(classes: Sequence[int], count: int) -> str:
+    """What to say of a count that is no multiple of the classes; nothing where it is one."""
+    each, more = divmod(count, len(classes))
+    if not more:
+        return ""
+    return (
+        f"{count} samples cannot be the same number of each of {len(classes)} classes: it is {each} of "
+        f"each, and one more of the first {more}"
+    )
+
+
+def random_labels(num_classes: int, count: int, seed: int) -> tuple[int, ...]:
+    """Labels that are drawn, each a function of the seed and the sample's index."""
+    return tuple(int(uniform(seed, "label", index) * num_classes) for index in range(count))
