@@ -6,11 +6,12 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attrs import evolve
+from attrs import evolve, frozen
 from rich.table import Table
 
 from rpiae.cli.launch import launch, launched, speaks
@@ -79,27 +80,76 @@ def options(parser: argparse.ArgumentParser) -> None:
     measuring_options(parser, fields="data.column=img or train.column=img")
 
 
+@frozen(kw_only=True)
+class Job:
+    """What is measured, and how it is told.
+
+    Attributes:
+        configs: of the evaluation of each tokenizer, generator or set of samples.
+        evaluate: measures one of them by its config.
+        results: where its results go.
+        told: what numbers depend on, in words, of a protocol.
+        keeps: whether results are stored.
+    """
+
+    configs: Mapping[Path, EvaluationConfig]
+    evaluate: Callable[..., Evaluation]
+    results: Callable[[Path], Path]
+    told: Callable[[Mapping[str, Any]], list[str]]
+    keeps: bool = True
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Measure tokenizers and print their numbers."""
-    from rpiae.core.model.fetching import needed
+    """Measure tokenizers, or generated images, and print the numbers."""
+    from rpiae.cli.judging import generation_job
+    from rpiae.evaluation.saved_generation import is_generation
+
+    folders = [Path(folder) for folder in arguments.runs]
+    of_samples = [folder for folder in folders if is_generation(folder)]
+    if of_samples and len(of_samples) < len(folders):
+        other = next(folder for folder in folders if folder not in of_samples)
+        raise UsageError(
+            f"{of_samples[0]} is of generated images and {other} is not: they have no number in common, "
+            "so measure one kind at a time"
+        )
+    if arguments.write_reference and len(folders) > 1:
+        raise UsageError("--write-reference goes with one run: a reference is of images alone")
+    job = generation_job(arguments, folders) if of_samples else _tokenizer_job(arguments, folders)
+    return _measured(arguments, job)
+
+
+def _tokenizer_job(arguments: argparse.Namespace, folders: Sequence[Path]) -> Job:
     from rpiae.core.model.folders import tokenizer_folder
+    from rpiae.evaluation.saved import evaluate_saved
+    from rpiae.evaluation.subjects import results_folder
+
+    if given := sampling_given(arguments):
+        raise UsageError(
+            f"{' and '.join(given)} say how a generator is sampled, and {folders[0]} is none: name the "
+            "run of a generator, or leave them out"
+        )
+    config = measuring_config(arguments)
+    for folder in folders:
+        tokenizer_folder(folder)
+    return Job(
+        configs={each: _with_metrics(each, config, arguments.reference) for each in folders},
+        evaluate=partial(evaluate_saved, every=arguments.every),
+        results=results_folder, told=_protocol, keeps=arguments.every == 1,
+    )  # fmt: skip
+
+
+def _measured(arguments: argparse.Namespace, job: Job) -> int:
+    """Have a job done, in as many processes as are asked for, and tell its results."""
+    from rpiae.core.model.fetching import needed
     from rpiae.core.runtime.devices import choose_device
     from rpiae.core.runtime.processes import Runtime
     from rpiae.evaluation.panel import metric_configs
-    from rpiae.evaluation.saved import evaluate_saved
 
-    config = _config(arguments)
-    folders = [Path(folder) for folder in arguments.runs]
-    for folder in folders:
-        tokenizer_folder(folder)
-    configs = {folder: _with_metrics(folder, config, arguments.reference) for folder in folders}
-    if arguments.write_reference and len(folders) > 1:
-        raise UsageError("--write-reference goes with one run: a reference is of images alone")
     reference = Path(arguments.write_reference) if arguments.write_reference else None
     if speaks() and (
         missing := [
             each.what
-            for each in needed(metric_configs(_all_metrics(configs)).values())
+            for each in needed(metric_configs(_all_metrics(job.configs)).values())
             if not each.path
         ]
     ):
@@ -107,7 +157,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.processes > 1 and not launched():
         choose_device(arguments.device)
         return launch(arguments.processes, go_on=shlex.join(["rpiae", *sys.argv[1:]]))
-    runtime = Runtime(device=arguments.device, precision=config.precision)
+    precision = next(iter(job.configs.values())).precision
+    runtime = Runtime(device=arguments.device, precision=precision)
     found: dict[str, Evaluation] = {}
     told = arguments.precision is not None
     try:
@@ -119,25 +170,29 @@ def run(arguments: argparse.Namespace) -> int:
                     show(bar, event)
                     told = told or _advise(bar, event, runtime)
 
-            for folder in folders:
-                found[str(folder)] = evaluate_saved(
-                    folder, configs[folder], runtime=runtime, progress=progress,
-                    reference_out=reference, every=arguments.every,
-                )  # fmt: skip
+            for folder, config in job.configs.items():
+                found[str(folder)] = job.evaluate(
+                    folder, config, runtime=runtime, progress=progress, reference_out=reference
+                )
     except RpiaeError:
         if speaks() and found:
-            _report(found, as_json=arguments.json, keeps=arguments.every == 1)
+            _report(found, job, as_json=arguments.json)
         raise
     runtime.close()
     if not speaks():
         return 0
-    _report(found, as_json=arguments.json, keeps=arguments.every == 1)
+    _report(found, job, as_json=arguments.json)
     if differences := incomparable(found):
         raise UsageError(" · ".join(differences.values()))
     return 1 if any(each.unwritten for each in found.values()) else 0
 
 
-def _config(arguments: argparse.Namespace) -> EvaluationConfig:
+def measuring_config(arguments: argparse.Namespace) -> EvaluationConfig:
+    """What is measured on and with what, as far as the options say it.
+
+    Raises:
+        UsageError: if they contradict each other.
+    """
     from rpiae.evaluation.configs import EvaluationConfig
 
     names = [name.strip() for name in (arguments.metrics or "").split(",") if name.strip()]
@@ -167,17 +222,34 @@ def _with_metrics(folder: Path, config: EvaluationConfig, reference: str) -> Eva
     names = config.metrics or default_metrics(folder, config)
     if not reference:
         return evolve(config, metrics=names)
-    distances = [name for name in names if name.partition(":")[0] in DISTANCES]
-    if len(distances) != 1:
+    return evolve(config, metrics=with_reference(names, reference, DISTANCES, "reconstructions"))
+
+
+def with_reference(
+    names: Sequence[Any], reference: str, distances: Sequence[str], of_what: str
+) -> tuple[Any, ...]:
+    """Metrics, of which the one Fréchet distance has a reference.
+
+    Args:
+        names: of the metrics.
+        reference: the file.
+        distances: names of Fréchet distances.
+        of_what: whose distances these are, for the message.
+
+    Raises:
+        UsageError: if there is not one such distance.
+    """
+    found = [name for name in names if name.partition(":")[0] in distances]
+    if len(found) != 1:
         raise UsageError(
-            "--reference is for one Fréchet distance of reconstructions, and the metrics name "
-            f"{len(distances)}: name one of rfd:SPACE, rfvd:SPACE and rfid"
+            f"--reference is for one Fréchet distance of {of_what}, and the metrics name {len(found)}: "
+            f"name one of {', '.join(distances)}"
         )
-    name, _, argument = distances[0].partition(":")
+    name, _, argument = found[0].partition(":")
     table = {"name": name, "reference": reference}
     if argument:
         table |= {"weights" if name == "rfid" else "space": argument}
-    return evolve(config, metrics=tuple(table if n == distances[0] else n for n in names))
+    return tuple(table if each == found[0] else each for each in names)
 
 
 def _all_metrics(configs: Mapping[Path, EvaluationConfig]) -> tuple[Any, ...]:
@@ -261,26 +333,25 @@ def named_datasets(
     }
 
 
-def _report(found: Mapping[str, Evaluation], *, as_json: bool, keeps: bool) -> None:
-    """Numbers side by side, or one tokenizer after the other where they do not compare.
+def _report(found: Mapping[str, Evaluation], job: Job, *, as_json: bool) -> None:
+    """Numbers side by side, or one after the other where they do not compare.
 
     Args:
         found: what was measured.
+        job: by which it was.
         as_json: whether it is printed as JSON.
-        keeps: whether it is stored.
     """
     from rpiae.evaluation.protocol import EVALUATION_FILE
     from rpiae.evaluation.records import printable_tree
-    from rpiae.evaluation.subjects import results_folder
 
     if as_json:
         tree = {name: each.as_tree() for name, each in found.items()}
         print(json.dumps(printable_tree(tree), indent=2))
     elif incomparable(found):
         for folder, each in found.items():
-            _print_table({folder: each})
+            _print_table({folder: each}, job)
     else:
-        _print_table(found)
+        _print_table(found, job)
     for folder, each in found.items():
         for kind, texts in (
             ("warning", each.warnings), ("note", each.notices), ("not stored", each.unwritten),
@@ -291,8 +362,8 @@ def _report(found: Mapping[str, Evaluation], *, as_json: bool, keeps: bool) -> N
         for line in lines:
             _say(line)
     stored = [Path(name) for name, each in found.items() if not each.unwritten]
-    if stored and keeps and not as_json:
-        where = ", ".join(str(results_folder(folder) / EVALUATION_FILE) for folder in stored)
+    if stored and job.keeps and not as_json:
+        where = ", ".join(str(job.results(folder) / EVALUATION_FILE) for folder in stored)
         stdout.print(printable(f"all of it is in {where}"), soft_wrap=True)
 
 
@@ -300,7 +371,7 @@ def _say(text: str) -> None:
     stderr.print(printable(text), soft_wrap=True)
 
 
-def _print_table(found: Mapping[str, Evaluation]) -> None:
+def _print_table(found: Mapping[str, Evaluation], job: Job) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("metric")
     for folder in found:
@@ -309,7 +380,7 @@ def _print_table(found: Mapping[str, Evaluation]) -> None:
         values = [each.metrics.get(name) for each in found.values()]
         table.add_row(name, *("–" if v is None else f"{v:.5g}" for v in values))
     stdout.print(table)
-    lines = _protocol(next(iter(found.values())).protocol)
+    lines = job.told(next(iter(found.values())).protocol)
     stdout.print("\n" + "\n".join(map(printable, lines)), soft_wrap=True)
 
 
@@ -321,11 +392,17 @@ def _protocol(protocol: Mapping[str, Any]) -> list[str]:
         lines.append(protocol["interpolated"])
     if "training" in protocol:
         lines.append(f"learned from {images_of(protocol['training'])}")
-    for name, facts in protocol["metrics"].items():
-        if "extractor" in facts:
-            digest = str(facts["extractor"].get("weights_sha256", ""))[:16]
-            lines.append(f"{name}: in the features of {facts['extractor']['extractor']}, {digest}")
-    return lines
+    return lines + spaces_of(protocol)
+
+
+def spaces_of(protocol: Mapping[str, Any]) -> list[str]:
+    """In which features numbers are, in words."""
+    return [
+        f"{name}: in the features of {facts['extractor']['extractor']}, "
+        f"{str(facts['extractor'].get('weights_sha256', ''))[:16]}"
+        for name, facts in protocol["metrics"].items()
+        if "extractor" in facts
+    ]
 
 
 def images_of(walked: Mapping[str, Any]) -> str:
@@ -345,7 +422,7 @@ def _skipped(each: Evaluation) -> tuple[str, ...]:
     if not each.skipped:
         return ()
     what = "clip" if "frames" in each.protocol else "image"
-    walked = (each.protocol, each.protocol.get("training", {}))
+    walked = (each.protocol, *(each.protocol.get(name, {}) for name in ("training", "real")))
     count = sum(of.get("skipped", 0) for of in walked)
     images = f"1 {what}" if count == 1 else f"{count} {what}s"
     rest = len(each.skipped) - MENTIONED

@@ -355,7 +355,8 @@ class GenerationEvaluationConfig(EvaluationConfig):
         metrics: names as in ``rpiae list metrics``, such as ``"gfd:tiny"``, or tables.
         count: samples that are made; of a file or folder, how many are looked at, drawn at random but
             always the same. All of these where it is not given, else 5,000.
-        labels: ``equal`` numbers of samples per class, or ``drawn``: a class for each, at random.
+        labels: ``equal`` numbers of samples per class, ``random``: a class for each that is drawn, or
+            ``none``.
         seed: of the samples' noise and classes.
         sampling: how samples are made.
         tokenizer: folder of the generator's tokenizer; the generator's own where empty.
@@ -363,7 +364,7 @@ class GenerationEvaluationConfig(EvaluationConfig):
 
     metrics: tuple[Any, ...] = ("gfd:tiny", "precision", "recall")
     count: int | None = at_least(1, default=None)
-    labels: Literal["equal", "drawn"] = "equal"
+    labels: Literal["equal", "random", "none"] = "equal"
     seed: int = at_least(0, default=0)
     sampling: SamplingConfig = field(factory=SamplingConfig)
     tokenizer: str = ""

@@ -56,11 +56,10 @@ class Sets:
 
 
 def evaluate_generation(
-    samples: SampleSet,
+    sets: Sets,
     config: GenerationEvaluationConfig,
     *,
     runtime: Runtime,
-    tokenizer: ResolvedTokenizer | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     reference_out: Path | None = None,
 ) -> Evaluation:
@@ -70,10 +69,9 @@ def evaluate_generation(
     numbers are those of one process up to rounding, and the first process alone has them.
 
     Args:
-        samples: the generated images.
-        config: what they are measured on, and with what.
-        runtime: device and processes; what is generated has its own precision.
-        tokenizer: the generator's, where there is one.
+        sets: the generated images, and what they are measured with; see ``opened``.
+        config: by which these were opened.
+        runtime: device and processes.
         progress: is told after every batch.
         reference_out: where the real images' Fréchet statistics are written, if anywhere.
 
@@ -81,14 +79,12 @@ def evaluate_generation(
         The outcome; of other processes than the first one, an empty one.
 
     Raises:
-        UsageError: if a metric lacks what it needs, or images do not fit each other.
+        UsageError: if what is compared with was learned from, or a reference does not fit.
         DataError: if no image can be used.
         RunError: if a sample is not finite.
     """
     started = time.perf_counter()
-    configs = metric_configs(config.metrics)
-    check_subject(configs, generated=True)
-    sets = opened(samples, config, configs, tokenizer)
+    configs, samples = metric_configs(config.metrics), sets.samples
     panel = Panel(dict(built(configs)), runtime)
     crop = sets.real.crop if sets.real else samples.crop
     references = References(panel, crop, image_size=samples.image_size, out=reference_out)
@@ -115,23 +111,30 @@ def evaluate_generation(
 def opened(
     samples: SampleSet,
     config: GenerationEvaluationConfig,
-    configs: Mapping[str, MetricConfig],
-    tokenizer: ResolvedTokenizer | None,
+    tokenizer: ResolvedTokenizer | None = None,
 ) -> Sets:
     """Samples with the real images that metrics need.
 
+    Args:
+        samples: the generated images.
+        config: what they are measured on, and with what.
+        tokenizer: the generator's, where there is one.
+
     Raises:
-        UsageError: if images or labels are needed and lacking, or do not fit the samples.
+        UsageError: if a metric is of tokenizers, or images or labels are needed and lacking, or do not
+            fit the samples.
         DataError: if there are no such images.
     """
+    configs = metric_configs(config.metrics)
+    check_subject(configs, generated=True)
     comparing, learning = needing("real", configs), needing("training", configs)
-    for names, given, option, what in (
+    for lacking, given, option, what in (
         (comparing, config.data, "--data", "real images"),
         (learning, config.training, "--train", "the images that were trained on"),
     ):
-        if names and not given:
+        if lacking and not given:
             raise UsageError(
-                f"{', '.join(names)} compare samples with {what}: name them with {option}, such as "
+                f"{', '.join(lacking)} compare samples with {what}: name them with {option}, such as "
                 f"{option} parquet:PATH"
             )
     if config.training and config.training == config.data:
@@ -139,30 +142,42 @@ def opened(
             f"{config.data} is both what is learned from and what is measured on: name other images "
             "for training"
         )
-
-    def listed(given: Any, address: str) -> ImageSet | None:
-        if not given:
-            return None
-        images = listed_images(
-            given, tokenizer, size=samples.image_size, config=config, address=address
-        )
-        return _fitting(images, samples)
-
-    real, training = listed(config.data, "data"), listed(config.training, "train")
+    real, training = _real_images(samples, config, tokenizer)
     for name in needing("labels", configs):
-        for images in (samples, real, training):
-            if images is not None and not images.labelled:
+        for each in (samples, real, training):
+            if each is not None and not each.labelled:
                 raise UsageError(
-                    f"{name} needs labels, and {images.location} has none. Leave it out of the metrics"
+                    f"{name} needs labels, and {each.location} has none. Leave it out of the metrics"
                 )
     return Sets(samples=samples, real=real if comparing else None, training=training)
 
 
-def _fitting(images: ListedImages, samples: SampleSet) -> ListedImages:
-    """Real images whose size is the samples' and whose labels mean what theirs do.
+def _real_images(
+    samples: SampleSet, config: GenerationEvaluationConfig, tokenizer: ResolvedTokenizer | None
+) -> tuple[ListedImages | None, ListedImages | None]:
+    """The images that are compared with and learned from, as far as they are named, of the samples' size
+    and with labels that mean what theirs do."""
+    found: list[ListedImages | None] = []
+    names = samples.label_names
+    for given, address in ((config.data, "data"), (config.training, "train")):
+        if not given:
+            found.append(None)
+            continue
+        images = listed_images(
+            given, tokenizer, size=samples.image_size, config=config, address=address
+        )
+        _check_size(images, samples)
+        names = _names(images, samples, names)
+        found.append(images.with_labels_named(names) if names else images)
+    real, training = found
+    return real, training
+
+
+def _check_size(images: ListedImages, samples: SampleSet) -> None:
+    """Refuse real images of another size than the samples.
 
     Raises:
-        UsageError: if there are no such images.
+        UsageError: with both sizes.
     """
     if images.frames:
         raise UsageError(
@@ -172,22 +187,38 @@ def _fitting(images: ListedImages, samples: SampleSet) -> ListedImages:
         raise UsageError(
             f"the samples of {samples.location} have {samples.image_size} pixels and the crops of "
             f"{images.location} {images.image_size}: samples are never resized. Leave out --image-size "
-            "and the dataset's image_size, and --resize says what is cropped"
+            "and the dataset's image_size; --resize says how large the images are before the crop"
         )
-    asked, there = samples.label_names, images.label_names
+
+
+def _names(images: ListedImages, samples: SampleSet, asked: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the classes by the samples' numbers, those that real images alone have behind them.
+
+    Args:
+        images: real ones.
+        samples: the generated ones.
+        asked: names so far, of which the first are the samples'.
+
+    Raises:
+        UsageError: if the classes are others.
+    """
+    there, of_samples = images.label_names, samples.label_names
     if not asked or not there:
-        return images
-    for names, others, text in (
-        (asked, there, f"{images.location} has no class {{}}, which the samples have"),
-        (there, asked, f"{images.location} has a class {{}}, which the samples have not"),
-    ):
-        if strange := [name for name in names if name not in others]:
+        return asked
+    lacking = [name for name in of_samples if name not in there]
+    strange = [name for name in there if name not in of_samples]
+    for names, text in (
+        (lacking, f"{images.location} has no class {{}}, which {samples.location} has"),
+        (strange if samples.all_classes else [], f"{images.location} has a class {{}}, which "
+         f"{samples.location} has not"),
+    ):  # fmt: skip
+        if names:
             raise UsageError(
-                f"{text.format(repr(printable(strange[0])))}: {len(there)} classes there, {len(asked)} "
-                f"of {samples.location}. An empty or missing class folder numbers those after it anew; "
-                "take images of the same classes"
+                f"{text.format(repr(printable(names[0])))}: {len(there)} classes and "
+                f"{len(of_samples)}. An empty or missing class folder numbers those after it anew; take "
+                "images of the same classes"
             )
-    return images.with_labels_of(samples)
+    return (*asked, *(name for name in strange if name not in asked))
 
 
 def _walks(

@@ -121,6 +121,12 @@ class ListedImages(ImageSet):
                 f"{self.location} has classes that {training.location} has not, such as "
                 f"{unknown[0]!r}: nothing can be learned about them there"
             )
+        return self.with_labels_named(names)
+
+    def with_labels_named(self, names: tuple[str, ...]) -> ListedImages:
+        """These images, with labels that are numbers of names, among which all of theirs are."""
+        if not self.label_names or self.label_names == names:
+            return self
         renumbered = copy.copy(self)
         renumbered._numbers = torch.tensor([names.index(name) for name in self.label_names])
         renumbered.label_names = names

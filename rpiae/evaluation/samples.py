@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,19 +19,23 @@ from torch import Tensor
 
 from rpiae.core.errors import DataError, UsageError
 from rpiae.core.model.geometry import to_8_bits
-from rpiae.core.runtime.draws import key
 from rpiae.core.runtime.names import printable
 from rpiae.core.training.feed import as_floats
 from rpiae.data.images import decode
+from rpiae.data.labels import Labels, read_labels
 from rpiae.data.sources import folder_source
 from rpiae.evaluation.configs import GenerationEvaluationConfig
 from rpiae.evaluation.images import ImageSet, Loaded
+from rpiae.sampling.classes import equal_labels, random_labels, uneven
 from rpiae.sampling.loaded import LoadedGenerator, image_batches
 from rpiae.sampling.plan import generator_digest
 
 #: Names of the images and of their labels in a file of ADM's layout.
 IMAGES, LABELS = "arr_0", "arr_1"
 
+
+#: File names that say the class of a sample, as ``rpiae sample`` gives them.
+_NAMED = re.compile(r"[0-9]{5,}-(.+)\.[A-Za-z]+")
 
 #: Samples that are made where nothing else is said.
 COUNT = 5000
@@ -49,7 +54,10 @@ class SampleSet(ImageSet):
 
     Attributes:
         facts: as given.
+        all_classes: whether ``label_names`` are all classes that there are, not only those of samples.
     """
+
+    all_classes = True
 
     def __init__(self, *, location: str, shape: tuple[int, int], facts: Mapping[str, Any]) -> None:
         height, width = shape
@@ -86,10 +94,14 @@ class GeneratedSamples(SampleSet):
         )
         self._generator = generator
         self._config = config
-        self._asked = labels_for(
-            config.count or COUNT, classes, how=config.labels, seed=config.seed
-        )
-        self.labelled = classes > 0
+        count = config.count or COUNT
+        self._asked: Sequence[int] = [classes] * count
+        self.labelled = classes > 0 and config.labels != "none"
+        if self.labelled and config.labels == "equal":
+            self._asked = equal_labels(range(classes), count)
+            self.notices = tuple(filter(None, [uneven(range(classes), count)]))
+        elif self.labelled:
+            self._asked = random_labels(classes, count, config.seed)
         self.label_names = facts.label_names
 
     def __len__(self) -> int:
@@ -123,23 +135,6 @@ def _made_by(generator: LoadedGenerator, config: GenerationEvaluationConfig) -> 
         "precision": generator.precision,
         "round": config.round,
     }
-
-
-def labels_for(count: int, num_classes: int, *, how: str, seed: int) -> list[int]:
-    """The class of each sample.
-
-    Args:
-        count: samples.
-        num_classes: classes that there are; with 0, the label is 0, which stands for none.
-        how: ``equal``: the classes take turns, so that numbers of samples differ by at most one;
-            ``drawn``: each is drawn.
-        seed: of the draws.
-    """
-    if not num_classes:
-        return [0] * count
-    if how == "equal":
-        return [index % num_classes for index in range(count)]
-    return [key(seed, "label", index) % num_classes for index in range(count)]
 
 
 class SampleFile(SampleSet):
@@ -248,7 +243,8 @@ def _readable(name: str) -> Iterator[None]:
 
 
 class SampleFolder(SampleSet):
-    """The image files below a folder; those in subfolders are of the classes that these are named after.
+    """The image files below a folder, of which subfolders, or else names such as ``00012-cat.png``, say
+    the class.
 
     Args:
         path: the folder.
@@ -257,13 +253,23 @@ class SampleFolder(SampleSet):
         DataError: if there is no image in it.
     """
 
+    all_classes = False
+
     def __init__(self, path: Path) -> None:
         self._source = folder_source(str(path))
         height, width, _ = decode(self._source.read(0), name=self._source.name(0)).shape
         super().__init__(location=self._source.location, shape=(height, width), facts={})
-        self.labelled = self._source.labelled
-        self.label_names = tuple(self._source.label_names)
-        self.notices = (*self._source.problems, *self._source.label_notices)
+        self.notices = self._source.problems
+        labels = range(len(self._source)) if self._source.labelled else ()
+        found = Labels(np.array([self._source.label(i) for i in labels], np.int32))
+        if self._source.labelled:
+            self.label_names = tuple(self._source.label_names)
+            self.notices += tuple(self._source.label_notices)
+        elif all(named := [_NAMED.fullmatch(self._source.name(i)) for i in range(len(self))]):
+            found = read_labels([name[1] for name in named if name], self.location)
+            self.label_names = found.names
+        self.labelled = len(found.numbers) > 0
+        self._labels = found.numbers
 
     def __len__(self) -> int:
         """How many there are."""
@@ -278,7 +284,6 @@ class SampleFolder(SampleSet):
         side = self.image_size
         for batch in batches:
             pixels = np.empty((len(batch), side, side, 3), np.uint8)
-            labels = []
             for row, position in enumerate(batch):
                 name = self._source.name(position)
                 found = decode(self._source.read(position), name=name)
@@ -288,7 +293,6 @@ class SampleFolder(SampleSet):
                         f"and the first sample {side}×{side}: nothing is resized"
                     )
                 pixels[row] = found
-                label = self._source.label(position) if self.labelled else None
-                labels.append(-1 if label is None else label)
             images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-            yield Loaded(list(batch), as_floats(images), torch.tensor(labels))
+            labels = self._labels[list(batch)] if self.labelled else np.full(len(batch), -1)
+            yield Loaded(list(batch), as_floats(images), torch.from_numpy(labels).long())
