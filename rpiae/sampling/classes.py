@@ -118,6 +118,8 @@ def uneven(classes: Sequence[int], count: int) -> str:
     each, more = divmod(count, len(classes))
     if not more:
         return ""
+    if not each:
+        return f"{count} samples are of the first {count} of {len(classes)} classes, one of each"
     return (
         f"{count} samples cannot be the same number of each of {len(classes)} classes: it is {each} of "
         f"each, and one more of the first {more}"

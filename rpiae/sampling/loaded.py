@@ -19,7 +19,7 @@ from rpiae.sampling.classes import Class, labels_of
 from rpiae.sampling.configs import SamplingConfig
 from rpiae.sampling.guidance import LabelledVelocity, guided
 from rpiae.sampling.noise import noise_of
-from rpiae.sampling.resolving import Folder, load_finite, load_guide, tokenizer_of
+from rpiae.sampling.resolving import Folder, generator_named, load_finite, load_guide, tokenizer_of
 from rpiae.sampling.samplers import sample
 from rpiae.sampling.times import sampling_times
 
@@ -219,9 +219,10 @@ def load_generator(
         UsageError: if the tokenizer or the guide is of other latents, or there is no such device.
     """
     target = choose_device("cpu" if device is None else str(device))
-    model = load_finite(folder)
+    place = generator_named(folder)
+    model = load_finite(place)
     found = LoadedGenerator(
-        model=model.to(target), tokenizer=tokenizer_of(model, folder, tokenizer).to(target),
+        model=model.to(target), tokenizer=tokenizer_of(model, place, tokenizer).to(target),
         precision=precision,
     )  # fmt: skip
     if guide is not None:

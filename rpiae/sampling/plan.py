@@ -61,7 +61,7 @@ class SamplingPlan:
         labels: class of each sample; its place is its index.
         seed: of the noise.
         form: what they become.
-        columns: samples beside each other in a sheet.
+        columns: samples beside each other in a sheet; does not count as different.
         compare: whether a sheet shows unguided samples beside the guided ones.
         truncate: whether pixels are rounded down, as the reference does, instead of to the nearest.
         precision: what is computed in.
@@ -105,7 +105,7 @@ class SamplingPlan:
         del config["guide"]  # its fingerprint counts
         return {
             **self.fingerprints, **config, "seed": self.seed, "count": self.num_images,
-            "labels": digest(list(self.labels)), "form": self.form, "columns": self.columns,
+            "labels": digest(list(self.labels)), "form": self.form,
             "compare": self.compare, "truncate": self.truncate, "precision": self.precision,
         }  # fmt: skip
 

@@ -19,8 +19,20 @@ from rpiae.latents.encoding import tokenizer_digest
 Folder = str | os.PathLike[str]
 
 
-def load_finite(folder: Folder) -> LatentGenerator:
+def generator_named(name: Folder) -> Path:
+    """The folder of the generator that a user names: it, or its run's.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    return generator_folder(name)
+
+
+def load_finite(folder: Path) -> LatentGenerator:
     """A saved generator whose weights are numbers.
+
+    Args:
+        folder: as ``generator_named`` gives it.
 
     Raises:
         CheckpointError: if it is missing or damaged, or a weight is not finite.
@@ -29,19 +41,19 @@ def load_finite(folder: Folder) -> LatentGenerator:
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             raise CheckpointError(
-                f"{generator_folder(folder)}: {name} holds values that are not finite, so nothing can "
+                f"{folder}: {name} holds values that are not finite, so nothing can "
                 "be sampled: take an earlier checkpoint of its run"
             )
     return model
 
 
-def tokenizer_of(model: LatentGenerator, folder: Folder, named: Folder | None) -> RPiAE:
+def tokenizer_of(model: LatentGenerator, folder: Path, named: Folder | None) -> RPiAE:
     """The tokenizer whose latents a generator makes: the named one, else the one beside it in its run's
     folder, else the one that it was trained with.
 
     Args:
         model: the generator.
-        folder: where it is, or its run.
+        folder: where it is.
         named: the folder of a tokenizer, or its run.
 
     Raises:
@@ -55,22 +67,21 @@ def tokenizer_of(model: LatentGenerator, folder: Folder, named: Folder | None) -
         if named is not None:
             raise
         raise CheckpointError(
-            f"the tokenizer of {Path(folder)}, which was {printable(str(place))} when it was trained, "
+            f"the tokenizer of {folder}, which was {printable(str(place))} when it was trained, "
             f"is gone or damaged ({error}): name it with --tokenizer, in Python tokenizer="
         ) from None
     if tokenizer_digest(tokenizer) != model.facts.tokenizer_sha256:
         raise UsageError(
             f"the tokenizer in {printable(str(place))} is another one than that on whose latents "
-            f"{Path(folder)} was trained, so it cannot decode them: name that one, which was "
+            f"{folder} was trained, so it cannot decode them: name that one, which was "
             f"{printable(model.facts.tokenizer)}, with --tokenizer, in Python tokenizer="
         )
     return tokenizer
 
 
-def _own_tokenizer(model: LatentGenerator, folder: Folder) -> Path:
-    place = generator_folder(folder)
-    beside = place.parent / TOKENIZER
-    if place.name == GENERATOR and os.path.lexists(beside / "config.json"):
+def _own_tokenizer(model: LatentGenerator, folder: Path) -> Path:
+    beside = folder.parent / TOKENIZER
+    if folder.name == GENERATOR and os.path.lexists(beside / "config.json"):
         return beside
     return Path(model.facts.tokenizer)
 
@@ -82,7 +93,7 @@ def load_guide(model: LatentGenerator, folder: Folder) -> LatentGenerator:
         CheckpointError: if it is missing or damaged.
         UsageError: if its latents or classes are others.
     """
-    guide = load_finite(folder)
+    guide = load_finite(generator_named(folder))
     ours, theirs = model.facts, guide.facts
     for what, same in (
         ("tokenizer", ours.tokenizer_sha256 == theirs.tokenizer_sha256),
