@@ -168,6 +168,11 @@ class _View:
         elif isinstance(event, events.Evaluated):
             mark = ", the best so far" if event.best else ""
             self._say(f"{event.stage} {event.step}: held-out {_metrics(event.metrics)}{mark}")
+        elif isinstance(event, events.TakenBack):
+            self._say(
+                f"{event.stage} {event.step}: {event.reason}; taken back to step {event.to}, and on from "
+                "there with other draws"
+            )
         elif isinstance(event, events.ImagesSkipped):
             self._say(f"{event.total} {self._seen} skipped so far: {'; '.join(event.images)}")
         elif isinstance(event, events.Notice):

@@ -129,13 +129,13 @@ def open_generated(
         DataError: if samples cannot be read.
         UsageError: if they are none, or the tokenizer or the guide is of other latents.
     """
+    if not holds_samples(place):
+        return _of_generator(place, config, runtime)
     if place.is_file():
-        samples: SampleSet = SampleFile(place)
+        samples = SampleFile(place)
         return GenerationSubject(
             samples=samples, place=place, fingerprints={"samples_sha256": file_digest(place)}
         )
-    if (place / CONFIG_FILE).is_file() or (place / GENERATOR).is_dir() or _is_run(place):
-        return _of_generator(place, config, runtime)
     folder = part_config("datasets", {"name": "folder", "path": str(place)})
     assert isinstance(folder, DatasetConfig)
     digest = data_fingerprint(folder)
@@ -144,10 +144,17 @@ def open_generated(
     )
 
 
+def holds_samples(place: Path) -> bool:
+    """Whether generated images lie there, and are not made by a generator."""
+    return place.is_file() or not (
+        (place / CONFIG_FILE).is_file() or (place / GENERATOR).is_dir() or _is_run(place)
+    )
+
+
 def generated_results(place: Path) -> Path:
     """Where the results about a generator go: its run's folder, else its own; those about samples: a
     folder beside them."""
-    if place.is_dir() and ((place / CONFIG_FILE).is_file() or (place / GENERATOR).is_dir()):
+    if not holds_samples(place):
         return results_folder(place)
     return place.with_name(f"{place.stem if place.is_file() else place.name}-evaluation")
 

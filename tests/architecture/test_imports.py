@@ -31,7 +31,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("encoders", "bridges", "decoders", "generators", "losses", "recipes"),
     ("tasks", "data"),
     ("latents", "sampling"),
-    ("evaluation",),
+    ("evaluation", "interop"),
     ("runs",),
     ("studies",),
     ("testing",),
