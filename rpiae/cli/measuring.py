@@ -289,12 +289,12 @@ def _print_table(found: Mapping[str, Evaluation], job: Job) -> None:
 
 def spaces_of(protocol: Mapping[str, Any]) -> list[str]:
     """In which features numbers are, in words."""
-    return [
-        f"{name}: in the features of {facts['extractor']['extractor']}, "
-        f"{str(facts['extractor'].get('weights_sha256', ''))[:16]}"
-        for name, facts in protocol["metrics"].items()
-        if "extractor" in facts
-    ]
+    names: dict[str, list[str]] = {}
+    for name, facts in protocol["metrics"].items():
+        if "extractor" in facts:
+            digest = str(facts["extractor"].get("weights_sha256", ""))[:16]
+            names.setdefault(f"{facts['extractor']['extractor']}, {digest}", []).append(name)
+    return [f"{', '.join(of)}: in the features of {space}" for space, of in names.items()]
 
 
 def images_of(walked: Mapping[str, Any]) -> str:

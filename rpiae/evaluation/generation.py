@@ -49,6 +49,12 @@ class Sets:
     training: ImageSet | None = None
 
     @property
+    def label_names(self) -> tuple[str, ...]:
+        """Name of every label of all of them, by its number; empty where unknown."""
+        several = (self.samples, self.real, self.training)
+        return next((each.label_names for each in several if each and each.label_names), ())
+
+    @property
     def notices(self) -> list[str]:
         """What is to be said of them."""
         several = (self.samples, self.real, self.training)
@@ -244,11 +250,10 @@ def _measure(
     """Have metrics see all images, each process its share; what they gathered is merged then."""
 
     def seen(what: str) -> Iterator[Seen]:
-        images: ImageSet = getattr(sets, what)
         for loaded in walks[what].batches(what, progress):
             yield Seen(
                 loaded.images, labels=loaded.labels,
-                positions=torch.tensor(loaded.positions), label_names=images.label_names,
+                positions=torch.tensor(loaded.positions), label_names=sets.label_names,
             )  # fmt: skip
 
     for what, update, merge in (

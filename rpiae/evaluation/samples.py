@@ -17,7 +17,7 @@ from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rpiae.core.errors import DataError, UsageError
+from rpiae.core.errors import DataError, RpiaeError, UsageError
 from rpiae.core.model.geometry import to_8_bits
 from rpiae.core.runtime.names import printable
 from rpiae.core.training.feed import as_floats
@@ -152,7 +152,7 @@ class SampleFile(SampleSet):
     def __init__(self, path: Path) -> None:
         self._path = path
         name = printable(str(path))
-        with self._opened(IMAGES) as (_, shape, kind):
+        with _array(path, IMAGES) as (_, shape, kind):
             if len(shape) != 4 or shape[3] != 3 or kind != np.uint8 or not shape[0]:
                 raise UsageError(
                     f"{name}: {IMAGES} holds {kind} of shape {list(shape)}; samples are uint8 of shape "
@@ -160,7 +160,7 @@ class SampleFile(SampleSet):
                 )
         super().__init__(location=name, shape=shape[1:3], facts={})
         self._count = shape[0]
-        self._labels = self._read_labels()
+        self._labels = _labels(path, self._count)
         self.labelled = self._labels is not None
 
     def __len__(self) -> int:
@@ -168,78 +168,101 @@ class SampleFile(SampleSet):
         return self._count
 
     def load(self, batches: Sequence[Sequence[int]]) -> Iterator[Loaded]:
-        """Samples by their positions, which ascend, batch by batch."""
-        size = self.image_size * self.image_size * 3
-        with self._opened(IMAGES) as (file, _, _):
+        """Samples by their positions, which ascend, batch by batch.
+
+        Raises:
+            DataError: if the file is damaged.
+        """
+        side = self.image_size
+        size = side * side * 3
+        with _array(self._path, IMAGES) as (file, _, _):
             begun = file.tell()
             for batch in batches:
-                pixels = np.empty((len(batch), self.image_size, self.image_size, 3), np.uint8)
+                pixels = np.empty((len(batch), size), np.uint8)
                 for row, position in enumerate(batch):
                     file.seek(begun + position * size)
-                    pixels[row] = self._pixels(file.read(size), pixels.shape[1:])
-                images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-                yield Loaded(list(batch), as_floats(images), self._of(batch))
+                    pixels[row] = _values(file, size, pixels.dtype)
+                yield Loaded(
+                    list(batch), _images(pixels.reshape(-1, side, side, 3)), self._of(batch)
+                )
 
     def _of(self, positions: Sequence[int]) -> Tensor:
         if self._labels is None:
             return torch.full((len(positions),), -1)
         return torch.from_numpy(self._labels[list(positions)])
 
-    def _pixels(self, content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        found = np.frombuffer(content, np.uint8)
-        if found.size != np.prod(shape):
-            raise DataError(f"{self.location} ends before its last sample: copy or make it again")
-        return found.reshape(shape)
 
-    def _read_labels(self) -> NDArray[np.int64] | None:
-        """The labels; None where there are none.
+def _labels(path: Path, count: int) -> NDArray[np.int64] | None:
+    """The labels of a file's samples; None where there are none.
 
-        Raises:
-            UsageError: if they are no labels of these samples.
-        """
-        with _readable(self.location), zipfile.ZipFile(self._path) as archive:
-            if f"{LABELS}.npy" not in archive.namelist():
-                return None
-        with self._opened(LABELS) as (file, shape, kind):
-            if shape != (self._count,) or kind.kind not in "iu":
-                raise UsageError(
-                    f"{self.location}: {LABELS} holds {kind} of shape {list(shape)}; labels are whole "
-                    f"numbers of shape ({self._count},)"
-                )
-            labels = np.frombuffer(file.read(self._count * kind.itemsize), kind)
-        if len(labels) != self._count or labels.min() < 0:
-            raise UsageError(f"{self.location}: {LABELS} does not hold a label of every sample")
-        return labels.astype(np.int64)
-
-    @contextlib.contextmanager
-    def _opened(self, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
-        """An array of the file from its first value on, its shape and its type."""
-        with _readable(self.location), zipfile.ZipFile(self._path) as archive:
-            if f"{name}.npy" not in archive.namelist():
-                raise UsageError(
-                    f"{self.location} has no {name}: samples lie in {IMAGES}, as ADM's evaluation reads "
-                    "them"
-                )
-            with archive.open(f"{name}.npy") as file:
-                read = {1: read_array_header_1_0, 2: read_array_header_2_0}.get(read_magic(file)[0])
-                if read is None:
-                    raise ValueError("its arrays are of an unknown version")
-                shape, by_columns, kind = read(file)
-                if by_columns or kind.hasobject:
-                    raise ValueError(f"{name} is not stored row by row, as plain numbers")
-                yield file, shape, kind
+    Raises:
+        UsageError: if they are no labels of so many samples.
+    """
+    with _readable(path), zipfile.ZipFile(path) as archive:
+        if f"{LABELS}.npy" not in archive.namelist():
+            return None
+    with _array(path, LABELS) as (file, shape, kind):
+        if shape != (count,) or kind.kind not in "iu":
+            raise UsageError(
+                f"{printable(str(path))}: {LABELS} holds {kind} of shape {list(shape)}; labels are whole "
+                f"numbers of shape ({count},)"
+            )
+        labels = _values(file, count, kind).astype(np.int64)
+    if labels.min() < 0:
+        raise UsageError(
+            f"{printable(str(path))}: {LABELS} holds {labels.min()}, which is no label"
+        )
+    return labels
 
 
 @contextlib.contextmanager
-def _readable(name: str) -> Iterator[None]:
+def _array(path: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
+    """An array of a file from its first value on, its shape and its type.
+
+    Raises:
+        DataError: if it cannot be read.
+        UsageError: if there is none of that name.
+    """
+    with _readable(path), zipfile.ZipFile(path) as archive:
+        if f"{name}.npy" not in archive.namelist():
+            raise UsageError(
+                f"{printable(str(path))} has no {name}: samples lie in {IMAGES}, as ADM's evaluation "
+                "reads them"
+            )
+        with archive.open(f"{name}.npy") as file:
+            read = {1: read_array_header_1_0, 2: read_array_header_2_0}.get(read_magic(file)[0])
+            if read is None:
+                raise ValueError("its arrays are of an unknown version")
+            shape, by_columns, kind = read(file)
+            if by_columns or kind.hasobject:
+                raise ValueError(f"{name} is not stored row by row, as plain numbers")
+            yield file, shape, kind
+
+
+def _values(file: IO[bytes], count: int, kind: np.dtype[Any]) -> NDArray[Any]:
+    """The next values of an array."""
+    content = file.read(count * kind.itemsize)
+    if len(content) < count * kind.itemsize:
+        raise ValueError("it ends before its last sample")
+    return np.frombuffer(content, kind)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
     """Say which file it is that cannot be read."""
     try:
         yield
-    except UsageError:
+    except RpiaeError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
+        name = printable(str(path))
         raise DataError(f"{name} cannot be read as samples: {printable(str(reason))}") from None
+
+
+def _images(pixels: NDArray[np.uint8]) -> Tensor:
+    """Pixels (n, h, w, 3) as images (n, 3, h, w) in [0, 1]."""
+    return as_floats(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous())
 
 
 class SampleFolder(SampleSet):
@@ -293,6 +316,5 @@ class SampleFolder(SampleSet):
                         f"and the first sample {side}×{side}: nothing is resized"
                     )
                 pixels[row] = found
-            images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
             labels = self._labels[list(batch)] if self.labelled else np.full(len(batch), -1)
-            yield Loaded(list(batch), as_floats(images), torch.from_numpy(labels).long())
+            yield Loaded(list(batch), _images(pixels), torch.from_numpy(labels).long())
