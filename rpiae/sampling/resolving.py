@@ -97,16 +97,16 @@ def load_guide(model: LatentGenerator, folder: Folder) -> LatentGenerator:
     ours, theirs = model.facts, guide.facts
     for what, same in (
         ("tokenizer", ours.tokenizer_sha256 == theirs.tokenizer_sha256),
-        ("size of latents", ours.shape == theirs.shape),
+        ("latents' size", ours.shape == theirs.shape),
         (
             "classes",
             (model.num_classes, ours.label_names) == (guide.num_classes, theirs.label_names),
         ),
-        ("normalisation of latents", _same_norms(model, guide)),
+        ("normalisation", _same_norms(model, guide)),
     ):
         if not same:
             raise UsageError(
-                f"the guide {Path(folder)} has another {what} than the generator: a guide is a weaker "
+                f"the guide {Path(folder)} differs from the generator in its {what}: a guide is a weaker "
                 "run on the same latents"
             )
     return guide
