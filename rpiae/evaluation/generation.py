@@ -51,14 +51,17 @@ class Sets:
     @property
     def label_names(self) -> tuple[str, ...]:
         """Name of every label of all of them, by its number; empty where unknown."""
-        several = (self.samples, self.real, self.training)
-        return next((each.label_names for each in several if each and each.label_names), ())
+        return next((each.label_names for each in self._there if each.label_names), ())
 
     @property
     def notices(self) -> list[str]:
         """What is to be said of them."""
+        return [text for images in self._there for text in images.notices]
+
+    @property
+    def _there(self) -> list[ImageSet]:
         several = (self.samples, self.real, self.training)
-        return [text for images in several if images for text in images.notices]
+        return [images for images in several if images is not None]
 
 
 def evaluate_generation(
