@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -38,7 +39,9 @@ def inception_score(logits: Float[Tensor, "n c"], splits: int = SPLITS) -> tuple
             f"the Inception Score is a mean over {splits} parts, and there are {len(logits)} samples"
         )
     scores = []
-    for part in logits.double().tensor_split(splits):
+    bounds = [part * len(logits) // splits for part in range(splits + 1)]
+    for start, end in itertools.pairwise(bounds):
+        part = logits[start:end].double()
         found = part.log_softmax(dim=1)
         mean = found.logsumexp(dim=0) - torch.tensor(len(part)).double().log()
         scores.append((found.exp() * (found - mean)).sum(dim=1).mean().exp())
