@@ -95,6 +95,13 @@ class EveryImage(TorchDataset[CentreCrop]):
         """What the source calls an image."""
         return self._reader.source.name(index)
 
+    def num_classes(self) -> int:
+        """Classes of its labels: as many as are named, else up to the highest one; 0 without labels."""
+        if self._labels is None:
+            return 0
+        numbers = (self._labels.label(index) for index in range(len(self)))
+        return len(self.label_names) or 1 + max(-1 if n is None else n for n in numbers)
+
     def __getitem__(self, index: int) -> CentreCrop:
         name, side = self.name(index), self.image_size
         try:

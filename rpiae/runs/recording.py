@@ -13,9 +13,9 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import attrs
 
-from rpiae.core.config.recipe import RunConfig
 from rpiae.core.config.tree import unparse
 from rpiae.core.errors import MissingExtraError
+from rpiae.core.model.stages import AnyRun
 from rpiae.core.runtime.files import open_regular, plain_name, whole
 from rpiae.core.runtime.names import printable
 from rpiae.core.training import events
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 EVENTS_FILE = "events.jsonl"
+
+#: Held-out metrics that curves show, with what they are called there; a task has one of them.
+CURVES: Mapping[str, str] = {"psnr": "held-out PSNR (dB)", "flow": "held-out loss of the flow"}
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ class Output(Protocol):
 
 
 def recorded(
-    run: Iterator[events.Event], config: RunConfig, *, resume: bool
+    run: Iterator[events.Event], config: AnyRun, *, resume: bool
 ) -> Iterator[events.Event]:
     """The events of a run, each written to the run's folder before it is passed on.
 
@@ -100,7 +103,7 @@ class Recorder:
     def draw_curves(self) -> None:
         """Draw ``curves.png`` from everything written so far, earlier sessions included."""
         losses: dict[str, list[tuple[int, float]]] = defaultdict(list)
-        metrics: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        metrics: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
         boundaries: dict[str, int] = {}
         offset = 0
         try:
@@ -112,10 +115,15 @@ class Recorder:
                         losses[name].append((boundaries[row["stage"]] + row["step"], value))
                 elif row["event"] == "Evaluated":
                     step = boundaries[row["stage"]] + row["step"]
-                    metrics[row["stage"]].append((step, row["metrics"]["psnr"]))
+                    for name in CURVES:
+                        if name in row["metrics"]:
+                            metrics[name, row["stage"]].append((step, row["metrics"][name]))
                 elif row["event"] == "StageEnded" and row["stage"] in boundaries:
                     offset = boundaries[row["stage"]] + row["steps"]
-            draw_curves(self._curves, losses, metrics, boundaries)
+            draw_curves(
+                self._curves, losses, {stage: m for (_, stage), m in metrics.items()}, boundaries,
+                what=next((CURVES[name] for name, _ in metrics), ""),
+            )  # fmt: skip
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             logger.warning("the curves cannot be drawn: %s", error)
 
@@ -284,7 +292,7 @@ class WandbSink:
         MissingExtraError: if wandb is not installed.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: AnyRun) -> None:
         try:
             import wandb
         except ImportError:

@@ -216,10 +216,7 @@ def _trained(
     config = resolved.config
     folder = Path(config.out)
     started = time.perf_counter()
-    processes = f" in {runtime.num_processes} processes" if runtime.num_processes > 1 else ""
-    yield events.Notice(
-        text=f"{runtime.precision} on {runtime.device}{processes}: {runtime.reason}"
-    )
+    yield events.Notice(text=runtime.in_words)
     inputs = TrainerInputs(
         task=_task(config, model, held_out, runtime),
         recipe=config.recipe, data=data, runtime=runtime, folder=folder, seed=config.seed,

@@ -7,7 +7,11 @@ from typing import Protocol
 
 from attrs import evolve
 
+from rpiae.core.config.generation import GeneratorRunConfig
 from rpiae.core.config.recipe import AdversarialConfig, RunConfig, StageConfig, TermConfig
+
+#: A run of any task that ships.
+AnyRun = RunConfig | GeneratorRunConfig
 
 
 class StageRules(Protocol):
@@ -16,12 +20,12 @@ class StageRules(Protocol):
     def problems(self, stage: StageConfig) -> Iterator[str]:
         """Names in a stage that the task does not know, each with its path in the stage."""
 
-    def offers(self, stage: StageConfig, config: RunConfig) -> tuple[frozenset[str], str]:
+    def offers(self, stage: StageConfig, config: AnyRun) -> tuple[frozenset[str], str]:
         """What a stage has for its terms, names out of ``NEEDS``, and what decides that, in words."""
 
 
 def checked_stages(
-    config: RunConfig,
+    config: AnyRun,
 ) -> tuple[tuple[StageConfig, ...], list[str], list[str]]:
     """The stages of a run without optional terms that lack what they need; notices; problems."""
     rules: StageRules = config.recipe.build()
@@ -29,6 +33,12 @@ def checked_stages(
     notices: list[str] = []
     problems: list[str] = []
     names = [stage.name for stage in config.recipe.stages]
+    trains = "tokenizer" if isinstance(config, RunConfig) else "generator"
+    if config.recipe.trains not in ("", trains):
+        problems.append(
+            f"recipe: {config.recipe.label!r} trains a {config.recipe.trains}, and this run is of a "
+            f"{trains}: take another (rpiae list recipes)"
+        )
     if not names:
         problems.append("recipe.stages: a recipe needs at least one stage")
     for name in sorted({n for n in names if names.count(n) > 1}):

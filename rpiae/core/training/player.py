@@ -28,11 +28,13 @@ class MicroBatch(NamedTuple):
         inputs: (b, …), on the run's device.
         draws: of these samples.
         share: of them in the step's samples, times the number of processes.
+        labels: (b,), −1 where there is none; None where none is known.
     """
 
     inputs: Tensor
     draws: StepRandomness
     share: float
+    labels: Tensor | None = None
 
 
 #: Name of the player that a task's own module is.

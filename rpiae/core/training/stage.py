@@ -20,7 +20,7 @@ from rpiae.core.config.recipe import (
 )
 from rpiae.core.errors import CheckpointError, DataError, TrainingError, UsageError
 from rpiae.core.model.blocks import recomputing
-from rpiae.core.model.contracts import Batch, Dataset, StageSteps
+from rpiae.core.model.contracts import Batch, BatchSource, StageSteps
 from rpiae.core.runtime.draws import StepRandomness
 from rpiae.core.runtime.files import plain_name
 from rpiae.core.runtime.processes import Runtime
@@ -57,7 +57,7 @@ class TrainerInputs:
 
     task: Task
     recipe: RecipeConfig
-    data: Dataset
+    data: BatchSource
     runtime: Runtime
     folder: Path
     seed: int
@@ -224,7 +224,7 @@ class StageAtWork:
         """The batch as it is accumulated."""
         for piece in batch.split(self.inputs.recipe.accumulate):
             draws = StepRandomness(self.inputs.seed, self.config.name, self.step, piece.samples)
-            yield MicroBatch(inputs=piece.inputs, draws=draws, share=piece.share)
+            yield MicroBatch(piece.inputs, draws, piece.share, piece.labels)
 
     def _check_finite(self, problems: Sequence[str]) -> None:
         if problems:

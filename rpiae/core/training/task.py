@@ -20,7 +20,7 @@ from rpiae.core.config.recipe import (
     StageLength,
     stage_length,
 )
-from rpiae.core.model.contracts import Dataset
+from rpiae.core.model.contracts import BatchSource
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training import events
 from rpiae.core.training.balance import Balance, Entry, Layer, Meetings, Pass
@@ -137,7 +137,7 @@ class Task:
         )
 
     def before(
-        self, stage: StageConfig | None, *, data: Dataset, runtime: Runtime, seed: int
+        self, stage: StageConfig | None, *, data: BatchSource, runtime: Runtime, seed: int
     ) -> Iterator[events.Notice]:
         """Do what has to be done before a stage, such as an analytic fit; None: after the last."""
         yield from ()
