@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         DecoderConfig,
         EncoderConfig,
         EncoderDescription,
+        GeneratorConfig,
         LossConfig,
     )
     from rpiae.core.config.recipe import RecipeConfig, RunConfig
@@ -37,9 +38,11 @@ if TYPE_CHECKING:
     from rpiae.decoders import DECODERS
     from rpiae.encoders import ENCODERS
     from rpiae.evaluation import METRICS
+    from rpiae.generators import GENERATORS
     from rpiae.losses import CRITICS, LOSSES
     from rpiae.recipes import RECIPES
     from rpiae.runs import resume, run
+    from rpiae.sampling import load_generator
 
 _WHERE = {
     "BRIDGES": "rpiae.bridges",
@@ -53,6 +56,8 @@ _WHERE = {
     "EncoderConfig": "rpiae.core.config.parts",
     "EncoderDescription": "rpiae.core.config.parts",
     "Entry": "rpiae.core.registry.registry",
+    "GENERATORS": "rpiae.generators",
+    "GeneratorConfig": "rpiae.core.config.parts",
     "LOSSES": "rpiae.losses",
     "LossConfig": "rpiae.core.config.parts",
     "METRICS": "rpiae.evaluation",
@@ -64,6 +69,7 @@ _WHERE = {
     "RpiaeError": "rpiae.core.errors",
     "RunConfig": "rpiae.core.config.recipe",
     "build": "rpiae.core.model.build",
+    "load_generator": "rpiae.sampling",
     "resume": "rpiae.runs",
     "run": "rpiae.runs",
 }
@@ -74,6 +80,7 @@ __all__ = [
     "DATASETS",
     "DECODERS",
     "ENCODERS",
+    "GENERATORS",
     "LOSSES",
     "METRICS",
     "RECIPES",
@@ -83,6 +90,7 @@ __all__ = [
     "EncoderConfig",
     "EncoderDescription",
     "Entry",
+    "GeneratorConfig",
     "LossConfig",
     "Manifest",
     "Preset",
@@ -92,6 +100,7 @@ __all__ = [
     "RunConfig",
     "build",
     "load",
+    "load_generator",
     "resume",
     "run",
     "save",

@@ -197,6 +197,11 @@ class _View:
             mark = ", the best so far" if event.best else ""
             held_out = self._telling.metrics(event.metrics)
             self._say(f"{event.stage} {event.step}: held-out {held_out}{mark}")
+        elif isinstance(event, events.TakenBack):
+            self._say(
+                f"{event.stage} {event.step}: {event.reason}; taken back to step {event.to}, and on from "
+                "there with other draws"
+            )
         elif isinstance(event, events.ImagesSkipped):
             self._say(f"{event.total} {self._seen} skipped so far: {'; '.join(event.images)}")
         elif isinstance(event, events.Notice):

@@ -29,6 +29,7 @@ examples:
   rpiae encode runs/a folder:photos --out latents --flip --dtype bf16
   rpiae decode latents --out pictures --limit 64
   rpiae stats runs/a folder:photos
+  rpiae sample runs/g --classes 0-9 --guidance 1.5 --out samples.png
   rpiae eval runs/a --data folder:photos --metrics psnr,ssim,rfd:tiny
   rpiae ablate --vary bridge=vb8,vb16 --seeds 2 --out studies/x && rpiae report studies/x"""
 
@@ -76,6 +77,7 @@ VERBS: Mapping[str, Verb] = {
     "encode": Verb("encode", "a whole dataset's latents, for a diffusion model"),
     "decode": Verb("decode", "latents to PNG files"),
     "stats": Verb("stats", "measure and store latent_norm: mean and std of the latents"),
+    "sample": Verb("sample", "images, or latents, from a trained generator"),
     "eval": Verb("eval", "measure a tokenizer: reconstruction, semantics, latents"),
     "probe": Verb("probe", "linear probe and k-NN of any encoder, pivot or fine-tuned"),
 }

@@ -156,7 +156,9 @@ class EventLog:
     def write(self, event: events.Event) -> None:
         """Write one event; what a run that goes on tells again is there already."""
         if isinstance(event, events.StageStarted) and self._resume:
-            self._go_on(event)
+            self._go_on(event.stage, event.step)
+        elif isinstance(event, events.TakenBack):
+            self._go_on(event.stage, event.to)
         elif isinstance(event, (events.StageEnded, events.StageSkipped)):
             self._done.add(event.stage)
         once = _told_once(type(event).__name__, getattr(event, "stage", ""))
@@ -193,16 +195,16 @@ class EventLog:
             self._file = self._path.open(mode, encoding="utf-8", buffering=1)
         return self._file
 
-    def _go_on(self, event: events.StageStarted) -> None:
-        """Drop the lines of all that is done once more."""
+    def _go_on(self, beginning: str, step: int) -> None:
+        """Drop the lines of all that is done once more, from a step of a stage on."""
         self._opened().close()
         self._resume = False
 
         def comes_before(row: Mapping[str, Any]) -> bool:
-            stage = row.get("stage", event.stage)
-            if stage != event.stage:
+            stage = row.get("stage", beginning)
+            if stage != beginning:
                 return stage in self._done
-            return row["event"] != "StageEnded" and not _later(row.get("step"), event.step)
+            return row["event"] != "StageEnded" and not _later(row.get("step"), step)
 
         self._keep(comes_before)
         self._file = self._path.open("a", encoding="utf-8", buffering=1)
@@ -265,11 +267,12 @@ class TensorBoardSink:
 
     def write(self, event: events.Event) -> None:
         """Scalars of a stage's step, as ``stage/name``; of steps taken once more the last ones count."""
-        if isinstance(event, events.StageStarted):
+        begins = {events.StageStarted: "step", events.TakenBack: "to"}.get(type(event))
+        if begins is not None:
+            step: int = getattr(event, begins)
+            stage: str = event.stage  # type: ignore[attr-defined]  # both have one
             self.close()
-            self._writer = self._make(
-                str(self._folder / plain_name(event.stage)), purge_step=event.step + 1
-            )
+            self._writer = self._make(str(self._folder / plain_name(stage)), purge_step=step + 1)
         scalars = _scalars(event)
         if scalars is None or self._writer is None:
             return

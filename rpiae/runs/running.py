@@ -24,7 +24,7 @@ from rpiae.core.runtime.memory import check_memory
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training import events
 from rpiae.core.training.checkpoint import checkpoint_path, progress
-from rpiae.core.training.stage import TrainerInputs
+from rpiae.core.training.task import TrainerInputs
 from rpiae.core.training.trainer import train
 from rpiae.data.building import built_dataset
 from rpiae.data.fingerprint import data_fingerprint

@@ -29,8 +29,7 @@ from rpiae.core.training.balance import Balance
 from rpiae.core.training.freeze import apply_stage, set_modes
 from rpiae.core.training.objective import Objective
 from rpiae.core.training.player import MicroBatch
-from rpiae.core.training.stage import TrainerInputs
-from rpiae.core.training.task import Trainee
+from rpiae.core.training.task import Trainee, TrainerInputs
 from rpiae.core.training.trainer import train
 from rpiae.data.synthetic import SyntheticClips, SyntheticImages
 from rpiae.tasks.tokenizer.replica import PivotReplica

@@ -151,6 +151,8 @@ class StageConfig:
         without_init: whether the stage is left out of a run that starts from a trained tokenizer.
         optimiser: AdamW and its schedule.
         ema: decay of the weights' moving average.
+        more_ema: decays of further averages, which are saved at the stage's end beside the run's result,
+            under ``averages/``.
         ema_warmup: whether the decay is lower in the stage's first steps, so that a short stage does
             not ship its initialisation; see ``schedules.ema_decay``.
         start_from: what the stage takes over from the previous one.
@@ -171,6 +173,9 @@ class StageConfig:
     without_init: bool = without_effect(False, "the stages that are left count")
     optimiser: OptimiserConfig = field(factory=OptimiserConfig)
     ema: float = within(0, 1, default=0.9978)
+    more_ema: tuple[float, ...] = without_effect(
+        within(0, 1, default=()), "they are kept beside the stage, which does not look at them"
+    )
     ema_warmup: bool = True
     start_from: Literal["weights", "ema"] = "weights"
     best: str = without_effect("", "what is kept beside a run changes nothing in it")
@@ -198,6 +203,10 @@ class RecipeConfig(PartConfig):
         read_every: steps between two looks at losses and norms, for logs and alarms; 0 looks at every
             one on a CPU, where that costs nothing, and at every 20th where a device has to be waited for.
         keep_checkpoints: how many of the latest checkpoints are kept.
+        spike_guard: how many times the usual loss (the median of the last hundred that were read) a
+            step's loss may be. Above that, or where anything is not finite, a stage goes back to its
+            newest checkpoint, once, and on from there with other draws; where it is not given, what is
+            not finite ends the run, and nothing else does.
         default_data: dataset used where none is named; empty if one must be named.
         default_resize: short side of every training image over the side of the crops, where
             ``data.resize`` is not given (the paper: 1.5, 384 pixels for crops of 256); 0 leaves it to
@@ -223,6 +232,7 @@ class RecipeConfig(PartConfig):
     checkpoint_every: int = without_effect(at_least(0, default=1000), "resuming is exact")
     read_every: int = without_effect(at_least(0, default=0), "it draws nothing and changes nothing")
     keep_checkpoints: int = without_effect(at_least(1, default=2), "resuming is exact")
+    spike_guard: float | None = at_least(1, default=None)
     default_data: str = without_effect("", "the dataset itself counts")
     default_resize: float = without_effect(at_least(0, default=0.0), "the dataset's resize counts")
     default_positions: Literal["", "fixed", "trained"] = without_effect("", "the decoder's count")

@@ -118,7 +118,9 @@ def load_generator_model(folder: str | os.PathLike[str]) -> LatentGenerator:
             part, flow=flow, facts=facts, mean=state.get("latent_mean"), std=state.get("latent_std")
         )
     load_state(model, state, source=source)
-    if norms and not (state["latent_mean"].isfinite().all() and (state["latent_std"] > 0).all()):
+    if norms is not None and not (
+        state["latent_mean"].isfinite().all() and (state["latent_std"] > 0).all()
+    ):
         raise CheckpointError(f"{source}: latents cannot be normalised by these statistics")
     return model.requires_grad_(False).eval()
 

@@ -149,8 +149,14 @@ def _outside(stage: StageConfig, path: str) -> list[str]:
     """Values of a stage that are out of range, or given twice."""
     problems = []
     optimiser = stage.optimiser
-    if not 0 <= stage.ema < 1:
-        problems.append(f"{path}.ema: must be at least 0 and below 1, got {stage.ema}")
+    for name, decays in (("ema", (stage.ema,)), ("more_ema", stage.more_ema)):
+        problems += [
+            f"{path}.{name}: must be at least 0 and below 1, got {decay}"
+            for decay in decays
+            if not 0 <= decay < 1
+        ]
+    if len(set(stage.more_ema)) < len(stage.more_ema):
+        problems.append(f"{path}.more_ema: a decay is given twice")
     if not all(0 <= beta < 1 for beta in optimiser.betas):
         given = list(optimiser.betas)
         problems.append(f"{path}.optimiser.betas: must be at least 0 and below 1, got {given}")

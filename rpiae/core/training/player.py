@@ -92,6 +92,7 @@ class Player:
         start: first step of the stage in which it learns; its schedule counts from there.
         balance: weighs its terms.
         ema: average of its parameters, where one is kept.
+        more: further averages, by their decay.
         modes: sets train and eval modes before it learns.
         inputs: what its module is called with.
         weighed: its terms that have an adaptive weight in a step, by label.
@@ -105,6 +106,7 @@ class Player:
     start: int = 0
     balance: Balance = field(factory=Balance)
     ema: Ema | None = None
+    more: Mapping[str, Ema] = field(factory=dict)
     modes: Callable[[], object]
     inputs: Inputs = of_the_batch
     weighed: Callable[[int], Mapping[str, AdaptiveConfig]] = lambda _: {}
@@ -167,8 +169,9 @@ class Player:
         check(learned)
         self._clip(learned.gradient_norms)
         self._stepping.step()
-        if self.ema is not None:
-            self.ema.update()
+        for average in (self.ema, *self.more.values()):
+            if average is not None:
+                average.update()
         return learned
 
     def _gradients(
@@ -243,18 +246,29 @@ class Player:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimiser and ratios, for a checkpoint; what is trained is saved by whoever has it."""
-        return {"optimiser": self.optimiser.state_dict(), "balance": self.balance.state_dict()}
+        """Optimiser, ratios and further averages, for a checkpoint; what is trained is saved by whoever
+        has it."""
+        return {
+            "optimiser": self.optimiser.state_dict(),
+            "balance": self.balance.state_dict(),
+            "more": {decay: average.state_dict() for decay, average in self.more.items()},
+        }
 
     def whole(self) -> dict[str, Any]:
         """The same with the module's weights, for a player that the task's own state does not hold."""
         return {"weights": self.module.state_dict(), **self.state_dict()}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Go on with the moments of a saved state, and with the settings that there are now."""
+        """Go on with the moments of a saved state, and with the settings that there are now; averages
+        that it does not have begin with the weights as they are."""
         own = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": saved["optimiser"]["state"], "param_groups": own})
         self.balance.load_state_dict(saved["balance"])
+        for decay, average in self.more.items():
+            if decay in saved["more"]:
+                average.load_state_dict(saved["more"][decay])
+            else:
+                average.begin()
 
 
 def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], share: float) -> None:

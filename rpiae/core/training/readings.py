@@ -74,6 +74,11 @@ class Readings:
             finite = torch.stack(numbers).isfinite().all()
             self._finite = finite if self._finite is None else self._finite & finite
 
+    def forget(self) -> None:
+        """Leave out the steps since the last reading."""
+        self._learned = {}
+        self._count, self._seconds, self._waited, self._finite = 0, 0.0, 0.0, None
+
     @property
     def seconds(self) -> float:
         """Spent since the last reading."""
@@ -137,7 +142,7 @@ class Readings:
                 "memory": self._runtime.memory(),
             },
         )  # fmt: skip
-        self._count, self._seconds, self._waited, self._finite = 0, 0.0, 0.0, None
+        self.forget()
         return window, problems
 
 

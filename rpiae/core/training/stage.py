@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import asdict, define, field, frozen
+from attrs import asdict, define, field
 
 from rpiae.core.config.recipe import (
-    RecipeConfig,
     StageConfig,
     StageLength,
     batch_size,
@@ -20,47 +18,28 @@ from rpiae.core.config.recipe import (
 )
 from rpiae.core.errors import CheckpointError, DataError, TrainingError, UsageError
 from rpiae.core.model.blocks import recomputing
-from rpiae.core.model.contracts import Batch, BatchSource, StageSteps
-from rpiae.core.runtime.draws import StepRandomness
-from rpiae.core.runtime.files import plain_name
-from rpiae.core.runtime.processes import Runtime
+from rpiae.core.model.contracts import Batch, StageSteps
+from rpiae.core.runtime.draws import StepRandomness, key
 from rpiae.core.runtime.signals import StopSignal
 from rpiae.core.training import events
+from rpiae.core.training.beside import averages_folder, best_folder
 from rpiae.core.training.checkpoint import (
     SavedState,
     checkpoint_path,
     digest,
     list_checkpoints,
+    load_checkpoint,
     save_checkpoint,
 )
 from rpiae.core.training.ema import Ema
+from rpiae.core.training.evaluations import Evaluations
 from rpiae.core.training.feed import Feed
 from rpiae.core.training.freeze import FreezeReport, wants_averages
+from rpiae.core.training.guard import SpikeError, SpikeGuard
 from rpiae.core.training.player import Learned, MicroBatch, Player
 from rpiae.core.training.readings import Readings
-from rpiae.core.training.task import Opening, Task
+from rpiae.core.training.task import Opening, TrainerInputs
 from rpiae.core.training.watch import Watch
-
-
-@frozen(kw_only=True)
-class TrainerInputs:
-    """Everything a training run is a function of.
-
-    Attributes:
-        task: what is trained, in place; its weights start as the run's initialisation.
-        recipe: what to do.
-        data: samples.
-        runtime: device, precision, processes.
-        folder: the run's folder.
-        seed: of every random draw.
-    """
-
-    task: Task
-    recipe: RecipeConfig
-    data: BatchSource
-    runtime: Runtime
-    folder: Path
-    seed: int
 
 
 @define(kw_only=True)
@@ -78,12 +57,17 @@ class StageAtWork:
     watch: Watch
     history: dict[str, dict[str, Any]]
     readings: Readings
+    guard: SpikeGuard
     step: int = 0
     seconds: float = 0.0
     skipped: int = 0
-    best: float = -math.inf
-    metrics: Mapping[str, float] = field(factory=dict)
-    evaluated_at: int = -1
+    evaluations: Evaluations = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.evaluations = Evaluations(
+            task=self.inputs.task, runtime=self.inputs.runtime, config=self.config, ema=self.ema,
+            folder=best_folder(self.inputs.folder, self.config.name),
+        )  # fmt: skip
 
     @classmethod
     def open(
@@ -117,6 +101,7 @@ class StageAtWork:
             report=report, history=history, players=players, ema=ema,
             readings=Readings(runtime, config.name, length.steps, size),
             watch=Watch(steps=length.steps, alarms=objective.alarms),
+            guard=SpikeGuard(factor=recipe.spike_guard),
         )  # fmt: skip
         if saved is not None:
             stage._restore(saved.state)
@@ -132,11 +117,19 @@ class StageAtWork:
             self._clear()
 
     def _steps(self, stop: StopSignal) -> Generator[events.Event, None, bool]:
-        recipe, runtime = self.inputs.recipe, self.inputs.runtime
         yield events.StageStarted(
             stage=self.config.name, index=self.index, steps=self.length.steps, step=self.step,
             batch_size=self.batch_size, report=self.report,
         )  # fmt: skip
+        while True:
+            try:
+                return (yield from self._on(stop))
+            except SpikeError as error:
+                yield self._taken_back(error)
+
+    def _on(self, stop: StopSignal) -> Generator[events.Event, None, bool]:
+        """Steps from here on; whether the stage came to its end."""
+        recipe, runtime = self.inputs.recipe, self.inputs.runtime
         stopped = False
         every = recipe.read_every or runtime.read_every
         for batch, waited in self._batches(stop):
@@ -218,15 +211,51 @@ class StageAtWork:
         self._check_finite(problems)
         self.seconds += done.seconds
         remaining = self.seconds / self.step * (self.length.steps - self.step)
-        return done.event(remaining_seconds=remaining)
+        event = done.event(remaining_seconds=remaining)
+        leaps = self.guard.problems(event.total)
+        if leaps and self.guard.helps:
+            raise SpikeError(", ".join(leaps))
+        return event
+
+    def _taken_back(self, error: SpikeError) -> events.TakenBack:
+        """Go back to the stage's newest checkpoint, and have it go on with other draws.
+
+        Raises:
+            TrainingError: if there is none.
+        """
+        at, task = self.step, self.inputs.task
+        self._clear()
+        saved = load_checkpoint(self.inputs.folder / "checkpoints")
+        if saved is None or saved.state["stage"] != self.index or not saved.state["step"]:
+            raise TrainingError(
+                f"stage {self.config.name}, step {at}: {error}. {self._way_on()}"
+            ) from None
+        task.module.load_state_dict(saved.state["model"])
+        for player in self.players[1:]:
+            kept = saved.state["players"][player.name]
+            player.module.load_state_dict(kept["weights"])
+            player.load_state_dict(kept)
+        self._restore(saved.state)
+        self.guard.taken_back()
+        self.readings.forget()
+        self.evaluations.at = -1
+        return events.TakenBack(stage=self.config.name, step=at, to=self.step, reason=str(error))
+
+    @property
+    def _seed(self) -> int:
+        """Of the stage's draws; another one after it was taken back."""
+        seed, retries = self.inputs.seed, self.guard.retries
+        return key(seed, "retry", retries) if retries else seed
 
     def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
         """The batch as it is accumulated."""
         for piece in batch.split(self.inputs.recipe.accumulate):
-            draws = StepRandomness(self.inputs.seed, self.config.name, self.step, piece.samples)
+            draws = StepRandomness(self._seed, self.config.name, self.step, piece.samples)
             yield MicroBatch(piece.inputs, draws, piece.share, piece.labels)
 
     def _check_finite(self, problems: Sequence[str]) -> None:
+        if problems and self.guard.helps:
+            raise SpikeError(f"not finite ({', '.join(problems)})")
         if problems:
             raise TrainingError(
                 f"stage {self.config.name}, step {self.step}: not finite ({', '.join(problems)}). "
@@ -250,7 +279,7 @@ class StageAtWork:
         """
         runtime = self.inputs.runtime
         steps = StageSteps(
-            seed=self.inputs.seed, stage=self.config.name, batch_size=self.batch_size,
+            seed=self._seed, stage=self.config.name, batch_size=self.batch_size,
             start=self.step, steps=self.length.steps,
             rank=runtime.rank, num_processes=runtime.num_processes,
             image_share=self.config.image_share or 0.0,
@@ -275,39 +304,15 @@ class StageAtWork:
         )
 
     def _evaluated(self) -> Iterator[events.Event]:
-        if self.evaluated_at == self.step:
+        if self.evaluations.at == self.step:
             return
         with self.inputs.runtime.with_others(self._way_on):
-            best, problem = self._evaluate()
-        self.evaluated_at = self.step
-        yield events.Evaluated(
-            stage=self.config.name, step=self.step, metrics=self.metrics, best=best
-        )
-        remarks = self.watch.remarks(self.inputs.task.remarks(self.metrics))
+            best, problem = self.evaluations.measure(self.step)
+        metrics = self.evaluations.metrics
+        yield events.Evaluated(stage=self.config.name, step=self.step, metrics=metrics, best=best)
+        remarks = self.watch.remarks(self.inputs.task.remarks(metrics))
         for text in (*remarks, *([problem] if problem else [])):
             yield events.Notice(text=f"stage {self.config.name}, step {self.step}: {text}")
-
-    def _evaluate(self) -> tuple[bool, str]:
-        """Measure the averaged weights and keep the best ones: whether these are, and what kept them
-        from being saved."""
-        task, runtime = self.inputs.task, self.inputs.runtime
-        task.module.eval()
-        with self.ema.swapped_in(), torch.no_grad():
-            self.metrics = task.evaluate(self.config, runtime)
-            score = self._score()
-            if score is None or score <= self.best:
-                return False, ""
-            self.best = score
-            folder = best_folder(self.inputs.folder, self.config.name)
-            return True, runtime.on_main(lambda: _try_to_save(task, folder))
-
-    def _score(self) -> float | None:
-        """How good the weights are, more is better; None where they were not measured for it."""
-        criterion = self.inputs.task.criterion(self.config)
-        value = self.metrics.get(criterion.removeprefix("-"))
-        if value is None or math.isnan(value):
-            return None
-        return -value if criterion.startswith("-") else value
 
     def _saved(self) -> events.Event:
         """A checkpoint on the way: one that cannot be written does not end the run."""
@@ -324,7 +329,7 @@ class StageAtWork:
         ended = events.StageEnded(
             stage=self.config.name, index=self.index, steps=self.step, seconds=self.seconds,
             images_per_second=self.step * self.batch_size / self.seconds if self.seconds else 0.0,
-            trained=self.report.trained, metrics=self.metrics,
+            trained=self.report.trained, metrics=self.evaluations.metrics,
             digests={
                 "weights": digest(task.module.state_dict()),
                 "ema": digest(self.ema.state_dict()),
@@ -334,11 +339,19 @@ class StageAtWork:
         )  # fmt: skip
         self.history[self.config.name] = asdict(ended)
         self.inputs.runtime.release()
+        self.inputs.runtime.on_main(self._save_averages)
         self._write(ended=True)
         if wants_averages(task.roles, self.inputs.recipe.stages[self.index + 1 :]):
             self.ema.swap()
         task.module.requires_grad_(False)
         return ended
+
+    def _save_averages(self) -> None:
+        """Save the further averages, each as the task would be with them."""
+        for decay, average in self.players[0].more.items():
+            folder = averages_folder(self.inputs.folder, self.config.name, decay)
+            with average.swapped_in(), torch.no_grad():
+                self.inputs.task.save(folder)
 
     def _clear(self) -> None:
         """Leave no gradients to whoever comes next."""
@@ -366,7 +379,8 @@ class StageAtWork:
                 "players": {player.name: player.whole() for player in self.players[1:]},
                 "seconds": self.seconds + self.readings.seconds,
                 "skipped": self.skipped,
-                "best": self.best,
+                "best": self.evaluations.best,
+                "retries": self.guard.retries,
             }
         save_checkpoint(path, state, keep=self.inputs.recipe.keep_checkpoints)
         return path
@@ -376,23 +390,10 @@ class StageAtWork:
         self.step = saved["step"]
         self.seconds = saved["seconds"]
         self.skipped = saved["skipped"]
-        self.best = saved["best"]
+        self.evaluations.best = saved["best"]
+        self.guard.retries = saved["retries"]
         self.ema.load_state_dict(saved["ema"])
         self.players[0].load_state_dict(saved)
-
-
-def best_folder(run: Path, stage: str) -> Path:
-    """Where the best evaluated weights of a stage are, in a run's folder."""
-    return run / "best" / plain_name(stage)
-
-
-def _try_to_save(task: Task, folder: Path) -> str:
-    """Save what is trained; what kept it from being saved."""
-    try:
-        task.save(folder)
-    except CheckpointError as error:
-        return f"the best weights so far are not saved: {error}"
-    return ""
 
 
 def _due(step: int, every: int) -> bool:

@@ -132,6 +132,10 @@ class Task:
             length=opening.length,
             balance=Balance(self.layers(), reduce=opening.runtime.reduce),
             ema=Ema(trained.items(), decay=stage.ema, warmup=stage.ema_warmup),
+            more={
+                f"{decay:g}": Ema(trained.items(), decay=decay, warmup=stage.ema_warmup)
+                for decay in stage.more_ema
+            },
             modes=lambda: set_modes(self.roles, opening.report),
             weighed=objective.weighed,
         )
@@ -162,6 +166,27 @@ class Task:
         Raises:
             CheckpointError: if it cannot be written.
         """
+
+
+@frozen(kw_only=True)
+class TrainerInputs:
+    """Everything a training run is a function of.
+
+    Attributes:
+        task: what is trained, in place; its weights start as the run's initialisation.
+        recipe: what to do.
+        data: samples.
+        runtime: device, precision, processes.
+        folder: the run's folder.
+        seed: of every random draw.
+    """
+
+    task: Task
+    recipe: RecipeConfig
+    data: BatchSource
+    runtime: Runtime
+    folder: Path
+    seed: int
 
 
 class Trainee(nn.Module):

@@ -25,7 +25,7 @@ from rpiae.core.runtime.memory import check_memory
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training import events
 from rpiae.core.training.checkpoint import progress
-from rpiae.core.training.stage import TrainerInputs
+from rpiae.core.training.task import TrainerInputs
 from rpiae.core.training.trainer import train
 from rpiae.runs.changes import Change, allowed_changes
 from rpiae.runs.folder import CONFIG_FILE, SUMMARY_FILE, Claim, free_folder
