@@ -74,6 +74,7 @@ VERBS: Mapping[str, Verb] = {
     "doctor": Verb("doctor", "what this machine has, and what would be used"),
     "fetch": Verb("fetch", "download what parts or a whole run load into the local cache"),
     "reconstruct": Verb("reconstruct", "a photograph through a tokenizer and back"),
+    "diffuse": Verb("diffuse", "train a generator on latents, or all there is to one from nothing"),
     "encode": Verb("encode", "a whole dataset's latents, for a diffusion model"),
     "decode": Verb("decode", "latents to PNG files"),
     "stats": Verb("stats", "measure and store latent_norm: mean and std of the latents"),
