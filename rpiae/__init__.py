@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from rpiae.losses import CRITICS, LOSSES
     from rpiae.recipes import RECIPES
     from rpiae.runs import resume, run
+    from rpiae.runs.generating import resume_generator, run_generator
     from rpiae.sampling import load_generator
 
 _WHERE = {
@@ -71,7 +72,9 @@ _WHERE = {
     "build": "rpiae.core.model.build",
     "load_generator": "rpiae.sampling",
     "resume": "rpiae.runs",
+    "resume_generator": "rpiae.runs.generating",
     "run": "rpiae.runs",
+    "run_generator": "rpiae.runs.generating",
 }
 
 __all__ = [
@@ -102,7 +105,9 @@ __all__ = [
     "load",
     "load_generator",
     "resume",
+    "resume_generator",
     "run",
+    "run_generator",
     "save",
 ]
 

@@ -273,16 +273,19 @@ class SplitDataset(ImageDataset):
     Args:
         source: the encoded images; not empty.
         options: see ``ImageOptions``.
+        held_out: indices of the images that are held out; drawn where not given.
 
     Raises:
         UsageError: if the options contradict each other.
     """
 
-    def __init__(self, source: ImageSource, options: ImageOptions) -> None:
-        held_out = options.get("held_out", 32)
-        check_held_out(held_out)
+    def __init__(
+        self, source: ImageSource, options: ImageOptions, *, held_out: Sequence[int] | None = None
+    ) -> None:
+        number = options.get("held_out", 32)
+        check_held_out(number)
         everything = np.arange(len(source))
-        self._held_out = held_out_indices(len(source), held_out)
+        self._held_out = held_out or held_out_indices(len(source), number)
         training = np.setdiff1d(everything, self._held_out)
         workers = options.get("workers")
         fitting = Fitting(image_size=options["image_size"], resize=options.get("resize"))

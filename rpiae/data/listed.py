@@ -180,7 +180,7 @@ def with_overrides(data: str | Tree, overrides: Sequence[str], *, address: str =
 
 def every_image(
     data: str | Tree,
-    tokenizer: ResolvedTokenizer,
+    tokenizer: ResolvedTokenizer | None,
     *,
     image_size: int,
     overrides: Sequence[str] = (),
@@ -190,7 +190,7 @@ def every_image(
 
     Args:
         data: a dataset as in ``rpiae build --data``, or a table.
-        tokenizer: what wired fields are filled from.
+        tokenizer: what wired fields are filled from; without one, ``image_size`` is all there is.
         image_size: side of the crops, where ``data`` does not give one.
         overrides: ``data.field=value`` texts, as in ``--set``.
         crop: how images become crops; see ``EveryImage.cropped``.
@@ -200,10 +200,12 @@ def every_image(
         DataError: if there are no such data.
     """
     config = part_config("datasets", with_overrides(data, overrides))
-    facts = {
-        f"encoder.{name}": (getattr(tokenizer.encoder_facts, name), "the tokenizer")
-        for name in ("width", "patch", "output_patch")
-    }
+    facts: dict[str, tuple[object, str]] = {}
+    if tokenizer is not None:
+        facts = {
+            f"encoder.{name}": (getattr(tokenizer.encoder_facts, name), "the tokenizer")
+            for name in ("width", "patch", "output_patch")
+        }
     config, problems = wire(config, facts | {"encoder.image_size": (image_size, "")}, "data")
     if problems:
         raise ConfigError("the dataset", problems)

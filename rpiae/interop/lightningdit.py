@@ -18,10 +18,12 @@ import torch.nn.functional as F
 from attrs import frozen
 from torch import Tensor
 
+from rpiae.core.config.tree import Tree
 from rpiae.core.errors import CheckpointError
 from rpiae.core.model.layouts import State, check_none_unknown
+from rpiae.core.model.resolve import part_config
 from rpiae.core.runtime.weights import Shapes, Signature, and_more, check_finite
-from rpiae.generators.dit import Dit
+from rpiae.generators.configs import DitConfig
 from rpiae.generators.layers import RotaryPositions, mlp_hidden
 
 #: Names that every state of the reference's generators has.
@@ -75,8 +77,8 @@ class Untold:
     num_classes: int | None = None
 
 
-def arguments_of(shapes: Shapes, told: Untold | None = None) -> dict[str, Any]:
-    """The arguments of ``Dit`` for a state of the reference.
+def config_of(shapes: Shapes, told: Untold | None = None) -> DitConfig:
+    """The config of ``dit`` for a state of the reference.
 
     Args:
         shapes: of its tensors, by name.
@@ -84,6 +86,7 @@ def arguments_of(shapes: Shapes, told: Untold | None = None) -> dict[str, Any]:
 
     Raises:
         CheckpointError: if they are of something else, or more is left open than is told.
+        ConfigError: if they contradict each other.
     """
     told = told or Untold()
     has_head = "s_embedder.proj.weight" in shapes
@@ -91,19 +94,21 @@ def arguments_of(shapes: Shapes, told: Untold | None = None) -> dict[str, Any]:
         shapes, "s_embedder.proj.weight" if has_head else "x_embedder.proj.weight", 4
     )
     side = _side(shapes) * patch
-    depth = 1 + max(int(match[2]) for name in shapes if (match := _BLOCK.fullmatch(name)))
+    numbers = [int(match[2]) for name in shapes if (match := _BLOCK.fullmatch(name))]
+    depth = 1 + max(numbers, default=-1)
     head: dict[str, Any] = {}
     if has_head:
         head_width = _shape(shapes, "x_embedder.proj.weight", 4)[0]
         depth, head_depth = _depths(shapes, depth, width, head_width, told)
         heads = _num_heads(shapes, depth, head_width, "dec_", told)
         head = {"head_width": head_width, "head_depth": head_depth, "head_heads": heads}
-    rows_of_labels = _shape(shapes, "y_embedder.embedding_table.weight", 2)[0]
-    return {
+    _check_output(shapes, channels * patch**2)
+    tree: Tree = {
+        "name": "dit",
         "latent_channels": channels,
         "rows": side,
         "columns": side,
-        "num_classes": rows_of_labels - 1 if told.num_classes is None else told.num_classes,
+        "num_classes": _num_classes(shapes, told),
         "width": width,
         "depth": depth,
         "num_heads": _num_heads(shapes, 0, width, "enc_" if has_head else "", told),
@@ -119,54 +124,57 @@ def arguments_of(shapes: Shapes, told: Untold | None = None) -> dict[str, Any]:
         "init": "default" if has_head else "xavier",
         **head,
     }
+    config = part_config("generators", tree)
+    assert isinstance(config, DitConfig)
+    return config
 
 
-def dit_from_reference(state: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> State:
-    """A state of the reference for ``Dit(**arguments)``.
+def dit_from_reference(state: Mapping[str, Tensor], config: DitConfig) -> State:
+    """A state of the reference for the generator of a config.
 
     Of a model that predicts a variance too (``learn_sigma``), what does that is left out. A label
     table without a row for no class gets one of zeros.
 
     Args:
         state: the reference's.
-        arguments: of ``arguments_of``.
+        config: of ``config_of``.
 
     Raises:
         CheckpointError: if a tensor is missing, unknown or not finite, or rotary positions follow
             another rule.
     """
-    names = names_in_reference(arguments)
+    names = names_in_reference(config)
     missing = [name for name in names.values() if name not in state]
     if missing:
         raise CheckpointError(f"{WHAT}: {missing[0]} is missing{and_more(missing)}")
     tables = {name: value for name, value in state.items() if _ROTARY.fullmatch(name)}
     check_none_unknown(WHAT, set(state) - set(names.values()) - set(tables))
-    _check_rotary(tables, _rotary_tables(arguments))
+    _check_rotary(tables, _rotary_tables(config))
     for name, value in state.items():
         check_finite(WHAT, name, value)
     own = {ours: state[theirs] for ours, theirs in names.items()}
     if "positions" in own:
-        own["positions"] = own["positions"].reshape(1, *_grid(arguments), -1)
-    absent = arguments["num_classes"] + 1 - len(own["labels.weight"])
-    own["labels.weight"] = F.pad(own["labels.weight"], (0, 0, 0, absent))
+        own["positions"] = own["positions"].reshape(1, *_grid(config), -1)
+    if len(own["labels.weight"]) == config.num_classes:
+        own["labels.weight"] = F.pad(own["labels.weight"], (0, 0, 0, 1))
     for name in ("final.linear.weight", "final.linear.bias"):
         rest = own[name].shape[1:]
-        by_position = own[name].reshape(arguments["patch"] ** 2, -1, *rest)
-        own[name] = by_position[:, : arguments["latent_channels"]].reshape(-1, *rest)
+        by_position = own[name].reshape(config.patch**2, -1, *rest)
+        own[name] = by_position[:, : config.latent_channels].reshape(-1, *rest)
     return own
 
 
-def dit_to_reference(state: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> State:
+def dit_to_reference(state: Mapping[str, Tensor], config: DitConfig) -> State:
     """Inverse of ``dit_from_reference``, tables of rotary positions included.
 
     Args:
-        state: of ``Dit(**arguments)``.
-        arguments: its own.
+        state: of the generator of a config.
+        config: its own.
 
     Raises:
         CheckpointError: if a tensor is missing or unknown.
     """
-    names = names_in_reference(arguments)
+    names = names_in_reference(config)
     missing = [name for name in names if name not in state]
     if missing:
         raise CheckpointError(f"a state of Dit: {missing[0]} is missing{and_more(missing)}")
@@ -174,22 +182,21 @@ def dit_to_reference(state: Mapping[str, Tensor], arguments: Mapping[str, Any]) 
     theirs = {names[name]: value for name, value in state.items()}
     if "pos_embed" in theirs:
         theirs["pos_embed"] = theirs["pos_embed"].flatten(1, 2)
-    return theirs | _rotary_tables(arguments)
+    return theirs | _rotary_tables(config)
 
 
-def names_in_reference(arguments: Mapping[str, Any]) -> dict[str, str]:
-    """What the reference calls every tensor of ``Dit(**arguments)``."""
+def names_in_reference(config: DitConfig) -> dict[str, str]:
+    """What the reference calls every tensor of the generator of a config."""
     with torch.device("meta"):
-        own = Dit(**arguments).state_dict()
-    has_head = bool(arguments.get("head_depth"))
-    return {name: _theirs(name, arguments["depth"], has_head) for name in own}
+        own = config.build().state_dict()
+    return {name: _theirs(name, config) for name in own}
 
 
-def _theirs(name: str, depth: int, has_head: bool) -> str:
+def _theirs(name: str, config: DitConfig) -> str:
     if match := _BLOCK.fullmatch(name):
-        number = int(match[2]) + (depth if match[1] else 0)
+        number = int(match[2]) + (config.depth if match[1] else 0)
         return f"blocks.{number}.{match[3]}".replace(".modulation.", ".adaLN_modulation.1.")
-    pairs = _HEAD_NAMES if has_head else _NAMES
+    pairs = _HEAD_NAMES if config.head_depth else _NAMES
     ours, theirs = next(pair for pair in pairs if name.startswith(pair[0]))
     return theirs + name.removeprefix(ours)
 
@@ -201,6 +208,26 @@ def _shape(shapes: Shapes, name: str, ndim: int) -> tuple[int, ...]:
     if len(shape) != ndim or min(shape) < 1:
         raise CheckpointError(f"{WHAT}: {name} has the shape {shape}, not one of {ndim} numbers")
     return shape
+
+
+def _num_classes(shapes: Shapes, told: Untold) -> int:
+    rows = _shape(shapes, "y_embedder.embedding_table.weight", 2)[0]
+    if told.num_classes not in (None, rows - 1, rows):
+        raise CheckpointError(
+            f"{WHAT}: its table of labels has {rows} rows, for {rows - 1} classes and none of them or for "
+            f"{rows} classes, not for {told.num_classes}"
+        )
+    return rows - 1 if told.num_classes is None else told.num_classes
+
+
+def _check_output(shapes: Shapes, values: int) -> None:
+    """The last layer gives every value of a token's patch, once or twice (with a variance)."""
+    for name, ndim in (("final_layer.linear.weight", 2), ("final_layer.linear.bias", 1)):
+        found = _shape(shapes, name, ndim)[0]
+        if found not in (values, 2 * values):
+            raise CheckpointError(
+                f"{WHAT}: {name} is for {found} values per token, and its latents have {values}"
+            )
 
 
 def _side(shapes: Shapes) -> int:
@@ -259,21 +286,23 @@ def _mlp_ratio(shapes: Shapes, width: int) -> float:
     raise CheckpointError(f"{WHAT}: there is no MLP of {hidden} channels for a width of {width}")
 
 
-def _grid(arguments: Mapping[str, Any]) -> tuple[int, int]:
-    return arguments["rows"] // arguments["patch"], arguments["columns"] // arguments["patch"]
+def _grid(config: DitConfig) -> tuple[int, int]:
+    assert config.rows
+    assert config.columns
+    return config.rows // config.patch, config.columns // config.patch
 
 
-def _rotary_tables(arguments: Mapping[str, Any]) -> State:
-    """As the reference saves them: (n, d), every angle twice in a row."""
-    if not arguments["rope"]:
+def _rotary_tables(config: DitConfig) -> State:
+    """As the reference saves them."""
+    if not config.rope:
         return {}
-    has_head = bool(arguments.get("head_depth"))
-    widths = {"enc_" if has_head else "": arguments["width"] // arguments["num_heads"]}
+    has_head = config.head_depth > 0
+    widths = {"enc_" if has_head else "": config.width // config.num_heads}
     if has_head:
-        widths["dec_"] = arguments["head_width"] // arguments["head_heads"]
-    grid = _grid(arguments)
+        widths["dec_"] = config.head_width // config.head_heads
+    grid = _grid(config)
     return {
-        f"{which}feat_rope.freqs_{kind}": table.repeat_interleave(2, dim=-1)
+        f"{which}feat_rope.freqs_{kind}": table
         for which, width in widths.items()
         for kind, table in zip(
             ("cos", "sin"), RotaryPositions(head_width=width, grid=grid)(grid), strict=True

@@ -25,7 +25,7 @@ from rpiae.core.model.resolve import part_config, wire
 from rpiae.core.registry.registry import registry
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training import events
-from rpiae.core.training.stage import TrainerInputs
+from rpiae.core.training.task import TrainerInputs
 from rpiae.core.training.trainer import train
 from rpiae.recipes.configs import GeneratorRecipeConfig
 from rpiae.tasks.generator.task import GeneratorTask

@@ -42,13 +42,14 @@ STRANGERS = (PART_FAMILIES,)
 
 #: Registered names that core uses as words of its own: the package's name is the distribution that
 #: brings the built-in parts, a posterior is sampled, encoders and decoders have a patch, a learning
-#: rate's decay can be linear, held-out PSNR chooses the best weights, a run's tokenizer or generator lies
+#: rate's decay can be linear, pixels go to the nearest value, held-out PSNR chooses the best weights, a
+#: run's tokenizer or generator lies
 #: in a folder of that name, a saved generator says its flow and its latents, these are normalised by none,
 #: channel or position, and two weights of torch's transformer layer have names of the form that parametric
 #: bridges have.
 OWN_WORDS = frozenset(
     {
-        PACKAGE, "patch", "psnr", "sample", "linear", "linear1", "linear2", "tokenizer", "generator",
+        PACKAGE, "patch", "psnr", "sample", "linear", "linear1", "linear2", "nearest", "tokenizer", "generator",
         "flow", "latents", "none",
     }
 )  # fmt: skip

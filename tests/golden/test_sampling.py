@@ -15,8 +15,7 @@ from torch import Tensor
 from rpiae.core.config.generation import FlowConfig
 from rpiae.core.model.latent_generator import LatentFacts, LatentGenerator
 from rpiae.core.runtime.weights import shapes
-from rpiae.generators.dit import Dit
-from rpiae.interop.lightningdit import Untold, arguments_of, dit_from_reference
+from rpiae.interop.lightningdit import Untold, config_of, dit_from_reference
 from rpiae.sampling.configs import SamplingConfig
 from rpiae.sampling.guidance import LabelledVelocity, guided
 from rpiae.sampling.samplers import Velocity, states
@@ -30,10 +29,13 @@ FIRST = 0.001  # where the reference's grids end before the shift
 
 
 def model_of(state: Mapping[str, Tensor], told: Untold | None = None) -> LatentGenerator:
-    arguments = arguments_of(shapes(dict(state)), told)
-    module = Dit(**arguments).eval()
-    module.load_state_dict(dit_from_reference(state, arguments))
-    shape = (arguments["latent_channels"], arguments["rows"], arguments["columns"])
+    config = config_of(shapes(state), told)
+    module = config.build().eval()
+    module.load_state_dict(dit_from_reference(state, config))
+    assert config.latent_channels
+    assert config.rows
+    assert config.columns
+    shape = (config.latent_channels, config.rows, config.columns)
     facts = LatentFacts(shape=shape, tokenizer="", tokenizer_sha256="")
     return LatentGenerator(generator=module, flow=FlowConfig(shift=2.0), facts=facts)
 

@@ -28,17 +28,17 @@ def checked_stages(
     config: AnyRun,
 ) -> tuple[tuple[StageConfig, ...], list[str], list[str]]:
     """The stages of a run without optional terms that lack what they need; notices; problems."""
+    trains = "tokenizer" if isinstance(config, RunConfig) else "generator"
+    if config.recipe.trains not in ("", trains):
+        return (), [], [
+            f"recipe: {config.recipe.label!r} trains a {config.recipe.trains}, and this run is of a "
+            f"{trains}: take another (rpiae list recipes)"
+        ]  # fmt: skip
     rules: StageRules = config.recipe.build()
     stages: list[StageConfig] = []
     notices: list[str] = []
     problems: list[str] = []
     names = [stage.name for stage in config.recipe.stages]
-    trains = "tokenizer" if isinstance(config, RunConfig) else "generator"
-    if config.recipe.trains not in ("", trains):
-        problems.append(
-            f"recipe: {config.recipe.label!r} trains a {config.recipe.trains}, and this run is of a "
-            f"{trains}: take another (rpiae list recipes)"
-        )
     if not names:
         problems.append("recipe.stages: a recipe needs at least one stage")
     for name in sorted({n for n in names if names.count(n) > 1}):

@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from attrs import asdict, define, field
 
 from rpiae.core.config.recipe import (
@@ -349,7 +350,7 @@ class StageAtWork:
         """Save the further averages, each as the task would be with them."""
         for decay, average in self.players[0].more.items():
             folder = averages_folder(self.inputs.folder, self.config.name, decay)
-            with average.swapped_in():
+            with average.swapped_in(), torch.no_grad():
                 self.inputs.task.save(folder)
 
     def _clear(self) -> None:

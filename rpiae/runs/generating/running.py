@@ -11,6 +11,8 @@ from typing import Any
 
 from attrs import evolve
 
+from rpiae.core.config.convert import parse
+from rpiae.core.config.generation import GeneratorRunConfig
 from rpiae.core.config.tree import Tree, dump_toml, read_toml
 from rpiae.core.errors import CheckpointError
 from rpiae.core.model.generator_folders import (
@@ -19,6 +21,7 @@ from rpiae.core.model.generator_folders import (
     save_generator,
 )
 from rpiae.core.model.latent_generator import LatentGenerator
+from rpiae.core.model.naming import converter
 from rpiae.core.model.state import load_state
 from rpiae.core.runtime.files import write_text
 from rpiae.core.runtime.memory import check_memory
@@ -124,17 +127,9 @@ def resumed_generator(
             f"{folder} is not a generator's run: go on with a tokenizer's with rpiae build --resume"
         )
     resolved = resolve_generator(tree | (changes or {}), overrides=overrides, source=str(source))
-    before = resolve_generator(
-        tree
-        | {
-            name: (changes or {}).get(name, tree.get(name, "")) for name in ("latents", "tokenizer")
-        },
-        source=str(source),
-    )
+    before = parse(tree, GeneratorRunConfig, source=str(source), converter=converter())
     stage, step = progress(folder / "checkpoints")
-    changed = allowed_changes(
-        before.config, resolved.config, stage=stage, step=step, source=str(folder)
-    )
+    changed = allowed_changes(before, resolved.config, stage=stage, step=step, source=str(folder))
     return resolved, changed
 
 

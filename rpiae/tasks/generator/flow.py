@@ -45,7 +45,7 @@ def flow_step(
     labels: Int[Tensor, " b"],
     draws: StepRandomness,
 ) -> FlowContext:
-    """One pass of a generator over noised latents.
+    """One pass of a generator over latents, noised to times that are drawn.
 
     Args:
         model: the generator.
@@ -55,6 +55,19 @@ def flow_step(
     """
     noise = draws.normal_like(latents, "noise")
     time = model.shifted(drawn_times(model.flow, draws, latents.device))
+    return flow_at(model, latents, labels, noise=noise, time=time, draws=draws)
+
+
+def flow_at(
+    model: LatentGenerator,
+    latents: Float[Tensor, "b c h w"],
+    labels: Int[Tensor, " b"],
+    *,
+    noise: Float[Tensor, "b c h w"],
+    time: Float[Tensor, " b"],
+    draws: StepRandomness,
+) -> FlowContext:
+    """One pass over latents with this noise, at these times, which are shifted already."""
     t = time.view(-1, *(1,) * (latents.ndim - 1))
     noised = (1 - t) * latents + t * noise
     velocity = noise - latents
