@@ -162,9 +162,10 @@ def generated_results(place: Path) -> Path:
 def _of_generator(
     place: Path, config: GenerationEvaluationConfig, runtime: Runtime
 ) -> GenerationSubject:
+    device = "cpu" if runtime.device.type == "cpu" else runtime.device  # of several, cpu:0
     generator = load_generator(
         place, tokenizer=config.tokenizer or None, guide=config.sampling.guide or None,
-        device=runtime.device, precision="bf16" if runtime.precision == "bf16" else "fp32",
+        device=device, precision="bf16" if runtime.precision == "bf16" else "fp32",
     )  # fmt: skip
     fingerprints = {
         "generator_sha256": generator_digest(generator.model),

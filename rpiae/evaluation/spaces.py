@@ -213,7 +213,7 @@ class InceptionNetwork:
     def __init__(self, weights: str, *, layer: str) -> None:
         if importlib.util.find_spec("torch_fidelity") is None:
             raise MissingExtraError(
-                "feature space 'inception' needs torch-fidelity, which is not installed: "
+                "FID's Inception-v3 needs torch-fidelity, which is not installed: "
                 'pip install "rpiae[fid]"'
             )
         self.file = inception_weights(weights)
