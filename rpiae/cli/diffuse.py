@@ -23,6 +23,9 @@ FIELDS = (
     "init",
 )  # fmt: skip
 
+#: Options by the names that they are kept under, where these differ.
+WORDS = {"held_out": "--held-out", "overrides": "--set"}
+
 #: What is said of several processes that were ended.
 GO_ON = "rpiae diffuse --resume FOLDER"
 
@@ -69,6 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.resume:
         return _resume(arguments)
+    if not (arguments.latents or arguments.data or arguments.config):
+        return _demonstrate(arguments)
     resolved = generating.resolve_generator(
         _tree(arguments, "out"), overrides=tuple(arguments.overrides), without=left_out(arguments),
         source=str(arguments.config or "the command line"),
@@ -105,6 +110,29 @@ def _resume(arguments: argparse.Namespace) -> int:
         return launch(arguments.processes, go_on=GO_ON)
     happened = generating.resume_generator(arguments.resume, changes=changes, overrides=overrides)
     return follow(happened, GENERATOR)
+
+
+def _demonstrate(arguments: argparse.Namespace) -> int:
+    """The embedded default, where nothing is said to learn from."""
+    from rpiae.cli.demonstrating import follow_steps, print_first_plan
+    from rpiae.runs.demonstration import OUT, demonstrate, first_plan
+
+    names = ("tokenizer", "generator", "recipe", "held_out", "init", "overrides", "without")
+    given = [WORDS.get(name, f"--{name}") for name in names if getattr(arguments, name)]
+    if arguments.processes > 1:
+        given.append("--processes")
+    if given:
+        raise UsageError(
+            f"nothing is named that {', '.join(given)} could go with: train on a folder that rpiae "
+            "encode wrote (rpiae diffuse FOLDER), or on images that are encoded on the way (--data "
+            "folder:PATH --tokenizer RUN). Without any of them, the example of digits is trained"
+        )
+    asked = {"seed": arguments.seed, "device": arguments.device, "precision": arguments.precision}
+    values = {name: value for name, value in asked.items() if value is not None}
+    if arguments.dry_run:
+        print_first_plan(first_plan(**values))
+        return 0
+    return follow_steps(demonstrate(arguments.out or OUT, **values))
 
 
 def _tree(arguments: argparse.Namespace, *also: str) -> Tree:

@@ -141,7 +141,7 @@ def _encode(arguments: argparse.Namespace) -> int:
             stderr.print("note: whole videos have a file each: --shard-size has no effect")
     else:
         happened = writing.encode_dataset(model, found, arguments.out, **to)
-    index = _told(happened)
+    index = told(happened)
     runtime.close()
     if index is not None:
         _summarise(Path(arguments.out), index)
@@ -177,7 +177,7 @@ def _check_first(
     check_folder(Path(arguments.out), plan)
 
 
-def _told(happened: Iterable[Any]) -> dict[str, Any] | None:
+def told(happened: Iterable[Any]) -> dict[str, Any] | None:
     """Say what happens; the index in the end, in the process that speaks."""
     from rpiae.latents import writing
     from rpiae.latents.pace import Progressed

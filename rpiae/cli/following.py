@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from attrs import frozen
@@ -110,14 +111,14 @@ class Telling:
     """How a kind of run is told.
 
     Attributes:
-        verb: trains it.
+        go_on: the command that goes on with a run in a folder.
         plan: prints a plan on stdout.
         seen: what the images of a plan are called.
         metrics: held-out metrics in words.
         summary: prints what came of a run on stdout.
     """
 
-    verb: str
+    go_on: Callable[[Path], str]
     plan: Callable[[Any], None]
     seen: Callable[[Any], str]
     metrics: Callable[[Mapping[str, float]], str]
@@ -140,7 +141,7 @@ def follow(run: Iterator[events.Event], telling: Telling | None = None) -> int:
                 if speaks():
                     stderr.print(
                         f"{event.signal}: the state is saved. Go on with:\n"
-                        f"  {_going_on(telling.verb, event)}",
+                        f"  {telling.go_on(event.path)}",
                         soft_wrap=True,
                     )
                 return INTERRUPTED
@@ -153,8 +154,9 @@ def follow(run: Iterator[events.Event], telling: Telling | None = None) -> int:
     return 0
 
 
-def _going_on(verb: str, event: events.Interrupted) -> str:
-    return shlex.join(["rpiae", verb, "--resume", printable(str(event.path))])
+def resuming(verb: str) -> Callable[[Path], str]:
+    """The command of a verb that goes on with a run in a folder."""
+    return lambda folder: shlex.join(["rpiae", verb, "--resume", printable(str(folder))])
 
 
 class _View:
@@ -193,7 +195,7 @@ class _View:
             self._stepped(event)
         elif isinstance(event, events.StageSkipped):
             self._say(f"{event.stage}: skipped, {event.reason}")
-        elif isinstance(event, events.Evaluated):
+        elif isinstance(event, events.Evaluated) and event.metrics:
             mark = ", the best so far" if event.best else ""
             held_out = self._telling.metrics(event.metrics)
             self._say(f"{event.stage} {event.step}: held-out {held_out}{mark}")
@@ -276,6 +278,6 @@ def _row(values: Any) -> list[str]:
 
 
 TOKENIZER = Telling(
-    verb="build", plan=print_plan, seen=lambda plan: _seen(plan.frames), metrics=_metrics,
+    go_on=resuming("build"), plan=print_plan, seen=lambda plan: _seen(plan.frames), metrics=_metrics,
     summary=_print_summary,
 )  # fmt: skip

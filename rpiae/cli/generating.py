@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from rpiae.cli.following import Telling
+from rpiae.cli.following import Telling, resuming
 from rpiae.cli.screen import count, duration, stdout
 from rpiae.core.runtime.memory import amount
 from rpiae.core.runtime.names import printable
@@ -83,6 +83,6 @@ def _print_summary(event: events.RunEnded) -> None:
 
 
 GENERATOR = Telling(
-    verb="diffuse", plan=print_generator_plan, seen=lambda plan: "images", metrics=_metrics,
+    go_on=resuming("diffuse"), plan=print_generator_plan, seen=lambda plan: "images", metrics=_metrics,
     summary=_print_summary,
 )  # fmt: skip

@@ -154,7 +154,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     happened = make_samples(
         generator, plan, out, runtime=runtime, batch_size=arguments.batch_size, preview=preview
     )
-    rate = _told(happened)
+    rate = told(happened)
     runtime.close()
     if runtime.is_main:
         _summarise(arguments, plan, rate)
@@ -251,7 +251,7 @@ def _check_count(count: int) -> None:
         raise UsageError(f"{count} samples are more than one command makes: ask for {MOST} at most")
 
 
-def _told(happened: Iterable[Any]) -> float:
+def told(happened: Iterable[Any]) -> float:
     """Say what happens; samples per second in the end."""
     from rpiae.latents.pace import Progressed
     from rpiae.latents.writing import Notice

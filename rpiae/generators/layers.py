@@ -25,7 +25,7 @@ QK_LAYER_NORM_EPS = 1e-5
 #: Of the frequencies of rotary positions.
 BASE = 10000.0
 
-#: Cosines and sines of the angles by which pairs of channels are turned, (n, d/2) each.
+#: Cosines and sines of the angles by which channels are turned, (n, d) each; pairs have one angle.
 Rotation: TypeAlias = tuple[Tensor, Tensor]
 
 
@@ -84,9 +84,9 @@ class ModulatedBlock(nn.Module):
             half.unbind(-2) for half in modulation.unbind(-3)
         )
         attended = self.attn(modulated(normed(self.norm1, tokens), scale1, *shift1), rotation)
-        tokens = tokens + gate1 * attended
-        return tokens + gate2 * self.mlp(  # type: ignore[no-any-return]  # nn.Module calls are Any
-            modulated(normed(self.norm2, tokens), scale2, *shift2)
+        tokens = torch.addcmul(tokens, gate1, attended)
+        return torch.addcmul(
+            tokens, gate2, self.mlp(modulated(normed(self.norm2, tokens), scale2, *shift2))
         )
 
 
@@ -245,7 +245,8 @@ class RotaryPositions(nn.Module):
                 torch.outer(columns, frequency).unsqueeze(0).expand(*grid, -1),
             ],
             dim=-1,
-        ).flatten(0, 1)
+        )
+        angle = angle.flatten(0, 1).repeat_interleave(2, dim=-1)
         precision = torch.get_default_dtype()
         return angle.cos().to(precision), angle.sin().to(precision)
 
@@ -253,14 +254,14 @@ class RotaryPositions(nn.Module):
 def rotated(x: Float[Tensor, "b heads n d"], rotation: Rotation) -> Float[Tensor, "b heads n d"]:
     """Channels 2i and 2i + 1 turned as a pair."""
     cosines, sines = rotation
-    a, b = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
-    return torch.stack([a * cosines - b * sines, b * cosines + a * sines], dim=-1).flatten(-2)
+    even, odd = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
+    quarter = torch.stack([-odd, even], dim=-1).flatten(-2)  # every pair turned by 90°
+    return torch.addcmul(x * cosines, quarter, sines)
 
 
 def modulated(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
     """x·(1 + scale), and the shift where there is one."""
-    scaled = x * (1 + scale)
-    return scaled if shift is None else scaled + shift
+    return x * (1 + scale) if shift is None else torch.addcmul(shift, x, 1 + scale)
 
 
 def normed(norm: nn.Module, x: Tensor) -> Tensor:

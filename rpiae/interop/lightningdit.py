@@ -293,7 +293,7 @@ def _grid(config: DitConfig) -> tuple[int, int]:
 
 
 def _rotary_tables(config: DitConfig) -> State:
-    """As the reference saves them: (n, d), every angle twice in a row."""
+    """As the reference saves them."""
     if not config.rope:
         return {}
     has_head = config.head_depth > 0
@@ -302,7 +302,7 @@ def _rotary_tables(config: DitConfig) -> State:
         widths["dec_"] = config.head_width // config.head_heads
     grid = _grid(config)
     return {
-        f"{which}feat_rope.freqs_{kind}": table.repeat_interleave(2, dim=-1)
+        f"{which}feat_rope.freqs_{kind}": table
         for which, width in widths.items()
         for kind, table in zip(
             ("cos", "sin"), RotaryPositions(head_width=width, grid=grid)(grid), strict=True

@@ -81,7 +81,8 @@ def tokenizer_of(model: LatentGenerator, folder: Path, named: Folder | None) -> 
 
 def _own_tokenizer(model: LatentGenerator, folder: Path) -> Path:
     beside = folder.parent / TOKENIZER
-    if folder.name == GENERATOR and os.path.lexists(beside / "config.json"):
+    there = (beside / "config.json", beside / TOKENIZER / "config.json")  # it, or its run
+    if folder.name == GENERATOR and any(map(os.path.lexists, there)):
         return beside
     return Path(model.facts.tokenizer)
 

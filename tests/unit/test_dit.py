@@ -128,10 +128,10 @@ def test_rotary_positions() -> None:
     computed = RotaryPositions(head_width=8, grid=(1, 1))
     for one, other in zip(kept((3, 5)), computed((3, 5)), strict=True):
         assert torch.equal(one, other)
-    cosines, sines = (table.view(3, 5, 4) for table in kept((3, 5)))
-    torch.testing.assert_close(cosines**2 + sines**2, torch.ones(3, 5, 4))
-    assert (cosines[:, :, :2] == cosines[:, :1, :2]).all(), "the first half is the row's"
-    assert (cosines[:, :, 2:] == cosines[:1, :, 2:]).all(), "the second half is the column's"
+    cosines, sines = (table.view(3, 5, 8) for table in kept((3, 5)))
+    torch.testing.assert_close(cosines**2 + sines**2, torch.ones(3, 5, 8))
+    assert (cosines[:, :, :4] == cosines[:, :1, :4]).all(), "the first half is the row's"
+    assert (cosines[:, :, 4:] == cosines[:1, :, 4:]).all(), "the second half is the column's"
 
 
 def test_what_rotation_leaves_of_queries_and_keys_depends_on_distance_alone() -> None:
