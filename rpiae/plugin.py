@@ -98,7 +98,14 @@ if TYPE_CHECKING:
     from rpiae.core.runtime.weights import load_whole, read_weights
     from rpiae.encoders.hub import download, local_weights
     from rpiae.evaluation.accumulators import Accumulator
-    from rpiae.evaluation.examination import Examination, Measured, Metric, TrainedMetric
+    from rpiae.evaluation.examination import (
+        ComparedMetric,
+        Examination,
+        Measured,
+        Metric,
+        TrainedMetric,
+    )
+    from rpiae.evaluation.seen import Seen
     from rpiae.latents import LatentDataset
     from rpiae.testing import (
         SyntheticClips,
@@ -129,6 +136,7 @@ _WHERE = {
     "BridgeDescription": "rpiae.core.config.parts",
     "Causal": "rpiae.core.model.attention",
     "CheckpointError": "rpiae.core.errors",
+    "ComparedMetric": "rpiae.evaluation.examination",
     "ConfigError": "rpiae.core.errors",
     "Critic": "rpiae.core.model.contracts",
     "CriticConfig": "rpiae.core.config.parts",
@@ -167,6 +175,7 @@ _WHERE = {
     "QuantisedPosterior": "rpiae.core.model.contracts",
     "Replica": "rpiae.core.model.contracts",
     "RpiaeError": "rpiae.core.errors",
+    "Seen": "rpiae.evaluation.seen",
     "StageSteps": "rpiae.core.model.contracts",
     "StepContext": "rpiae.core.model.contracts",
     "StepRandomness": "rpiae.core.runtime.draws",
@@ -228,6 +237,7 @@ __all__ = [
     "BridgeDescription",
     "Causal",
     "CheckpointError",
+    "ComparedMetric",
     "ConfigError",
     "Critic",
     "CriticConfig",
@@ -266,6 +276,7 @@ __all__ = [
     "QuantisedPosterior",
     "Replica",
     "RpiaeError",
+    "Seen",
     "StageSteps",
     "StepContext",
     "StepRandomness",

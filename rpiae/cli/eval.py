@@ -97,6 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _tokenizer_job(arguments: argparse.Namespace, folders: Sequence[Path]) -> Job:
     from rpiae.core.model.folders import tokenizer_folder
+    from rpiae.evaluation.panel import check_subject, metric_configs
     from rpiae.evaluation.saved import evaluate_saved
     from rpiae.evaluation.subjects import results_folder
 
@@ -108,9 +109,11 @@ def _tokenizer_job(arguments: argparse.Namespace, folders: Sequence[Path]) -> Jo
     config = measuring_config(arguments)
     for folder in folders:
         tokenizer_folder(folder)
+    configs = {each: _with_metrics(each, config, arguments.reference) for each in folders}
+    for each in configs.values():
+        check_subject(metric_configs(each.metrics), generated=False)
     return Job(
-        configs={each: _with_metrics(each, config, arguments.reference) for each in folders},
-        evaluate=partial(evaluate_saved, every=arguments.every),
+        configs=configs, evaluate=partial(evaluate_saved, every=arguments.every),
         results=results_folder, told=_protocol, keeps=arguments.every == 1,
     )  # fmt: skip
 

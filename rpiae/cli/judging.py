@@ -54,6 +54,7 @@ def generation_job(arguments: argparse.Namespace, places: Sequence[Path]) -> Job
     Raises:
         UsageError: if options contradict each other, or have no effect.
     """
+    from rpiae.evaluation.panel import check_subject, metric_configs
     from rpiae.evaluation.saved_generation import (
         evaluate_generated,
         generated_results,
@@ -68,6 +69,7 @@ def generation_job(arguments: argparse.Namespace, places: Sequence[Path]) -> Job
             "leave it out; --resize says how large images are before the crop"
         )
     config = _config(arguments)
+    check_subject(metric_configs(config.metrics), generated=True)
     given = [name for name in sampling_given(arguments) if name != "--count"]
     for place in filter(holds_samples, places):
         if given:

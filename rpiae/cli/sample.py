@@ -20,6 +20,8 @@ from rpiae.core.errors import UsageError
 from rpiae.core.runtime.names import shown
 
 if TYPE_CHECKING:
+    import torch
+
     from rpiae.core.model.latent_generator import LatentGenerator
     from rpiae.sampling.configs import SamplingConfig
     from rpiae.sampling.loaded import LoadedGenerator
@@ -148,7 +150,7 @@ def _sample(arguments: argparse.Namespace) -> int:
         check_output(plan, out, preview)
         return launch(arguments.processes, go_on=f"the same command: {this_command()}")
     runtime = Runtime(device=arguments.device, precision=arguments.precision)
-    plan, notice, generator = _planned(arguments, config, str(runtime.device))
+    plan, notice, generator = _planned(arguments, config, runtime.device)
     if notice and speaks():
         stderr.print(f"note: {notice}", soft_wrap=True)
     happened = make_samples(
@@ -162,7 +164,7 @@ def _sample(arguments: argparse.Namespace) -> int:
 
 
 def _planned(
-    arguments: argparse.Namespace, config: SamplingConfig, device: str
+    arguments: argparse.Namespace, config: SamplingConfig, device: torch.device | str
 ) -> tuple[SamplingPlan, str, LoadedGenerator]:
     """What is to be made, what is to be said of it, and the generator."""
     from rpiae.sampling.loaded import load_generator

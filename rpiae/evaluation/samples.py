@@ -99,9 +99,12 @@ class GeneratedSamples(SampleSet):
         self.labelled = classes > 0 and config.labels != "none"
         if self.labelled and config.labels == "equal":
             self._asked = equal_labels(range(classes), count)
-            self.notices = tuple(filter(None, [uneven(range(classes), count)]))
+            self.notices = (uneven(range(classes), count),)
         elif self.labelled:
             self._asked = random_labels(classes, count, config.seed)
+        if config.sampling.guide and config.sampling.guidance == 1:
+            self.notices += ("a guide has no effect at guidance 1, which is none",)
+        self.notices = tuple(filter(None, self.notices))
         self.label_names = facts.label_names
 
     def __len__(self) -> int:

@@ -66,8 +66,8 @@ def is_generation(place: Path) -> bool:
     Raises:
         CheckpointError: if it is a model's folder and its ``config.json`` cannot be read.
     """
-    if place.is_file():
-        return place.suffix == ".npz"
+    if _is_file(place):
+        return True
     if (place / CONFIG_FILE).is_file():
         return kind_of(_model_config(place / CONFIG_FILE)) == GENERATOR
     if (place / GENERATOR).is_dir():
@@ -131,7 +131,7 @@ def open_generated(
     """
     if not holds_samples(place):
         return _of_generator(place, config, runtime)
-    if place.is_file():
+    if _is_file(place):
         samples = SampleFile(place)
         return GenerationSubject(
             samples=samples, place=place, fingerprints={"samples_sha256": file_digest(place)}
@@ -146,7 +146,7 @@ def open_generated(
 
 def holds_samples(place: Path) -> bool:
     """Whether generated images lie there, and are not made by a generator."""
-    return place.is_file() or not (
+    return _is_file(place) or not (
         (place / CONFIG_FILE).is_file() or (place / GENERATOR).is_dir() or _is_run(place)
     )
 
@@ -156,7 +156,7 @@ def generated_results(place: Path) -> Path:
     folder beside them."""
     if not holds_samples(place):
         return results_folder(place)
-    return place.with_name(f"{place.stem if place.is_file() else place.name}-evaluation")
+    return place.with_name(f"{place.stem if _is_file(place) else place.name}-evaluation")
 
 
 def _of_generator(
@@ -176,6 +176,10 @@ def _of_generator(
         samples=samples, place=place, fingerprints=fingerprints,
         tokenizer=generator.tokenizer.config,
     )  # fmt: skip
+
+
+def _is_file(place: Path) -> bool:
+    return place.suffix == ".npz" and not place.is_dir()
 
 
 def _is_run(place: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -15,6 +15,19 @@ from rpiae.sampling.samplers import Velocity
 
 #: ε − x₁ of latents (b, C, h, w) at times (b,), on the CPU, for labels (b,).
 LabelledVelocity: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def check_guidable(config: SamplingConfig, labels: Sequence[int], *, num_classes: int) -> None:
+    """Refuse guidance away from samples without a class where none of them has one.
+
+    Raises:
+        UsageError: if that is asked for.
+    """
+    if config.guidance != 1 and not config.guide and all(label == num_classes for label in labels):
+        raise UsageError(
+            f"guidance {config.guidance:g} is away from samples without a class, and these have none: "
+            "ask for classes, name a weaker generator as guide, or leave guidance at 1"
+        )
 
 
 def guided(
@@ -37,9 +50,6 @@ def guided(
         config: w and the interval.
         num_classes: the label that stands for no class.
         guide: the weaker generator's.
-
-    Raises:
-        UsageError: if there is nothing to be guided away from.
     """
 
     def plain(latents: Tensor, time: Tensor) -> Tensor:
@@ -47,11 +57,6 @@ def guided(
 
     if config.guidance == 1:
         return plain
-    if guide is None and bool((labels == num_classes).all()):
-        raise UsageError(
-            f"guidance {config.guidance:g} is away from samples without a class, and these have none: "
-            "ask for classes, name a weaker generator as guide, or leave guidance at 1"
-        )
     no_class = torch.full_like(labels, num_classes)
 
     def both(latents: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from rpiae.core.runtime.devices import choose_device, sent
 from rpiae.latents.encoding import TOKENS_PER_BATCH
 from rpiae.sampling.classes import Class, labels_of
 from rpiae.sampling.configs import SamplingConfig
-from rpiae.sampling.guidance import LabelledVelocity, guided
+from rpiae.sampling.guidance import LabelledVelocity, check_guidable, guided
 from rpiae.sampling.noise import noise_of
 from rpiae.sampling.resolving import Folder, generator_named, load_finite, load_guide, tokenizer_of
 from rpiae.sampling.samplers import sample
@@ -218,7 +218,7 @@ def load_generator(
         CheckpointError: if something is missing or damaged.
         UsageError: if the tokenizer or the guide is of other latents, or there is no such device.
     """
-    target = choose_device("cpu" if device is None else str(device))
+    target = device if isinstance(device, torch.device) else choose_device(device or "cpu")
     place = generator_named(folder)
     model = load_finite(place)
     found = LoadedGenerator(
@@ -283,6 +283,7 @@ def latent_batches(
     batch_size: int | None = None,
 ) -> Iterator[Float[Tensor, "b c h w"]]:
     """Latents as the tokenizer decodes them; see ``image_batches``."""
+    check_guidable(config, labels, num_classes=generator.model.num_classes)
     size = batch_size or generator.batch_size
     for start in range(0, len(labels), size):
         batch = slice(start, start + size)

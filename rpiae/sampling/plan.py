@@ -15,6 +15,7 @@ from rpiae.core.model.latent_generator import LatentGenerator
 from rpiae.core.training.checkpoint import digest as state_digest
 from rpiae.latents.encoding import tokenizer_digest
 from rpiae.sampling.configs import SamplingConfig
+from rpiae.sampling.guidance import check_guidable
 from rpiae.sampling.loaded import LoadedGenerator
 
 #: What samples become: a sheet, a folder of PNG files, a file of images as ADM's evaluation reads it, or a
@@ -149,6 +150,7 @@ def make_plan(
         )
     if form == "latents" and truncate:
         raise UsageError("latents are not rounded: leave out --truncate")
+    check_guidable(config, labels, num_classes=generator.model.num_classes)
     guide = generator.guide_for(config)
     fingerprints = {
         "generator": generator_digest(generator.model),

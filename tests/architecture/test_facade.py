@@ -18,11 +18,11 @@ ROOT = Path(__file__).parents[2]
 #: Plugins of other people import these: one that is taken away or renamed breaks them.
 PINNED = """
     Accumulator AdversarialConfig AdversarialTerm Batch Block BlockFeatures Bridge BridgeConfig
-    BridgeDescription Causal CheckpointError ConfigError Critic CriticConfig DataError Dataset
+    BridgeDescription Causal CheckpointError ComparedMetric ConfigError Critic CriticConfig DataError Dataset
     DatasetConfig Decoder DecoderConfig DiagonalGaussian Encoder EncoderConfig EncoderDescription
     Entry Examination Features FetchError Fit Fittable FlowContext GaussianPosterior Generator
     GeneratorConfig Grid HeldOut LatentDataset LayeredDecoder LossConfig Manifest Measured Metric
-    MetricConfig Past Patch Posterior Preset QuantisedPosterior Replica RpiaeError StageSteps
+    MetricConfig Past Patch Posterior Preset QuantisedPosterior Replica RpiaeError Seen StageSteps
     StepContext StepRandomness SyntheticClips SyntheticImages TemporalBlock TemporalBridge
     TemporalDecoder Term TrainedMetric UsageError Window at_least at_least_fp32 attention block_index
     check_bridge check_builds check_critic check_dataset check_decoder check_encoder check_generator

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rpiae.core.errors import UsageError
 from rpiae.sampling.configs import SamplingConfig
-from rpiae.sampling.guidance import guided
+from rpiae.sampling.guidance import check_guidable, guided
 from rpiae.sampling.noise import noise_of
 from rpiae.sampling.samplers import sample, states
 from rpiae.sampling.times import sampling_times
@@ -144,7 +144,10 @@ def test_outside_of_the_interval_nothing_more_is_computed() -> None:
 
 def test_without_classes_there_is_nothing_to_guide_away_from() -> None:
     with pytest.raises(UsageError, match="these have none"):
-        guided(Mixer(0), torch.tensor([4, 4]), SamplingConfig(guidance=2), num_classes=4)
+        check_guidable(SamplingConfig(guidance=2), [4, 4], num_classes=4)
+    check_guidable(SamplingConfig(guidance=2), [4, 3], num_classes=4)
+    check_guidable(SamplingConfig(guidance=2, guide="weak"), [4, 4], num_classes=4)
+    check_guidable(SamplingConfig(guidance=1), [4, 4], num_classes=4)
 
 
 @given(seed=st.integers(0, 2**40), first=st.integers(0, 2**31), count=st.integers(1, 9))

@@ -310,6 +310,21 @@ def test_files_that_hold_no_samples_are_said(command: Command, tmp_path: Path) -
         assert "unexpected" not in err
 
 
+def test_names_of_nothing_are_said(command: Command, place: Path) -> None:
+    code, _, err = command("none.npz", *DATA)
+    assert code == 1
+    assert "none.npz cannot be read as samples: No such file" in err
+    (place / "empty").mkdir()
+    code, _, err = command("empty", *DATA)
+    assert code == 1
+    assert "empty has no finished tokenizer yet" in err
+    (place / "begun").mkdir()
+    (place / "begun" / "config.toml").write_text('generator = "dit-t"\n')
+    code, _, err = command("begun", *DATA)
+    assert code == 1
+    assert "begun has no finished generator yet" in err
+
+
 def test_samples_of_several_sizes_are_refused(command: Command, place: Path) -> None:
     mixed = write_classes(place / "mixed", seed=5)
     Image.new("RGB", (SIDE + 1, SIDE + 1)).save(mixed / "dog" / "3.png")

@@ -173,6 +173,13 @@ def test_a_generator_without_labels_has_no_classes() -> None:
     assert found.sample([None, None], steps=2).shape == (2, 3, 8, 8)
 
 
+def test_samples_without_a_class_among_others(generator: LoadedGenerator) -> None:
+    how = {"steps": 2, "guidance": 2.0}
+    alone = generator.sample_latents([None, None, "cat"], batch_size=1, **how)
+    together = generator.sample_latents([None, None, "cat"], **how)
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=0)
+
+
 def test_indices_are_one_per_class(generator: LoadedGenerator) -> None:
     with pytest.raises(UsageError, match="3 indices for 2 classes"):
         generator.sample([0, 1], indices=range(3))
