@@ -228,6 +228,7 @@ DATA = ("--data", "folder:val")
         (("g", *DATA, "--every", "2"), "--every is about clips"),
         (("g", *DATA, "--guidance", "-1"), "guidance must be 0 or more"),
         (("samples.npz", *DATA, "--seed", "3"), "--seed say how samples are made, and those of samples.npz"),
+        (("shots", *DATA, "--precision", "bf16", "--round", "truncate"), "--precision and --round say how"),
         (("g", *DATA, "--set", "data.image_size=16"), "have 8 pixels and the crops of val 16"),
     ],
 )  # fmt: skip
