@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
@@ -77,7 +78,8 @@ def _print_summary(event: events.RunEnded) -> None:
     stdout.print(
         f"trained on {summary['num_samples']} images in {duration(summary['seconds'])}\n"
         f"generator {summary['generator']} · curves {folder}/curves.png, tensorboard --logdir {folder}\n"
-        f"sample from it: rpiae sample {folder}",
+        "sample from it:\n  "
+        + shlex.join(["rpiae", "sample", printable(folder), "--out", "samples.png"]),
         soft_wrap=True,
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from rpiae.core.config.generation import FlowConfig
 from rpiae.core.config.parts import GeneratorConfig
 from rpiae.core.config.tree import Tree
 from rpiae.core.errors import ConfigError
-from rpiae.core.model.contracts import Batch, StageSteps
 from rpiae.core.model.generator_folders import (
     build_generator,
     load_generator_model,
@@ -27,31 +25,15 @@ from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training import events
 from rpiae.core.training.task import TrainerInputs
 from rpiae.core.training.trainer import train
+from rpiae.data.synthetic import SyntheticLatents
 from rpiae.recipes.configs import GeneratorRecipeConfig
 from rpiae.tasks.generator.task import GeneratorTask
 
 #: (C, h, w) of made-up latents, and their classes.
 SHAPE, CLASSES = (4, 4, 8), 3
 
-#: Latents of an epoch.
-COUNT = 8
-
 #: Steps of training: layers that begin at zero hide those behind them in the first ones.
 STEPS = 4
-
-
-class _MadeUpLatents:
-    """Latents with labels, in turn."""
-
-    notices: tuple[str, ...] = ()
-    num_images = COUNT
-
-    def batches(self, steps: StageSteps) -> Iterator[Batch]:
-        draws = torch.Generator().manual_seed(0)
-        latents = torch.randn(COUNT, *SHAPE, generator=draws)
-        for samples in steps:
-            rows = [sample % COUNT for sample in samples]
-            yield Batch(latents[rows], samples, labels=torch.tensor(rows) % CLASSES)
 
 
 def check_generator_builds(generator: str | Tree, *, recipe: str = "flow-quick") -> None:
@@ -71,7 +53,7 @@ def check_generator_builds(generator: str | Tree, *, recipe: str = "flow-quick")
     with tempfile.TemporaryDirectory() as name:
         inputs = TrainerInputs(
             task=GeneratorTask(model, label_dropout=config.label_dropout), recipe=config,
-            data=_MadeUpLatents(), folder=Path(name), seed=0,
+            data=SyntheticLatents(SHAPE, num_classes=CLASSES), folder=Path(name), seed=0,
             runtime=Runtime(device="cpu", precision="fp32"),
         )  # fmt: skip
         for event in train(inputs):

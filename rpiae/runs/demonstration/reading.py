@@ -20,7 +20,7 @@ from rpiae.sampling.outputs import Pictures, save_sheet, sheet
 
 READING_FILE, PICTURE_FILE = "reading.json", "samples.png"
 
-#: Samples of each digit in the picture.
+#: Samples of each digit in the picture at most.
 SHOWN = 8
 
 #: Images that are reconstructed together.
@@ -69,9 +69,10 @@ def read_samples(
     reader = DigitReader()
     (ours, asked), (plain, _) = _samples(guided), _samples(unguided)
     digits = sorted(set(asked))
-    first = [i for digit in digits for i in np.flatnonzero(np.array(asked) == digit)[:SHOWN]]
+    columns = min(SHOWN, *(asked.count(digit) for digit in digits))
+    first = [i for digit in digits for i in np.flatnonzero(np.array(asked) == digit)[:columns]]
     picture = folder / PICTURE_FILE
-    save_sheet(sheet([plain[first], ours[first]], SHOWN), picture, {"guidance": guidance})
+    save_sheet(sheet([plain[first], ours[first]], columns), picture, {"guidance": guidance})
     tokenizer = generator.tokenizer
     held_out, shown = scans("held-out", tokenizer.trained_size)
     found = reader.read(_images(ours)) == np.array(asked)
