@@ -29,6 +29,7 @@ examples:
   rpiae encode runs/a folder:photos --out latents --flip --dtype bf16
   rpiae decode latents --out pictures --limit 64
   rpiae stats runs/a folder:photos
+  rpiae diffuse latents --generator dit-b --out runs/g
   rpiae sample runs/g --classes 0-9 --guidance 1.5 --out samples.png
   rpiae import ep-0000800.pt --tokenizer runs/a --out g
   rpiae eval runs/a --data folder:photos --metrics psnr,ssim,rfd:tiny

@@ -37,14 +37,16 @@ OUT = "runs/digits"
 #: What is trained; tuned for minutes on two cores.
 TOKENIZER_RUN: Tree = {
     "encoder": "tiny", "bridge": "vb4", "decoder": "vit-t", "recipe": "quick",
-    "data": {"name": "digits", "image_size": 16},
+    "data": {"name": "digits", "image_size": 32},
 }  # fmt: skip
 TOKENIZER_CHANGES = (
-    "recipe.stages[0].steps=200", "recipe.stages[0].batch_size=32", "recipe.stages[1].steps=100",
-    "recipe.stages[2].steps=60", "recipe.evaluate_every=0",
+    "recipe.stages[0].steps=160", "recipe.stages[1].steps=80", "recipe.stages[2].steps=60",
+    "recipe.batch_size=16", "recipe.evaluate_every=0",
 )  # fmt: skip
-GENERATOR_RUN: Tree = {"generator": "dit-t", "recipe": "flow-quick"}
-GENERATOR_CHANGES: tuple[str, ...] = ()
+GENERATOR_RUN: Tree = {
+    "generator": {"name": "dit", "width": 128, "depth": 6, "num_heads": 2, "patch": 2},
+    "recipe": "flow-quick",
+}
 
 #: How it is sampled, and how many of each digit are read.
 GUIDANCE, STEPS, PER_DIGIT = 2.0, 25, 32
@@ -110,7 +112,7 @@ def demonstrate(
     if not at.has_tokenizer:
         return
     yield at.latents()
-    yield at.generator((*GENERATOR_CHANGES, *generator))
+    yield at.generator(generator)
     if not at.has_generator:
         return
     loaded = load_generator(at.folder, device=at.runtime().device)
