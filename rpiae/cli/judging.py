@@ -71,15 +71,17 @@ def generation_job(arguments: argparse.Namespace, places: Sequence[Path]) -> Job
     config = _config(arguments)
     check_subject(metric_configs(config.metrics), generated=True)
     given = [name for name in sampling_given(arguments) if name != "--count"]
-    for place in filter(holds_samples, places):
-        if given:
-            raise UsageError(
-                f"{' and '.join(given)} say how samples are made, and those of {place} are made: leave "
-                "them out"
-            )
+    given += ["--precision"] if arguments.precision else []
+    given += ["--round"] if arguments.round != "nearest" else []
+    made = [place for place in places if holds_samples(place)]
+    if made and given:
+        raise UsageError(
+            f"{' and '.join(given)} say how samples are made, and those of {made[0]} are made: leave "
+            "them out"
+        )
     return Job(
         configs=dict.fromkeys(places, config), evaluate=evaluate_generated,
-        results=generated_results, told=_protocol,
+        results=generated_results, told=_protocol, precise=len(made) < len(places),
     )  # fmt: skip
 
 

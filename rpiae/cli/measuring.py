@@ -129,6 +129,7 @@ class Job:
         results: where its results go.
         told: what numbers depend on, in words, of a protocol.
         keeps: whether results are stored.
+        precise: whether the precision that is asked for makes a difference.
     """
 
     configs: Mapping[Path, EvaluationConfig]
@@ -136,6 +137,7 @@ class Job:
     results: Callable[[Path], Path]
     told: Callable[[Mapping[str, Any]], list[str]]
     keeps: bool = True
+    precise: bool = True
 
 
 def measured(arguments: argparse.Namespace, job: Job) -> int:
@@ -160,7 +162,7 @@ def measured(arguments: argparse.Namespace, job: Job) -> int:
     precision = next(iter(job.configs.values())).precision
     runtime = Runtime(device=arguments.device, precision=precision)
     found: dict[str, Evaluation] = {}
-    told = arguments.precision is not None
+    told = arguments.precision is not None or not job.precise
     try:
         with Bar("eval") as bar:
 

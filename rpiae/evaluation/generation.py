@@ -95,7 +95,7 @@ def evaluate_generation(
     started = time.perf_counter()
     configs, samples = metric_configs(config.metrics), sets.samples
     panel = Panel(dict(built(configs)), runtime)
-    crop = sets.real.crop if sets.real else samples.crop
+    crop = samples.crop if sets.real is None else sets.real.crop
     references = References(panel, crop, image_size=samples.image_size, out=reference_out)
     walks = _walks(sets, config, panel, runtime)
     _measure(panel, sets, walks, progress)
@@ -143,8 +143,8 @@ def opened(
     ):
         if lacking and not given:
             raise UsageError(
-                f"{', '.join(lacking)} compare samples with {what}: name them with {option}, such as "
-                f"{option} parquet:PATH"
+                f"{', '.join(lacking)} cannot be measured without {what}: name them with {option}, such "
+                f"as {option} parquet:PATH"
             )
     if config.training and config.training == config.data:
         raise UsageError(
@@ -212,22 +212,20 @@ def _names(images: ListedImages, samples: SampleSet, asked: tuple[str, ...]) -> 
         UsageError: if the classes are others.
     """
     there, of_samples = images.label_names, samples.label_names
-    if not asked or not there:
-        return asked
-    lacking = [name for name in of_samples if name not in there]
-    strange = [name for name in there if name not in of_samples]
-    for names, text in (
-        (lacking, f"{images.location} has no class {{}}, which {samples.location} has"),
-        (strange if samples.all_classes else [], f"{images.location} has a class {{}}, which "
-         f"{samples.location} has not"),
-    ):  # fmt: skip
-        if names:
-            raise UsageError(
-                f"{text.format(repr(printable(names[0])))}: {len(there)} classes and "
-                f"{len(of_samples)}. An empty or missing class folder numbers those after it anew; take "
-                "images of the same classes"
-            )
-    return (*asked, *(name for name in strange if name not in asked))
+    if of_samples and there:
+        lacking = [name for name in of_samples if name not in there]
+        strange = [name for name in there if name not in of_samples and samples.all_classes]
+        for names, one, other in (
+            (lacking, images.location, samples.location),
+            (strange, samples.location, images.location),
+        ):
+            if names:
+                raise UsageError(
+                    f"{one} has no class {printable(names[0])!r}, which {other} has: the real images are "
+                    f"of {len(there)} classes and the samples of {len(of_samples)}. An empty or missing "
+                    "class folder numbers those after it anew; take images of the same classes"
+                )
+    return (*asked, *(name for name in there if name not in asked))
 
 
 def _walks(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import zipfile
 import zlib
@@ -239,6 +240,9 @@ def _array(path: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], 
             shape, by_columns, kind = read(file)
             if by_columns or kind.hasobject:
                 raise ValueError(f"{name} is not stored row by row, as plain numbers")
+            there = archive.getinfo(f"{name}.npy").file_size - file.tell()
+            if math.prod(shape) * kind.itemsize != there:
+                raise ValueError(f"{name} is of shape {list(shape)} and has {there} bytes")
             yield file, shape, kind
 
 
@@ -257,7 +261,7 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except RpiaeError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         name = printable(str(path))
         raise DataError(f"{name} cannot be read as samples: {printable(str(reason))}") from None

@@ -125,7 +125,7 @@ class Dit(nn.Module):
         if self.head is not None:  # where there is a head, there is a SiLU more
             condition = F.silu(condition)
         rotation = None if self.rotary is None else self.rotary(grid)
-        tokens = map_to_tokens(self.embed(latents)) + self._positions(grid)
+        tokens = at_least_fp32(map_to_tokens(self.embed(latents))) + self._positions(grid)
         for block in self.blocks:
             tokens = through(block, tokens, condition=condition, rotation=rotation)
         if self.head is not None:
@@ -224,7 +224,7 @@ class WideHead(nn.Module):
         """Tokens, and the condition of each."""
         condition = F.silu(self.projection(features))
         rotation = None if self.rotary is None else self.rotary(grid)
-        tokens = map_to_tokens(self.embed(latents))
+        tokens = at_least_fp32(map_to_tokens(self.embed(latents)))
         for block in self.blocks:
             tokens = through(block, tokens, condition=condition, rotation=rotation)
         return tokens, condition

@@ -87,10 +87,18 @@ def _check_what_matters(module: nn.Module, batch: _Batch) -> None:
 def _check_bf16(module: nn.Module, batch: _Batch) -> None:
     with torch.no_grad():
         found = module(*batch)
-        with torch.autocast("cpu", torch.bfloat16):
-            rough = module(*batch)
-    error = float((rough.float() - found).norm() / found.norm())
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = module(*batch).float()
+    error = float((rough.detach() - found).norm() / found.norm())
     assert error < BF16_ERROR, f"bf16 is off by {error:.2f} of the output's size"
+    torch.autograd.backward(rough.square().mean())
+    wrong = [
+        name
+        for name, value in module.named_parameters()
+        if value.grad is None or not value.grad.isfinite().all()
+    ]
+    assert not wrong, f"parameters without a finite gradient in bf16: {wrong}"
+    module.zero_grad(set_to_none=True)
 
 
 def _check_without_classes(config: GeneratorConfig) -> None:

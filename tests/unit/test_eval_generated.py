@@ -221,13 +221,14 @@ DATA = ("--data", "folder:val")
         (("g/tokenizer", *DATA, "--metrics", "gfd:tiny,psnr"), "gfd:tiny cannot be measured of a tok"),
         (("g/tokenizer", *DATA, "--steps", "3"), "--steps say how a generator is sampled"),
         (("g", "g/tokenizer", *DATA), "g is of generated images and g/tokenizer is not"),
-        (("g", "--metrics", "gfd:tiny"), "gfd:tiny compare samples with real images: name them with --d"),
-        (("g", *DATA, "--metrics", "nearest"), "with the images that were trained on: name them with --t"),
+        (("g", "--metrics", "gfd:tiny"), "gfd:tiny cannot be measured without real images: name them with --d"),
+        (("g", *DATA, "--metrics", "nearest"), "nearest cannot be measured without the images that were trained on: name them"),
         (("g", *DATA, "--train", "folder:val"), "both what is learned from and what is measured on"),
         (("g", *DATA, "--image-size", "8"), "--image-size: real images are cropped to the size of the s"),
         (("g", *DATA, "--every", "2"), "--every is about clips"),
         (("g", *DATA, "--guidance", "-1"), "guidance must be 0 or more"),
         (("samples.npz", *DATA, "--seed", "3"), "--seed say how samples are made, and those of samples.npz"),
+        (("shots", *DATA, "--precision", "bf16", "--round", "truncate"), "--precision and --round say how"),
         (("g", *DATA, "--set", "data.image_size=16"), "have 8 pixels and the crops of val 16"),
     ],
 )  # fmt: skip
@@ -242,8 +243,12 @@ def test_what_does_not_fit_is_refused(
 
 def test_classes_that_differ_are_named(command: Command, place: Path) -> None:
     for folder, names, message in (
-        ("fewer", NAMES[:2], "fewer has no class 'ship', which g has: 2 classes and 3"),
-        ("more", (*NAMES, "truck"), "more has a class 'truck', which g has not: 4 classes and 3"),
+        ("fewer", NAMES[:2], "fewer has no class 'ship', which g has: the real images are of 2 cl"),
+        (
+            "more",
+            (*NAMES, "truck"),
+            "g has no class 'truck', which more has: the real images are of 4",
+        ),
     ):
         write_classes(place / folder, seed=3, names=names)
         code, _, err = command("g", "--data", f"folder:{folder}", *MADE)
@@ -259,6 +264,19 @@ def test_classes_that_differ_are_named(command: Command, place: Path) -> None:
     code, out, err = command("fewer", *DATA, "--metrics", "class-accuracy", "--json")
     assert code == 0, err
     assert numbers(out)["class_accuracy[tiny]"] == 1.0
+
+
+def test_classes_of_unnamed_samples_are_numbers(command: Command, place: Path) -> None:
+    colours = ("a", "cat", "dog")
+    write_classes(place / "{others}", seed=4, names=colours)
+    write_classes(place / "four", seed=6, names=(*colours, "b"))
+    given = ("--metrics", "class-accuracy", "--json", "--device", "cpu")
+    named = ("--data", "folder:{others}", "--train", "folder:four")
+    code, out, err = command("samples.npz", *named, *given)
+    assert code == 0, err
+    (found,) = json.loads(out).values()
+    assert list(found["details"]["class-accuracy"]["by_class"]) == list(colours)
+    assert found["metrics"]["class_accuracy_real[tiny]"] > 0.6  # a and b look alike
 
 
 def test_images_without_labels_have_no_class_accuracy(command: Command, place: Path) -> None:
@@ -302,7 +320,10 @@ def test_files_that_hold_no_samples_are_said(command: Command, tmp_path: Path) -
     assert "4 samples of" in out
     np.savez(tmp_path / "x.npz", arr_0=images)
     content = (tmp_path / "x.npz").read_bytes()
-    for damaged in (content[:60], b"nothing", content.replace(b"NUMPY", b"MUMPY")):
+    for damaged in (
+        content[:60], b"nothing", content.replace(b"NUMPY", b"MUMPY"),
+        content.replace(b"(4, 8,", b"(4, 9,"),
+    ):  # fmt: skip
         (tmp_path / "x.npz").write_bytes(damaged)
         code, _, err = command(str(tmp_path / "x.npz"), *DATA)
         assert code == 1
