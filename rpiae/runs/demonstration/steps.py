@@ -37,15 +37,15 @@ OUT = "runs/digits"
 #: What is trained; tuned for minutes on two cores.
 TOKENIZER_RUN: Tree = {
     "encoder": "tiny", "bridge": "vb4", "decoder": "vit-t", "recipe": "quick",
-    "data": {"name": "digits", "image_size": 32},
+    "data": {"name": "digits", "image_size": 16},
 }  # fmt: skip
 TOKENIZER_CHANGES = (
-    "recipe.stages[0].steps=160", "recipe.stages[1].steps=80", "recipe.stages[2].steps=60",
-    "recipe.batch_size=16", "recipe.evaluate_every=0",
+    "recipe.stages[0].steps=200", "recipe.stages[0].batch_size=32", "recipe.stages[1].steps=100",
+    "recipe.stages[2].steps=60", "recipe.evaluate_every=0",
 )  # fmt: skip
 GENERATOR_RUN: Tree = {
-    "generator": {"name": "dit", "width": 128, "depth": 6, "num_heads": 2, "patch": 2},
-    "recipe": "flow-quick",
+    "generator": {"name": "dit", "width": 128, "depth": 4, "num_heads": 2},
+    "recipe": {"name": "flow-quick", "max_steps": 600},
 }
 
 #: How it is sampled, and how many of each digit are read.
