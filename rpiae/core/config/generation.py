@@ -24,8 +24,9 @@ class FlowConfig:
         least_time: of ``x``: the least t that is divided by.
         times: distribution of t in training before its shift.
         mean, std: of the normal distribution behind ``logit-normal``.
-        shift: s of t ← s·t/(1 + (s − 1)·t), in training and in sampling; √(C·h·w/4096) where it is not
-            given.
+        shift: s of t ← s·t/(1 + (s − 1)·t), in training and in sampling; ``auto`` is √(C·h·w/4096).
+        label_dropout: share of the samples whose label is taken away, so that the model also learns what
+            guidance is measured from.
         normalisation: what is subtracted from latents and what they are divided by: ``none``; mean and
             standard deviation per ``channel``; or per channel and ``position``.
 
@@ -38,12 +39,13 @@ class FlowConfig:
     times: Literal["logit-normal", "uniform"] = "logit-normal"
     mean: float = 0.0
     std: float = at_least(0, default=1.0)
-    shift: float | None = at_least(1e-6, default=None)
+    shift: float | Literal["auto"] = at_least(1e-6, default="auto")
+    label_dropout: float = within(0, 1, default=0.1)
     normalisation: Literal["none", "channel", "position"] = "none"
 
     def shift_of(self, values: int) -> float:
         """The shift s for latents of so many values."""
-        return float((values / SHIFT_BASE) ** 0.5) if self.shift is None else self.shift
+        return (values / SHIFT_BASE) ** 0.5 if self.shift == "auto" else self.shift
 
 
 @frozen(kw_only=True)
@@ -59,6 +61,7 @@ class GeneratorRunConfig:
         tokenizer: folder of the tokenizer or its run; that of the latents where it is empty.
         tokenizer_sha256: its fingerprint, filled in.
         flip: whether mirrored images are learned from too: stored ones, or ``data`` that are mirrored.
+        workers: processes that read latents; 0 reads in this one.
         held_out: latents that are not trained on, and that the loss is measured on.
         out: the run's folder.
         init: a generator or its run to start from; empty starts at random.
@@ -78,6 +81,7 @@ class GeneratorRunConfig:
     tokenizer: str = without_effect("", "its fingerprint counts")
     tokenizer_sha256: str = ""
     flip: bool = False
+    workers: int = without_effect(at_least(0, default=0), "draws are functions of the sample")
     held_out: int = at_least(0, default=0)
     out: str = without_effect("", "where a run is written")
     init: str = ""
