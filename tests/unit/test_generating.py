@@ -466,3 +466,13 @@ def test_statistics_are_not_measured_again(
     model = load_generator_model(tmp_path / "g")
     assert model.latent_std is not None
     assert not torch.equal(model.latent_std, torch.ones_like(model.latent_std))
+
+
+def test_guidance_needs_samples_without_a_class(latents: Path, tmp_path: Path) -> None:
+    run = tree(latents, tmp_path / "g")
+    run["recipe"]["flow"] = {"label_dropout": 0.0}
+    ended(run_generator(run))
+    found = load_generator(tmp_path / "g")
+    found.sample([0], steps=1)
+    with pytest.raises(UsageError, match="trained with the class of every sample"):
+        found.sample([0], steps=1, guidance=2.0)
