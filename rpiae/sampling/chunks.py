@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,9 +44,9 @@ def write_chunk(folder: Path, plan: SamplingPlan, number: int, tensors: dict[str
 def unwritten(path: Path, error: Exception) -> RunError:
     """The error of a file that could not be written."""
     reason = getattr(error, "strerror", None) or error
+    remedy = "free some space" if os.strerror(errno.ENOSPC) in str(reason) else "mend that"
     return RunError(
-        f"cannot write {path}: {reason}. Samples that are complete stay; free some space and call again "
-        "to go on"
+        f"cannot write {path}: {reason}. Samples that are complete stay; {remedy} and call again to go on"
     )
 
 

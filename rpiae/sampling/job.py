@@ -183,6 +183,7 @@ class _Maker:
         self._newest.extend(pictures.numpy())
         made = sheet([np.stack(self._newest)], PREVIEW_COLUMNS)
         try:
+            self._preview.parent.mkdir(parents=True, exist_ok=True)
             save_sheet(made, self._preview, self._plan.settings())
         except OSError as error:
             raise unwritten(self._preview, error) from None

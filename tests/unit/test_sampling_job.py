@@ -342,7 +342,7 @@ def test_what_does_not_fit_together(
 def test_a_preview_of_the_newest_samples(
     generator: LoadedGenerator, runtime: Runtime, tmp_path: Path, name: str
 ) -> None:
-    out, preview = tmp_path / name, tmp_path / "preview.png"
+    out, preview = tmp_path / name, tmp_path / "shown" / "preview.png"
     sizes = []
     for event in make_samples(
         generator, plan_of(generator, out), out, runtime=runtime, batch_size=2, preview=preview
@@ -356,6 +356,20 @@ def test_a_preview_of_the_newest_samples(
         (2 * step - GAP, SIDE), (4 * step - GAP, SIDE), (6 * step - GAP, SIDE), (row, SIDE),
         (row, 2 * step - GAP),
     ]  # fmt: skip
+
+
+def test_a_preview_that_cannot_be_written(
+    generator: LoadedGenerator, runtime: Runtime, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.npz"
+    (tmp_path / "file").write_text("")
+    preview = tmp_path / "file" / "preview.png"
+    with pytest.raises(
+        RunError, match=r"cannot write .*preview\.png: .*; mend that and call again"
+    ):
+        list(
+            make_samples(generator, plan_of(generator, out), out, runtime=runtime, preview=preview)
+        )
 
 
 def test_one_at_a_time(generator: LoadedGenerator, runtime: Runtime, tmp_path: Path) -> None:

@@ -182,6 +182,20 @@ class StageConfig:
 
 
 @frozen(kw_only=True)
+class SpikeGuardConfig:
+    """When a stage goes back to an earlier state, once, and on from there with other draws.
+
+    Attributes:
+        factor: how many times the usual loss, the median of the last hundred steps', a step's may be;
+            what is not finite is above all of them.
+        every: steps between the states that are kept for it.
+    """
+
+    factor: float = at_least(1)
+    every: int = at_least(1, default=500)
+
+
+@frozen(kw_only=True)
 class RecipeConfig(PartConfig):
     """Base of recipes' configs: a tuple of stages and what they share.
 
@@ -203,10 +217,8 @@ class RecipeConfig(PartConfig):
         read_every: steps between two looks at losses and norms, for logs and alarms; 0 looks at every
             one on a CPU, where that costs nothing, and at every 20th where a device has to be waited for.
         keep_checkpoints: how many of the latest checkpoints are kept.
-        spike_guard: how many times the usual loss (the median of the last hundred that were read) a
-            step's loss may be. Above that, or where anything is not finite, a stage goes back to its
-            newest checkpoint, once, and on from there with other draws; where it is not given, what is
-            not finite ends the run, and nothing else does.
+        spike_guard: takes a stage back where its loss leaps, or is not finite; where it is not given,
+            what is not finite ends the run, and nothing else does.
         default_data: dataset used where none is named; empty if one must be named.
         default_resize: short side of every training image over the side of the crops, where
             ``data.resize`` is not given (the paper: 1.5, 384 pixels for crops of 256); 0 leaves it to
@@ -232,7 +244,7 @@ class RecipeConfig(PartConfig):
     checkpoint_every: int = without_effect(at_least(0, default=1000), "resuming is exact")
     read_every: int = without_effect(at_least(0, default=0), "it draws nothing and changes nothing")
     keep_checkpoints: int = without_effect(at_least(1, default=2), "resuming is exact")
-    spike_guard: float | None = at_least(1, default=None)
+    spike_guard: SpikeGuardConfig | None = None
     default_data: str = without_effect("", "the dataset itself counts")
     default_resize: float = without_effect(at_least(0, default=0.0), "the dataset's resize counts")
     default_positions: Literal["", "fixed", "trained"] = without_effect("", "the decoder's count")

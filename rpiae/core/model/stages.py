@@ -59,6 +59,11 @@ def checked_stages(
             problems.append(
                 f"{path}: an adaptive weight needs at least one term with reference = true"
             )
+        if config.recipe.spike_guard and _changes_midway(terms):
+            problems.append(
+                f"{path}: with recipe.spike_guard a stage's loss is compared with what it was, so no term "
+                "can begin late, or play against a critic"
+            )
         against, said = _adversaries(terms, stage.name, path)
         problems += against
         notices += said
@@ -139,6 +144,15 @@ def _adversaries(terms: Sequence[TermConfig], stage: str, path: str) -> tuple[li
                 "(critic_start_… is later than start_…)"
             )
     return problems, notices
+
+
+def _changes_midway(terms: Sequence[TermConfig]) -> bool:
+    """Whether a stage's loss changes for other reasons than what is learned."""
+    return any(
+        term.start_steps or term.start_epochs or term.ramp_steps or term.adaptive
+        or isinstance(term.loss, AdversarialConfig)
+        for term in terms
+    )  # fmt: skip
 
 
 def _when(steps: int, epochs: float) -> str:

@@ -36,7 +36,7 @@ _ALWAYS = {
 }
 _WITHIN = {
     "optimiser": dict, "balance": dict, "players": dict, "more": dict, "seconds": float, "skipped": int,
-    "best": float, "retries": int,
+    "best": float, "guard": dict,
 }  # fmt: skip
 
 
@@ -76,8 +76,9 @@ def check_saved(saved: SavedState, *, task: Task, recipe: RecipeConfig) -> None:
         raise CheckpointError(f"{source} is of step {step} of {length} of stage {config.name}")
     for name in ("balance", "players", "more"):  # which earlier versions did not have
         state.setdefault(name, {})
-    state.setdefault("retries", 0)
+    state.setdefault("guard", {"retries": 0, "losses": []})
     _check_types(state, _WITHIN, source)
+    _check_types(state["guard"], {"retries": int, "losses": list}, f"{source}: guard")
     apply_stage(task.roles, config.train)
     trained = dict(trained_parameters(task.roles))
     _check_average(state["ema"], trained, source)

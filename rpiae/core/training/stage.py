@@ -7,7 +7,6 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from attrs import asdict, define, field
 
 from rpiae.core.config.recipe import (
@@ -19,16 +18,15 @@ from rpiae.core.config.recipe import (
 from rpiae.core.errors import CheckpointError, DataError, TrainingError, UsageError
 from rpiae.core.model.blocks import recomputing
 from rpiae.core.model.contracts import Batch, StageSteps
-from rpiae.core.runtime.draws import StepRandomness, key
+from rpiae.core.runtime.draws import key
 from rpiae.core.runtime.signals import StopSignal
 from rpiae.core.training import events
-from rpiae.core.training.beside import averages_folder, best_folder
+from rpiae.core.training.beside import best_folder, save_averages
 from rpiae.core.training.checkpoint import (
     SavedState,
     checkpoint_path,
     digest,
     list_checkpoints,
-    load_checkpoint,
     save_checkpoint,
 )
 from rpiae.core.training.ema import Ema
@@ -36,8 +34,10 @@ from rpiae.core.training.evaluations import Evaluations
 from rpiae.core.training.feed import Feed
 from rpiae.core.training.freeze import FreezeReport, wants_averages
 from rpiae.core.training.guard import SpikeError, SpikeGuard
-from rpiae.core.training.player import Learned, MicroBatch, Player
+from rpiae.core.training.player import Learned, Player, micro_batches
 from rpiae.core.training.readings import Readings
+from rpiae.core.training.restoring import check_saved
+from rpiae.core.training.schedules import due
 from rpiae.core.training.task import Opening, TrainerInputs
 from rpiae.core.training.watch import Watch
 
@@ -61,6 +61,7 @@ class StageAtWork:
     step: int = 0
     seconds: float = 0.0
     skipped: int = 0
+    lost: Sequence[str] = ()
     evaluations: Evaluations = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -101,7 +102,9 @@ class StageAtWork:
             report=report, history=history, players=players, ema=ema,
             readings=Readings(runtime, config.name, length.steps, size),
             watch=Watch(steps=length.steps, alarms=objective.alarms),
-            guard=SpikeGuard(factor=recipe.spike_guard),
+            guard=SpikeGuard(
+                config=recipe.spike_guard, folder=inputs.folder / "checkpoints" / "guard", stage=index
+            ),
         )  # fmt: skip
         if saved is not None:
             stage._restore(saved.state)
@@ -121,6 +124,8 @@ class StageAtWork:
             stage=self.config.name, index=self.index, steps=self.length.steps, step=self.step,
             batch_size=self.batch_size, report=self.report,
         )  # fmt: skip
+        if self.step == 0 and self.guard.helps and self.inputs.runtime.is_main:
+            self.guard.begin(self._state(self.index, 0))
         while True:
             try:
                 return (yield from self._on(stop))
@@ -134,7 +139,10 @@ class StageAtWork:
         every = recipe.read_every or runtime.read_every
         for batch, waited in self._batches(stop):
             if batch.skipped:
-                yield self._skipped(batch)
+                self.skipped += len(batch.skipped)
+                yield events.ImagesSkipped(
+                    stage=self.config.name, images=batch.skipped, total=self.skipped
+                )
             for text in batch.notices:
                 yield events.Notice(text=f"stage {self.config.name}: {text}")
             with runtime.with_others(self._way_on):
@@ -146,17 +154,19 @@ class StageAtWork:
             yield done
             for text in self.watch.step(done.terms):
                 yield events.Notice(text=f"stage {self.config.name}, step {self.step}: {text}")
-            if self.step < self.length.steps and _due(self.step, recipe.evaluate_every):
+            if self.step < self.length.steps and due(self.step, recipe.evaluate_every):
                 yield from self._evaluated()
             with runtime.with_others(self._way_on):
                 stopped = runtime.any(bool(stop.received))
             if stopped:
                 break
-            if self.step < self.length.steps and _due(self.step, recipe.checkpoint_every):
+            if self.step < self.length.steps and self._is_saved():
                 yield self._saved()
         if self.step == self.length.steps and not stopped:
             yield from self._evaluated()
             yield self._ended()
+            for text in self.lost:
+                yield events.Notice(text=f"stage {self.config.name}: {text}")
             return True
         if self.step > 0:
             path = self._write()
@@ -170,15 +180,20 @@ class StageAtWork:
         recipe = self.inputs.recipe
         return (
             self.step == self.length.steps
-            or _due(self.step, every)
-            or _due(self.step, recipe.evaluate_every)
-            or _due(self.step, recipe.checkpoint_every)
+            or due(self.step, every)
+            or due(self.step, recipe.evaluate_every)
+            or self._is_saved()
         )
+
+    def _is_saved(self) -> bool:
+        """Whether the state after this step is saved on the way."""
+        return due(self.step, self.inputs.recipe.checkpoint_every) or self.guard.due(self.step)
 
     def _step(self, batch: Batch, waited: float) -> None:
         """One optimiser step of every player that learns by now."""
         started = time.perf_counter()
-        micro_batches = list(self._micro_batches(batch))
+        pieces = batch.split(self.inputs.recipe.accumulate)
+        batches = micro_batches(pieces, self._seed, self.config.name, self.step)
         learned: dict[str, Learned] = {}
         for player in self.players:
             if self.step < player.start:
@@ -189,7 +204,7 @@ class StageAtWork:
             with recomputing(self.inputs.recipe.recompute):
                 learned[player.name] = player.learn(
                     self.step,
-                    micro_batches,
+                    batches,
                     self.inputs.runtime,
                     earlier=learned,
                     check=self._check,
@@ -209,34 +224,30 @@ class StageAtWork:
     def _read(self) -> events.StepDone:
         done, problems = self.readings.read(self.step)
         self._check_finite(problems)
+        leaps = self.guard.problems(done.totals)
+        if leaps:
+            raise SpikeError(", ".join(leaps))
         self.seconds += done.seconds
         remaining = self.seconds / self.step * (self.length.steps - self.step)
-        event = done.event(remaining_seconds=remaining)
-        leaps = self.guard.problems(event.total)
-        if leaps and self.guard.helps:
-            raise SpikeError(", ".join(leaps))
-        return event
+        return done.event(remaining_seconds=remaining)
 
     def _taken_back(self, error: SpikeError) -> events.TakenBack:
-        """Go back to the stage's newest checkpoint, and have it go on with other draws.
+        """Go back to what is kept for that, and have the stage go on with other draws.
 
         Raises:
-            TrainingError: if there is none.
+            TrainingError: if nothing is.
         """
         at, task = self.step, self.inputs.task
         self._clear()
-        saved = load_checkpoint(self.inputs.folder / "checkpoints")
-        if saved is None or saved.state["stage"] != self.index or not saved.state["step"]:
-            raise TrainingError(
-                f"stage {self.config.name}, step {at}: {error}. {self._way_on()}"
-            ) from None
+        saved = self.guard.kept(at)
+        if saved is None:
+            raise TrainingError(self._stuck(f"{error}, and the state to go back to is lost"))
+        check_saved(saved, task=task, recipe=self.inputs.recipe)
         task.module.load_state_dict(saved.state["model"])
         for player in self.players[1:]:
-            kept = saved.state["players"][player.name]
-            player.module.load_state_dict(kept["weights"])
-            player.load_state_dict(kept)
+            player.load_whole(saved.state["players"][player.name])
         self._restore(saved.state)
-        self.guard.taken_back()
+        self.guard.retries += 1
         self.readings.forget()
         self.evaluations.at = -1
         return events.TakenBack(stage=self.config.name, step=at, to=self.step, reason=str(error))
@@ -247,21 +258,17 @@ class StageAtWork:
         seed, retries = self.inputs.seed, self.guard.retries
         return key(seed, "retry", retries) if retries else seed
 
-    def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
-        """The batch as it is accumulated."""
-        for piece in batch.split(self.inputs.recipe.accumulate):
-            draws = StepRandomness(self._seed, self.config.name, self.step, piece.samples)
-            yield MicroBatch(piece.inputs, draws, piece.share, piece.labels)
-
     def _check_finite(self, problems: Sequence[str]) -> None:
-        if problems and self.guard.helps:
-            raise SpikeError(f"not finite ({', '.join(problems)})")
         if problems:
-            raise TrainingError(
-                f"stage {self.config.name}, step {self.step}: not finite ({', '.join(problems)}). "
-                f"{self._way_on()} --precision fp32, or begin another run with a lower learning rate or "
-                "gradient clipping (optimiser.clip)"
-            )
+            text = f"not finite ({', '.join(problems)})"
+            raise SpikeError(text) if self.guard.helps else TrainingError(self._stuck(text))
+
+    def _stuck(self, problem: str) -> str:
+        """Message for a stage that cannot go on as it is."""
+        return (
+            f"stage {self.config.name}, step {self.step}: {problem}. {self._way_on()} --precision fp32, or "
+            "begin another run with a lower learning rate or gradient clipping (optimiser.clip)"
+        )
 
     def _way_on(self) -> str:
         folder = self.inputs.folder
@@ -296,12 +303,6 @@ class StageAtWork:
             raise DataError(f"{error}. {self._way_on()}") from None
         finally:
             feed.close()
-
-    def _skipped(self, batch: Batch) -> events.ImagesSkipped:
-        self.skipped += len(batch.skipped)
-        return events.ImagesSkipped(
-            stage=self.config.name, images=batch.skipped, total=self.skipped
-        )
 
     def _evaluated(self) -> Iterator[events.Event]:
         if self.evaluations.at == self.step:
@@ -339,19 +340,15 @@ class StageAtWork:
         )  # fmt: skip
         self.history[self.config.name] = asdict(ended)
         self.inputs.runtime.release()
-        self.inputs.runtime.on_main(self._save_averages)
+        self.lost = self.inputs.runtime.on_main(
+            lambda: save_averages(task, self.players[0], self.inputs.folder, self.config.name)
+        )
         self._write(ended=True)
+        self.inputs.runtime.on_main(self.guard.forget)
         if wants_averages(task.roles, self.inputs.recipe.stages[self.index + 1 :]):
             self.ema.swap()
         task.module.requires_grad_(False)
         return ended
-
-    def _save_averages(self) -> None:
-        """Save the further averages, each as the task would be with them."""
-        for decay, average in self.players[0].more.items():
-            folder = averages_folder(self.inputs.folder, self.config.name, decay)
-            with average.swapped_in(), torch.no_grad():
-                self.inputs.task.save(folder)
 
     def _clear(self) -> None:
         """Leave no gradients to whoever comes next."""
@@ -364,7 +361,16 @@ class StageAtWork:
         path = checkpoint_path(self.inputs.folder / "checkpoints", index, step)
         if not self.inputs.runtime.is_main:
             return path
-        self._check_finite(self.readings.problems())  # of steps that nobody has looked at yet
+        if problems := self.readings.problems():  # of steps that nobody has looked at yet
+            raise TrainingError(self._stuck(f"not finite ({', '.join(problems)})"))
+        state = self._state(index, step, within=not ended)
+        save_checkpoint(path, state, keep=self.inputs.recipe.keep_checkpoints)
+        if not ended and self.guard.due(step):
+            self.guard.keep(path, step)
+        return path
+
+    def _state(self, index: int, step: int, *, within: bool = True) -> dict[str, Any]:
+        """What is saved of a step; of one within a stage with all that learns in it."""
         state: dict[str, Any] = {
             "stage": index,
             "step": step,
@@ -373,17 +379,16 @@ class StageAtWork:
             "num_images": self.inputs.data.num_images,
             "history": self.history,
         }
-        if not ended:
+        if within:
             state |= {
                 **self.players[0].state_dict(),
                 "players": {player.name: player.whole() for player in self.players[1:]},
                 "seconds": self.seconds + self.readings.seconds,
                 "skipped": self.skipped,
                 "best": self.evaluations.best,
-                "retries": self.guard.retries,
+                "guard": self.guard.state_dict(),
             }
-        save_checkpoint(path, state, keep=self.inputs.recipe.keep_checkpoints)
-        return path
+        return state
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from a state; players besides the first were opened with theirs."""
@@ -391,10 +396,6 @@ class StageAtWork:
         self.seconds = saved["seconds"]
         self.skipped = saved["skipped"]
         self.evaluations.best = saved["best"]
-        self.guard.retries = saved["retries"]
+        self.guard.load_state_dict(saved["guard"])
         self.ema.load_state_dict(saved["ema"])
         self.players[0].load_state_dict(saved)
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

@@ -133,7 +133,7 @@ class Task:
             balance=Balance(self.layers(), reduce=opening.runtime.reduce),
             ema=Ema(trained.items(), decay=stage.ema, warmup=stage.ema_warmup),
             more={
-                f"{decay:g}": Ema(trained.items(), decay=decay, warmup=stage.ema_warmup)
+                repr(decay): Ema(trained.items(), decay=decay, warmup=stage.ema_warmup)
                 for decay in stage.more_ema
             },
             modes=lambda: set_modes(self.roles, opening.report),
