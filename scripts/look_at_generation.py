@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from attrs import evolve, frozen
 
@@ -32,9 +33,9 @@ ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = {
     "gfd[tiny]": ("gFD, tiny", 2),
     "gfd[cnn]": ("gFD, cnn", 2),
-    "precision": ("precision", 3),
-    "recall": ("recall", 3),
-    "class_accuracy": ("class accuracy", 3),
+    "precision[tiny]": ("precision", 3),
+    "recall[tiny]": ("recall", 3),
+    "class_accuracy[tiny]": ("class accuracy", 3),
 }
 
 
@@ -192,15 +193,17 @@ def table(settings: Settings) -> Iterator[str]:
         for guidance in (1.0, settings.guidance):
             path = settings.out / "generators" / f"{look.name}-{guidance:g}.json"
             numbers = metrics_of(json.loads(path.read_text(encoding="utf-8")))
-            cells = [f"{numbers[name]:.{digits}f}" for name, (_, digits) in COLUMNS.items()]
+            cells = [
+                f"{numbers[name]:.{digits}f}" if name in numbers else "–"
+                for name, (_, digits) in COLUMNS.items()
+            ]
             yield f"| {look.name} | {guidance:g} | {' | '.join(cells)} |"
 
 
-def metrics_of(results: Mapping[str, object]) -> Mapping[str, float]:
-    """The numbers in what ``rpiae eval --json`` prints of one generator."""
-    found = results["metrics"]
-    assert isinstance(found, dict)
-    return found
+def metrics_of(results: Mapping[str, Mapping[str, Any]]) -> Mapping[str, float]:
+    """The numbers in what ``rpiae eval --json`` prints of one generator, by its folder."""
+    (found,) = results.values()
+    return found["metrics"]
 
 
 def main() -> None:
