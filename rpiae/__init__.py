@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     import torch
 
     from rpiae.bridges import BRIDGES
+    from rpiae.core.config.generation import GeneratorConfig
     from rpiae.core.config.parts import (
         BridgeConfig,
         DatasetConfig,
         DecoderConfig,
         EncoderConfig,
         EncoderDescription,
-        GeneratorConfig,
         LossConfig,
     )
     from rpiae.core.config.recipe import RecipeConfig, RunConfig
@@ -58,7 +58,7 @@ _WHERE = {
     "EncoderDescription": "rpiae.core.config.parts",
     "Entry": "rpiae.core.registry.registry",
     "GENERATORS": "rpiae.generators",
-    "GeneratorConfig": "rpiae.core.config.parts",
+    "GeneratorConfig": "rpiae.core.config.generation",
     "LOSSES": "rpiae.losses",
     "LossConfig": "rpiae.core.config.parts",
     "METRICS": "rpiae.evaluation",

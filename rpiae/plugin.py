@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         within,
         without_effect,
     )
+    from rpiae.core.config.generation import GeneratorConfig
     from rpiae.core.config.parts import (
         BridgeConfig,
         BridgeDescription,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
         DecoderConfig,
         EncoderConfig,
         EncoderDescription,
-        GeneratorConfig,
         LossConfig,
         MetricConfig,
     )
@@ -158,7 +158,7 @@ _WHERE = {
     "FlowContext": "rpiae.core.model.generation",
     "GaussianPosterior": "rpiae.core.model.contracts",
     "Generator": "rpiae.core.model.generation",
-    "GeneratorConfig": "rpiae.core.config.parts",
+    "GeneratorConfig": "rpiae.core.config.generation",
     "Grid": "rpiae.core.model.geometry",
     "HeldOut": "rpiae.core.model.contracts",
     "LatentDataset": "rpiae.latents",

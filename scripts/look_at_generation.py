@@ -152,6 +152,7 @@ def generate(look: Look, tokenizer: Path, settings: Settings) -> None:
 
 
 def _training(look: Look, settings: Settings) -> Iterator[str]:
+    yield "recipe.flow.shift=0"  # that of the latents' size
     yield "flip=true"
     yield "held_out=512"
     yield f"recipe.stages[0].steps={settings.steps}"
@@ -170,11 +171,10 @@ def _measure(
     """Numbers of a generator's samples, as JSON."""
     if results.is_file():
         return
-    metrics = f"gfd:tiny,gfd:cnn:{settings.cnn},precision,recall,class-accuracy"
     done = subprocess.run(
         [sys.executable, "-m", "rpiae", "eval", str(folder), "--data",
          f"parquet:{settings.data / 'test.parquet'}", "--train",
-         f"parquet:{settings.data / 'train.parquet'}", "--metrics", metrics, "--count",
+         f"parquet:{settings.data / 'train.parquet'}", "--metrics", metrics(settings.cnn), "--count",
          str(settings.count), "--train-images", str(settings.count), *how, "--json"],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
@@ -183,6 +183,11 @@ def _measure(
     if done.returncode:
         raise SystemExit(f"rpiae eval {folder} failed: {done.stderr.strip().splitlines()[-1]}")
     results.write_text(done.stdout, encoding="utf-8")
+
+
+def metrics(cnn: Path) -> str:
+    """What is measured, of which ``COLUMNS`` shows the numbers."""
+    return f"gfd:tiny,gfd:cnn:{cnn},precision,recall,class-accuracy"
 
 
 def table(settings: Settings) -> Iterator[str]:

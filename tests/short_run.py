@@ -78,11 +78,12 @@ def short_video_run(videos: Path, out: Path, **recipe: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_latents(folder: Path, *, count: int = 12, **settings: Any) -> Path:
+def write_latents(folder: Path, *, count: int = 12, labelled: bool = True, **settings: Any) -> Path:
     """Latents of labelled pictures, and beside them the pictures and the tokenizer that made them."""
     images = folder / "images"
     for i in range(count):
-        path = images / ["red", "blue", "green"][i % 3] / f"{i:02}.png"
+        below = ["red", "blue", "green"][i % 3] if labelled else ""
+        path = images / below / f"{i:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path)

@@ -95,22 +95,26 @@ class EveryImage(TorchDataset[CentreCrop]):
         """What the source calls an image."""
         return self._reader.source.name(index)
 
+    def label(self, index: int) -> int:
+        """The label of an image; −1 where it has none."""
+        label = self._labels.label(index) if self._labels else None
+        return -1 if label is None else label
+
     def num_classes(self) -> int:
         """Classes of its labels: as many as are named, else up to the highest one; 0 without labels."""
         if self._labels is None:
             return 0
-        numbers = (self._labels.label(index) for index in range(len(self)))
-        return len(self.label_names) or 1 + max(-1 if n is None else n for n in numbers)
+        return len(self.label_names) or 1 + max(self.label(index) for index in range(len(self)))
 
     def __getitem__(self, index: int) -> CentreCrop:
         name, side = self.name(index), self.image_size
         try:
-            label = self._labels.label(index) if self._labels else None
+            label = self.label(index)
             pixels = centre_crop(self._reader.read(index), side, side)
         except DataError as error:
             return CentreCrop(index, name, -1, None, str(error))
         made = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-        return CentreCrop(index, name, -1 if label is None else label, made, "")
+        return CentreCrop(index, name, label, made, "")
 
     def batches(self, positions: Sequence[Sequence[int]]) -> Iterator[Batch]:
         """Batches of the images at these positions, which are their samples, as bytes, on CPU.

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from attrs import frozen
 
 from rpiae.core.config.fields import refused, within
-from rpiae.core.config.parts import GeneratorConfig
+from rpiae.core.config.generation import GeneratorConfig
 
 #: Sin-cos positions and rotary ones share channels out among two axes, with sine and cosine of each.
 _CHANNELS = 4

@@ -183,6 +183,18 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         noise = torch.randn(latent.shape, generator=draws)
         return latent.float() + (0.5 * logvar).exp() * noise
 
+    def moments(
+        self, index: int
+    ) -> Iterator[tuple[Float[Tensor, "c ..."], Float[Tensor, "c ..."] | None]]:
+        """Mean and variance of what is drawn of an item, in fp32, and of its mirror image where that is
+        used too; no variance where one latent alone is drawn."""
+        for suffix in ("", "_flipped") if self._flip else ("",):
+            mean = self._stored.read(index, self.kind + suffix).float()
+            if self._sample:
+                yield mean, self._stored.read(index, "logvar" + suffix).float().exp()
+            else:
+                yield mean, None
+
     def stored(self, index: int) -> Float[Tensor, "c ..."]:
         """A latent in the type that it is stored in; the mean, where there are moments."""
         return self._stored.read(index, self.kind)

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 from attrs import field, frozen
 
-from rpiae.core.config.fields import within
 from rpiae.core.config.generation import FlowConfig
 from rpiae.core.config.recipe import RecipeConfig
 
@@ -25,11 +24,8 @@ class GeneratorRecipeConfig(RecipeConfig):
 
     Attributes:
         flow: from latents to noise and back; it goes with the generator.
-        label_dropout: share of the samples whose label is taken away, so that the model also learns
-            what guidance is measured from.
     """
 
     trains: ClassVar[str] = "generator"
     module: ClassVar[str] = "rpiae.tasks.generator.recipes:GeneratorStages"
     flow: FlowConfig = field(factory=FlowConfig)
-    label_dropout: float = within(0, 1, default=0.1)

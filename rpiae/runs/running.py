@@ -165,6 +165,10 @@ def resumed_config(
     if not source.is_file():
         raise CheckpointError(f"{folder} is not a run's folder: there is no {CONFIG_FILE} in it")
     tree = read_toml(source) | {"out": str(folder)}
+    if "generator" in tree:
+        raise CheckpointError(
+            f"{folder} is not a tokenizer's run: go on with a generator's with rpiae diffuse --resume"
+        )
     before = resolve(tree, source=str(source))
     resolved = resolve(
         tree | (changes or {}) | {"out": str(folder)}, overrides=overrides, source=str(source)

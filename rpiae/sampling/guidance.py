@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rpiae.core.errors import UsageError
+from rpiae.core.model.latent_generator import LatentGenerator
 from rpiae.sampling.configs import SamplingConfig
 from rpiae.sampling.samplers import Velocity
 
@@ -17,16 +18,25 @@ from rpiae.sampling.samplers import Velocity
 LabelledVelocity: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def check_guidable(config: SamplingConfig, labels: Sequence[int], *, num_classes: int) -> None:
-    """Refuse guidance away from samples without a class where none of them has one.
+def check_guidable(config: SamplingConfig, labels: Sequence[int], model: LatentGenerator) -> None:
+    """Refuse guidance away from samples without a class where none has one, or the model was never
+    trained without.
 
     Raises:
         UsageError: if that is asked for.
     """
-    if config.guidance != 1 and not config.guide and all(label == num_classes for label in labels):
+    if config.guidance == 1 or config.guide:
+        return
+    ways = "name a weaker generator as guide, or leave guidance at 1"
+    if all(label == model.num_classes for label in labels):
         raise UsageError(
             f"guidance {config.guidance:g} is away from samples without a class, and these have none: "
-            "ask for classes, name a weaker generator as guide, or leave guidance at 1"
+            f"ask for classes, {ways}"
+        )
+    if not model.flow.label_dropout:
+        raise UsageError(
+            f"guidance {config.guidance:g} is away from samples without a class, and this generator was "
+            f"trained with the class of every sample (label_dropout 0): {ways}"
         )
 
 

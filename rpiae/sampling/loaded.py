@@ -286,7 +286,7 @@ def latent_batches(
     batch_size: int | None = None,
 ) -> Iterator[Float[Tensor, "b c h w"]]:
     """Latents as the tokenizer decodes them; see ``image_batches``."""
-    check_guidable(config, labels, num_classes=generator.model.num_classes)
+    check_guidable(config, labels, generator.model)
     size = _size(batch_size, generator)
     for start in range(0, len(labels), size):
         batch = slice(start, start + size)

@@ -150,7 +150,7 @@ def make_plan(
         )
     if form == "latents" and truncate:
         raise UsageError("latents are not rounded: leave out --truncate")
-    check_guidable(config, labels, num_classes=generator.model.num_classes)
+    check_guidable(config, labels, generator.model)
     guide = generator.guide_for(config)
     fingerprints = {
         "generator": generator_digest(generator.model),

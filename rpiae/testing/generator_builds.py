@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from rpiae.core.config.generation import FlowConfig
-from rpiae.core.config.parts import GeneratorConfig
+from rpiae.core.config.generation import FlowConfig, GeneratorConfig
 from rpiae.core.config.tree import Tree
 from rpiae.core.errors import ConfigError
 from rpiae.core.model.generator_folders import (
@@ -52,7 +51,7 @@ def check_generator_builds(generator: str | Tree, *, recipe: str = "flow-quick")
     before = {name: value.clone() for name, value in model.named_parameters()}
     with tempfile.TemporaryDirectory() as name:
         inputs = TrainerInputs(
-            task=GeneratorTask(model, label_dropout=config.label_dropout), recipe=config,
+            task=GeneratorTask(model), recipe=config,
             data=SyntheticLatents(SHAPE, num_classes=CLASSES), folder=Path(name), seed=0,
             runtime=Runtime(device="cpu", precision="fp32"),
         )  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from attrs import evolve
 from torch import Tensor, nn
 
-from rpiae.core.config.parts import GeneratorConfig
+from rpiae.core.config.generation import GeneratorConfig
 from rpiae.core.model.generation import Generator
 from rpiae.testing.modules import check_gradients, seeded, unfit
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rpiae.core.config.generation import GeneratorConfig
 from rpiae.core.config.parts import (
     BridgeConfig,
     CriticConfig,
     DecoderConfig,
     EncoderConfig,
-    GeneratorConfig,
 )
 from rpiae.core.model.contracts import Features
 from rpiae.core.model.geometry import patch_triple

@@ -12,13 +12,13 @@ from attrs import frozen
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from rpiae.core.config.generation import GeneratorConfig
 from rpiae.core.config.parts import (
     BridgeConfig,
     CriticConfig,
     DecoderConfig,
     EncoderConfig,
     EncoderDescription,
-    GeneratorConfig,
     LossConfig,
 )
 from rpiae.core.model.contracts import StepContext

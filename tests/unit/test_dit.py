@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rpiae.core.config.parts import GeneratorConfig
+from rpiae.core.config.generation import GeneratorConfig
 from rpiae.core.errors import ConfigError, UsageError
 from rpiae.core.model.blocks import recomputing, resample_positions, sincos_positions
 from rpiae.core.model.resolve import part_config, wire

@@ -15,14 +15,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rpiae import runs
+from rpiae.core.config.generation import FlowConfig
 from rpiae.core.config.tree import read_toml
 from rpiae.core.errors import CheckpointError, ConfigError, UsageError
 from rpiae.core.model.build import build
 from rpiae.core.model.contracts import StageSteps
 from rpiae.core.model.folders import load_tokenizer, save_tokenizer
 from rpiae.core.model.generator_folders import load_generator_model
+from rpiae.core.model.latent_generator import LatentGenerator
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training import events
+from rpiae.data.fingerprint import data_fingerprint
 from rpiae.latents import LatentDataset
 from rpiae.latents.layout import tree_digest
 from rpiae.runs.generating import (
@@ -30,8 +34,11 @@ from rpiae.runs.generating import (
     resolve_generator,
     resume_generator,
     run_generator,
+    running,
 )
-from rpiae.runs.generating.learning_from import learned_from, statistics
+from rpiae.runs.generating.learning_from import learned_from
+from rpiae.runs.generating.measuring import held_out_loss
+from rpiae.runs.generating.normalising import statistics
 from rpiae.sampling.loaded import load_generator
 from tests.short_run import short_generator_run, write_latents
 from tests.toys import DECODERS, ENCODERS
@@ -170,26 +177,41 @@ def test_images_are_encoded_on_the_way(latents: Path, tmp_path: Path) -> None:
     assert summary["digests"] != other["digests"]
 
 
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("posterior", ["mode", "moments"])
 @pytest.mark.parametrize("normalisation", ["none", "channel", "position"])
-def test_statistics(latents: Path, tmp_path: Path, normalisation: str) -> None:
-    run = tree(latents, tmp_path / "g")
+def test_latents_are_normalised_as_they_are_trained_on(
+    tmp_path: Path, normalisation: str, posterior: str, flip: bool
+) -> None:  # fmt: skip
+    """Mean 0 and standard deviation 1 of many draws, mirrored ones and samples of moments included."""
+    latents = write_latents(tmp_path / "data", flip=True, posterior=posterior)
+    run = tree(latents, tmp_path / "g", flip=flip)
     run["recipe"]["flow"] = {"normalisation": normalisation}
     resolved = resolve_generator(run)
     runtime = Runtime(device="cpu", precision="fp32")
     found = statistics(resolved.found, resolved.recipe.flow, runtime, 0)
-    stored = LatentDataset(latents)
-    everything = torch.stack([stored.stored(i) for i in range(len(stored))]).double()
     if normalisation == "none":
         assert found is None
         return
     assert found is not None
     mean, std = found
-    if normalisation == "position":
-        torch.testing.assert_close(mean, everything.mean(0).float())
-        torch.testing.assert_close(std, everything.std(0, correction=0).float())
-    else:
-        assert torch.equal(mean, stored.mean)
-        assert torch.equal(std, stored.std)
+    assert mean.shape == ((4, 1, 1) if normalisation == "channel" else (4, 4, 4))
+    stored = resolved.found.stored
+    assert stored is not None
+    draws = torch.Generator().manual_seed(0)
+    everything = torch.stack(
+        [
+            stored.drawn(index, flipped=mirrored, draws=draws)
+            for index in range(len(stored))
+            for mirrored in ((False, True) if flip or normalisation == "channel" else (False,))
+            for _ in range(200 if posterior == "moments" else 1)
+        ]
+    )
+    seen = (everything - mean) / std
+    axes = (0, 2, 3) if normalisation == "channel" else (0,)
+    tolerance = 0.1 if posterior == "moments" else 1e-4
+    assert seen.mean(axes).abs().max() < tolerance
+    assert (seen.std(axes, correction=0) - 1).abs().max() < tolerance
 
 
 def test_a_plan_says_what_is_trained_on_what(latents: Path, tmp_path: Path) -> None:
@@ -247,7 +269,7 @@ def test_what_is_already_trained_does_not_change(latents: Path, tmp_path: Path) 
         if isinstance(event, events.CheckpointSaved):
             break
     happened.close()  # type: ignore[attr-defined]  # a generator
-    for override in ("recipe.flow.shift=3.0", "recipe.label_dropout=0.5", "generator.depth=2"):
+    for override in ("recipe.flow.shift=3.0", "recipe.flow.label_dropout=0.5", "generator.depth=2"):
         with pytest.raises(UsageError, match="cannot go on with"):
             list(resume_generator(tmp_path / "g", overrides=(override,)))
     ended(resume_generator(tmp_path / "g", overrides=("recipe.checkpoint_every=3",)))
@@ -335,8 +357,10 @@ def test_another_tokenizer_of_equal_shape_is_refused(latents: Path, tmp_path: Pa
     )
     save_tokenizer(other, tmp_path / "tokenizer")
     _trained(latents, tmp_path)
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="is another one than that"):
         load_generator(tmp_path / "trained", tokenizer=tmp_path / "tokenizer")
+    with pytest.raises(UsageError, match="is not the tokenizer that made"):
+        resolve_generator(tree(latents, tmp_path / "g", tokenizer=str(tmp_path / "tokenizer")))
 
 
 def test_what_is_held_out_is_not_shown(latents: Path) -> None:
@@ -352,3 +376,103 @@ def test_what_is_held_out_is_not_shown(latents: Path) -> None:
         learned_from(resolve_generator(tree(latents, latents / "x")).config).source.num_images
         == dataset.num_images
     )
+
+
+def test_other_predictions_are_not_taken_over(latents: Path, tmp_path: Path) -> None:
+    _trained(latents, tmp_path)
+    run = tree(latents, tmp_path / "x", init=str(tmp_path / "trained"))
+    run["recipe"]["flow"] = {"prediction": "x"}
+    with pytest.raises(UsageError, match="predicts 'v' and this run trains 'x'"):
+        list(run_generator(run))
+
+
+def on_the_way(latents: Path, out: Path, images: Path) -> dict[str, Any]:
+    """A run that encodes images on the way."""
+    run = tree(latents, out, tokenizer=str(latents.parent / "tokenizer")) | {"latents": ""}
+    del run["held_out"]
+    data = {"name": "folder", "path": str(images), "image_size": 16, "workers": 0, "held_out": 3}
+    return run | {"data": data}
+
+
+def test_classes_that_are_others_now_are_noticed(latents: Path, tmp_path: Path) -> None:
+    images = shutil.copytree(latents.parent / "images", tmp_path / "images")
+    happened = run_generator(on_the_way(latents, tmp_path / "g", images))
+    for event in happened:
+        if isinstance(event, events.CheckpointSaved):
+            break
+    happened.close()  # type: ignore[attr-defined]  # a generator
+    (images / "blue").rename(images / "zebra")
+    data_fingerprint.cache_clear()  # as in another process
+    with pytest.raises(ConfigError, match="data are not what the run was trained on"):
+        list(resume_generator(tmp_path / "g"))
+
+
+def test_the_held_out_loss_is_of_the_images_own_classes(latents: Path, tmp_path: Path) -> None:
+    run = on_the_way(latents, tmp_path / "g", latents.parent / "images")
+    found = resolve_generator(run).found
+    asked: list[list[int]] = []
+
+    class Asked(torch.nn.Module):
+        latent_channels, num_classes, patch = 4, 3, (1, 1)
+
+        def forward(self, noised: Any, time: Any, labels: Any) -> Any:
+            asked.append(labels.tolist())
+            return noised
+
+    model = LatentGenerator(generator=Asked(), flow=FlowConfig(), facts=found.facts)
+    held_out_loss(found, Runtime(device="cpu", precision="fp32"), 0)(model)
+    names = [Path(name).parent.name for name in found.source.held_out().groups]  # type: ignore[attr-defined]
+    assert asked == [[found.facts.label_names.index(name) for name in names]]
+
+
+def test_names_without_labels_are_no_classes(latents: Path, tmp_path: Path) -> None:
+    """As in the test splits of some data sets."""
+    plain = write_latents(tmp_path / "data", labelled=False)
+    summary = ended(run_generator(tree(plain, tmp_path / "g")))
+    assert (summary["num_classes"], summary["label_names"]) == (0, [])
+    load_generator_model(tmp_path / "g")
+
+
+def test_other_criteria_than_the_loss_are_refused(latents: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a generator is measured by 'flow' alone"):
+        resolve_generator(
+            tree(latents, tmp_path / "g"), overrides=("recipe.stages[0].best='psnr'",)
+        )
+
+
+def test_each_verb_goes_on_with_its_own_runs(latents: Path, tmp_path: Path) -> None:
+    _trained(latents, tmp_path)
+    with pytest.raises(CheckpointError, match="rpiae diffuse --resume"):
+        list(runs.resume(tmp_path / "trained"))
+
+
+def test_a_tokenizer_of_unknown_size_asks_for_one(latents: Path, tmp_path: Path) -> None:
+    run = on_the_way(latents, tmp_path / "g", latents.parent / "images")
+    del run["data"]["image_size"]
+    with pytest.raises(ConfigError, match="does not say what size it was trained on"):
+        resolve_generator(run)
+
+
+def test_statistics_are_not_measured_again(
+    latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened = run_generator(tree(latents, tmp_path / "g"))
+    for event in happened:
+        if isinstance(event, events.CheckpointSaved):
+            break
+    happened.close()  # type: ignore[attr-defined]  # a generator
+    monkeypatch.setattr(running, "statistics", None)
+    ended(resume_generator(tmp_path / "g"))
+    model = load_generator_model(tmp_path / "g")
+    assert model.latent_std is not None
+    assert not torch.equal(model.latent_std, torch.ones_like(model.latent_std))
+
+
+def test_guidance_needs_samples_without_a_class(latents: Path, tmp_path: Path) -> None:
+    run = tree(latents, tmp_path / "g")
+    run["recipe"]["flow"] = {"label_dropout": 0.0}
+    ended(run_generator(run))
+    found = load_generator(tmp_path / "g")
+    found.sample([0], steps=1)
+    with pytest.raises(UsageError, match="trained with the class of every sample"):
+        found.sample([0], steps=1, guidance=2.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,16 @@ import torch
 from attrs import evolve
 from torch import Tensor
 
-from rpiae.core.config.recipe import StageConfig
-from rpiae.core.errors import TrainingError
+from rpiae.core.config.recipe import SpikeGuardConfig, StageConfig
+from rpiae.core.errors import ConfigError, TrainingError
 from rpiae.core.training import events
 from rpiae.core.training.guard import FEWEST, SpikeGuard
 from rpiae.core.training.player import MicroBatch
 from rpiae.core.training.task import Passed, TrainerInputs
 from rpiae.core.training.trainer import train
 from rpiae.runs.recording import EventLog
-from tests.unit.test_task import ScoredLine, run_of
+from rpiae.runs.resolving import resolve
+from tests.unit.test_task import ScoredLine, Waiting, run_of
 
 
 class Leaping(ScoredLine):
@@ -47,9 +49,10 @@ class Leaping(ScoredLine):
 
 
 def guarded(
-    folder: Path, task: Leaping, *, steps: int = 40, factor: float | None = 5.0, every: int = 8
+    folder: Path, task: Leaping, *, steps: int = 40, factor: float | None = 5.0, **recipe: Any
 ) -> TrainerInputs:
-    inputs = run_of(folder, task=task, checkpoint_every=every, spike_guard=factor)
+    guard = None if factor is None else SpikeGuardConfig(factor=factor, every=8)
+    inputs = run_of(folder, task=task, spike_guard=guard, **({"checkpoint_every": 6} | recipe))
     stage = evolve(
         inputs.recipe.stages[0], steps=steps,
         optimiser=evolve(inputs.recipe.stages[0].optimiser, learning_rate=1e-3),
@@ -83,17 +86,76 @@ def test_after_that_it_draws_otherwise_and_every_time_the_same(tmp_path: Path) -
     assert leaping[0] != plain
 
 
-def test_a_run_that_went_back_resumes_to_the_bit(tmp_path: Path) -> None:
-    whole = digests(list(train(guarded(tmp_path / "whole", Leaping({30: (1, 30.0)})))))
+@pytest.mark.parametrize("at", [12, 24, 30])
+def test_a_run_that_goes_back_resumes_to_the_bit(tmp_path: Path, at: int) -> None:
+    """Broken before it goes back, and after."""
+
+    def leaps() -> dict[int, tuple[int, float]]:
+        return {30: (1, 30.0)}
+
+    whole = digests(list(train(guarded(tmp_path / "whole", Leaping(leaps())))))
     folder = tmp_path / "broken"
-    happened = train(guarded(folder, Leaping({30: (1, 30.0)})))
+    happened = train(guarded(folder, first := Leaping(leaps())))
     back = False
     for event in happened:
         back |= isinstance(event, events.TakenBack)
-        if back and isinstance(event, events.CheckpointSaved):
+        if isinstance(event, events.CheckpointSaved) and event.step == at and (back or at < 30):
             break
     happened.close()  # type: ignore[attr-defined]  # a generator
-    assert digests(list(train(guarded(folder, Leaping({})), resume=True))) == whole
+    later = Leaping(leaps())
+    later.left = dict(first.left)
+    seen = list(train(guarded(folder, later), resume=True))
+    assert any(isinstance(e, events.TakenBack) for e in seen) == (at < 30)
+    assert digests(seen) == whole
+
+
+@pytest.mark.parametrize(
+    "recipe", [{"checkpoint_every": 5}, {"keep_checkpoints": 1}, {"read_every": 4}, {"checkpoint_every": 0}]
+)  # fmt: skip
+def test_it_does_not_depend_on_what_else_is_saved_or_looked_at(
+    tmp_path: Path, recipe: dict[str, int]
+) -> None:
+    """The state that it goes back to is the guard's own."""
+    found = [
+        digests(list(train(guarded(tmp_path / str(len(more)), Leaping({30: (1, 30.0)}), **more))))
+        for more in ({}, recipe)
+    ]
+    assert found[0] == found[1]
+
+
+def test_a_leap_between_two_looks_is_seen(tmp_path: Path) -> None:
+    inputs = guarded(tmp_path, Leaping({26: (1, 30.0)}), read_every=10)
+    inputs = evolve(inputs, runtime=Waiting(device="cpu", precision="fp32"))
+    [back] = [e for e in train(inputs) if isinstance(e, events.TakenBack)]
+    assert (back.step, back.to) == (30, 24)
+
+
+def test_before_anything_else_is_saved_it_goes_back_to_the_beginning(tmp_path: Path) -> None:
+    seen = list(train(guarded(tmp_path, Leaping({4: (1, float("nan"))}))))
+    [back] = [e for e in seen if isinstance(e, events.TakenBack)]
+    assert (back.step, back.to) == (4, 0)
+    assert not (tmp_path / "checkpoints" / "guard").exists()
+
+
+def test_a_state_that_is_lost_ends_the_run(tmp_path: Path) -> None:
+    happened = train(guarded(tmp_path, Leaping({30: (1, 30.0)})))
+    for event in happened:
+        if isinstance(event, events.CheckpointSaved) and event.step == 24:
+            shutil.rmtree(tmp_path / "checkpoints" / "guard")
+            break
+    with pytest.raises(TrainingError, match=r"to go back to is lost.*lower learning rate"):
+        list(happened)
+
+
+def test_terms_that_begin_late_are_refused_beside_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no term can begin late"):
+        resolve(
+            {"recipe": "quick"},
+            overrides=(
+                "recipe.spike_guard={factor=5.0}",
+                "recipe.stages[0].terms[0].start_steps=3",
+            ),
+        )
 
 
 def test_the_second_time_ends_the_run_where_nothing_is_finite(tmp_path: Path) -> None:
@@ -102,9 +164,7 @@ def test_the_second_time_ends_the_run_where_nothing_is_finite(tmp_path: Path) ->
         list(train(inputs))
 
 
-def test_without_a_checkpoint_or_a_guard_it_ends_the_run(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="No checkpoint was due yet"):
-        list(train(guarded(tmp_path / "a", Leaping({4: (1, float("nan"))}))))
+def test_without_a_guard_nothing_goes_back(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="not finite"):
         list(train(guarded(tmp_path / "b", Leaping({30: (1, float("nan"))}), factor=None)))
     seen = list(train(guarded(tmp_path / "c", Leaping({30: (1, 30.0)}), factor=None)))
@@ -112,10 +172,10 @@ def test_without_a_checkpoint_or_a_guard_it_ends_the_run(tmp_path: Path) -> None
 
 
 def test_the_usual_loss_is_a_median(tmp_path: Path) -> None:
-    guard = SpikeGuard(factor=3.0)
-    assert not any(guard.problems(loss) for loss in [9.0, *[1.0] * (FEWEST - 1)])
-    assert not guard.problems(2.9)
-    assert guard.problems(3.1) == ["its loss is 3.1, where 1 is usual"]
+    guard = SpikeGuard(config=SpikeGuardConfig(factor=3.0), folder=tmp_path, stage=0)
+    assert not guard.problems([9.0, *[1.0] * (FEWEST - 1)])
+    assert not guard.problems([2.9])
+    assert guard.problems([1.0, 3.1]) == ["its loss is 3.1, where 1 is usual"]
 
 
 def test_the_log_is_as_if_the_steps_before_had_not_been(tmp_path: Path) -> None:
@@ -142,11 +202,11 @@ def test_further_averages_are_saved_and_resume(tmp_path: Path) -> None:
     whole = inputs(tmp_path / "whole")
     list(train(whole))
     found = saved(tmp_path / "whole")
-    assert found.keys() == {"0", "0.5", "0.9"}
+    assert found.keys() == {"0.0", "0.5", "0.9"}
     state = torch.load(
         tmp_path / "whole" / "checkpoints" / "stage1-step00000000.pt", weights_only=True
     )
-    assert found["0"] == float(state["model"]["line.weight"])
+    assert found["0.0"] == float(state["model"]["line.weight"])
     assert found["0.5"] == float(state["ema"]["values"]["line.weight"])  # the stage's own decay
     assert len(set(found.values())) == 3
     happened = train(inputs(tmp_path / "broken"))

@@ -1,17 +1,43 @@
-"""Generators as plain data: the flow that one learns, and the run that trains it. Torch-free."""
+"""Generators as plain data: the base of their configs, the flow that one learns, and the run that trains it. Torch-free."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from attrs import frozen
 
-from rpiae.core.config.fields import at_least, rounding_only, within, without_effect
-from rpiae.core.config.parts import DatasetConfig, GeneratorConfig
+from rpiae.core.config.fields import (
+    WIDEST,
+    at_least,
+    rounding_only,
+    wired,
+    within,
+    without_effect,
+)
+from rpiae.core.config.parts import DatasetConfig, PartConfig
 from rpiae.core.config.recipe import RecipeConfig
 
 #: Values of a latent for which no shift of time is needed.
 SHIFT_BASE = 4096
+
+
+@frozen(kw_only=True)
+class GeneratorConfig(PartConfig):
+    """Base of generator configs.
+
+    Attributes:
+        latent_channels: channels C of the latents.
+        rows, columns: sides of the latents that it is trained on; others work as far as the part says.
+        num_classes: classes it can be asked for; 0 for one that takes none.
+    """
+
+    family: ClassVar[str] = "generators"
+    latent_channels: int | None = wired("latents.channels", what="channels", maximum=WIDEST)
+    rows: int | None = wired("latents.rows", what="rows", strict=False, maximum=WIDEST)
+    columns: int | None = wired("latents.columns", what="columns", strict=False, maximum=WIDEST)
+    num_classes: int | None = wired(
+        "latents.num_classes", what="classes", minimum=0, maximum=1 << 24
+    )
 
 
 @frozen(kw_only=True)
@@ -24,8 +50,10 @@ class FlowConfig:
         least_time: of ``x``: the least t that is divided by.
         times: distribution of t in training before its shift.
         mean, std: of the normal distribution behind ``logit-normal``.
-        shift: s of t ← s·t/(1 + (s − 1)·t), in training and in sampling; √(C·h·w/4096) where it is not
-            given.
+        shift: s of t ← s·t/(1 + (s − 1)·t), in training and in sampling; 0 takes
+            √(C·h·w/4096).
+        label_dropout: share of the samples whose label is taken away, so that the model also learns what
+            guidance is measured from.
         normalisation: what is subtracted from latents and what they are divided by: ``none``; mean and
             standard deviation per ``channel``; or per channel and ``position``.
 
@@ -38,12 +66,13 @@ class FlowConfig:
     times: Literal["logit-normal", "uniform"] = "logit-normal"
     mean: float = 0.0
     std: float = at_least(0, default=1.0)
-    shift: float | None = at_least(1e-6, default=None)
+    shift: float = at_least(0, default=0.0)
+    label_dropout: float = within(0, 1, default=0.1)
     normalisation: Literal["none", "channel", "position"] = "none"
 
     def shift_of(self, values: int) -> float:
         """The shift s for latents of so many values."""
-        return float((values / SHIFT_BASE) ** 0.5) if self.shift is None else self.shift
+        return self.shift or float((values / SHIFT_BASE) ** 0.5)
 
 
 @frozen(kw_only=True)
@@ -54,11 +83,13 @@ class GeneratorRunConfig:
         generator: the model.
         recipe: how it is trained.
         latents: folder of latents to train on; empty where ``data`` are encoded on the way.
-        latents_sha256: its fingerprint, filled in; a folder that is moved stays what it was.
+        learned_sha256: fingerprint of what is learned from, filled in; what is moved stays what it was.
         data: images that a tokenizer encodes at every step, in place of ``latents``.
         tokenizer: folder of the tokenizer or its run; that of the latents where it is empty.
         tokenizer_sha256: its fingerprint, filled in.
         flip: whether mirrored images are learned from too: stored ones, or ``data`` that are mirrored.
+        sample: whether latents whose moments are stored are drawn anew each time; else the means are taken.
+        workers: processes that read latents; 0 reads in this one.
         held_out: latents that are not trained on, and that the loss is measured on.
         out: the run's folder.
         init: a generator or its run to start from; empty starts at random.
@@ -73,11 +104,13 @@ class GeneratorRunConfig:
     generator: GeneratorConfig
     recipe: RecipeConfig
     latents: str = without_effect("", "its fingerprint counts")
-    latents_sha256: str = ""
+    learned_sha256: str = ""
     data: DatasetConfig | None = None
     tokenizer: str = without_effect("", "its fingerprint counts")
     tokenizer_sha256: str = ""
     flip: bool = False
+    sample: bool = True
+    workers: int = without_effect(at_least(0, default=0), "draws are functions of the sample")
     held_out: int = at_least(0, default=0)
     out: str = without_effect("", "where a run is written")
     init: str = ""

@@ -227,25 +227,6 @@ class DecoderConfig(PartConfig):
 
 
 @frozen(kw_only=True)
-class GeneratorConfig(PartConfig):
-    """Base of generator configs.
-
-    Attributes:
-        latent_channels: channels C of the latents.
-        rows, columns: sides of the latents that it is trained on; others work as far as the part says.
-        num_classes: classes it can be asked for; 0 for one that takes none.
-    """
-
-    family: ClassVar[str] = "generators"
-    latent_channels: int | None = wired("latents.channels", what="channels", maximum=WIDEST)
-    rows: int | None = wired("latents.rows", what="rows", strict=False, maximum=WIDEST)
-    columns: int | None = wired("latents.columns", what="columns", strict=False, maximum=WIDEST)
-    num_classes: int | None = wired(
-        "latents.num_classes", what="classes", minimum=0, maximum=1 << 24
-    )
-
-
-@frozen(kw_only=True)
 class LossConfig(PartConfig):
     """Base of loss configs.
 

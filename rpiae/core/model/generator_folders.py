@@ -12,8 +12,7 @@ from attrs import asdict
 from torch import Tensor, nn
 
 from rpiae.core.config.convert import parse
-from rpiae.core.config.generation import FlowConfig
-from rpiae.core.config.parts import GeneratorConfig
+from rpiae.core.config.generation import FlowConfig, GeneratorConfig
 from rpiae.core.config.tree import unparse
 from rpiae.core.errors import CheckpointError, ConfigError, UsageError
 from rpiae.core.model.latent_generator import LatentFacts, LatentGenerator
@@ -166,11 +165,6 @@ def _facts(config: Mapping[str, Any], source: str) -> LatentFacts:
         values *= side
     if min(facts.shape) < 1 or values > _MOST_VALUES or facts.num_classes < 0:
         raise CheckpointError(f"{source}: config.json: there are no latents {list(facts.shape)}")
-    if facts.label_names and len(facts.label_names) != facts.num_classes:
-        raise CheckpointError(
-            f"{source}: config.json: it has {facts.num_classes} classes and "
-            f"{len(facts.label_names)} names for them"
-        )
     return facts
 
 

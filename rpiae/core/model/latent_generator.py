@@ -9,8 +9,8 @@ from attrs import frozen
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from rpiae.core.config.generation import FlowConfig
-from rpiae.core.config.parts import GeneratorConfig
+from rpiae.core.config.fields import refused
+from rpiae.core.config.generation import FlowConfig, GeneratorConfig
 from rpiae.core.errors import UsageError
 from rpiae.core.model.generation import Generator
 from rpiae.core.model.geometry import at_least_fp32
@@ -33,6 +33,13 @@ class LatentFacts:
     tokenizer_sha256: str
     num_classes: int = 0
     label_names: tuple[str, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        if self.label_names and len(self.label_names) != self.num_classes:
+            raise refused(
+                "label_names",
+                f"there are {self.num_classes} classes and {len(self.label_names)} names for them",
+            )
 
 
 class LatentGenerator(nn.Module):

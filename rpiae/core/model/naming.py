@@ -12,13 +12,13 @@ import cattrs
 from attrs import frozen
 
 from rpiae.core.config.convert import make_converter
+from rpiae.core.config.generation import GeneratorConfig
 from rpiae.core.config.parts import (
     BridgeConfig,
     CriticConfig,
     DatasetConfig,
     DecoderConfig,
     EncoderConfig,
-    GeneratorConfig,
     LossConfig,
     MetricConfig,
     PartConfig,

@@ -93,11 +93,14 @@ class SpikeGuard:
     def kept(self, step: int) -> SavedState | None:
         """The state that a stage at this step goes back to; None where it is not there any more."""
         assert self.config is not None
-        path = checkpoint_path(self.folder, self.stage, step - step % self.config.every)
-        try:
-            return read_state(path)
-        except CheckpointError:
-            return None
+        newest = step - step % self.config.every
+        # A step is looked at before its own state is kept.
+        for candidate in (newest, newest - self.config.every):
+            path = checkpoint_path(self.folder, self.stage, candidate)
+            with contextlib.suppress(CheckpointError):
+                if path.exists():
+                    return read_state(path)
+        return None
 
     def forget(self) -> None:
         """Let go of what is kept, at the stage's end."""

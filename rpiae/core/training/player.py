@@ -14,6 +14,7 @@ from attrs import define, field, frozen
 from torch import Tensor, nn
 
 from rpiae.core.config.recipe import AdaptiveConfig, OptimiserConfig, StageLength
+from rpiae.core.model.contracts import Batch
 from rpiae.core.runtime.draws import StepRandomness
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training.balance import Balance, Pass
@@ -35,6 +36,16 @@ class MicroBatch(NamedTuple):
     draws: StepRandomness
     share: float
     labels: Tensor | None = None
+
+
+def micro_batches(pieces: Sequence[Batch], seed: int, stage: str, step: int) -> list[MicroBatch]:
+    """The pieces of a step's batch, with the draws of their samples."""
+    return [
+        MicroBatch(
+            piece.inputs, StepRandomness(seed, stage, step, piece.samples), piece.share, piece.labels
+        )
+        for piece in pieces
+    ]  # fmt: skip
 
 
 #: Name of the player that a task's own module is.
@@ -257,6 +268,11 @@ class Player:
     def whole(self) -> dict[str, Any]:
         """The same with the module's weights, for a player that the task's own state does not hold."""
         return {"weights": self.module.state_dict(), **self.state_dict()}
+
+    def load_whole(self, saved: Mapping[str, Any]) -> None:
+        """Inverse of ``whole``."""
+        self.module.load_state_dict(saved["weights"])
+        self.load_state_dict(saved)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on with the moments of a saved state, and with the settings that there are now; averages

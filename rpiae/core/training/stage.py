@@ -7,7 +7,6 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from attrs import asdict, define, field
 
 from rpiae.core.config.recipe import (
@@ -19,10 +18,10 @@ from rpiae.core.config.recipe import (
 from rpiae.core.errors import CheckpointError, DataError, TrainingError, UsageError
 from rpiae.core.model.blocks import recomputing
 from rpiae.core.model.contracts import Batch, StageSteps
-from rpiae.core.runtime.draws import StepRandomness, key
+from rpiae.core.runtime.draws import key
 from rpiae.core.runtime.signals import StopSignal
 from rpiae.core.training import events
-from rpiae.core.training.beside import averages_folder, best_folder
+from rpiae.core.training.beside import best_folder, save_averages
 from rpiae.core.training.checkpoint import (
     SavedState,
     checkpoint_path,
@@ -35,9 +34,10 @@ from rpiae.core.training.evaluations import Evaluations
 from rpiae.core.training.feed import Feed
 from rpiae.core.training.freeze import FreezeReport, wants_averages
 from rpiae.core.training.guard import SpikeError, SpikeGuard
-from rpiae.core.training.player import Learned, MicroBatch, Player
+from rpiae.core.training.player import Learned, Player, micro_batches
 from rpiae.core.training.readings import Readings
 from rpiae.core.training.restoring import check_saved
+from rpiae.core.training.schedules import due
 from rpiae.core.training.task import Opening, TrainerInputs
 from rpiae.core.training.watch import Watch
 
@@ -139,7 +139,10 @@ class StageAtWork:
         every = recipe.read_every or runtime.read_every
         for batch, waited in self._batches(stop):
             if batch.skipped:
-                yield self._skipped(batch)
+                self.skipped += len(batch.skipped)
+                yield events.ImagesSkipped(
+                    stage=self.config.name, images=batch.skipped, total=self.skipped
+                )
             for text in batch.notices:
                 yield events.Notice(text=f"stage {self.config.name}: {text}")
             with runtime.with_others(self._way_on):
@@ -151,7 +154,7 @@ class StageAtWork:
             yield done
             for text in self.watch.step(done.terms):
                 yield events.Notice(text=f"stage {self.config.name}, step {self.step}: {text}")
-            if self.step < self.length.steps and _due(self.step, recipe.evaluate_every):
+            if self.step < self.length.steps and due(self.step, recipe.evaluate_every):
                 yield from self._evaluated()
             with runtime.with_others(self._way_on):
                 stopped = runtime.any(bool(stop.received))
@@ -177,19 +180,20 @@ class StageAtWork:
         recipe = self.inputs.recipe
         return (
             self.step == self.length.steps
-            or _due(self.step, every)
-            or _due(self.step, recipe.evaluate_every)
+            or due(self.step, every)
+            or due(self.step, recipe.evaluate_every)
             or self._is_saved()
         )
 
     def _is_saved(self) -> bool:
         """Whether the state after this step is saved on the way."""
-        return _due(self.step, self.inputs.recipe.checkpoint_every) or self.guard.due(self.step)
+        return due(self.step, self.inputs.recipe.checkpoint_every) or self.guard.due(self.step)
 
     def _step(self, batch: Batch, waited: float) -> None:
         """One optimiser step of every player that learns by now."""
         started = time.perf_counter()
-        micro_batches = list(self._micro_batches(batch))
+        pieces = batch.split(self.inputs.recipe.accumulate)
+        batches = micro_batches(pieces, self._seed, self.config.name, self.step)
         learned: dict[str, Learned] = {}
         for player in self.players:
             if self.step < player.start:
@@ -200,7 +204,7 @@ class StageAtWork:
             with recomputing(self.inputs.recipe.recompute):
                 learned[player.name] = player.learn(
                     self.step,
-                    micro_batches,
+                    batches,
                     self.inputs.runtime,
                     earlier=learned,
                     check=self._check,
@@ -241,9 +245,7 @@ class StageAtWork:
         check_saved(saved, task=task, recipe=self.inputs.recipe)
         task.module.load_state_dict(saved.state["model"])
         for player in self.players[1:]:
-            kept = saved.state["players"][player.name]
-            player.module.load_state_dict(kept["weights"])
-            player.load_state_dict(kept)
+            player.load_whole(saved.state["players"][player.name])
         self._restore(saved.state)
         self.guard.retries += 1
         self.readings.forget()
@@ -255,12 +257,6 @@ class StageAtWork:
         """Of the stage's draws; another one after it was taken back."""
         seed, retries = self.inputs.seed, self.guard.retries
         return key(seed, "retry", retries) if retries else seed
-
-    def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
-        """The batch as it is accumulated."""
-        for piece in batch.split(self.inputs.recipe.accumulate):
-            draws = StepRandomness(self._seed, self.config.name, self.step, piece.samples)
-            yield MicroBatch(piece.inputs, draws, piece.share, piece.labels)
 
     def _check_finite(self, problems: Sequence[str]) -> None:
         if problems:
@@ -308,12 +304,6 @@ class StageAtWork:
         finally:
             feed.close()
 
-    def _skipped(self, batch: Batch) -> events.ImagesSkipped:
-        self.skipped += len(batch.skipped)
-        return events.ImagesSkipped(
-            stage=self.config.name, images=batch.skipped, total=self.skipped
-        )
-
     def _evaluated(self) -> Iterator[events.Event]:
         if self.evaluations.at == self.step:
             return
@@ -350,25 +340,15 @@ class StageAtWork:
         )  # fmt: skip
         self.history[self.config.name] = asdict(ended)
         self.inputs.runtime.release()
-        self.lost = self.inputs.runtime.on_main(self._save_averages)
+        self.lost = self.inputs.runtime.on_main(
+            lambda: save_averages(task, self.players[0], self.inputs.folder, self.config.name)
+        )
         self._write(ended=True)
         self.inputs.runtime.on_main(self.guard.forget)
         if wants_averages(task.roles, self.inputs.recipe.stages[self.index + 1 :]):
             self.ema.swap()
         task.module.requires_grad_(False)
         return ended
-
-    def _save_averages(self) -> list[str]:
-        """Save the further averages, each as the task would be with them; what kept some from that."""
-        lost = []
-        for decay, average in self.players[0].more.items():
-            folder = averages_folder(self.inputs.folder, self.config.name, decay)
-            with average.swapped_in(), torch.no_grad():
-                try:
-                    self.inputs.task.save(folder)
-                except CheckpointError as error:
-                    lost.append(f"the average of decay {decay} is not saved: {error}")
-        return lost
 
     def _clear(self) -> None:
         """Leave no gradients to whoever comes next."""
@@ -419,7 +399,3 @@ class StageAtWork:
         self.guard.load_state_dict(saved["guard"])
         self.ema.load_state_dict(saved["ema"])
         self.players[0].load_state_dict(saved)
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from attrs import frozen
+from torch import nn
 
 from rpiae.core.config.recipe import batch_size, stage_length
 from rpiae.core.errors import ConfigError, UsageError
 from rpiae.core.model.generator_folders import build_generator
+from rpiae.core.model.latent_generator import LatentGenerator
+from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.devices import check_device_name
 from rpiae.core.runtime.memory import MemoryNeed, memory_need
 from rpiae.core.training.freeze import apply_stage
@@ -97,9 +100,14 @@ def plan_generator(resolved: ResolvedGenerator) -> GeneratorPlan:
         precision=config.precision,
         out=config.out,
         notices=(*resolved.notices, *found.source.notices),
-        memory=memory_need(model.roles, trained),
+        memory=memory_need(_held(model, found.tokenizer), trained),
         init=config.init,
     )
+
+
+def _held(model: LatentGenerator, tokenizer: RPiAE | None) -> dict[str, nn.Module]:
+    """What is in memory: the generator, and a tokenizer that encodes on the way."""
+    return {**model.roles, **({} if tokenizer is None else {"tokenizer": tokenizer})}
 
 
 def _stages(resolved: ResolvedGenerator, number: int) -> tuple[GeneratorStagePlan, ...]:
@@ -125,7 +133,7 @@ def _in_words(resolved: ResolvedGenerator, shift: float) -> str:
         "position": "latents normalised per channel and position",
     }[flow.normalisation]
     predicted = {"v": "velocity", "x": "data"}[flow.prediction]
-    dropped = resolved.recipe.label_dropout if resolved.found.facts.num_classes else 0
+    dropped = resolved.recipe.flow.label_dropout if resolved.found.facts.num_classes else 0
     without = f", {dropped:.0%} of labels dropped" if dropped else ""
     return f"{normalised}; {predicted} at {flow.times} times, shifted by {shift:.3g}{without}"
 

@@ -8,8 +8,8 @@ from typing import Any
 from attrs import evolve, frozen
 
 from rpiae.core.config.convert import parse
-from rpiae.core.config.generation import GeneratorRunConfig
-from rpiae.core.config.parts import DatasetConfig, GeneratorConfig
+from rpiae.core.config.generation import GeneratorConfig, GeneratorRunConfig
+from rpiae.core.config.parts import DatasetConfig
 from rpiae.core.config.tree import Tree
 from rpiae.core.errors import ConfigError
 from rpiae.core.model.folders import tokenizer_folder
@@ -90,7 +90,7 @@ def resolve_generator(
         raise ConfigError(source, problems)
     config = evolve(
         config, generator=generator, recipe=evolve(config.recipe, stages=stages),
-        latents_sha256=found.fingerprint, tokenizer_sha256=found.facts.tokenizer_sha256,
+        learned_sha256=found.fingerprint, tokenizer_sha256=found.facts.tokenizer_sha256,
     )  # fmt: skip
     return ResolvedGenerator(
         config=config, found=_as_asked(found, config), origins=named.origins, presets=named.presets,
@@ -108,11 +108,16 @@ def _with_wired_data(config: GeneratorRunConfig) -> tuple[GeneratorRunConfig, li
         f"encoder.{name}": (getattr(encoder.describe(), name), "the tokenizer")  # type: ignore[attr-defined]  # an encoder's config
         for name in ("width", "patch", "output_patch")
     }
-    size = saved.config.get("trained_size")
+    size = saved.config.get("trained_size") or None
     data, problems = wire(
         config.data, facts | {"encoder.image_size": (size, "the tokenizer")}, "data"
     )
     assert isinstance(data, DatasetConfig)
+    if getattr(data, "image_size", 0) is None:
+        problems.append(
+            f"data.image_size: the tokenizer in {config.tokenizer} does not say what size it was trained "
+            "on: give the side of the crops in pixels"
+        )
     return evolve(config, data=data), problems
 
 

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from attrs import evolve
 
 from rpiae.core.config.convert import parse
 from rpiae.core.config.generation import GeneratorRunConfig
 from rpiae.core.config.tree import Tree, dump_toml, read_toml
-from rpiae.core.errors import CheckpointError
+from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.model.generator_folders import (
     build_generator,
     load_generator_model,
@@ -27,13 +28,13 @@ from rpiae.core.runtime.files import write_text
 from rpiae.core.runtime.memory import check_memory
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training import events
-from rpiae.core.training.checkpoint import progress
+from rpiae.core.training.checkpoint import list_checkpoints, progress
 from rpiae.core.training.task import TrainerInputs
 from rpiae.core.training.trainer import train
 from rpiae.runs.changes import Change, allowed_changes
 from rpiae.runs.folder import CONFIG_FILE, SUMMARY_FILE, Claim, free_folder
-from rpiae.runs.generating.learning_from import statistics
 from rpiae.runs.generating.measuring import held_out_loss
+from rpiae.runs.generating.normalising import shape_of, statistics
 from rpiae.runs.generating.planning import GeneratorPlan, plan_generator
 from rpiae.runs.generating.resolving import ResolvedGenerator, resolve_generator
 from rpiae.runs.recording import recorded
@@ -68,8 +69,8 @@ def run_generator(run: ResolvedGenerator | Tree) -> Iterator[events.Event]:
         config = made_with(evolve(resolved.config, precision=runtime.precision))
         resolved = evolve(resolved, config=config)
         model = _built(resolved, runtime)
-        if config.init:
-            _take_over(model, config.init)
+        for text in _take_over(model, config.init) if config.init else ():
+            yield events.Notice(text=text)
         runtime.on_main(lambda: write_text(folder / CONFIG_FILE, dump_toml(config)))
         yield from _trained(resolved, plan, model, runtime, resume=False)
 
@@ -141,20 +142,46 @@ def _with_folder(resolved: ResolvedGenerator, runtime: Runtime) -> ResolvedGener
 
 
 def _built(resolved: ResolvedGenerator, runtime: Runtime) -> LatentGenerator:
-    """The generator as the run initialises it, with the statistics of its latents."""
+    """The generator as the run initialises it, with the statistics of its latents.
+
+    They are not measured again where a checkpoint has them.
+    """
     config, flow = resolved.config, resolved.recipe.flow
-    measured = runtime.on_main(lambda: statistics(resolved.found, flow, runtime, config.seed))
-    mean, std = measured or (None, None)
+    shape = shape_of(resolved.found, flow)
+    if shape is None:
+        mean, std = None, None
+    elif list_checkpoints(Path(config.out) / "checkpoints"):
+        mean, std = torch.zeros(shape), torch.ones(shape)
+    else:
+        measured = statistics(resolved.found, flow, runtime, config.seed)
+        assert measured is not None
+        mean, std = measured
     return build_generator(
         config.generator, flow=flow, facts=resolved.found.facts, mean=mean, std=std,
         seed=config.seed,
     )  # fmt: skip
 
 
-def _take_over(model: LatentGenerator, init: str) -> None:
-    """Give a generator the weights of another one; its own latents' statistics stay."""
-    source = load_generator_model(init).roles[GENERATOR]
-    load_state(model.roles[GENERATOR], source.state_dict(), source=init)
+def _take_over(model: LatentGenerator, init: str) -> list[str]:
+    """Give a generator the weights of another one; its own latents' statistics stay. What is to be said
+    of that.
+
+    Raises:
+        UsageError: if they predict something else.
+        CheckpointError: if they are of another model.
+    """
+    source = load_generator_model(init)
+    if source.flow.prediction != model.flow.prediction:
+        raise UsageError(
+            f"{init} predicts {source.flow.prediction!r} and this run trains {model.flow.prediction!r}: "
+            f"set recipe.flow.prediction = {source.flow.prediction!r}"
+        )
+    load_state(model.roles[GENERATOR], source.roles[GENERATOR].state_dict(), source=init)
+    differ = {
+        "another tokenizer": source.facts.tokenizer_sha256 != model.facts.tokenizer_sha256,
+        "other classes": source.facts.label_names != model.facts.label_names,
+    }
+    return [f"{init} was trained on latents of {what}" for what, so in differ.items() if so]
 
 
 def _trained(
@@ -171,7 +198,7 @@ def _trained(
     yield events.Notice(text=runtime.in_words)
     tokenizer = found.tokenizer and found.tokenizer.to(runtime.device)
     task = GeneratorTask(
-        model, label_dropout=resolved.recipe.label_dropout, tokenizer=tokenizer,
+        model, tokenizer=tokenizer,
         flip=config.flip and found.stored is None,
         evaluate=held_out_loss(found, runtime, config.seed),
     )  # fmt: skip

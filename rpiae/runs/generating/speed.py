@@ -136,7 +136,7 @@ def measure_generator(
         yield _speed("sampling step", runtime, number, seconds, cost, best, memory)
         for stage in recipe.stages:
             number = batch_size(stage, recipe)
-            task = GeneratorTask(model, label_dropout=recipe.label_dropout)
+            task = GeneratorTask(model)
             data = SyntheticLatents(
                 measured.facts.shape, num_classes=measured.facts.num_classes, count=number
             )

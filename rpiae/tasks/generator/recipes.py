@@ -12,6 +12,9 @@ from rpiae.core.model.stages import AnyRun
 #: What a generator's stages can train.
 ROLE = "generator"
 
+#: What chooses a generator's best weights, where anything is held out.
+HELD_OUT_LOSS = "flow"
+
 #: What a stage of a tokenizer says and one of a generator does not.
 UNUSED = ("use_bridge", "posterior", "noise", "image_share")
 
@@ -31,6 +34,8 @@ class GeneratorStages:
         for position, term in enumerate(stage.terms):
             if term.adaptive:
                 yield f"terms[{position}].adaptive: a generator has no layers that it could refer to"
+        if stage.best.removeprefix("-") not in ("", HELD_OUT_LOSS):
+            yield f"best: a generator is measured by {HELD_OUT_LOSS!r} alone, its held-out loss"
         neutral = StageConfig(name=stage.name, train=stage.train)
         for name in UNUSED:
             if getattr(stage, name) != getattr(neutral, name):

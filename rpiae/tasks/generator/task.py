@@ -16,12 +16,10 @@ from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training.player import MicroBatch
 from rpiae.core.training.task import Passed, Task
 from rpiae.tasks.generator.flow import flow_step, without_some_labels
+from rpiae.tasks.generator.recipes import HELD_OUT_LOSS
 
 #: Held-out metrics of a generator as it stands.
 Evaluate = Callable[[LatentGenerator], Mapping[str, float]]
-
-#: What chooses the best weights, where anything is held out.
-HELD_OUT_LOSS = "flow"
 
 
 class GeneratorTask(Task):
@@ -31,7 +29,6 @@ class GeneratorTask(Task):
 
     Args:
         model: starts as the run's initialisation.
-        label_dropout: share of the labels that are taken away.
         evaluate: held-out metrics; all processes call it and get the same.
         tokenizer: encodes images on the way, frozen; None where batches hold latents.
         flip: whether half of these images are mirrored.
@@ -41,13 +38,11 @@ class GeneratorTask(Task):
         self,
         model: LatentGenerator,
         *,
-        label_dropout: float,
         evaluate: Evaluate = lambda _: {},
         tokenizer: RPiAE | None = None,
         flip: bool = False,
     ) -> None:
         self.module = self.model = model
-        self.label_dropout = label_dropout
         self.measure = evaluate
         self.tokenizer = tokenizer
         self.flip = flip
@@ -62,8 +57,9 @@ class GeneratorTask(Task):
         latents = self.model.normalised(self.encoded(batch))
         labels = labels_or_none(batch.labels, len(latents), self.model.num_classes)
         labels = without_some_labels(
-            labels.to(latents.device), self.model.num_classes, self.label_dropout, batch.draws
-        )
+            labels.to(latents.device), self.model.num_classes, self.model.flow.label_dropout,
+            batch.draws,
+        )  # fmt: skip
         return Passed(flow_step(self.model, latents, labels, batch.draws))
 
     def encoded(self, batch: MicroBatch) -> Tensor:
