@@ -19,13 +19,9 @@ from rpiae.interop.lightningdit import (
     Untold,
     config_of,
     dit_from_reference,
-    has_null_row,
     names_in_reference,
 )
 from rpiae.latents.encoding import tokenizer_digest
-
-#: Share of the labels that the reference's training takes away.
-DROPPED = 0.1
 
 
 def import_generator(
@@ -70,22 +66,12 @@ def import_generator(
             f"tokenizer in {tokenizer} makes those of {model.bridge.latent_channels}: name the tokenizer that it "
             "was trained with"
         )
-    if side := model.trained_size:
-        _, rows, columns = model.latent_shape(side, side)
-        if (rows, columns) != (config.rows, config.columns):
-            raise UsageError(
-                f"{source} is a generator of latents of {config.rows}×{config.columns} positions, and the "
-                f"tokenizer in {tokenizer} was trained on those of {rows}×{columns}: name the tokenizer "
-                "that it was trained with"
-            )
     facts = LatentFacts(
         shape=(config.latent_channels, config.rows, config.columns),
-        tokenizer=str(Path(tokenizer).absolute()),
+        tokenizer=str(Path(tokenizer)),
         tokenizer_sha256=tokenizer_digest(model),
         num_classes=config.num_classes,
     )
-    # A row that is filled in was never trained.
-    flow = FlowConfig(label_dropout=DROPPED if has_null_row(shapes(state), config) else 0.0)
-    generator = build_generator(config, flow=flow, facts=facts)
+    generator = build_generator(config, flow=FlowConfig(), facts=facts)
     load_whole(generator.roles["generator"], own, source=source, called=names_in_reference(config))
     return generator.requires_grad_(False).eval()

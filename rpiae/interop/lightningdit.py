@@ -26,9 +26,6 @@ from rpiae.core.runtime.weights import Shapes, Signature, and_more, check_finite
 from rpiae.generators.configs import DitConfig
 from rpiae.generators.layers import RotaryPositions, mlp_hidden
 
-#: The table of labels.
-_LABELS = "y_embedder.embedding_table.weight"
-
 #: Names that every state of the reference's generators has.
 SIGNATURE: Signature = (
     "t_embedder.W", "t_embedder.mlp.0.weight", "y_embedder.embedding_table.weight",
@@ -213,13 +210,8 @@ def _shape(shapes: Shapes, name: str, ndim: int) -> tuple[int, ...]:
     return shape
 
 
-def has_null_row(shapes: Shapes, config: DitConfig) -> bool:
-    """Whether a state's label table has a row for no class."""
-    return shapes[_LABELS][0] > (config.num_classes or 0)
-
-
 def _num_classes(shapes: Shapes, told: Untold) -> int:
-    rows = _shape(shapes, _LABELS, 2)[0]
+    rows = _shape(shapes, "y_embedder.embedding_table.weight", 2)[0]
     if told.num_classes not in (None, rows - 1, rows):
         raise CheckpointError(
             f"{WHAT}: its table of labels has {rows} rows, for {rows - 1} classes and none of them or for "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from torch import Tensor
 import rpiae
 from rpiae.cli import main
 from rpiae.core.errors import CheckpointError, UsageError
-from rpiae.core.model.folders import load_tokenizer, save_tokenizer
-from rpiae.core.model.generator_folders import load_generator_model, save_generator
+from rpiae.core.model.folders import save_tokenizer
+from rpiae.core.model.generator_folders import load_generator_model
 from rpiae.generators.configs import DitConfig
 from rpiae.generators.dit import Dit
 from rpiae.interop.importing import import_generator
@@ -146,41 +145,6 @@ def test_a_table_without_a_row_for_no_class(tmp_path: Path, tokenizer: Path) -> 
     labels = torch.tensor([1, 2])
     assert found.num_classes == 3
     assert torch.equal(found.velocity(latents, time, labels), model(latents, time, labels))
-    assert found.flow.label_dropout == 0
-    torch.save(moved(4)[1], path)
-    assert import_generator(path, tokenizer=tokenizer).flow.label_dropout == 0.1
-
-
-def test_latents_of_other_sides_are_refused(tmp_path: Path) -> None:
-    model = rpiae.build(
-        encoder=ENCODERS["vit"], bridge="vb4", decoder=DECODERS["vit"], pretrained=False
-    )
-    model.trained_size = 32
-    save_tokenizer(model, tmp_path / "tokenizer")
-    path = tmp_path / "four.pt"
-    torch.save(moved(5)[1], path)
-    with pytest.raises(UsageError, match=r"latents of 4×4 positions, .* trained on those of 8×8"):
-        import_generator(path, tokenizer=tmp_path / "tokenizer")
-
-
-def test_neither_kind_of_model_replaces_the_other(tmp_path: Path, tokenizer: Path) -> None:
-    there = Path(shutil.copytree(tokenizer, tmp_path / "there"))
-    before = {file.name: file.read_bytes() for file in there.iterdir()}
-    path = tmp_path / "four.pt"
-    torch.save(moved(5)[1], path)
-    generator = import_generator(path, tokenizer=tokenizer)
-    with pytest.raises(
-        CheckpointError, match="holds a tokenizer, which a generator does not replace"
-    ):
-        save_generator(generator, there)
-    assert {file.name: file.read_bytes() for file in there.iterdir()} == before
-    save_generator(generator, tmp_path / "g")
-    save_generator(generator, tmp_path / "g")
-    with pytest.raises(
-        CheckpointError, match="holds a generator, which a tokenizer does not replace"
-    ):
-        save_tokenizer(load_tokenizer(tokenizer), tmp_path / "g")
-    assert load_generator_model(tmp_path / "g").num_classes == 3
 
 
 def test_another_tokenizer_is_refused(tmp_path: Path, tokenizer: Path) -> None:

@@ -108,10 +108,6 @@ def write_model(folder: Path, config: Mapping[str, Any], state: Mapping[str, Ten
                 f"{folder} holds other things than a {kind_of(config)} and is left alone: name a new "
                 "folder"
             )
-        if kind_of(config) != (there := _kind_there(folder, kind_of(config))):
-            raise CheckpointError(
-                f"{folder} holds a {there}, which a {kind_of(config)} does not replace: name a new folder"
-            )
         is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         _finish(folder)
@@ -227,16 +223,6 @@ def _own_digest(tree: Mapping[str, Any]) -> str:
     """sha256 of a config without the entry that holds it."""
     rest = {name: value for name, value in tree.items() if name != _OWN}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _kind_there(folder: Path, otherwise: str) -> str:
-    """What a folder's ``config.json`` is of, as far as it can be read, damaged or not."""
-    for path in (until_whole(folder / CONFIG_FILE), folder / CONFIG_FILE):
-        with contextlib.suppress(OSError, ValueError, RecursionError), open_regular(path) as file:
-            tree = json.loads(file.read(_LIMIT))
-            if isinstance(tree, dict):
-                return printable(kind_of(tree))
-    return otherwise
 
 
 def _replaceable(folder: Path) -> bool:
