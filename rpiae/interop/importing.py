@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.model.folders import load_tokenizer
 from rpiae.core.model.generator_folders import build_generator
 from rpiae.core.model.latent_generator import LatentFacts, LatentGenerator
+from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.names import printable
 from rpiae.core.runtime.weight_files import named_file
 from rpiae.core.runtime.weights import load_whole, read_weights, shapes
 from rpiae.interop.lightningdit import (
+    LABELS,
     SIGNATURE,
     WHAT,
     Untold,
@@ -22,6 +25,11 @@ from rpiae.interop.lightningdit import (
     names_in_reference,
 )
 from rpiae.latents.encoding import tokenizer_digest
+
+#: Share of the labels that the reference takes away in training, where its table has a row for none.
+LABEL_DROPOUT = 0.1
+
+logger = logging.getLogger(__name__)
 
 
 def import_generator(
@@ -34,7 +42,9 @@ def import_generator(
     """A generator of the reference, LightningDiT or DiTwDDTHead, from its file.
 
     It predicts velocities at times that were drawn logit-normally and shifted by √(C·h·w/4096), of
-    latents as the tokenizer gives them; so the released ones were trained.
+    latents as the tokenizer gives them; so the released ones were trained. Where the file's label table has no
+    row for no class, ``flow.label_dropout`` is 0: there is nothing that guidance could be measured from.
+    Latents of another size than the tokenizer was trained on are logged.
 
     Args:
         file: a checkpoint of its training, of which the averaged weights are taken, or a state dict.
@@ -66,12 +76,27 @@ def import_generator(
             f"tokenizer in {tokenizer} makes those of {model.bridge.latent_channels}: name the tokenizer that it "
             "was trained with"
         )
+    shape = (config.latent_channels, config.rows, config.columns)
+    _tell_of_other_sizes(source, shape, model)
     facts = LatentFacts(
-        shape=(config.latent_channels, config.rows, config.columns),
-        tokenizer=str(Path(tokenizer)),
+        shape=shape,
+        tokenizer=str(Path(tokenizer).absolute()),
         tokenizer_sha256=tokenizer_digest(model),
         num_classes=config.num_classes,
     )
-    generator = build_generator(config, flow=FlowConfig(), facts=facts)
+    has_none = len(state[LABELS]) > config.num_classes
+    flow = FlowConfig(label_dropout=LABEL_DROPOUT if has_none else 0.0)
+    generator = build_generator(config, flow=flow, facts=facts)
     load_whole(generator.roles["generator"], own, source=source, called=names_in_reference(config))
     return generator.requires_grad_(False).eval()
+
+
+def _tell_of_other_sizes(source: str, shape: tuple[int, int, int], tokenizer: RPiAE) -> None:
+    """A tokenizer takes images of many sizes, so this is no error."""
+    size = tokenizer.trained_size
+    if size and (usual := tokenizer.latent_shape(size, size)) != shape:
+        logger.warning(
+            "%s is a generator of latents of %s, and the tokenizer makes those of %s of the images that it "
+            "was trained on, %d pixels wide: if it was not trained with this tokenizer, name the one that it was",
+            source, "×".join(map(str, shape)), "×".join(map(str, usual)), size,
+        )  # fmt: skip

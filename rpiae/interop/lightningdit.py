@@ -26,9 +26,12 @@ from rpiae.core.runtime.weights import Shapes, Signature, and_more, check_finite
 from rpiae.generators.configs import DitConfig
 from rpiae.generators.layers import RotaryPositions, mlp_hidden
 
+#: The table of labels, in the reference.
+LABELS = "y_embedder.embedding_table.weight"
+
 #: Names that every state of the reference's generators has.
 SIGNATURE: Signature = (
-    "t_embedder.W", "t_embedder.mlp.0.weight", "y_embedder.embedding_table.weight",
+    "t_embedder.W", "t_embedder.mlp.0.weight", LABELS,
     "x_embedder.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.adaLN_modulation.1.weight",
     "final_layer.linear.weight",
 )  # fmt: skip
@@ -211,7 +214,7 @@ def _shape(shapes: Shapes, name: str, ndim: int) -> tuple[int, ...]:
 
 
 def _num_classes(shapes: Shapes, told: Untold) -> int:
-    rows = _shape(shapes, "y_embedder.embedding_table.weight", 2)[0]
+    rows = _shape(shapes, LABELS, 2)[0]
     if told.num_classes not in (None, rows - 1, rows):
         raise CheckpointError(
             f"{WHAT}: its table of labels has {rows} rows, for {rows - 1} classes and none of them or for "

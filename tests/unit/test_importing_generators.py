@@ -95,6 +95,7 @@ def test_a_checkpoint_becomes_a_folder(
     assert model.shift == (64 / 4096) ** 0.5
     assert (model.flow.prediction, model.flow.times) == ("v", "logit-normal")
     assert model.flow.normalisation == "none"
+    assert model.flow.label_dropout == 0.1
     assert main([*command, "--weights-key", "model", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["parameters"] == sum(p.numel() for p in model.parameters())
@@ -144,6 +145,7 @@ def test_a_table_without_a_row_for_no_class(tmp_path: Path, tokenizer: Path) -> 
     latents, time, _ = given()
     labels = torch.tensor([1, 2])
     assert found.num_classes == 3
+    assert found.flow.label_dropout == 0  # the row of zeros was never trained
     assert torch.equal(found.velocity(latents, time, labels), model(latents, time, labels))
 
 
@@ -192,3 +194,34 @@ def test_a_folder_of_something_else_is_left_alone(
     assert "holds other things than a generator" in capsys.readouterr().err
     assert main(["import", str(path), "--out", str(tmp_path / "g")]) == 2
     assert "--tokenizer" in capsys.readouterr().err
+
+
+def test_a_tokenizer_is_not_replaced_by_its_generator(
+    tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, before = checkpoint(tmp_path), tokenizer_digest(rpiae.load(tokenizer))
+    command = ["import", str(path), "--tokenizer", str(tokenizer), "--out", str(tokenizer)]
+    assert main(command) != 0
+    assert "holds a tokenizer, which a generator does not replace" in capsys.readouterr().err
+    assert tokenizer_digest(rpiae.load(tokenizer)) == before
+
+
+def test_the_tokenizer_is_found_from_elsewhere(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpoint(tmp_path)
+    monkeypatch.chdir(tokenizer.parent)
+    assert import_generator(path, tokenizer="tokenizer").facts.tokenizer == str(tokenizer)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_latents_of_another_size_are_told(
+    tmp_path: Path, tokenizer: Path, caplog: pytest.LogCaptureFixture, factor: int
+) -> None:
+    model = rpiae.load(tokenizer)
+    side = next(n for n in range(1, 512) if model.latent_shape(n, n) == (4, 4, 4))
+    model.trained_size = factor * side
+    sized = save_tokenizer(model, tmp_path / "sized")
+    import_generator(checkpoint(tmp_path), tokenizer=sized)
+    told = "a generator of latents of 4×4×4, and the tokenizer makes those of 4×8×8"
+    assert (told in caplog.text) == (factor == 2)

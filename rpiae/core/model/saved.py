@@ -45,6 +45,9 @@ REPLACEABLE = frozenset({CONFIG_FILE, WEIGHTS_FILE, *_RESULTS}) | {
 TOKENIZER, GENERATOR = "tokenizer", "generator"
 _KIND = "kind"
 
+#: The entry that every ``config.json`` of ours has.
+_FORMAT = "format"
+
 #: Entries of ``config.json`` that hold digests.
 _OWN, _WEIGHTS = "sha256", "weights_sha256"
 
@@ -98,8 +101,8 @@ def write_model(folder: Path, config: Mapping[str, Any], state: Mapping[str, Ten
         state: the tensors.
 
     Raises:
-        CheckpointError: if the folder holds other things, or cannot be written; what was there
-            before stays.
+        CheckpointError: if the folder holds other things or a model of another kind, or cannot be
+            written; what was there before stays.
     """
     config_file, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     try:
@@ -111,6 +114,7 @@ def write_model(folder: Path, config: Mapping[str, Any], state: Mapping[str, Ten
         is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         _finish(folder)
+        _check_kind(folder, kind_of(config))
         try:
             save_file(dict(state), until_whole(weights), metadata={"format": "pt"})
             until_whole(weights).chmod(0o644)  # safetensors lets its owner alone read it
@@ -156,7 +160,7 @@ def open_model(folder: Path, kind: str = TOKENIZER) -> SavedModel:
             f"{folder} holds a {printable(kind_of(config))[:40]}, and a {kind} is wanted: name the "
             f"folder of a {kind} or of its run"
         )
-    version = config.get("format")
+    version = config.get(_FORMAT)
     if version != FORMAT:
         raise CheckpointError(
             f"{folder} has {kind} format {version!r}, this rpiae reads format {FORMAT}"
@@ -228,6 +232,25 @@ def _own_digest(tree: Mapping[str, Any]) -> str:
 def _replaceable(folder: Path) -> bool:
     """Whether a folder is empty, or holds a saved model and nothing but what was measured of it."""
     return folder.is_dir() and {path.name for path in folder.iterdir()} <= REPLACEABLE
+
+
+def _check_kind(folder: Path, kind: str) -> None:
+    """What is there, if anything, is a saved model of this kind. Its weights may be damaged."""
+    path = folder / CONFIG_FILE
+    if not path.exists() and not (folder / WEIGHTS_FILE).exists():
+        return  # a first save that was cut off, or results alone
+    left_alone = f"{folder} is left alone: name a new folder for the {kind}"
+    try:
+        config = _read_config(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. {left_alone}") from None
+    if _FORMAT not in config:
+        raise CheckpointError(f"{path} is not of a model that rpiae saved. {left_alone}")
+    if kind_of(config) != kind:
+        raise CheckpointError(
+            f"{folder} holds a {printable(kind_of(config))[:40]}, which a {kind} does not replace. "
+            f"{left_alone}"
+        )
 
 
 def _finish(folder: Path) -> None:
