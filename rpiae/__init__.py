@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from rpiae.bridges import BRIDGES
+    from rpiae.core.config.generation import GeneratorConfig
     from rpiae.core.config.parts import (
         BridgeConfig,
         DatasetConfig,
@@ -37,9 +38,12 @@ if TYPE_CHECKING:
     from rpiae.decoders import DECODERS
     from rpiae.encoders import ENCODERS
     from rpiae.evaluation import METRICS
+    from rpiae.generators import GENERATORS
     from rpiae.losses import CRITICS, LOSSES
     from rpiae.recipes import RECIPES
     from rpiae.runs import resume, run
+    from rpiae.runs.generating import resume_generator, run_generator
+    from rpiae.sampling import load_generator
 
 _WHERE = {
     "BRIDGES": "rpiae.bridges",
@@ -53,6 +57,8 @@ _WHERE = {
     "EncoderConfig": "rpiae.core.config.parts",
     "EncoderDescription": "rpiae.core.config.parts",
     "Entry": "rpiae.core.registry.registry",
+    "GENERATORS": "rpiae.generators",
+    "GeneratorConfig": "rpiae.core.config.generation",
     "LOSSES": "rpiae.losses",
     "LossConfig": "rpiae.core.config.parts",
     "METRICS": "rpiae.evaluation",
@@ -64,8 +70,11 @@ _WHERE = {
     "RpiaeError": "rpiae.core.errors",
     "RunConfig": "rpiae.core.config.recipe",
     "build": "rpiae.core.model.build",
+    "load_generator": "rpiae.sampling",
     "resume": "rpiae.runs",
+    "resume_generator": "rpiae.runs.generating",
     "run": "rpiae.runs",
+    "run_generator": "rpiae.runs.generating",
 }
 
 __all__ = [
@@ -74,6 +83,7 @@ __all__ = [
     "DATASETS",
     "DECODERS",
     "ENCODERS",
+    "GENERATORS",
     "LOSSES",
     "METRICS",
     "RECIPES",
@@ -83,6 +93,7 @@ __all__ = [
     "EncoderConfig",
     "EncoderDescription",
     "Entry",
+    "GeneratorConfig",
     "LossConfig",
     "Manifest",
     "Preset",
@@ -92,8 +103,11 @@ __all__ = [
     "RunConfig",
     "build",
     "load",
+    "load_generator",
     "resume",
+    "resume_generator",
     "run",
+    "run_generator",
     "save",
 ]
 

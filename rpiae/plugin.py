@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         within,
         without_effect,
     )
+    from rpiae.core.config.generation import GeneratorConfig
     from rpiae.core.config.parts import (
         BridgeConfig,
         BridgeDescription,
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
         block_index,
     )
     from rpiae.core.model.folding import per_frame
+    from rpiae.core.model.generation import FlowContext, Generator
     from rpiae.core.model.geometry import (
         Grid,
         Patch,
@@ -96,7 +98,14 @@ if TYPE_CHECKING:
     from rpiae.core.runtime.weights import load_whole, read_weights
     from rpiae.encoders.hub import download, local_weights
     from rpiae.evaluation.accumulators import Accumulator
-    from rpiae.evaluation.examination import Examination, Measured, Metric, TrainedMetric
+    from rpiae.evaluation.examination import (
+        ComparedMetric,
+        Examination,
+        Measured,
+        Metric,
+        TrainedMetric,
+    )
+    from rpiae.evaluation.seen import Seen
     from rpiae.latents import LatentDataset
     from rpiae.testing import (
         SyntheticClips,
@@ -107,6 +116,8 @@ if TYPE_CHECKING:
         check_dataset,
         check_decoder,
         check_encoder,
+        check_generator,
+        check_generator_builds,
         check_loss,
         check_manifest,
         check_metric,
@@ -125,6 +136,7 @@ _WHERE = {
     "BridgeDescription": "rpiae.core.config.parts",
     "Causal": "rpiae.core.model.attention",
     "CheckpointError": "rpiae.core.errors",
+    "ComparedMetric": "rpiae.evaluation.examination",
     "ConfigError": "rpiae.core.errors",
     "Critic": "rpiae.core.model.contracts",
     "CriticConfig": "rpiae.core.config.parts",
@@ -143,7 +155,10 @@ _WHERE = {
     "FetchError": "rpiae.core.errors",
     "Fit": "rpiae.core.model.contracts",
     "Fittable": "rpiae.core.model.contracts",
+    "FlowContext": "rpiae.core.model.generation",
     "GaussianPosterior": "rpiae.core.model.contracts",
+    "Generator": "rpiae.core.model.generation",
+    "GeneratorConfig": "rpiae.core.config.generation",
     "Grid": "rpiae.core.model.geometry",
     "HeldOut": "rpiae.core.model.contracts",
     "LatentDataset": "rpiae.latents",
@@ -160,6 +175,7 @@ _WHERE = {
     "QuantisedPosterior": "rpiae.core.model.contracts",
     "Replica": "rpiae.core.model.contracts",
     "RpiaeError": "rpiae.core.errors",
+    "Seen": "rpiae.evaluation.seen",
     "StageSteps": "rpiae.core.model.contracts",
     "StepContext": "rpiae.core.model.contracts",
     "StepRandomness": "rpiae.core.runtime.draws",
@@ -182,6 +198,8 @@ _WHERE = {
     "check_dataset": "rpiae.testing",
     "check_decoder": "rpiae.testing",
     "check_encoder": "rpiae.testing",
+    "check_generator": "rpiae.testing",
+    "check_generator_builds": "rpiae.testing",
     "check_loss": "rpiae.testing",
     "check_manifest": "rpiae.testing",
     "check_metric": "rpiae.testing",
@@ -219,6 +237,7 @@ __all__ = [
     "BridgeDescription",
     "Causal",
     "CheckpointError",
+    "ComparedMetric",
     "ConfigError",
     "Critic",
     "CriticConfig",
@@ -237,7 +256,10 @@ __all__ = [
     "FetchError",
     "Fit",
     "Fittable",
+    "FlowContext",
     "GaussianPosterior",
+    "Generator",
+    "GeneratorConfig",
     "Grid",
     "HeldOut",
     "LatentDataset",
@@ -254,6 +276,7 @@ __all__ = [
     "QuantisedPosterior",
     "Replica",
     "RpiaeError",
+    "Seen",
     "StageSteps",
     "StepContext",
     "StepRandomness",
@@ -276,6 +299,8 @@ __all__ = [
     "check_dataset",
     "check_decoder",
     "check_encoder",
+    "check_generator",
+    "check_generator_builds",
     "check_loss",
     "check_manifest",
     "check_metric",

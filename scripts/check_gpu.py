@@ -344,7 +344,7 @@ def profile_step(toy: bool) -> dict[str, Any]:
     from rpiae.core.model.build import build_tokenizer
     from rpiae.core.runtime.processes import Runtime
     from rpiae.core.training import events
-    from rpiae.core.training.stage import TrainerInputs
+    from rpiae.core.training.task import TrainerInputs
     from rpiae.core.training.trainer import train
     from rpiae.tasks.tokenizer.replica import PivotReplica
     from rpiae.tasks.tokenizer.task import TokenizerTask

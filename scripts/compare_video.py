@@ -4,8 +4,8 @@
     python scripts/compare_video.py runs/video
 
 Prints every row's numbers on the held-out clips as mean ± standard deviation over the seeds, as Markdown,
-with a row of its own for every fourth frame through the image tokenizers of row ``frames``, and straight
-lines in between.
+with rows of their own for every fourth frame through the image tokenizers of rows ``frames`` and
+``frames-longer``, and straight lines in between.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ COLUMNS = {
     "trajectory": ("trajectory", 3),
     "latent_values_per_second": ("latent values/s", 0),
 }
-IMAGES = "frames"
+#: Rows whose tokenizers are the baseline, with what is said of each.
+IMAGES = {"frames": "(i)", "frames-longer": "(i), three times the steps"}
 EVERY = 4
 
 
@@ -66,11 +67,12 @@ def main() -> None:
     print(f"|---|{'---|' * len(COLUMNS)}")
     for row in results.rows:
         print(line(f"{row.summary}", [run.metrics or {} for run in row.measured]))
-    images = results.row(IMAGES)
-    assert images is not None
-    folders = [run.folder for run in images.measured]
-    name = f"(iv) every {EVERY}th frame of (i), interpolated"
-    print(line(name, baseline(folders, read_study(study).evaluation)))
+    for row, said in IMAGES.items():
+        images = results.row(row)
+        assert images is not None
+        folders = [run.folder for run in images.measured]
+        name = f"(iv) every {EVERY}th frame of {said}, interpolated"
+        print(line(name, baseline(folders, read_study(study).evaluation)))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,15 @@ import numpy as np
 from PIL import Image
 
 from rpiae import runs
+from rpiae.core.model.build import build
+from rpiae.core.model.folders import save_tokenizer
 from rpiae.core.registry.registry import registry
+from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training import events
+from rpiae.data.listed import every_image
+from rpiae.latents import writing
+from rpiae.latents.layout import Settings
+from rpiae.runs import generating
 from tests.toys import BRIDGES, DECODERS, ENCODERS
 from tests.videos import moving, write
 
@@ -71,6 +78,42 @@ def short_video_run(videos: Path, out: Path, **recipe: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def write_latents(folder: Path, *, count: int = 12, labelled: bool = True, **settings: Any) -> Path:
+    """Latents of labelled pictures, and beside them the pictures and the tokenizer that made them."""
+    images = folder / "images"
+    for i in range(count):
+        below = ["red", "blue", "green"][i % 3] if labelled else ""
+        path = images / below / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    tokenizer = folder / "tokenizer"
+    model = build(encoder=ENCODERS["vit"], bridge="vb4", decoder=DECODERS["vit"], pretrained=False)
+    save_tokenizer(model, tokenizer)
+    assert model.config is not None
+    listed, fields = every_image(
+        f"folder:{images}", model.config, image_size=16, overrides=("data.workers=0",)
+    )
+    encoded = writing.encode_dataset(
+        model, listed, folder / "latents", data=fields, tokenizer=tokenizer,
+        settings=Settings(**settings), runtime=Runtime(device="cpu", precision="fp32"),
+    )  # fmt: skip
+    for _ in encoded:
+        pass
+    return folder / "latents"
+
+
+def short_generator_run(latents: Path, out: Path, **recipe: Any) -> dict[str, Any]:
+    """Recipe flow-quick in small, normalised by position, with two averages and held-out latents."""
+    return {
+        "generator": {"name": "dit", "width": 16, "depth": 1, "num_heads": 2},
+        "latents": str(latents), "held_out": 2, "seed": 3, "out": str(out), "device": "cpu",
+        "precision": "fp32",
+        "recipe": {"name": "flow-quick", "batch_size": 4, "max_steps": 6, "checkpoint_every": 2,
+                   "evaluate_every": 4, "flow": {"normalisation": "position"}, **recipe},
+    }  # fmt: skip
+
+
 def stage_names(tree: dict[str, Any]) -> list[str]:
     """The stages of a run with a recipe that is registered."""
     recipe = registry("recipes").select(tree["recipe"]["name"])
@@ -83,7 +126,10 @@ ADAPTIVE = "recipe.stages[0].terms[1].adaptive={layer='encoder', warmup_steps=2}
 def train_to_the_end(tree: dict[str, Any], overrides: tuple[str, ...] = (ADAPTIVE,)) -> None:
     """Start or resume, and write the digests of all stages once they have ended."""
     out = Path(tree["out"])
-    if (out / runs.CONFIG_FILE).exists():
+    began = (out / runs.CONFIG_FILE).exists()
+    if "generator" in tree:
+        happened = generating.resume_generator(out) if began else generating.run_generator(tree)
+    elif began:
         happened = runs.resume(out)
     else:
         happened = runs.run(runs.resolve(tree, overrides=overrides))

@@ -12,7 +12,7 @@ from rpiae.core.model.build import build_tokenizer
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.registry.registry import registry
 from rpiae.core.runtime.processes import Runtime
-from rpiae.core.training.stage import TrainerInputs
+from rpiae.core.training.task import TrainerInputs
 from rpiae.tasks.tokenizer.replica import PivotReplica
 from rpiae.tasks.tokenizer.task import TokenizerTask
 from rpiae.testing import SyntheticClips, SyntheticImages
@@ -93,6 +93,35 @@ DECODERS: dict[str, dict[str, Any]] = {
         "image": {"name": "conv", "width": 32, "depth": 1, "blocks": 1},
     },
 }  # fmt: skip
+GENERATORS: dict[str, dict[str, Any]] = {
+    "dit": {"name": "dit", "width": 32, "depth": 2, "num_heads": 2},
+    "dit-plain": {
+        "name": "dit",
+        "width": 32,
+        "depth": 1,
+        "num_heads": 2,
+        "patch": 2,
+        "qk_norm": False,
+        "rms_norm": False,
+        "swiglu": False,
+        "rope": False,
+        "positions": "fixed",
+        "shifts": False,
+        "train_frequencies": False,
+    },
+    "dit-head": {
+        "name": "dit",
+        "width": 32,
+        "depth": 2,
+        "num_heads": 2,
+        "rms_norm": False,
+        "positions": "none",
+        "head_width": 48,
+        "head_depth": 1,
+        "head_heads": 3,
+        "init": "default",
+    },
+}
 CRITICS: dict[str, dict[str, Any]] = {
     "dino": {
         "name": "dino",
@@ -105,7 +134,9 @@ CRITICS: dict[str, dict[str, Any]] = {
 }
 #: Every loss in one stage, against the critic with a backbone.
 EVERY_TERM = "every-term"
-RECIPES = (*(preset.name for preset in registry("recipes").presets()), EVERY_TERM)
+RECIPES = (
+    *(p.name for p in registry("recipes").presets() if p.part != "generator"), EVERY_TERM,
+)  # fmt: skip
 #: What is learnt from: images, or clips of so many frames.
 DATA = {"images": 1, "clips": 5}
 

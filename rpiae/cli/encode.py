@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import shlex
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.filesize import decimal
 from rich.table import Table
 
-from rpiae.cli.launch import launch, launched, speaks
+from rpiae.cli.launch import launch, launched, speaks, this_command
 from rpiae.cli.options import dataset_options, nonempty, positive, processes_option
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import stderr, stdout
@@ -129,7 +127,7 @@ def _encode(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     if arguments.processes > 1 and not launched():
         _check_first(arguments, model, found, settings, data)
-        return launch(arguments.processes, go_on=f"the same command: {_command()}")
+        return launch(arguments.processes, go_on=f"the same command: {this_command()}")
     runtime = Runtime(device=arguments.device, precision=arguments.precision)
     to: dict[str, Any] = {
         "data": data, "tokenizer": tokenizer_folder(arguments.run), "settings": settings,
@@ -143,7 +141,7 @@ def _encode(arguments: argparse.Namespace) -> int:
             stderr.print("note: whole videos have a file each: --shard-size has no effect")
     else:
         happened = writing.encode_dataset(model, found, arguments.out, **to)
-    index = _told(happened)
+    index = told(happened)
     runtime.close()
     if index is not None:
         _summarise(Path(arguments.out), index)
@@ -179,9 +177,10 @@ def _check_first(
     check_folder(Path(arguments.out), plan)
 
 
-def _told(happened: Iterable[Any]) -> dict[str, Any] | None:
+def told(happened: Iterable[Any]) -> dict[str, Any] | None:
     """Say what happens; the index in the end, in the process that speaks."""
     from rpiae.latents import writing
+    from rpiae.latents.pace import Progressed
     from rpiae.latents.video.writing import VideosProgressed, VideosStarted
 
     mentioned, index, what = 0, None, "images"
@@ -202,7 +201,7 @@ def _told(happened: Iterable[Any]) -> dict[str, Any] | None:
                 bar.say(_described(event.plan, event.kept))
             elif isinstance(event, VideosStarted):
                 bar.say(_described_videos(event.plan, event.kept))
-            elif isinstance(event, writing.Progressed):
+            elif isinstance(event, Progressed):
                 bar.images(event.done, event.total, event.images_per_second, what=what)
             elif isinstance(event, VideosProgressed):
                 bar.frames(
@@ -273,10 +272,6 @@ def _say_how_to_go_on(arguments: argparse.Namespace) -> None:
     complete = f"{len(there)} of {total}" if there else "no"
     kind = "videos" if is_of_videos(arguments.data) and not arguments.clips else "shards"
     stderr.print(
-        f"interrupted: {complete} {kind} are complete and stay. Go on with:\n  {_command()}",
+        f"interrupted: {complete} {kind} are complete and stay. Go on with:\n  {this_command()}",
         soft_wrap=True,
     )
-
-
-def _command() -> str:
-    return shlex.join(["rpiae", *sys.argv[1:]])

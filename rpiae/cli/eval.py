@@ -3,47 +3,43 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
-from rich.table import Table
 
-from rpiae.cli.launch import launch, launched, speaks
+from rpiae.cli.judging import generation_job, generation_options, sampling_given
+from rpiae.cli.measuring import (
+    Job,
+    images_of,
+    measured,
+    measuring_config,
+    spaces_of,
+    with_reference,
+)
 from rpiae.cli.options import measuring_options, nonempty, positive, processes_option
-from rpiae.cli.progress import Bar
-from rpiae.cli.screen import duration, stderr, stdout
-from rpiae.core.errors import RpiaeError, UsageError
-from rpiae.core.runtime.names import printable
+from rpiae.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from rpiae.core.config.tree import Tree
-    from rpiae.core.runtime.processes import Runtime
     from rpiae.evaluation.configs import EvaluationConfig
-    from rpiae.evaluation.evaluating import Evaluation
-    from rpiae.evaluation.walk import Progress
-
-#: Seconds that an evaluation takes, above which it is said how it would take fewer.
-LONG = 60
 
 #: Fréchet distances of reconstructions, which can have a reference.
 DISTANCES = ("rfd", "rfid", "rfvd")
 
-#: Skipped images that are named; all are in ``evaluation.json``.
-MENTIONED = 10
-
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Tokenizers, what is measured of them, and on what."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's or tokenizer's folder")
+    """Tokenizers or generated images, what is measured of them, and on what."""
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN",
+        help="the folder of a tokenizer, a generator or a run of either; a file (.npz) or folder of "
+        "samples",
+    )  # fmt: skip
     parser.add_argument(
         "--data", metavar="DATA", type=nonempty,
         help="images or clips to measure on, such as parquet:PATH or videos:PATH (default: the "
-        "run's held-out ones)",
+        "run's held-out ones); real images that samples are compared with",
     )  # fmt: skip
     parser.add_argument(
         "--train",
@@ -54,11 +50,12 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics", metavar="NAMES",
         help="comma-separated, such as psnr,rfd:dinov2-b,ifd:tiny,probe (rpiae list metrics; "
-        "default: psnr,ssim,rfd:tiny,drift,latents, and temporal,flicker,rfvd:tiny of clips)",
+        "default: psnr,ssim,rfd:tiny,drift,latents, and temporal,flicker,rfvd:tiny of clips; of "
+        "generated images gfd:tiny,precision,recall)",
     )  # fmt: skip
     parser.add_argument(
         "--reference", metavar="FILE", type=nonempty,
-        help="the originals' Fréchet statistics, from --write-reference",
+        help="the real images' Fréchet statistics, from --write-reference",
     )  # fmt: skip
     parser.add_argument(
         "--write-reference",
@@ -77,85 +74,47 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="how decoded images are brought to 8 bits (default: nearest)",
     )  # fmt: skip
     measuring_options(parser, fields="data.column=img or train.column=img")
+    generation_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure tokenizers and print their numbers."""
-    from rpiae.core.model.fetching import needed
-    from rpiae.core.model.folders import tokenizer_folder
-    from rpiae.core.runtime.devices import choose_device
-    from rpiae.core.runtime.processes import Runtime
-    from rpiae.evaluation.panel import metric_configs
-    from rpiae.evaluation.saved import evaluate_saved
+    """Measure tokenizers, or generated images, and print the numbers."""
+    from rpiae.evaluation.saved_generation import is_generation
 
-    config = _config(arguments)
     folders = [Path(folder) for folder in arguments.runs]
-    for folder in folders:
-        tokenizer_folder(folder)
-    configs = {folder: _with_metrics(folder, config, arguments.reference) for folder in folders}
+    of_samples = [folder for folder in folders if is_generation(folder)]
+    if of_samples and len(of_samples) < len(folders):
+        other = next(folder for folder in folders if folder not in of_samples)
+        raise UsageError(
+            f"{of_samples[0]} is of generated images and {other} is not: they have no number in common, "
+            "so measure one kind at a time"
+        )
     if arguments.write_reference and len(folders) > 1:
         raise UsageError("--write-reference goes with one run: a reference is of images alone")
-    reference = Path(arguments.write_reference) if arguments.write_reference else None
-    if speaks() and (
-        missing := [
-            each.what
-            for each in needed(metric_configs(_all_metrics(configs)).values())
-            if not each.path
-        ]
-    ):
-        _say(f"weights that are not on this machine are fetched first: {', '.join(missing)}")
-    if arguments.processes > 1 and not launched():
-        choose_device(arguments.device)
-        return launch(arguments.processes, go_on=shlex.join(["rpiae", *sys.argv[1:]]))
-    runtime = Runtime(device=arguments.device, precision=config.precision)
-    found: dict[str, Evaluation] = {}
-    told = arguments.precision is not None
-    try:
-        with Bar("eval") as bar:
-
-            def progress(event: Progress) -> None:
-                nonlocal told
-                if speaks():
-                    show(bar, event)
-                    told = told or _advise(bar, event, runtime)
-
-            for folder in folders:
-                found[str(folder)] = evaluate_saved(
-                    folder, configs[folder], runtime=runtime, progress=progress,
-                    reference_out=reference, every=arguments.every,
-                )  # fmt: skip
-    except RpiaeError:
-        if speaks() and found:
-            _report(found, as_json=arguments.json, keeps=arguments.every == 1)
-        raise
-    runtime.close()
-    if not speaks():
-        return 0
-    _report(found, as_json=arguments.json, keeps=arguments.every == 1)
-    if differences := incomparable(found):
-        raise UsageError(" · ".join(differences.values()))
-    return 1 if any(each.unwritten for each in found.values()) else 0
+    job = generation_job(arguments, folders) if of_samples else _tokenizer_job(arguments, folders)
+    return measured(arguments, job)
 
 
-def _config(arguments: argparse.Namespace) -> EvaluationConfig:
-    from rpiae.evaluation.configs import EvaluationConfig
+def _tokenizer_job(arguments: argparse.Namespace, folders: Sequence[Path]) -> Job:
+    from rpiae.core.model.folders import tokenizer_folder
+    from rpiae.evaluation.panel import check_subject, metric_configs
+    from rpiae.evaluation.saved import evaluate_saved
+    from rpiae.evaluation.subjects import results_folder
 
-    names = [name.strip() for name in (arguments.metrics or "").split(",") if name.strip()]
-    if not names and arguments.metrics is not None:
-        raise UsageError("--metrics names none: rpiae list metrics has them")
-    about = ("images", "image_size", "resize", "crop")
-    given = [name for name in about if getattr(arguments, name) is not None]
-    if not arguments.data and given:
-        names_given = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-        verb = "are" if len(given) > 1 else "is"
-        raise UsageError(f"{names_given} {verb} about --data, which is not given")
-    data = named_datasets(arguments.overrides, {"data": arguments.data, "train": arguments.train})
-    return EvaluationConfig(
-        data=data["data"], training=data["train"], metrics=tuple(names),
-        num_images=arguments.images, num_training=arguments.train_images,
-        crop=arguments.crop or "adm", resize=arguments.resize, image_size=arguments.image_size,
-        round=arguments.round, precision=arguments.precision or "fp32",
-        batch_size=arguments.batch_size,
+    if given := sampling_given(arguments):
+        raise UsageError(
+            f"{' and '.join(given)} say how a generator is sampled, and {folders[0]} is none: name the "
+            "run of a generator, or leave them out"
+        )
+    config = measuring_config(arguments)
+    for folder in folders:
+        tokenizer_folder(folder)
+    configs = {each: _with_metrics(each, config, arguments.reference) for each in folders}
+    for each in configs.values():
+        check_subject(metric_configs(each.metrics), generated=False)
+    return Job(
+        configs=configs, evaluate=partial(evaluate_saved, every=arguments.every),
+        results=results_folder, told=_protocol, keeps=arguments.every == 1,
     )  # fmt: skip
 
 
@@ -167,150 +126,7 @@ def _with_metrics(folder: Path, config: EvaluationConfig, reference: str) -> Eva
     names = config.metrics or default_metrics(folder, config)
     if not reference:
         return evolve(config, metrics=names)
-    distances = [name for name in names if name.partition(":")[0] in DISTANCES]
-    if len(distances) != 1:
-        raise UsageError(
-            "--reference is for one Fréchet distance of reconstructions, and the metrics name "
-            f"{len(distances)}: name one of rfd:SPACE, rfvd:SPACE and rfid"
-        )
-    name, _, argument = distances[0].partition(":")
-    table = {"name": name, "reference": reference}
-    if argument:
-        table |= {"weights" if name == "rfid" else "space": argument}
-    return evolve(config, metrics=tuple(table if n == distances[0] else n for n in names))
-
-
-def _all_metrics(configs: Mapping[Path, EvaluationConfig]) -> tuple[Any, ...]:
-    """The metrics of several evaluations, each once."""
-    found: list[Any] = []
-    for config in configs.values():
-        found += [each for each in config.metrics if each not in found]
-    return tuple(found)
-
-
-def show(bar: Bar, event: Progress) -> None:
-    """How far a walk over images is."""
-    rate = event.done / event.seconds if event.seconds else 0.0
-    left = duration((event.total - event.done) / rate) if rate else "?"
-    bar.show(event.done, event.total, f"{event.what}: {rate:.3g} {event.unit}/s · {left} left")
-
-
-def _advise(bar: Bar, event: Progress, runtime: Runtime) -> bool:
-    """Say once how an evaluation that takes long would be faster; whether all is said."""
-    from rpiae.core.runtime.processes import choose_precision
-
-    if not event.seconds or event.done == event.total:
-        return False
-    if event.seconds * (event.total - event.done) / event.done > LONG:
-        precision, reason = choose_precision("auto", runtime.device)
-        if precision != runtime.precision:
-            bar.say(
-                f"note: computed in {runtime.precision}, so that numbers compare with those of other "
-                f"machines; --precision auto would take {precision} ({reason})"
-            )
-    return True
-
-
-def incomparable(found: Mapping[str, Evaluation]) -> dict[str, str]:
-    """Numbers that were measured differently, with what differs."""
-    from rpiae.evaluation.protocol import check_comparable, number_protocol
-
-    reasons = {}
-    for name in dict.fromkeys(name for each in found.values() for name in each.metrics):
-        protocols = {
-            folder: number_protocol(each.protocol, name)
-            for folder, each in found.items()
-            if name in each.metrics
-        }
-        try:
-            check_comparable(name, protocols)
-        except UsageError as error:
-            reasons[name] = str(error)
-    return reasons
-
-
-def named_datasets(
-    overrides: Sequence[str], given: Mapping[str, str | None]
-) -> dict[str, str | Tree]:
-    """Datasets with those of their fields that ``--set`` names.
-
-    Args:
-        overrides: texts such as ``data.column=img``.
-        given: the first word of the paths → the dataset; None where there is none.
-
-    Raises:
-        UsageError: if a text is about none of them.
-    """
-    from rpiae.core.config.tree import parse_override
-    from rpiae.data.listed import with_overrides
-
-    texts: dict[str, list[str]] = {address: [] for address in given}
-    for text in overrides:
-        address = str(parse_override(text)[0][0])
-        if address not in given:
-            choices = " or ".join(f"{name}.FIELD=VALUE" for name in given)
-            raise UsageError(f"--set {text}: fields of the datasets are set here, by {choices}")
-        if given[address] is None:
-            raise UsageError(f"--set {text} is about --{address}, which is not given")
-        texts[address].append(text)
-    return {
-        address: with_overrides(data, texts[address], address=address)
-        if data is not None and texts[address]
-        else data or ""
-        for address, data in given.items()
-    }
-
-
-def _report(found: Mapping[str, Evaluation], *, as_json: bool, keeps: bool) -> None:
-    """Numbers side by side, or one tokenizer after the other where they do not compare.
-
-    Args:
-        found: what was measured.
-        as_json: whether it is printed as JSON.
-        keeps: whether it is stored.
-    """
-    from rpiae.evaluation.protocol import EVALUATION_FILE
-    from rpiae.evaluation.records import printable_tree
-    from rpiae.evaluation.subjects import results_folder
-
-    if as_json:
-        tree = {name: each.as_tree() for name, each in found.items()}
-        print(json.dumps(printable_tree(tree), indent=2))
-    elif incomparable(found):
-        for folder, each in found.items():
-            _print_table({folder: each})
-    else:
-        _print_table(found)
-    for folder, each in found.items():
-        for kind, texts in (
-            ("warning", each.warnings), ("note", each.notices), ("not stored", each.unwritten),
-        ):  # fmt: skip
-            for text in texts:
-                _say(f"{kind}: {folder}: {text}")
-    for lines in dict.fromkeys(map(_skipped, found.values())):
-        for line in lines:
-            _say(line)
-    stored = [Path(name) for name, each in found.items() if not each.unwritten]
-    if stored and keeps and not as_json:
-        where = ", ".join(str(results_folder(folder) / EVALUATION_FILE) for folder in stored)
-        stdout.print(printable(f"all of it is in {where}"), soft_wrap=True)
-
-
-def _say(text: str) -> None:
-    stderr.print(printable(text), soft_wrap=True)
-
-
-def _print_table(found: Mapping[str, Evaluation]) -> None:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("metric")
-    for folder in found:
-        table.add_column(printable(folder), justify="right", overflow="fold")
-    for name in dict.fromkeys(name for each in found.values() for name in each.metrics):
-        values = [each.metrics.get(name) for each in found.values()]
-        table.add_row(name, *("–" if v is None else f"{v:.5g}" for v in values))
-    stdout.print(table)
-    lines = _protocol(next(iter(found.values())).protocol)
-    stdout.print("\n" + "\n".join(map(printable, lines)), soft_wrap=True)
+    return evolve(config, metrics=with_reference(names, reference, DISTANCES, "reconstructions"))
 
 
 def _protocol(protocol: Mapping[str, Any]) -> list[str]:
@@ -321,33 +137,4 @@ def _protocol(protocol: Mapping[str, Any]) -> list[str]:
         lines.append(protocol["interpolated"])
     if "training" in protocol:
         lines.append(f"learned from {images_of(protocol['training'])}")
-    for name, facts in protocol["metrics"].items():
-        if "extractor" in facts:
-            digest = str(facts["extractor"].get("weights_sha256", ""))[:16]
-            lines.append(f"{name}: in the features of {facts['extractor']['extractor']}, {digest}")
-    return lines
-
-
-def images_of(walked: Mapping[str, Any]) -> str:
-    """What was walked over, in words."""
-    skipped = f", {walked['skipped']} skipped" if walked["skipped"] else ""
-    what = "clip" if "frames" in walked else "image"
-    images = f"1 {what}" if walked["count"] == 1 else f"{walked['count']} {what}s"
-    frames = f" of {walked['frames']} frames each" if "frames" in walked else ""
-    return (
-        f"{images}{frames} of {walked['location']} ({walked['crop']}){skipped}, "
-        f"sha256 {walked['images_sha256'][:16]}"
-    )
-
-
-def _skipped(each: Evaluation) -> tuple[str, ...]:
-    """The images that could not be used, in lines; many are counted."""
-    if not each.skipped:
-        return ()
-    what = "clip" if "frames" in each.protocol else "image"
-    walked = (each.protocol, each.protocol.get("training", {}))
-    count = sum(of.get("skipped", 0) for of in walked)
-    images = f"1 {what}" if count == 1 else f"{count} {what}s"
-    rest = len(each.skipped) - MENTIONED
-    more = (f"  and {rest} more, which evaluation.json names",) if rest > 0 else ()
-    return (f"skipped {images}:", *(f"  {text}" for text in each.skipped[:MENTIONED]), *more)
+    return lines + spaces_of(protocol)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from attrs import frozen
 from rich.live import Live
 from rich.table import Table
 
@@ -104,16 +106,42 @@ def _seen(frames: int | None) -> str:
     return "images" if frames is None else "clips"
 
 
-def follow(run: Iterator[events.Event]) -> int:
-    """Render a run's events; returns the exit code."""
-    view = _View()
+@frozen(kw_only=True)
+class Telling:
+    """How a kind of run is told.
+
+    Attributes:
+        go_on: the command that goes on with a run in a folder.
+        plan: prints a plan on stdout.
+        seen: what the images of a plan are called.
+        metrics: held-out metrics in words.
+        summary: prints what came of a run on stdout.
+    """
+
+    go_on: Callable[[Path], str]
+    plan: Callable[[Any], None]
+    seen: Callable[[Any], str]
+    metrics: Callable[[Mapping[str, float]], str]
+    summary: Callable[[events.RunEnded], None]
+
+
+def follow(run: Iterator[events.Event], telling: Telling | None = None) -> int:
+    """Render a run's events; returns the exit code.
+
+    Args:
+        run: the events.
+        telling: how; as of a tokenizer's run where it is not given.
+    """
+    telling = telling or TOKENIZER
+    view = _View(telling)
     with view:
         for event in run:
             if isinstance(event, events.Interrupted):
                 view.close()
                 if speaks():
                     stderr.print(
-                        f"{event.signal}: the state is saved. Go on with:\n  {_going_on(event)}",
+                        f"{event.signal}: the state is saved. Go on with:\n"
+                        f"  {telling.go_on(event.path)}",
                         soft_wrap=True,
                     )
                 return INTERRUPTED
@@ -122,18 +150,20 @@ def follow(run: Iterator[events.Event]) -> int:
             view.show(event)
             if isinstance(event, events.RunEnded):
                 view.close()
-                _print_summary(event)
+                telling.summary(event)
     return 0
 
 
-def _going_on(event: events.Interrupted) -> str:
-    return shlex.join(["rpiae", "build", "--resume", printable(str(event.path))])
+def resuming(verb: str) -> Callable[[Path], str]:
+    """The command of a verb that goes on with a run in a folder."""
+    return lambda folder: shlex.join(["rpiae", verb, "--resume", printable(str(folder))])
 
 
 class _View:
     """A live line per stage on a terminal; a plain line now and then elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, telling: Telling) -> None:
+        self._telling = telling
         self._live = Live(console=stderr, refresh_per_second=4, transient=False)
         self._progress = progress_bar()
         self._task: Any = None
@@ -156,8 +186,8 @@ class _View:
     def show(self, event: events.Event) -> None:
         """Render one event."""
         if isinstance(event, events.Planned):
-            print_plan(event.plan)
-            self._seen = _seen(event.plan.frames)
+            self._telling.plan(event.plan)
+            self._seen = self._telling.seen(event.plan)
             sys.stdout.flush()
         elif isinstance(event, events.StageStarted):
             self._started(event)
@@ -165,9 +195,15 @@ class _View:
             self._stepped(event)
         elif isinstance(event, events.StageSkipped):
             self._say(f"{event.stage}: skipped, {event.reason}")
-        elif isinstance(event, events.Evaluated):
+        elif isinstance(event, events.Evaluated) and event.metrics:
             mark = ", the best so far" if event.best else ""
-            self._say(f"{event.stage} {event.step}: held-out {_metrics(event.metrics)}{mark}")
+            held_out = self._telling.metrics(event.metrics)
+            self._say(f"{event.stage} {event.step}: held-out {held_out}{mark}")
+        elif isinstance(event, events.TakenBack):
+            self._say(
+                f"{event.stage} {event.step}: {event.reason}; taken back to step {event.to}, and on from "
+                "there with other draws"
+            )
         elif isinstance(event, events.ImagesSkipped):
             self._say(f"{event.total} {self._seen} skipped so far: {'; '.join(event.images)}")
         elif isinstance(event, events.Notice):
@@ -239,3 +275,9 @@ def _row(values: Any) -> list[str]:
     similarity = f"{values['ssim']:.3f}" if "ssim" in values else "–"
     first, *others = (f"{values[name]:.2f}" for name in ("psnr", "psnr_mean_colour", "psnr_pca"))
     return [first, similarity, *others]
+
+
+TOKENIZER = Telling(
+    go_on=resuming("build"), plan=print_plan, seen=lambda plan: _seen(plan.frames), metrics=_metrics,
+    summary=_print_summary,
+)  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -35,6 +36,11 @@ def launched() -> bool:
 def speaks() -> bool:
     """Whether this process is the one that prints."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def this_command() -> str:
+    """This command as it is typed."""
+    return shlex.join(["rpiae", *sys.argv[1:]])
 
 
 def launch(processes: int, *, go_on: str = "rpiae build --resume FOLDER") -> int:

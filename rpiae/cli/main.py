@@ -29,6 +29,9 @@ examples:
   rpiae encode runs/a folder:photos --out latents --flip --dtype bf16
   rpiae decode latents --out pictures --limit 64
   rpiae stats runs/a folder:photos
+  rpiae diffuse latents --generator dit-b --out runs/g
+  rpiae sample runs/g --classes 0-9 --guidance 1.5 --out samples.png
+  rpiae import ep-0000800.pt --tokenizer runs/a --out g
   rpiae eval runs/a --data folder:photos --metrics psnr,ssim,rfd:tiny
   rpiae ablate --vary bridge=vb8,vb16 --seeds 2 --out studies/x && rpiae report studies/x"""
 
@@ -72,9 +75,12 @@ VERBS: Mapping[str, Verb] = {
     "doctor": Verb("doctor", "what this machine has, and what would be used"),
     "fetch": Verb("fetch", "download what parts or a whole run load into the local cache"),
     "reconstruct": Verb("reconstruct", "a photograph through a tokenizer and back"),
+    "diffuse": Verb("diffuse", "train a generator on latents, or all there is to one from nothing"),
     "encode": Verb("encode", "a whole dataset's latents, for a diffusion model"),
     "decode": Verb("decode", "latents to PNG files"),
     "stats": Verb("stats", "measure and store latent_norm: mean and std of the latents"),
+    "sample": Verb("sample", "images, or latents, from a trained generator"),
+    "import": Verb("import_", "a generator of the reference, from its file"),
     "eval": Verb("eval", "measure a tokenizer: reconstruction, semantics, latents"),
     "probe": Verb("probe", "linear probe and k-NN of any encoder, pivot or fine-tuned"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,10 +74,19 @@ def run_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{field}", metavar="NAME", type=nonempty, help=f"for example {example}"
         )
+    setting_options(parser, "recipe.stages[0].noise=0.4")
+
+
+def setting_options(parser: argparse.ArgumentParser, example: str) -> None:
+    """A config file, single changes, and how a run is computed, of all that train.
+
+    Args:
+        example: of what ``--set`` sets.
+    """
     parser.add_argument(
         "--config", metavar="FILE", type=nonempty, help="a TOML file; options override it"
     )
-    set_option(parser, "set one field, such as recipe.stages[0].noise=0.4; repeatable")
+    set_option(parser, f"set one field, such as {example}; repeatable")
     parser.add_argument(
         "--without", action="append", default=[], metavar="LOSSES",
         help="leave losses out of every stage, comma-separated",
@@ -111,18 +121,19 @@ def resolved_run(arguments: argparse.Namespace, *also: str) -> ResolvedRun:
     )  # fmt: skip
 
 
-def run_tree(arguments: argparse.Namespace, *also: str) -> Tree:
+def run_tree(arguments: argparse.Namespace, *also: str, fields: Sequence[str] = RUN_FIELDS) -> Tree:
     """The run that ``--config`` and the options describe; an option goes before the file.
 
     Args:
-        arguments: with all that ``run_options`` declares.
+        arguments: with all that ``run_options`` declares, or ``fields`` and ``--config``.
         also: further options that are fields of a run, such as ``"out"``.
+        fields: options that are.
 
     Raises:
         UsageError: if the file cannot be read.
     """
     tree = read_toml(Path(arguments.config)) if arguments.config else {}
-    for field in (*RUN_FIELDS, *also):
+    for field in (*fields, *also):
         value = getattr(arguments, field)
         if value is not None:
             tree[field] = value

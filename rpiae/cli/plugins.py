@@ -17,13 +17,14 @@ from rpiae.cli.screen import stdout
 from rpiae.core.errors import RunError, UnknownNameError, UsageError, unknown
 from rpiae.core.registry.registry import OWN, normalised, registry
 
-#: Families that there is a template for, with how a run is told to use a part of theirs.
+#: Families that there is a template for, with what makes a run use a part of theirs.
 FAMILIES: Mapping[str, str] = {
-    "encoders": "--encoder {name}-s",
-    "bridges": "--bridge {name}",
-    "decoders": "--decoder {name}",
-    "losses": '--set "recipe.stages[0].terms[0].loss={name}"',
-    "datasets": "--data {name}",
+    "encoders": "build --encoder {name}-s",
+    "bridges": "build --bridge {name}",
+    "decoders": "build --decoder {name}",
+    "generators": "diffuse LATENTS --generator {name}-s",
+    "losses": 'build --set "recipe.stages[0].terms[0].loss={name}"',
+    "datasets": "build --data {name}",
 }
 
 SUFFIX = ".in"
@@ -39,7 +40,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--family", default="bridges", metavar="FAMILY",
-        help="encoders, bridges (the default), decoders, losses or datasets",
+        help="encoders, bridges (the default), decoders, generators, losses or datasets",
     )  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         f"wrote the {singular} {name!r} as a plugin to {folder}. Go on with:\n"
         f'  cd {folder} && pip install -e ".[test]" && pytest\n'
         f"  rpiae list plugins\n"
-        f"  rpiae build {FAMILIES[family].format(name=name)}\n"
+        f"  rpiae {FAMILIES[family].format(name=name)}\n"
         f"The {singular} itself is src/{_package(name)}/{singular}.py; LICENSE is yours to choose.",
         soft_wrap=True,
     )

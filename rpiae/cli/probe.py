@@ -7,7 +7,7 @@ import json
 
 from rich.table import Table
 
-from rpiae.cli.eval import images_of, named_datasets, show
+from rpiae.cli.measuring import images_of, named_datasets, show
 from rpiae.cli.options import measuring_options, nonempty, positive
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import stderr, stdout

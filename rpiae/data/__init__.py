@@ -4,6 +4,12 @@ from rpiae.core.registry.registry import Entry, Registry, installed_plugins
 
 ENTRIES = (
     Entry(
+        name="digits",
+        target="rpiae.data.packaged_configs:DigitsDatasetConfig",
+        summary="1,797 scans of handwritten digits that scikit-learn brings along, with labels; offline",
+        argument="portion",
+    ),
+    Entry(
         name="folder",
         target="rpiae.data.configs:FolderDatasetConfig",
         summary="image files below a folder, such as folder:/data/imagenet/train",
@@ -33,7 +39,7 @@ ENTRIES = (
     ),
     Entry(
         name="sample",
-        target="rpiae.data.configs:SampleDatasetConfig",
+        target="rpiae.data.packaged_configs:SampleDatasetConfig",
         summary="nine colour photographs that scikit-image and scikit-learn bring along; offline",
     ),
     Entry(

@@ -146,23 +146,6 @@ class ParquetDatasetConfig(StoredDatasetConfig):
 
 
 @frozen(kw_only=True)
-class SampleDatasetConfig(ImageDatasetConfig):
-    """Colour photographs inside the scikit-image and scikit-learn distributions.
-
-    They are cropped at their natural size unless ``resize`` is given. Without ``workers``, they are
-    loaded in the training process, which keeps them in memory.
-    """
-
-    module: ClassVar[str] = "rpiae.data.datasets:SampleDataset"
-
-    def files(self) -> Iterable[tuple[str, Path | None]]:
-        """The photographs, as the installed packages have them."""
-        from rpiae.data.datasets import sample_files
-
-        return sample_files()
-
-
-@frozen(kw_only=True)
 class StreamableDatasetConfig(StoredDatasetConfig):
     """Base of the configs of datasets that can also be read in order.
 

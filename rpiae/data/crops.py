@@ -31,7 +31,7 @@ from rpiae.data.images import (
     short_side_size,
 )
 from rpiae.data.loading import handed_over
-from rpiae.data.sources import ImageSource
+from rpiae.data.sources import ImageSource, WithLabels
 
 #: Short side that larger images are shrunk to by default, over the side of the crop (384 / 256).
 SHRUNK = 1.5
@@ -60,12 +60,14 @@ class Crop(NamedTuple):
     Attributes:
         skipped: images that came first and could not be used, in words.
         failure: what is wrong where no image could be used.
+        label: of the image; −1 where it has none, None where nobody asked.
     """
 
     sample: int
     pixels: Tensor | None
     skipped: tuple[str, ...]
     failure: str
+    label: int | None = None
 
 
 def collated(crops: Sequence[Crop]) -> Batch | str:
@@ -73,10 +75,12 @@ def collated(crops: Sequence[Crop]) -> Batch | str:
     failure = next((c.failure for c in crops if c.failure), "")
     if failure:
         return failure
+    labels = [c.label for c in crops if c.label is not None]
     return Batch(
         handed_over(torch.stack([c.pixels for c in crops if c.pixels is not None])),
         tuple(c.sample for c in crops),
         tuple(dict.fromkeys(text for c in crops for text in c.skipped)),
+        labels=handed_over(torch.tensor(labels)) if labels else None,
     )
 
 
@@ -324,10 +328,16 @@ class Pool:
 
 
 class Crops(TorchDataset[Crop]):
-    """Crops by request; an image that cannot be used is replaced by the next one that can."""
+    """Crops by request; an image that cannot be used is replaced by the next one that can.
 
-    def __init__(self, pools: Sequence[Pool]) -> None:
+    Args:
+        pools: the images.
+        labelled: whether crops have the labels of their images.
+    """
+
+    def __init__(self, pools: Sequence[Pool], *, labelled: bool = False) -> None:
         self._pools = pools
+        self._labelled = labelled
 
     def __getitem__(self, request: CropRequest) -> Crop:
         pool = self._pools[request.pool]
@@ -338,12 +348,19 @@ class Crops(TorchDataset[Crop]):
             except DataError as error:
                 errors.append(error)
                 continue
-            return cut(
+            found = cut(
                 request.sample, picture, pool.shape, request.top, request.left,
                 skipped=tuple(map(str, errors)),
             )  # fmt: skip
+            return found._replace(label=_label(pool, index)) if self._labelled else found
         # An exception would leave a worker with the worker's traceback as its message.
         return Crop(request.sample, None, (), pool.reader.none_usable(errors, pool.cover))
+
+
+def _label(pool: Pool, index: int) -> int:
+    source = pool.reader.source
+    label = source.label(index) if isinstance(source, WithLabels) else None
+    return -1 if label is None else label
 
 
 def cut(

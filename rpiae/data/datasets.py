@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
@@ -16,6 +15,7 @@ from rpiae.data.crops import Fitting, ImageReader
 from rpiae.data.image_dataset import BucketOptions, ImageDataset, ImageOptions, SplitDataset
 from rpiae.data.images import TooSmallError, centre_crop, to_tensor
 from rpiae.data.parquet import ParquetSource
+from rpiae.data.paths import packaged
 from rpiae.data.sources import FileSource, folder_source
 
 #: Side of the centred region of a held-out sample photograph that is tiled, in pixels.
@@ -40,6 +40,9 @@ SAMPLE_HELD_OUT = (
     ("sklearn", "datasets/images/china.jpg"),
     ("skimage", "data/motorcycle_left.png"),
 )
+
+#: What brings these packages.
+DISTRIBUTIONS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 
 
 class FolderDataset(SplitDataset):
@@ -163,16 +166,7 @@ def sample_files() -> list[tuple[str, Path]]:
         DataError: if one is missing from its package.
     """
     photographs = (*SAMPLE_TRAINING, *SAMPLE_HELD_OUT)
-    return [(Path(file).name, Path(_packaged(package, file))) for package, file in photographs]
-
-
-def _packaged(package: str, file: str) -> str:
-    spec = importlib.util.find_spec(package)
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (path := Path(folder, file)).is_file():
-            return str(path)
-    distribution = {"skimage": "scikit-image", "sklearn": "scikit-learn"}[package]
-    raise DataError(
-        f"the sample photograph {package}/{file} is missing: reinstall {distribution} with "
-        f"pip install --force-reinstall {distribution}"
-    )
+    return [
+        (Path(file).name, packaged(package, file, distribution=DISTRIBUTIONS[package]))
+        for package, file in photographs
+    ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import Required, TypedDict
+from typing import Required, Self, TypedDict
 
 import numpy as np
 import torch
@@ -77,6 +78,13 @@ class CropDataset(abc.ABC):
         self._workers = workers
         self.notices = tuple(notices)
         self._reports = Reports()
+        self._labelled = False
+
+    def with_labels(self) -> Self:
+        """The same data, whose batches have the labels of their images too."""
+        found = copy.copy(self)
+        found._labelled = True
+        return found
 
     def batches(self, steps: StageSteps) -> Iterator[Batch]:
         """Batches of the steps of a stage.
@@ -145,7 +153,8 @@ class CropDataset(abc.ABC):
         """Random draws → pool (among the square ones) and position in it."""
 
     def _load(self, pools: Sequence[Pool], requests: Requests[CropRequest]) -> Iterator[Batch]:
-        return loaded_batches(Crops(pools), requests, collate=collated, workers=self._workers)
+        crops = Crops(pools, labelled=self._labelled)
+        return loaded_batches(crops, requests, collate=collated, workers=self._workers)
 
 
 class ImageDataset(CropDataset):
@@ -264,16 +273,19 @@ class SplitDataset(ImageDataset):
     Args:
         source: the encoded images; not empty.
         options: see ``ImageOptions``.
+        held_out: indices of the images that are held out; drawn where not given.
 
     Raises:
         UsageError: if the options contradict each other.
     """
 
-    def __init__(self, source: ImageSource, options: ImageOptions) -> None:
-        held_out = options.get("held_out", 32)
-        check_held_out(held_out)
+    def __init__(
+        self, source: ImageSource, options: ImageOptions, *, held_out: Sequence[int] | None = None
+    ) -> None:
+        number = options.get("held_out", 32)
+        check_held_out(number)
         everything = np.arange(len(source))
-        self._held_out = held_out_indices(len(source), held_out)
+        self._held_out = held_out or held_out_indices(len(source), number)
         training = np.setdiff1d(everything, self._held_out)
         workers = options.get("workers")
         fitting = Fitting(image_size=options["image_size"], resize=options.get("resize"))

@@ -95,15 +95,26 @@ class EveryImage(TorchDataset[CentreCrop]):
         """What the source calls an image."""
         return self._reader.source.name(index)
 
+    def label(self, index: int) -> int:
+        """The label of an image; −1 where it has none."""
+        label = self._labels.label(index) if self._labels else None
+        return -1 if label is None else label
+
+    def num_classes(self) -> int:
+        """Classes of its labels: as many as are named, else up to the highest one; 0 without labels."""
+        if self._labels is None:
+            return 0
+        return len(self.label_names) or 1 + max(self.label(index) for index in range(len(self)))
+
     def __getitem__(self, index: int) -> CentreCrop:
         name, side = self.name(index), self.image_size
         try:
-            label = self._labels.label(index) if self._labels else None
+            label = self.label(index)
             pixels = centre_crop(self._reader.read(index), side, side)
         except DataError as error:
             return CentreCrop(index, name, -1, None, str(error))
         made = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-        return CentreCrop(index, name, -1 if label is None else label, made, "")
+        return CentreCrop(index, name, label, made, "")
 
     def batches(self, positions: Sequence[Sequence[int]]) -> Iterator[Batch]:
         """Batches of the images at these positions, which are their samples, as bytes, on CPU.
@@ -173,7 +184,7 @@ def with_overrides(data: str | Tree, overrides: Sequence[str], *, address: str =
 
 def every_image(
     data: str | Tree,
-    tokenizer: ResolvedTokenizer,
+    tokenizer: ResolvedTokenizer | None,
     *,
     image_size: int,
     overrides: Sequence[str] = (),
@@ -183,7 +194,7 @@ def every_image(
 
     Args:
         data: a dataset as in ``rpiae build --data``, or a table.
-        tokenizer: what wired fields are filled from.
+        tokenizer: what wired fields are filled from; without one, ``image_size`` is all there is.
         image_size: side of the crops, where ``data`` does not give one.
         overrides: ``data.field=value`` texts, as in ``--set``.
         crop: how images become crops; see ``EveryImage.cropped``.
@@ -193,10 +204,12 @@ def every_image(
         DataError: if there are no such data.
     """
     config = part_config("datasets", with_overrides(data, overrides))
-    facts = {
-        f"encoder.{name}": (getattr(tokenizer.encoder_facts, name), "the tokenizer")
-        for name in ("width", "patch", "output_patch")
-    }
+    facts: dict[str, tuple[object, str]] = {}
+    if tokenizer is not None:
+        facts = {
+            f"encoder.{name}": (getattr(tokenizer.encoder_facts, name), "the tokenizer")
+            for name in ("width", "patch", "output_patch")
+        }
     config, problems = wire(config, facts | {"encoder.image_size": (image_size, "")}, "data")
     if problems:
         raise ConfigError("the dataset", problems)

@@ -1,7 +1,8 @@
-"""Paths that the config of a dataset names."""
+"""Paths that the config of a dataset names, and those of data inside installed packages."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from rpiae.core.errors import DataError, UsageError
@@ -64,3 +65,24 @@ def check_regular(path: Path) -> None:
         open_regular(path).close()
     except OSError as error:
         raise DataError(f"{printable(str(path))} cannot be read: {error.strerror}") from None
+
+
+def packaged(package: str, file: str, *, distribution: str) -> Path:
+    """A file inside an installed package, which is not imported.
+
+    Args:
+        package: as it is imported.
+        file: its path inside.
+        distribution: what brings the package, for the message.
+
+    Raises:
+        DataError: if it is not there.
+    """
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (path := Path(folder, file)).is_file():
+            return path
+    raise DataError(
+        f"{package}/{file} is missing: reinstall {distribution} with "
+        f"pip install --force-reinstall {distribution}"
+    )

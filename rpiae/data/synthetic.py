@@ -87,3 +87,28 @@ class SyntheticClips:
     def crops(self, count: int, *, seed: int) -> Float[Tensor, "n 3 s s"]:
         """The first frame of the first ``count`` clips."""
         return self.clips[:count, :, 0]
+
+
+class SyntheticLatents:
+    """Noise as latents with labels, the same in every process.
+
+    Args:
+        shape: (C, h, w) of a latent.
+        num_classes: of the labels, which take turns; 0 for latents without.
+        count: how many.
+    """
+
+    notices: tuple[str, ...] = ()
+
+    def __init__(self, shape: tuple[int, int, int], *, num_classes: int, count: int = 8) -> None:
+        self.num_images = count
+        self.num_classes = num_classes
+        draws = torch.Generator().manual_seed(0)
+        self.latents: Float[Tensor, "n c h w"] = torch.randn(count, *shape, generator=draws)
+
+    def batches(self, steps: StageSteps) -> Iterator[Batch]:
+        """The latents in turn."""
+        for samples in steps:
+            rows = [sample % self.num_images for sample in samples]
+            labels = torch.tensor(rows) % self.num_classes if self.num_classes else None
+            yield Batch(self.latents[rows], samples, labels=labels)

@@ -4,6 +4,13 @@ from rpiae.core.registry.registry import Entry, Registry, installed_plugins
 
 ENTRIES = (
     Entry(
+        name="class-accuracy",
+        target="rpiae.evaluation.configs:ClassAccuracyConfig",
+        summary="generated: share that a linear probe of real images reads as the class asked for",
+        argument="space",
+        tags=("generation",),
+    ),
+    Entry(
         name="drift",
         target="rpiae.evaluation.configs:DriftConfig",
         summary="tokens against the pivot's: mean 1 − cosine, relative error, linear CKA",
@@ -15,11 +22,27 @@ ENTRIES = (
         summary="change over time where nothing moves in the true clip, beside that clip's own",
     ),
     Entry(
+        name="gfd",
+        target="rpiae.evaluation.configs:GenerationDistanceConfig",
+        summary="generated: Fréchet distance to real images in any feature space, as gfd:SPACE",
+        argument="space",
+        source="FID, arXiv 1706.08500",
+        tags=("generation",),
+    ),
+    Entry(
         name="ifd",
         target="rpiae.evaluation.configs:InterpolatedFrechetConfig",
         summary="Fréchet distance of images decoded between latents of neighbours, as ifd:SPACE",
         argument="space",
         source="iFID, arXiv 2603.05630",
+    ),
+    Entry(
+        name="inception-score",
+        target="rpiae.evaluation.configs:InceptionScoreConfig",
+        summary="generated: Inception Score; weights downloaded on first use or inception-score:FILE",
+        argument="weights",
+        source="arXiv 1606.03498",
+        tags=("generation",),
     ),
     Entry(
         name="latents",
@@ -34,10 +57,25 @@ ENTRIES = (
         source="arXiv 1801.03924",
     ),
     Entry(
+        name="nearest",
+        target="rpiae.evaluation.configs:NearestConfig",
+        summary="generated: distance to the nearest training images over that of held-out ones",
+        argument="space",
+        tags=("generation",),
+    ),
+    Entry(
         name="pivot-rfd",
         target="rpiae.evaluation.configs:PivotFrechetConfig",
         summary="Fréchet distance of reconstructions over the tokens of the run's own pivot",
         source="FID, arXiv 1706.08500",
+    ),
+    Entry(
+        name="precision",
+        target="rpiae.evaluation.configs:PrecisionConfig",
+        summary="generated: share that lies among real images, by their nearest neighbours",
+        argument="space",
+        source="arXiv 1904.06991",
+        tags=("generation",),
     ),
     Entry(
         name="probe",
@@ -48,6 +86,14 @@ ENTRIES = (
         name="psnr",
         target="rpiae.evaluation.configs:PsnrConfig",
         summary="peak signal-to-noise ratio: mean per image, and pooled; of clips by position too",
+    ),
+    Entry(
+        name="recall",
+        target="rpiae.evaluation.configs:RecallConfig",
+        summary="generated: share of real images that lies among the generated ones",
+        argument="space",
+        source="arXiv 1904.06991",
+        tags=("generation",),
     ),
     Entry(
         name="rfd",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from attrs import frozen
+from attrs import field, frozen
 
 from rpiae.core.config.fields import at_least, names_file, refused, rounding_only, within
 from rpiae.core.config.parts import MetricConfig
+from rpiae.sampling.configs import SamplingConfig
 
 
 @frozen(kw_only=True)
@@ -44,25 +45,34 @@ class LpipsMetricConfig(MetricConfig):
 
 
 @frozen(kw_only=True)
-class FrechetConfig(MetricConfig):
-    """Fréchet distance of reconstructions to their originals.
+class SpaceMetricConfig(MetricConfig):
+    """Base of the configs of metrics in a feature space.
 
     Attributes:
         space: what images are described by: an encoder's name, ``inception``, ``inception:FILE`` or
             ``cnn:FILE``.
-        reference: a file of statistics to take for the originals', written by ``rpiae eval
-            --write-reference``; it must be of the very same images, cropped alike, in the same space.
     """
 
-    module: ClassVar[str] = "rpiae.evaluation.distances:ReconstructionDistance"
     space: str = names_file("tiny", after="cnn: inception:")
-    reference: str = names_file("")
 
     def fetch(self) -> Path | None:
         """The weights of the space."""
         from rpiae.evaluation.spaces import space_weights
 
         return space_weights(self.space)
+
+
+@frozen(kw_only=True)
+class FrechetConfig(SpaceMetricConfig):
+    """Fréchet distance of reconstructions to their originals.
+
+    Attributes:
+        reference: a file of statistics to take for the originals', written by ``rpiae eval
+            --write-reference``; it must be of the very same images, cropped alike, in the same space.
+    """
+
+    module: ClassVar[str] = "rpiae.evaluation.distances:ReconstructionDistance"
+    reference: str = names_file("")
 
 
 @frozen(kw_only=True)
@@ -113,24 +123,16 @@ class PivotFrechetConfig(MetricConfig):
 
 
 @frozen(kw_only=True)
-class InterpolatedFrechetConfig(MetricConfig):
+class InterpolatedFrechetConfig(SpaceMetricConfig):
     """iFD: Fréchet distance of images decoded half-way between latents of neighbours.
 
     Attributes:
-        space: as in ``FrechetConfig``.
         weight: how far from the latent towards its neighbour, 0 to 1.
     """
 
     module: ClassVar[str] = "rpiae.evaluation.distances:InterpolationDistance"
     needs: ClassVar[frozenset[str]] = frozenset({"training", "latent"})
-    space: str = names_file("tiny", after="cnn: inception:")
     weight: float = at_least(0, default=0.5)
-
-    def fetch(self) -> Path | None:
-        """The weights of the space."""
-        from rpiae.evaluation.spaces import space_weights
-
-        return space_weights(self.space)
 
 
 @frozen(kw_only=True)
@@ -224,6 +226,85 @@ class LatentsConfig(MetricConfig):
 
 
 @frozen(kw_only=True)
+class GenerationDistanceConfig(SpaceMetricConfig):
+    """Fréchet distance of generated images to real ones.
+
+    Attributes:
+        reference: a file of statistics to take for the real images', written by ``rpiae eval
+            --write-reference`` of a generator; no real images are needed then.
+    """
+
+    module: ClassVar[str] = "rpiae.evaluation.generated:GenerationDistance"
+    needs: ClassVar[frozenset[str]] = frozenset({"samples", "real"})
+    reference: str = names_file("")
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """Real images where there is no reference."""
+        return self.needs - {"real"} if self.reference else self.needs
+
+
+@frozen(kw_only=True)
+class PrecisionConfig(SpaceMetricConfig):
+    """Share of generated images that lie among real ones.
+
+    Attributes:
+        k: the neighbour whose distance says what lies among others.
+    """
+
+    module: ClassVar[str] = "rpiae.evaluation.generated:Precision"
+    needs: ClassVar[frozenset[str]] = frozenset({"samples", "real"})
+    k: int = at_least(1, default=3)
+
+
+@frozen(kw_only=True)
+class RecallConfig(PrecisionConfig):
+    """Share of real images that lie among generated ones."""
+
+    module: ClassVar[str] = "rpiae.evaluation.generated:Recall"
+
+
+@frozen(kw_only=True)
+class InceptionScoreConfig(MetricConfig):
+    """Inception Score.
+
+    Attributes:
+        weights: file of FID's Inception-v3; downloaded where empty.
+    """
+
+    module: ClassVar[str] = "rpiae.evaluation.inception_score:InceptionScore"
+    needs: ClassVar[frozenset[str]] = frozenset({"samples"})
+    weights: str = names_file("")
+
+    def fetch(self) -> Path | None:
+        """The weights file."""
+        from rpiae.evaluation.spaces import inception_weights
+
+        return inception_weights(self.weights)
+
+
+@frozen(kw_only=True)
+class ClassAccuracyConfig(SpaceMetricConfig):
+    """Share of generated images that a linear probe of real ones reads as what was asked for.
+
+    Attributes:
+        seed: of the divisions of real images.
+    """
+
+    module: ClassVar[str] = "rpiae.evaluation.generated_classes:ClassAccuracy"
+    needs: ClassVar[frozenset[str]] = frozenset({"samples", "real", "labels"})
+    seed: int = at_least(0, default=0)
+
+
+@frozen(kw_only=True)
+class NearestConfig(SpaceMetricConfig):
+    """Distance of generated images to their nearest training images."""
+
+    module: ClassVar[str] = "rpiae.evaluation.generated_classes:NearestTraining"
+    needs: ClassVar[frozenset[str]] = frozenset({"samples", "real", "training"})
+
+
+@frozen(kw_only=True)
 class EvaluationConfig:
     """What a tokenizer is measured on, and with what.
 
@@ -260,3 +341,30 @@ class EvaluationConfig:
     round: Literal["nearest", "truncate"] = "nearest"
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     batch_size: int | None = rounding_only(at_least(1, default=None), "an image is its own")
+
+
+@frozen(kw_only=True)
+class GenerationEvaluationConfig(EvaluationConfig):
+    """What generated images are measured on, with what, and how they are made.
+
+    ``data`` are the real images that they are compared with, of which ``num_images`` are taken, and
+    ``training`` those that were trained on; crops are as large as the samples. What is said of making
+    samples has no effect on those of a file or folder.
+
+    Attributes:
+        metrics: names as in ``rpiae list metrics``, such as ``"gfd:tiny"``, or tables.
+        count: samples that are made; of a file or folder, how many are looked at, drawn at random but
+            always the same. All of these where it is not given, else 5,000.
+        labels: ``equal`` numbers of samples per class, ``random``: a class for each that is drawn, or
+            ``none``.
+        seed: of the samples' noise and classes.
+        sampling: how samples are made.
+        tokenizer: folder of the generator's tokenizer; the generator's own where empty.
+    """
+
+    metrics: tuple[Any, ...] = ("gfd:tiny", "precision", "recall")
+    count: int | None = at_least(1, default=None)
+    labels: Literal["equal", "random", "none"] = "equal"
+    seed: int = at_least(0, default=0)
+    sampling: SamplingConfig = field(factory=SamplingConfig)
+    tokenizer: str = ""

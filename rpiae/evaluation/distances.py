@@ -16,7 +16,7 @@ from rpiae.evaluation.clip_spaces import ClipSpace, clip_space
 from rpiae.evaluation.examination import Examination, Measured
 from rpiae.evaluation.frechet import FeatureMoments, few_samples, frechet_distance
 from rpiae.evaluation.neighbours import NearestNeighbours, spherical_interpolation
-from rpiae.evaluation.references import FrechetReference, read_reference
+from rpiae.evaluation.references import RECONSTRUCTION, FrechetReference, read_reference
 from rpiae.evaluation.spaces import FeatureSpace, feature_space
 
 
@@ -40,13 +40,15 @@ class ReconstructionDistance:
         UsageError: if the reference has no protocol, is for generation, or of another space.
     """
 
+    purpose = RECONSTRUCTION
+
     def __init__(self, *, space: str, reference: str = "") -> None:
         self._space: FeatureSpace | ClipSpace = self._opened(space)
         self._made = FeatureMoments(self._space.dimensions)
         self._originals = FeatureMoments(self._space.dimensions)
         self._reference: FrechetReference | None = None
         if reference:
-            self._reference = read_reference(Path(reference))
+            self._reference = read_reference(Path(reference), self.purpose)
             self._reference.check_space(self._space.facts)
 
     @property
@@ -83,7 +85,7 @@ class ReconstructionDistance:
         return Measured(
             values={self._name: frechet_distance(originals, self._made)},
             facts=facts,
-            warnings=_warnings(self._name, originals, self._made),
+            warnings=few_samples_of(self._name, originals, self._made),
         )
 
     @property
@@ -180,7 +182,7 @@ class PivotDistance:
         return Measured(
             values={"pivot_rfd": frechet_distance(originals, made)},
             facts={"extractor": {"extractor": "the run's pivot, every token of its output"}},
-            warnings=_warnings("pivot_rfd", originals, made),
+            warnings=few_samples_of("pivot_rfd", originals, made),
         )
 
 
@@ -235,7 +237,7 @@ class InterpolationDistance:
         return Measured(
             values={name: frechet_distance(self._originals, self._made)},
             facts=facts,
-            warnings=_warnings(name, self._originals, self._made),
+            warnings=few_samples_of(name, self._originals, self._made),
         )
 
     def _moved(self, latent: Tensor) -> Tensor:
@@ -251,6 +253,7 @@ class InterpolationDistance:
         return self._space(images)
 
 
-def _warnings(name: str, *moments: FeatureMoments) -> tuple[str, ...]:
+def few_samples_of(name: str, *moments: FeatureMoments) -> tuple[str, ...]:
+    """Warnings where a distance of that name is of too few samples."""
     found = [few_samples(each, name) for each in moments]
     return tuple(dict.fromkeys(text for text in found if text))

@@ -22,7 +22,7 @@ from rpiae.evaluation.examination import Measured
 from rpiae.evaluation.images import ImageSet, ListedImages
 from rpiae.evaluation.interpolation import Interpolated, every_nth
 from rpiae.evaluation.originals import References
-from rpiae.evaluation.panel import Panel, built, metric_configs, needing, numbers
+from rpiae.evaluation.panel import Panel, built, check_subject, metric_configs, needing, numbers
 from rpiae.evaluation.protocol import CONDITIONS
 from rpiae.evaluation.subjects import Subject, measured_images, training_images
 from rpiae.evaluation.walk import Progress, Walk, check_apart
@@ -97,7 +97,7 @@ def evaluate(
     started = time.perf_counter()
     configs, images, training, warnings = _opened(subject, config)
     panel = Panel(dict(built(configs)), runtime, of_clips=needing("clips", configs))
-    references = References(panel, images.crop, out=reference_out)
+    references = References(panel, images.crop, image_size=images.image_size, out=reference_out)
     walk, learned = _walks(subject, config, images, training, runtime)
     examiner = Examiner(
         model=subject.model, runtime=runtime, replica=subject.replica, rounding=config.round,
@@ -112,7 +112,7 @@ def evaluate(
     measured = panel.compute()
     protocol |= _conditions(subject, config, runtime)
     protocol["metrics"] = _metric_protocols(measured, configs, protocol, subject.pivot_sha256)
-    values, warnings = _finite(measured, [*warnings, *shared, *panel.failures()])
+    values, warnings = finite(measured, [*warnings, *shared, *panel.failures()])
     return Evaluation(
         metrics=values,
         details={name: each.details for name, each in measured.items() if each.details},
@@ -130,6 +130,7 @@ def _opened(
     """The metrics that can be measured, the images, those that are learned from, and what is to be said
     of all of these; see ``_measurable`` and ``_sets``."""
     asked = metric_configs(config.metrics)
+    check_subject(asked, generated=False)
     images = measured_images(subject, config)
     configs, left_out = _measurable(asked, subject, images)
     images, training, told = _sets(subject, config, configs, images)
@@ -276,7 +277,7 @@ def _metric_protocols(
     return protocols
 
 
-def _finite(
+def finite(
     measured: Mapping[str, Measured], warnings: list[str]
 ) -> tuple[dict[str, float], list[str]]:
     """The numbers that are finite; the warnings, and what is to be said of the others, and of all.

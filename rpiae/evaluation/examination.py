@@ -22,6 +22,7 @@ from rpiae.core.model.geometry import Rounding, to_8_bits
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.evaluation.accumulators import Accumulator, Faults
 from rpiae.evaluation.interpolation import frames_per_latent, frames_per_token
+from rpiae.evaluation.seen import Seen
 from rpiae.evaluation.spaces import FeatureSpace
 
 #: Frames that a feature space describes together.
@@ -51,7 +52,7 @@ class Picture(NamedTuple):
         return rows.reshape(c, n // self.columns * h, self.columns * w)
 
 
-class Examination:
+class Examination(Seen):
     """Some images or clips and what a tokenizer makes of them, each computed when first asked for.
 
     All has the time axis where these are clips: reconstructions are (b, 3, t, h, w), latents
@@ -87,10 +88,8 @@ class Examination:
         faults: Faults | None = None,
         frame_rate: float | None = None,
     ) -> None:
+        super().__init__(images, labels=labels, positions=positions)
         self.model = model
-        self.images = images
-        self.labels = labels
-        self.positions = positions
         self.replica = replica
         self.use_bridge = use_bridge
         self.pictures = pictures
@@ -98,7 +97,6 @@ class Examination:
         self._autocast = autocast
         self._rounding = rounding
         self._faults = faults or Faults()
-        self._described: dict[tuple[int, str], Tensor] = {}
 
     @property
     def num_frames(self) -> int:
@@ -183,14 +181,6 @@ class Examination:
         with torch.no_grad(), self._autocast():
             found = self.replica.features(images)
         return Features(found.tokens.float(), found.grid)
-
-    def described(self, space: FeatureSpace, which: str = "images") -> Float[Tensor, "b d"]:
-        """``images`` or ``reconstruction`` in a feature space of images; several metrics may ask."""
-        key = (id(space), which)
-        if key not in self._described:
-            space.to(self.images.device)
-            self._described[key] = space(getattr(self, which))
-        return self._described[key]
 
     def whole(self, images: Float[Tensor, "b 3 s s"]) -> list[Float[Tensor, "n 3 h w"]]:
         """Whole pictures of ``images``, or of others in their places, those of one size together."""
@@ -341,6 +331,17 @@ class TrainedMetric(Metric, Protocol):
 
     def training_accumulators(self) -> Sequence[Accumulator]:
         """All that ``update_training`` gathered; merged over processes before the first ``update``."""
+
+
+@runtime_checkable
+class ComparedMetric(Metric, Protocol):
+    """A metric that compares generated images, which ``update`` sees, with real ones."""
+
+    def update_real(self, seen: Seen) -> None:
+        """Take in some of the real images; all of these come before the first ``update``."""
+
+    def real_accumulators(self) -> Sequence[Accumulator]:
+        """All that ``update_real`` gathered; merged over processes before the first ``update``."""
 
 
 def check_side(images: Float[Tensor, "b 3 h w"], least: int, reason: str) -> None:

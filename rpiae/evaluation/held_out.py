@@ -12,7 +12,7 @@ from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.processes import Runtime
 from rpiae.evaluation.engine import Examiner, measure
 from rpiae.evaluation.images import held_out_pictures
-from rpiae.evaluation.panel import Panel, built, metric_configs, needing, numbers
+from rpiae.evaluation.panel import Panel, built, check_subject, metric_configs, needing, numbers
 from rpiae.evaluation.walk import Walk
 from rpiae.latents.encoding import batch_size_for
 
@@ -30,6 +30,7 @@ def held_out_metrics(metrics: Sequence[Any]) -> dict[str, MetricConfig]:
         UsageError: if one is unknown, malformed, named twice, or learns from images or labels.
     """
     configs = metric_configs(metrics)
+    check_subject(configs, generated=False)
     for what, lacking in (("training", "images to learn from"), ("labels", "labels")):
         for name in needing(what, configs):
             raise UsageError(

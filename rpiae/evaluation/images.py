@@ -121,6 +121,12 @@ class ListedImages(ImageSet):
                 f"{self.location} has classes that {training.location} has not, such as "
                 f"{unknown[0]!r}: nothing can be learned about them there"
             )
+        return self.with_labels_named(names)
+
+    def with_labels_named(self, names: tuple[str, ...]) -> ListedImages:
+        """These images, with labels that are numbers of names, among which all of theirs are."""
+        if not self.label_names or self.label_names == names:
+            return self
         renumbered = copy.copy(self)
         renumbered._numbers = torch.tensor([names.index(name) for name in self.label_names])
         renumbered.label_names = names
@@ -205,7 +211,7 @@ def held_out_pictures(held_out: HeldOut) -> GivenImages:
 
 def listed_images(
     data: str | Tree,
-    tokenizer: ResolvedTokenizer,
+    tokenizer: ResolvedTokenizer | None,
     *,
     size: int,
     config: EvaluationConfig,
@@ -215,7 +221,7 @@ def listed_images(
 
     Args:
         data: the dataset.
-        tokenizer: what wired fields are filled from.
+        tokenizer: what wired fields are filled from; see ``every_image``.
         size: side of the crops, where neither the dataset nor the config gives one.
         config: of the evaluation.
         address: what the paths of its fields begin with on the command line.

@@ -12,7 +12,8 @@ from rpiae.core.errors import FetchError, RunError, UsageError
 from rpiae.core.model.resolve import part_config
 from rpiae.core.runtime.processes import Runtime
 from rpiae.evaluation.accumulators import merge
-from rpiae.evaluation.examination import Examination, Measured, Metric, TrainedMetric
+from rpiae.evaluation.examination import ComparedMetric, Measured, Metric, TrainedMetric
+from rpiae.evaluation.seen import Seen
 
 T = TypeVar("T")
 
@@ -47,7 +48,30 @@ def built(configs: Mapping[str, MetricConfig]) -> Iterator[tuple[str, Metric]]:
 
 def needing(what: str, configs: Mapping[str, MetricConfig]) -> list[str]:
     """The metrics that need something, such as ``training``."""
-    return [name for name, config in configs.items() if what in config.needs]
+    return [name for name, config in configs.items() if what in config.needed]
+
+
+def check_subject(configs: Mapping[str, MetricConfig], *, generated: bool) -> None:
+    """Refuse metrics of tokenizers for generated images, and those of generated images for tokenizers.
+
+    Args:
+        configs: the metrics.
+        generated: what is measured.
+
+    Raises:
+        UsageError: with those that do not fit.
+    """
+    of_samples = needing("samples", configs)
+    if generated and (others := [name for name in configs if name not in of_samples]):
+        raise UsageError(
+            f"{', '.join(others)} cannot be measured of generated images, only of a tokenizer: name "
+            "metrics such as gfd:SPACE, precision, recall or class-accuracy (rpiae list metrics)"
+        )
+    if not generated and of_samples:
+        raise UsageError(
+            f"{', '.join(of_samples)} cannot be measured of a tokenizer, only of generated images: "
+            "name a generator's run, a samples.npz or a folder of samples (rpiae eval)"
+        )
 
 
 def fetch_weights(metrics: Sequence[Any]) -> None:
@@ -95,10 +119,15 @@ class Panel:
         self._runtime = runtime
         self._failed: dict[str, str] = {}
 
-    def update_training(self, seen: Examination) -> None:
+    def update_training(self, seen: Seen) -> None:
         """Have those that learn take in some of the training images."""
         for name, metric in self._trained().items():
             self._attempt(name, partial(metric.update_training, self._shown(name, seen)))
+
+    @property
+    def learns(self) -> tuple[str, ...]:
+        """The metrics that go over training images where there are any."""
+        return tuple(self._trained())
 
     def merge_training(self) -> None:
         """Merge what was learned over processes; all of them call this."""
@@ -106,7 +135,18 @@ class Panel:
         for metric in self._trained().values():
             merge(metric.training_accumulators(), self._runtime)
 
-    def update(self, seen: Examination) -> None:
+    def update_real(self, seen: Seen) -> None:
+        """Have those that compare take in some of the real images."""
+        for name, metric in self._compared().items():
+            self._attempt(name, partial(metric.update_real, seen))
+
+    def merge_real(self) -> None:
+        """Merge what was gathered of real images over processes; all of them call this."""
+        self._agree()
+        for metric in self._compared().values():
+            merge(metric.real_accumulators(), self._runtime)
+
+    def update(self, seen: Seen) -> None:
         """Have all take in some images."""
         for name, metric in self._working().items():
             self._attempt(name, partial(metric.update, self._shown(name, seen)))
@@ -132,7 +172,7 @@ class Panel:
         """What could not be measured, and why."""
         return [f"{name} was not measured: {reason}" for name, reason in self._failed.items()]
 
-    def _shown(self, name: str, seen: Examination) -> Examination:
+    def _shown(self, name: str, seen: Seen) -> Any:
         return seen if name in self._of_clips else seen.frames
 
     def _working(self) -> dict[str, Metric]:
@@ -141,6 +181,10 @@ class Panel:
     def _trained(self) -> dict[str, TrainedMetric]:
         working = self._working().items()
         return {k: metric for k, metric in working if isinstance(metric, TrainedMetric)}
+
+    def _compared(self) -> dict[str, ComparedMetric]:
+        working = self._working().items()
+        return {k: metric for k, metric in working if isinstance(metric, ComparedMetric)}
 
     def _attempt(self, name: str, act: Callable[[], T]) -> T | None:
         try:

@@ -69,6 +69,8 @@ def draw_curves(
     losses: Mapping[str, Sequence[tuple[int, float]]],
     metrics: Mapping[str, Sequence[tuple[int, float]]],
     boundaries: Mapping[str, int],
+    *,
+    what: str,
 ) -> None:
     """Loss terms (logarithmic) and held-out metrics over the steps of the whole run, as a PNG.
 
@@ -76,6 +78,7 @@ def draw_curves(
         path: where.
         losses, metrics: label → (step, value) points.
         boundaries: stage → its first step.
+        what: what the metrics are, in words.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -95,6 +98,6 @@ def draw_curves(
             axis.legend(fontsize=8)
     upper.set_yscale("log")
     upper.set_ylabel("loss terms")
-    lower.set_ylabel("held-out PSNR (dB)")
+    lower.set_ylabel(what)
     lower.set_xlabel("optimiser step")
     figure.savefig(path, dpi=120)

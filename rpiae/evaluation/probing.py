@@ -21,6 +21,9 @@ from rpiae.core.errors import UsageError
 #: Share of each class of the training data that chooses the strength.
 HELD_OUT = 0.2
 
+#: Values of C that a probe chooses from.
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
 #: Iterations of a logistic regression, at most.
 ITERATIONS = 1000
 
@@ -52,7 +55,7 @@ def linear_probe(
     testing_labels: Int[Tensor, " n"],
     *,
     seed: int = 0,
-    strengths: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+    strengths: Sequence[float] = STRENGTHS,
 ) -> ProbeResult:
     """Accuracy of a multinomial logistic regression on frozen features.
 
@@ -70,23 +73,62 @@ def linear_probe(
         UsageError: for shapes that do not fit, missing labels (−1), features that are not finite, a
             single class, no class of two samples, or strengths that are not positive.
     """
-    if not strengths or min(strengths) <= 0:
-        raise UsageError(f"strengths are positive and at least one, got {tuple(strengths)}")
-    x, y = _checked("training", training, training_labels)
-    x_testing, y_testing = _checked("testing", testing, testing_labels)
-    num_classes = _check_together(x, y, x_testing)
-    scaler = StandardScaler().fit(x)
-    x, x_testing = scaler.transform(x), scaler.transform(x_testing)
-    strength = _chosen(x, y, sorted(strengths), seed)
-    model, converged = _fitted(x, y, strength)
+    probe = LinearProbe(training, training_labels, seed=seed, strengths=strengths)
+    accuracy = probe.accuracy(testing, testing_labels)
     return ProbeResult(
-        accuracy=_accuracy(model, x_testing, y_testing),
-        strength=strength,
-        num_training=len(x),
-        num_testing=len(x_testing),
-        num_classes=num_classes,
-        converged=converged,
+        accuracy=accuracy,
+        strength=probe.strength,
+        num_training=len(training),
+        num_testing=len(testing),
+        num_classes=probe.num_classes,
+        converged=probe.converged,
     )
+
+
+class LinearProbe:
+    """A multinomial logistic regression on frozen features; see ``linear_probe``.
+
+    Args:
+        features, labels: that it learns from.
+        seed: of the division that chooses the strength.
+        strengths: values of C to choose from.
+
+    Attributes:
+        strength: the chosen C.
+        num_classes: that it tells apart.
+        converged: whether the fit ended before ``ITERATIONS``.
+
+    Raises:
+        UsageError: see ``linear_probe``.
+    """
+
+    def __init__(
+        self,
+        features: Float[Tensor, "m d"],
+        labels: Int[Tensor, " m"],
+        *,
+        seed: int = 0,
+        strengths: Sequence[float] = STRENGTHS,
+    ) -> None:
+        if not strengths or min(strengths) <= 0:
+            raise UsageError(f"strengths are positive and at least one, got {tuple(strengths)}")
+        x, y = _checked("training", features, labels)
+        self.num_classes = _number_of_classes(y)
+        self._dimensions = x.shape[1]
+        self._scaler = StandardScaler().fit(x)
+        x = self._scaler.transform(x)
+        self.strength = _chosen(x, y, sorted(strengths), seed)
+        self._model, self.converged = _fitted(x, y, self.strength)
+
+    def accuracy(self, features: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> float:
+        """Share of samples whose label it says, 0 to 1.
+
+        Raises:
+            UsageError: for shapes that do not fit, missing labels, or features that are not finite.
+        """
+        x, y = _checked("testing", features, labels)
+        _check_dimensions(self._dimensions, x)
+        return _accuracy(self._model, self._scaler.transform(x), y)
 
 
 def knn_accuracy(
@@ -107,7 +149,8 @@ def knn_accuracy(
     """
     x, y = _checked("training", training, training_labels)
     x_testing, y_testing = _checked("testing", testing, testing_labels)
-    _check_together(x, y, x_testing)
+    _check_dimensions(x.shape[1], x_testing)
+    _number_of_classes(y)
     if not 1 <= k <= len(x):
         raise UsageError(f"k is between 1 and the {len(x)} training samples, got {k}")
     model = KNeighborsClassifier(n_neighbors=k, metric="cosine", algorithm="brute")
@@ -120,12 +163,7 @@ def _chosen(x: np.ndarray, y: np.ndarray, strengths: Sequence[float], seed: int)
     """The strength, of ascending ones, that is best on held-out training data."""
     if len(strengths) == 1:
         return strengths[0]
-    draws = np.random.default_rng(seed)
-    held = np.zeros(len(y), dtype=bool)
-    for label in np.unique(y):
-        of_class = draws.permutation(np.flatnonzero(y == label))
-        if len(of_class) > 1:
-            held[of_class[: max(1, round(HELD_OUT * len(of_class)))]] = True
+    held = apart(y, seed=seed)
     if not held.any():
         raise UsageError("no class has two training samples, so none can choose the strength")
     best, highest = strengths[0], -1.0
@@ -135,6 +173,22 @@ def _chosen(x: np.ndarray, y: np.ndarray, strengths: Sequence[float], seed: int)
         if accuracy > highest:
             best, highest = strength, accuracy
     return best
+
+
+def apart(labels: np.ndarray, *, seed: int) -> np.ndarray:
+    """A fifth of each class, as a mask; of a class of one sample, none.
+
+    Args:
+        labels: (n,), of the classes.
+        seed: of the draw.
+    """
+    draws = np.random.default_rng(seed)
+    held = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        of_class = draws.permutation(np.flatnonzero(labels == label))
+        if len(of_class) > 1:
+            held[of_class[: max(1, round(HELD_OUT * len(of_class)))]] = True
+    return held
 
 
 def _fitted(x: np.ndarray, y: np.ndarray, strength: float) -> tuple[Any, bool]:
@@ -178,12 +232,14 @@ def _checked(what: str, features: Tensor, labels: Tensor) -> tuple[np.ndarray, n
     return features.detach().cpu().double().numpy(), labels.detach().cpu().long().numpy()
 
 
-def _check_together(training: np.ndarray, labels: np.ndarray, testing: np.ndarray) -> int:
-    """Number of classes."""
-    if training.shape[1] != testing.shape[1]:
+def _check_dimensions(dimensions: int, testing: np.ndarray) -> None:
+    if testing.shape[1] != dimensions:
         raise UsageError(
-            f"training features have {training.shape[1]} dimensions, testing ones {testing.shape[1]}"
+            f"training features have {dimensions} dimensions, testing ones {testing.shape[1]}"
         )
+
+
+def _number_of_classes(labels: np.ndarray) -> int:
     classes = np.unique(labels)
     if len(classes) < 2:
         raise UsageError(

@@ -21,6 +21,9 @@ from rpiae.evaluation.protocol import number_protocol, protocol_differences
 #: Of ``evaluation.json``; raised where equal configs mean other numbers than before.
 FORMAT = 2
 
+#: Fields of an evaluation that say what was measured, as far as they are there.
+WEIGHTS = ("tokenizer_sha256", "generator_sha256", "samples_sha256")
+
 Record = Mapping[str, Any]
 
 
@@ -73,7 +76,7 @@ def add_evaluation(path: Path, record: Record) -> list[str]:
 
     Args:
         path: the file.
-        record: ``address``, ``tokenizer_sha256``, ``config`` and what ``Evaluation.as_tree`` gives.
+        record: ``address``, sha256 of ``WEIGHTS``, ``config`` and what ``Evaluation.as_tree`` gives.
 
     Raises:
         RunError: if the file cannot be read or written; it stays as it is.
@@ -93,7 +96,7 @@ def add_evaluation(path: Path, record: Record) -> list[str]:
         found = []
         notices.append(f"{path} cannot be read ({error}); it is kept as {aside.name}")
     known = [each for each in found if each.get("address") != record["address"]]
-    ours = [e for e in known if e.get("tokenizer_sha256") == record["tokenizer_sha256"]]
+    ours = [e for e in known if all(e.get(name) == record.get(name) for name in WEIGHTS)]
     if len(ours) < len(known):
         notices.append(
             f"{path} has numbers of other weights: they stand apart, under its evaluations"

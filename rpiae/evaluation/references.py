@@ -20,8 +20,9 @@ from rpiae.evaluation.protocol import different, shortened
 #: Raised where a file says more than before.
 FORMAT = 2
 
-#: What reconstructions may be compared with: the statistics of the very images that were encoded.
-RECONSTRUCTION = "reconstruction"
+#: What statistics are compared with: reconstructions with those of the very images that were encoded,
+#: generated images with those of other real ones.
+RECONSTRUCTION, GENERATION = "reconstruction", "generation"
 
 #: What a file says besides its format, and of which kind it is.
 FIELDS = {
@@ -33,6 +34,30 @@ FIELDS = {
     "sha256": str,
 }
 
+#: By purpose, what is wrong with a file without a protocol, and with one for the other purpose.
+_WITHOUT_PROTOCOL = {
+    RECONSTRUCTION: (
+        "holds statistics without a protocol: nothing says which images, crop and extractor they are "
+        "of. Files of this kind are made of training images to compare generated ones with; a "
+        "reconstruction's reference is its own originals, so leave it out"
+    ),
+    GENERATION: (
+        "holds statistics without a protocol: nothing says which images, crop and extractor they are "
+        "of. Name the images with --data, and keep their statistics with --write-reference "
+        "FILE.safetensors"
+    ),
+}
+_OTHER_PURPOSE = {
+    RECONSTRUCTION: (
+        "its images are not the ones that are reconstructed, so the distance to it would mix both. "
+        "Leave it out: reconstructions are compared with their own originals"
+    ),
+    GENERATION: (
+        "its images are some that a tokenizer was measured on. Generated images are compared with "
+        "real ones that --data names; keep their statistics with --write-reference FILE.safetensors"
+    ),
+}
+
 
 @frozen(kw_only=True)
 class FrechetReference:
@@ -40,14 +65,19 @@ class FrechetReference:
 
     Attributes:
         moments: the statistics.
-        protocol: ``purpose``, ``images_sha256``, ``count``, ``crop``, ``extractor``, and the
-            ``sha256`` of the statistics.
+        protocol: ``purpose``, ``images_sha256``, ``count``, ``crop``, ``extractor``, the ``sha256`` of
+            the statistics, and for generation the ``image_size``.
         path: the file, for messages.
     """
 
     moments: FeatureMoments
     protocol: Mapping[str, Any]
     path: Path
+
+    @property
+    def images(self) -> dict[str, Any]:
+        """Which images it is of."""
+        return {name: self.protocol[name] for name in ("crop", "count", "images_sha256")}
 
     def check_space(self, facts: Mapping[str, Any]) -> None:
         """Refuse statistics of another feature space.
@@ -78,6 +108,18 @@ class FrechetReference:
         """
         self._check_same({"images_sha256": images_sha256, "count": count, "crop": crop})
 
+    def check_size(self, size: int) -> None:
+        """Refuse statistics of images of another size than was generated, in pixels.
+
+        Raises:
+            UsageError: with both sizes.
+        """
+        if self.protocol["image_size"] != size:
+            raise UsageError(
+                f"{self.path} is a reference of images of {self.protocol['image_size']} pixels, and "
+                f"the samples have {size}: nothing is resized. Take a reference of their size"
+            )
+
     def _check_same(self, here: Mapping[str, Any]) -> None:
         found = [
             f"{name} is {shortened(self.protocol[name])} there and {shortened(value)} here"
@@ -92,21 +134,17 @@ class FrechetReference:
             )
 
 
-def read_reference(path: Path) -> FrechetReference:
-    """Statistics to compare reconstructions with.
+def read_reference(path: Path, purpose: str = RECONSTRUCTION) -> FrechetReference:
+    """Statistics to compare reconstructions, or generated images, with.
 
     Raises:
         CheckpointError: if the file is missing or damaged.
-        UsageError: if it has no protocol, or is for comparing generated images.
+        UsageError: if it has no protocol, or is for another purpose.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no reference {path}")
     if path.suffix != ".safetensors":
-        raise UsageError(
-            f"{path} holds statistics without a protocol: nothing says which images, crop and "
-            "extractor they are of. Files of this kind are made of training images to compare "
-            "generated ones with; a reconstruction's reference is its own originals, so leave it out"
-        )
+        raise UsageError(f"{path} {_WITHOUT_PROTOCOL[purpose]}")
     try:
         with safe_open(path, "pt") as file:
             protocol = json.loads((file.metadata() or {}).get("rpiae", "{}"))
@@ -118,12 +156,12 @@ def read_reference(path: Path) -> FrechetReference:
     lacking = [name for name, kind in FIELDS.items() if not isinstance(protocol.get(name), kind)]
     if lacking:
         raise CheckpointError(f"{path} is damaged: it does not say {', '.join(lacking)}")
-    if protocol["purpose"] != RECONSTRUCTION:
+    if protocol["purpose"] != purpose:
         raise UsageError(
-            f"{path} is a reference for {protocol['purpose']}: its images are not the ones that are "
-            "reconstructed, so the distance to it would mix both. Leave it out: reconstructions are "
-            "compared with their own originals"
+            f"{path} is a reference for {protocol['purpose']}: {_OTHER_PURPOSE[purpose]}"
         )
+    if purpose == GENERATION and not isinstance(protocol.get("image_size"), int):
+        raise CheckpointError(f"{path} is damaged: it does not say image_size")
     d = len(tensors["mean"].flatten())
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if shapes != {"mean": (d,), "scatter": (d, d)} or digest(tensors) != protocol["sha256"]:
@@ -140,7 +178,8 @@ def write_reference(path: Path, moments: FeatureMoments, protocol: Mapping[str, 
     Args:
         path: a ``.safetensors`` file.
         moments: the statistics.
-        protocol: ``purpose``, ``images_sha256``, ``crop`` and ``extractor``.
+        protocol: ``purpose``, ``images_sha256``, ``crop``, ``extractor``, and for generation
+            ``image_size``.
 
     Raises:
         UsageError: if the path has another ending.

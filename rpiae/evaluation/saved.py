@@ -19,7 +19,7 @@ from rpiae.evaluation.engine import Examiner
 from rpiae.evaluation.evaluating import Evaluation, evaluate
 from rpiae.evaluation.examination import Examination
 from rpiae.evaluation.images import listed_images
-from rpiae.evaluation.panel import built, fetch_weights, metric_configs, needing
+from rpiae.evaluation.panel import built, check_subject, fetch_weights, metric_configs, needing
 from rpiae.evaluation.pictures import similarity_sheet, strip
 from rpiae.evaluation.protocol import EVALUATION_FILE
 from rpiae.evaluation.records import add_evaluation
@@ -94,6 +94,7 @@ def check_evaluation(config: EvaluationConfig, tokenizer: ResolvedTokenizer) -> 
     """
     fetch_weights(config.metrics)
     configs = metric_configs(config.metrics)
+    check_subject(configs, generated=False)
     list(built(configs))  # a metric looks at its own settings when it is made
     size = config.image_size or tokenizer.encoder_facts.image_size
     sets = [

@@ -194,6 +194,47 @@ class EncoderSpace:
             return tokens.float().mean(1)
 
 
+class InceptionNetwork:
+    """A layer of the Inception-v3 of 2015 that FID is defined on, by torch-fidelity.
+
+    Args:
+        weights: a file of torch-fidelity's Inception-v3; downloaded where empty (TORCH_HOME).
+        layer: what it gives, by torch-fidelity's name.
+
+    Attributes:
+        file: the weights file.
+
+    Raises:
+        MissingExtraError: if torch-fidelity is not installed.
+        FetchError: if the weights cannot be downloaded.
+        CheckpointError: if the file is missing or no such network's.
+    """
+
+    def __init__(self, weights: str, *, layer: str) -> None:
+        if importlib.util.find_spec("torch_fidelity") is None:
+            raise MissingExtraError(
+                "FID's Inception-v3 needs torch-fidelity, which is not installed: "
+                'pip install "rpiae[fid]"'
+            )
+        self.file = inception_weights(weights)
+        self._network = _inception(self.file, layer)
+        self._device = torch.device("cpu")
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the weights."""
+        self._device = torch.device(device)
+        self._network.to(self._device)
+
+    @torch.no_grad()
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """The layer for images in [0, 1] of any size."""
+        bytes_ = (to_8_bits(images.to(self._device, torch.float32)) * 255).round().to(torch.uint8)
+        with torch.autocast(self._device.type, enabled=False):
+            (values,) = self._network(bytes_)
+        found: Tensor = values.float()
+        return found
+
+
 class InceptionSpace:
     """The features that FID is defined on: pool3 of the Inception-v3 of 2015, by torch-fidelity.
 
@@ -205,22 +246,13 @@ class InceptionSpace:
     Source: arXiv 1706.08500; https://github.com/toshas/torch-fidelity.
 
     Raises:
-        MissingExtraError: if torch-fidelity is not installed.
-        FetchError: if the weights cannot be downloaded.
-        CheckpointError: if the file is missing or no such network's.
+        MissingExtraError, FetchError, CheckpointError: see ``InceptionNetwork``.
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        if importlib.util.find_spec("torch_fidelity") is None:
-            raise MissingExtraError(
-                "feature space 'inception' needs torch-fidelity, which is not installed: "
-                'pip install "rpiae[fid]"'
-            )
-        found = inception_weights(str(path or ""))
+        self._network = InceptionNetwork(str(path or ""), layer="2048")
         self.name = "inception"
         self.dimensions = 2048
-        self._network = _inception(found)
-        self._device = torch.device("cpu")
         self.facts: Mapping[str, Any] = {
             "extractor": "Inception-v3 of 2015-12-05 (FID), by torch-fidelity",
             "layer": "pool3, 2048 values",
@@ -228,24 +260,18 @@ class InceptionSpace:
                 "rounded to 8 bits, resized to 299×299 with TensorFlow 1's bilinear rule, scaled to "
                 "[−1, 1)"
             ),
-            "weights_sha256": file_digest(found),
+            "weights_sha256": file_digest(self._network.file),
             "versions": _versions("torch", "torch-fidelity"),
         }
 
     def to(self, device: torch.device | str) -> Self:
         """Move the weights; returns the space itself."""
-        self._device = torch.device(device)
-        self._network.to(self._device)
+        self._network.to(device)
         return self
 
-    @torch.no_grad()
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Vectors of images in [0, 1] of any size."""
-        bytes_ = (to_8_bits(images.to(self._device, torch.float32)) * 255).round().to(torch.uint8)
-        with torch.autocast(self._device.type, enabled=False):
-            (features,) = self._network(bytes_)
-        vectors: Tensor = features.float()
-        return vectors
+        return self._network(images)
 
 
 class CnnSpace:
@@ -293,7 +319,7 @@ class CnnSpace:
             return self._model.features(images.to(device, torch.float32))
 
 
-def _inception(path: Path) -> Any:
+def _inception(path: Path, layer: str) -> Any:
     """torch-fidelity's network with the weights of a file, from which no code is run."""
     module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
     # The library reads its file in a way that would run code from it: it gets a copy of the tensors.
@@ -307,7 +333,7 @@ def _inception(path: Path) -> Any:
     copy.seek(0)
     try:
         with torch.random.fork_rng(devices=[]):
-            network = module.FeatureExtractorInceptionV3("inception", ["2048"], copy)
+            network = module.FeatureExtractorInceptionV3("inception", [layer], copy)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise CheckpointError(

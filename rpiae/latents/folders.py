@@ -42,17 +42,21 @@ def check_folder(folder: Path, plan: AnyPlan) -> None:
             f"{folder} holds latents of {before.contents}, and these are of {plan.contents}: name "
             "another --out"
         )
-    there, here = _flat(before.identity()), _flat(plan.identity())
-    different = [
-        f"{name} is {_shown(there.get(name))} there and {_shown(here.get(name))} here"
-        for name in {**here, **there}
-        if there.get(name) != here.get(name)
-    ]
-    if different:
+    if different := differences(before.identity(), plan.identity()):
         raise UsageError(
             f"{folder} holds latents that were made otherwise: {' · '.join(different)}. Ask for the "
             "same to go on with them, or name another --out"
         )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In which entries two JSON objects differ, in words."""
+    there, here = _flat(before), _flat(now)
+    return [
+        f"{name} is {_shown(there.get(name))} there and {_shown(here.get(name))} here"
+        for name in {**here, **there}
+        if there.get(name) != here.get(name)
+    ]
 
 
 def prepare(folder: Path, plan: AnyPlan, held: contextlib.ExitStack) -> None:

@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,6 +19,7 @@ from rpiae.core.errors import CheckpointError, UsageError, unknown
 from rpiae.core.model.contracts import Batch, StageSteps
 from rpiae.core.runtime.draws import generator, uniform
 from rpiae.core.runtime.names import shown
+from rpiae.data.held_out import held_out_indices
 from rpiae.data.loading import handed_over, loaded_batches
 from rpiae.data.orders import EpochOrder, Requests
 from rpiae.latents.index import AnyPlan, read_index
@@ -73,13 +75,15 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         label_names: the names that labels must have by number, such as those of the latents that a
             model is trained on; anything goes where not given.
         workers: processes that read the latents of ``batches``; 0 reads in this process.
+        held_out: how many latents ``batches`` leaves out, drawn once and for all; at most half of them.
         frames: latent steps of a window of a whole video; where not given, items are whole videos.
         starts: of windows: ``first``, a window per video, at its first latent step; ``anywhere``, one
             at every step that leaves room.
         size: (h, w) of the latents of videos; others are left out. Any where not given.
 
     Attributes:
-        num_images: how many items there are.
+        num_images: how many items ``batches`` shows.
+        held_out: indices of those that it does not.
         notices: none; see ``BatchSource``.
         index: what ``index.json`` holds.
         latent_shape: (C, h, w) of images, (C, t, h, w) of clips and videos; 0 for a side in which
@@ -104,6 +108,7 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         sample: bool = True,
         label_names: Sequence[str] | None = None,
         workers: int = 0,
+        held_out: int = 0,
         frames: int | None = None,
         starts: Starts = "first",
         size: Sequence[int] | None = None,
@@ -145,6 +150,8 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         self.latent_shape: tuple[int, ...] = self._stored.latent_shape
         self.labels = self._stored.labels
         _check_labels(self.labels, self.label_names, self.folder)
+        self.held_out = held_out_indices(len(self), held_out) if held_out else []
+        self._shown = np.setdiff1d(np.arange(len(self)), self.held_out)
         statistics = self.index["statistics"]
         mean, std = (torch.tensor(statistics[k], dtype=torch.float64) for k in ("mean", "std"))
         ones = (1,) * (len(self.latent_shape) - 1)
@@ -176,18 +183,30 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         noise = torch.randn(latent.shape, generator=draws)
         return latent.float() + (0.5 * logvar).exp() * noise
 
+    def moments(
+        self, index: int
+    ) -> Iterator[tuple[Float[Tensor, "c ..."], Float[Tensor, "c ..."] | None]]:
+        """Mean and variance of what is drawn of an item, in fp32, and of its mirror image where that is
+        used too; no variance where one latent alone is drawn."""
+        for suffix in ("", "_flipped") if self._flip else ("",):
+            mean = self._stored.read(index, self.kind + suffix).float()
+            if self._sample:
+                yield mean, self._stored.read(index, "logvar" + suffix).float().exp()
+            else:
+                yield mean, None
+
     def stored(self, index: int) -> Float[Tensor, "c ..."]:
         """A latent in the type that it is stored in; the mean, where there are moments."""
         return self._stored.read(index, self.kind)
 
     @property
     def num_images(self) -> int:
-        return len(self)
+        return len(self._shown)
 
     def batches(self, steps: StageSteps) -> Iterator[Batch]:
         """Latents and labels of the steps of a stage; see ``BatchSource``.
 
-        Every epoch shows all latents, in an order of its own.
+        Every epoch shows all latents that are not held out, in an order of its own.
 
         Raises:
             DataError: if what is stored is damaged.
@@ -199,13 +218,12 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
                 "windows (frames=…), and for one size of latents (size=(h, w)) where they differ in it"
             )
         seed, stage = steps.seed, steps.stage
-        order = EpochOrder(seed, stage, len(self))
+        order = EpochOrder(seed, stage, self.num_images)
 
         def request(sample: int) -> LatentRequest:
             flipped = self._flip and uniform(seed, stage, sample, "flip") < 0.5
-            return LatentRequest(
-                sample, order.image(sample), flipped, (seed, stage, sample, "posterior")
-            )
+            latent = int(self._shown[order.image(sample)])
+            return LatentRequest(sample, latent, flipped, (seed, stage, sample, "posterior"))
 
         requests = Requests(request, steps)
         return loaded_batches(_Drawn(self), requests, collate=_collated, workers=self._workers)
@@ -219,6 +237,16 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         """The windows of whole videos: which there are, and any piece of them; None of images and
         clips."""
         return self._stored if isinstance(self._stored, VideoWindows) else None
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these latents from others, wherever they lie."""
+        return self._plan.digest()
+
+    @property
+    def tokenizer(self) -> tuple[str, str]:
+        """Folder and fingerprint of the tokenizer that made them."""
+        return self._plan.tokenizer["path"], self._plan.tokenizer["sha256"]
 
     @property
     def label_names(self) -> tuple[str, ...]:

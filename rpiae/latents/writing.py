@@ -37,10 +37,8 @@ from rpiae.latents.encoding import (
 )
 from rpiae.latents.folders import prepare
 from rpiae.latents.layout import DTYPES, FORMAT, TIME_FORMAT, Plan, Settings
+from rpiae.latents.pace import GLANCE, Pace, Progressed
 from rpiae.latents.shards import finished_index, problem_of, write_shard
-
-#: Seconds between two looks at what other processes have written.
-GLANCE = 0.5
 
 
 @frozen(kw_only=True)
@@ -58,22 +56,6 @@ class Started:
     kept: int
     process: int
     num_processes: int
-
-
-@frozen(kw_only=True)
-class Progressed:
-    """Images that are done in all processes.
-
-    Attributes:
-        done, total: images.
-        images_per_second: of this session, in all processes.
-        remaining_seconds: at this rate.
-    """
-
-    done: int
-    total: int
-    images_per_second: float
-    remaining_seconds: float
 
 
 @frozen(kw_only=True)
@@ -205,7 +187,7 @@ def encode_dataset(
         )  # fmt: skip
         yield from _too_few_shards(plan, runtime)
         others = not_in(own, plan.num_files) if runtime.is_main else []
-        pace = _Pace(plan, target, others=others, kept=[n for n in own if n not in missing])
+        pace = Pace(plan, target, others=others, kept=[n for n in own if n not in missing])
         if missing:
             size = batch_size or batch_size_for(model, images.image_size, plan.frames or 1)
             yield from _encoded(model, images, target, plan, missing, size, runtime, pace)
@@ -224,7 +206,7 @@ def _notices(
         yield Notice(text=text)
 
 
-def _finished(folder: Path, plan: Plan, images: EveryImage, pace: _Pace) -> Iterator[Event]:
+def _finished(folder: Path, plan: Plan, images: EveryImage, pace: Pace) -> Iterator[Event]:
     """Wait for what other processes write, and write the index."""
     while not pace.others_are_done():
         time.sleep(GLANCE)
@@ -245,47 +227,6 @@ def not_in(own: range, count: int) -> list[int]:
     return [number for number in range(count) if number not in own]
 
 
-class _Pace:
-    """How far all processes are, as the first one sees it."""
-
-    def __init__(self, plan: Plan, folder: Path, *, others: list[int], kept: list[int]) -> None:
-        self._plan = plan
-        self._folder = folder
-        self._waiting = others
-        self._elsewhere = 0
-        self._glanced = 0.0
-        self.done = sum(len(plan.shard(number)) for number in kept)
-        self.others_are_done()
-        self._started = time.perf_counter()
-        self._before: int | None = None
-
-    def others_are_done(self) -> bool:
-        """Whether all shards of the other processes are there."""
-        there = [n for n in self._waiting if (self._folder / self._plan.file(n)).exists()]
-        self._elsewhere += sum(len(self._plan.shard(number)) for number in there)
-        self._waiting = [number for number in self._waiting if number not in there]
-        self._glanced = time.perf_counter()
-        return not self._waiting
-
-    def start(self) -> None:
-        """Count what is done from here on."""
-        self._before = self.done + self._elsewhere
-        self._started = time.perf_counter()
-
-    def progressed(self) -> Progressed:
-        """Where things are."""
-        now = time.perf_counter()
-        if self._waiting and now - self._glanced > GLANCE:
-            self.others_are_done()
-        done = self.done + self._elsewhere
-        total = self._plan.num_images
-        rate = (done - (self._before or 0)) / max(now - self._started, 1e-9)
-        return Progressed(
-            done=done, total=total, images_per_second=rate,
-            remaining_seconds=(total - done) / rate if rate else float("inf"),
-        )  # fmt: skip
-
-
 def _encoded(
     model: RPiAE,
     images: EveryImage,
@@ -294,7 +235,7 @@ def _encoded(
     missing: list[int],
     size: int,
     runtime: Runtime,
-    pace: _Pace,
+    pace: Pace,
 ) -> Iterator[Event]:
     batches = [b for number in missing for b in positions_in_batches(plan.shard(number), size)]
     dtype = DTYPES[plan.settings.dtype]

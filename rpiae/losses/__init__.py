@@ -24,6 +24,13 @@ ENTRIES = (
         source="ours",
     ),
     Entry(
+        name="flow",
+        target="rpiae.losses.configs:FlowLossConfig",
+        summary="mean squared error of a generator's velocity from data to noise",
+        tags=("generation",),
+        source="rectified flow, arXiv 2209.03003",
+    ),
+    Entry(
         name="kl",
         target="rpiae.losses.configs:KlLossConfig",
         summary="mean of mean² + var − 1 − logvar, without the factor ½",

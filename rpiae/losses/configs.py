@@ -39,6 +39,14 @@ class MseLossConfig(LossConfig):
 
 
 @frozen(kw_only=True)
+class FlowLossConfig(LossConfig):
+    """Mean squared error of the velocity from data to noise."""
+
+    module: ClassVar[str] = "rpiae.losses.flow:FlowLoss"
+    needs: ClassVar[frozenset[str]] = frozenset({"velocity"})
+
+
+@frozen(kw_only=True)
 class PivotLossConfig(LossConfig):
     """Distance of the encoder's clean tokens from the replica's."""
 

@@ -11,6 +11,9 @@ from rpiae.core.registry.registry import Entry, Preset, Registry, installed_plug
 #: The part of recipes that name none.
 TOKENIZER = "tokenizer"
 
+#: The part of recipes of generators.
+GENERATOR = "generator"
+
 
 def built_in() -> list[Preset]:
     """One preset per TOML file in this package."""
@@ -21,8 +24,9 @@ def built_in() -> list[Preset]:
         tree = tomllib.loads(file.read_text(encoding="utf-8"))
         paper = tree.pop("paper", "")
         name = file.name.removesuffix(".toml")
+        part = tree.pop("part", TOKENIZER)
         summary = tree.get("summary", "")
-        found.append(Preset(name=name, part=TOKENIZER, values=tree, summary=summary, paper=paper))
+        found.append(Preset(name=name, part=part, values=tree, summary=summary, paper=paper))
     return found
 
 
@@ -48,6 +52,11 @@ ENTRIES = (
         name=TOKENIZER,
         target="rpiae.recipes.configs:TokenizerRecipeConfig",
         summary="the stages that train a tokenizer; a table with stages and any other name is one",
+    ),
+    Entry(
+        name=GENERATOR,
+        target="rpiae.recipes.configs:GeneratorRecipeConfig",
+        summary="the stages that train a generator, and the flow that it learns",
     ),
 )
 

@@ -10,8 +10,8 @@ import attrs
 from attrs import frozen
 
 from rpiae.core.config.identity import Effect, effect
-from rpiae.core.config.recipe import RunConfig
 from rpiae.core.errors import UsageError
+from rpiae.core.model.stages import AnyRun
 
 _STAGE = re.compile(r"recipe\.stages\[(\d+)\]")
 
@@ -54,7 +54,7 @@ def differences(
 
 
 def allowed_changes(
-    before: RunConfig, after: RunConfig, *, stage: int, step: int, source: str
+    before: AnyRun, after: AnyRun, *, stage: int, step: int, source: str
 ) -> list[Change]:
     """The changes between a run's config and the one it is to go on with.
 

@@ -37,12 +37,17 @@ def with_folder(resolved: ResolvedRun) -> ResolvedRun:
     config = resolved.config
     parts = (config.encoder, config.bridge, config.decoder)
     stem = "-".join([*(part.label for part in parts), config.recipe.label])
+    return evolve(resolved, config=evolve(config, out=str(free_folder(stem))))
+
+
+def free_folder(stem: str) -> Path:
+    """A folder under ``runs/`` that is not there yet, called after what is in it."""
     stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem)
     number, path = 1, Path("runs") / stem
     while path.exists():
         number += 1
         path = Path("runs") / f"{stem}-{number}"
-    return evolve(resolved, config=evolve(config, out=str(path)))
+    return path
 
 
 class Claim(contextlib.AbstractContextManager["Claim"]):

@@ -13,9 +13,9 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import attrs
 
-from rpiae.core.config.recipe import RunConfig
 from rpiae.core.config.tree import unparse
 from rpiae.core.errors import MissingExtraError
+from rpiae.core.model.stages import AnyRun
 from rpiae.core.runtime.files import open_regular, plain_name, whole
 from rpiae.core.runtime.names import printable
 from rpiae.core.training import events
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 EVENTS_FILE = "events.jsonl"
+
+#: Held-out metrics that curves show, with what they are called there; a task has one of them.
+CURVES: Mapping[str, str] = {"psnr": "held-out PSNR (dB)", "flow": "held-out loss of the flow"}
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ class Output(Protocol):
 
 
 def recorded(
-    run: Iterator[events.Event], config: RunConfig, *, resume: bool
+    run: Iterator[events.Event], config: AnyRun, *, resume: bool
 ) -> Iterator[events.Event]:
     """The events of a run, each written to the run's folder before it is passed on.
 
@@ -100,7 +103,7 @@ class Recorder:
     def draw_curves(self) -> None:
         """Draw ``curves.png`` from everything written so far, earlier sessions included."""
         losses: dict[str, list[tuple[int, float]]] = defaultdict(list)
-        metrics: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        metrics: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
         boundaries: dict[str, int] = {}
         offset = 0
         try:
@@ -112,10 +115,15 @@ class Recorder:
                         losses[name].append((boundaries[row["stage"]] + row["step"], value))
                 elif row["event"] == "Evaluated":
                     step = boundaries[row["stage"]] + row["step"]
-                    metrics[row["stage"]].append((step, row["metrics"]["psnr"]))
+                    for name in CURVES:
+                        if name in row["metrics"]:
+                            metrics[name, row["stage"]].append((step, row["metrics"][name]))
                 elif row["event"] == "StageEnded" and row["stage"] in boundaries:
                     offset = boundaries[row["stage"]] + row["steps"]
-            draw_curves(self._curves, losses, metrics, boundaries)
+            draw_curves(
+                self._curves, losses, {stage: m for (_, stage), m in metrics.items()}, boundaries,
+                what=next((CURVES[name] for name, _ in metrics), ""),
+            )  # fmt: skip
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             logger.warning("the curves cannot be drawn: %s", error)
 
@@ -148,7 +156,9 @@ class EventLog:
     def write(self, event: events.Event) -> None:
         """Write one event; what a run that goes on tells again is there already."""
         if isinstance(event, events.StageStarted) and self._resume:
-            self._go_on(event)
+            self._go_on(event.stage, event.step)
+        elif isinstance(event, events.TakenBack):
+            self._go_on(event.stage, event.to)
         elif isinstance(event, (events.StageEnded, events.StageSkipped)):
             self._done.add(event.stage)
         once = _told_once(type(event).__name__, getattr(event, "stage", ""))
@@ -185,16 +195,16 @@ class EventLog:
             self._file = self._path.open(mode, encoding="utf-8", buffering=1)
         return self._file
 
-    def _go_on(self, event: events.StageStarted) -> None:
-        """Drop the lines of all that is done once more."""
+    def _go_on(self, beginning: str, step: int) -> None:
+        """Drop the lines of all that is done once more, from a step of a stage on."""
         self._opened().close()
         self._resume = False
 
         def comes_before(row: Mapping[str, Any]) -> bool:
-            stage = row.get("stage", event.stage)
-            if stage != event.stage:
+            stage = row.get("stage", beginning)
+            if stage != beginning:
                 return stage in self._done
-            return row["event"] != "StageEnded" and not _later(row.get("step"), event.step)
+            return row["event"] != "StageEnded" and not _later(row.get("step"), step)
 
         self._keep(comes_before)
         self._file = self._path.open("a", encoding="utf-8", buffering=1)
@@ -257,11 +267,12 @@ class TensorBoardSink:
 
     def write(self, event: events.Event) -> None:
         """Scalars of a stage's step, as ``stage/name``; of steps taken once more the last ones count."""
-        if isinstance(event, events.StageStarted):
+        begins = {events.StageStarted: "step", events.TakenBack: "to"}.get(type(event))
+        if begins is not None:
+            step: int = getattr(event, begins)
+            stage: str = event.stage  # type: ignore[attr-defined]  # both have one
             self.close()
-            self._writer = self._make(
-                str(self._folder / plain_name(event.stage)), purge_step=event.step + 1
-            )
+            self._writer = self._make(str(self._folder / plain_name(stage)), purge_step=step + 1)
         scalars = _scalars(event)
         if scalars is None or self._writer is None:
             return
@@ -284,7 +295,7 @@ class WandbSink:
         MissingExtraError: if wandb is not installed.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: AnyRun) -> None:
         try:
             import wandb
         except ImportError:

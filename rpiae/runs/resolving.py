@@ -6,13 +6,14 @@ import importlib.metadata
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import evolve
 
+from rpiae.core.config.generation import GeneratorRunConfig
 from rpiae.core.config.identity import pinned
 from rpiae.core.config.parts import parts_of
-from rpiae.core.config.recipe import AdversarialConfig, RecipeConfig
+from rpiae.core.config.recipe import AdversarialConfig, RecipeConfig, RunConfig
 from rpiae.core.config.tree import Tree
 from rpiae.core.errors import ConfigError, UsageError
 from rpiae.core.model.fetching import Loading, loading_parts, needed
@@ -24,6 +25,8 @@ from rpiae.data.building import built_dataset
 from rpiae.evaluation.held_out import METRICS, held_out_metrics
 from rpiae.runs.planning import Plan, make_plan
 from rpiae.runs.start import brings_pivot, check_initial, initial_parts
+
+R = TypeVar("R", RunConfig, GeneratorRunConfig)
 
 #: The run that nothing was said about; presets' companions come before all but the encoder.
 DEFAULTS: Mapping[str, str] = {
@@ -136,17 +139,21 @@ def loading(resolved: ResolvedRun) -> list[Loading]:
 def settled(resolved: ResolvedRun, runtime: Runtime) -> ResolvedRun:
     """The run as it is written down: with the precision that was chosen and the commits that were
     loaded, so that a resumed one has the same, and the distributions its parts are from."""
-    config = pinned(resolved.config)
+    config = evolve(resolved.config, precision=runtime.precision)
+    return evolve(resolved, config=made_with(config))
+
+
+def made_with(config: R) -> R:
+    """A run's config with the commits that were loaded, and the distributions its parts are from."""
+    config = pinned(config)
     entries = [registry(part.family).entry(part.name) for part in parts_of(config)]
     foreign = {entry.distribution for entry in entries if _installed(entry.distribution)} - {OWN}
     here = {entry.target.partition(":")[0] for entry in entries if not entry.importable}
-    config = evolve(
+    return evolve(
         config,
-        precision=runtime.precision,
         requires=tuple(sorted(foreign | set(config.requires))),
         imports=tuple(sorted(here | set(config.imports))),
     )
-    return evolve(resolved, config=config)
 
 
 def _hint(tree: Tree, source: str) -> str:

@@ -24,7 +24,7 @@ from rpiae.core.runtime.memory import check_memory
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training import events
 from rpiae.core.training.checkpoint import checkpoint_path, progress
-from rpiae.core.training.stage import TrainerInputs
+from rpiae.core.training.task import TrainerInputs
 from rpiae.core.training.trainer import train
 from rpiae.data.building import built_dataset
 from rpiae.data.fingerprint import data_fingerprint
@@ -165,6 +165,10 @@ def resumed_config(
     if not source.is_file():
         raise CheckpointError(f"{folder} is not a run's folder: there is no {CONFIG_FILE} in it")
     tree = read_toml(source) | {"out": str(folder)}
+    if "generator" in tree:
+        raise CheckpointError(
+            f"{folder} is not a tokenizer's run: go on with a generator's with rpiae diffuse --resume"
+        )
     before = resolve(tree, source=str(source))
     resolved = resolve(
         tree | (changes or {}) | {"out": str(folder)}, overrides=overrides, source=str(source)
@@ -216,10 +220,7 @@ def _trained(
     config = resolved.config
     folder = Path(config.out)
     started = time.perf_counter()
-    processes = f" in {runtime.num_processes} processes" if runtime.num_processes > 1 else ""
-    yield events.Notice(
-        text=f"{runtime.precision} on {runtime.device}{processes}: {runtime.reason}"
-    )
+    yield events.Notice(text=runtime.in_words)
     inputs = TrainerInputs(
         task=_task(config, model, held_out, runtime),
         recipe=config.recipe, data=data, runtime=runtime, folder=folder, seed=config.seed,

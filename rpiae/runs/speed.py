@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import statistics
-import tempfile
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from attrs import evolve, frozen
-from torch.utils.flop_counter import FlopCounterMode
 
 from rpiae.core.config.recipe import StageConfig, batch_size, stage_length
 from rpiae.core.errors import UsageError
-from rpiae.core.model.attention import attention_backend
 from rpiae.core.model.build import build_tokenizer
 from rpiae.core.model.contracts import Dataset
 from rpiae.core.model.resolve import ResolvedRun
@@ -24,47 +17,19 @@ from rpiae.core.model.temporal import TemporalDecoder
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.draws import StepRandomness
 from rpiae.core.runtime.processes import MatrixSpeed, Precision, Runtime, matrix_speed
-from rpiae.core.training import events
 from rpiae.core.training.balance import Balance
 from rpiae.core.training.freeze import apply_stage, set_modes
 from rpiae.core.training.objective import Objective
 from rpiae.core.training.player import MicroBatch
-from rpiae.core.training.stage import TrainerInputs
 from rpiae.core.training.task import Trainee
-from rpiae.core.training.trainer import train
 from rpiae.data.synthetic import SyntheticClips, SyntheticImages
+from rpiae.runs import timing
+from rpiae.runs.timing import PeakMemory, Speed, multiply_adds, step_seconds, timed
 from rpiae.tasks.tokenizer.replica import PivotReplica
 from rpiae.tasks.tokenizer.task import TokenizerTask, adversary_of
 
-#: Side of the matrices whose product is taken for the machine's peak.
-PEAK_SIZE = 4096
-
 #: Frames of the clips that tokenizers of videos are measured on, where the data say no other number.
 USUAL_FRAMES = 17
-
-
-@frozen(kw_only=True)
-class Speed:
-    """One measured operation.
-
-    Attributes:
-        operation: ``encode``, ``encode + decode`` or ``stage NAME`` (a whole optimiser step).
-        precision: of its matrix products.
-        images_per_second: of the median repetition; frames of clips count as images.
-        multiply_adds: per image or frame, backward pass included where there is one.
-        peak_share: multiply-adds per second over those of a large matrix product here, now.
-        memory: peak bytes of the process (of the device on CUDA); None where the system does not
-            tell.
-        frames: of each clip; None where it was measured on images.
-    """
-
-    operation: str
-    precision: str
-    images_per_second: float
-    multiply_adds: float
-    peak_share: float
-    memory: int | None
-    frames: int | None = None
 
 
 def measure(
@@ -90,7 +55,7 @@ def measure(
     config = resolved.config
     runtimes = [Runtime(device=config.device, precision=p) for p in precisions]
     device = runtimes[0].device
-    peak = matrix_speed(device, size=PEAK_SIZE)
+    peak = matrix_speed(device, size=timing.PEAK_SIZE)
     yield peak
     flat = build_tokenizer(resolved.tokenizer, device="meta")
     sample = _sample(resolved, flat)
@@ -104,18 +69,18 @@ def measure(
         ]
         for name, operation in operations:
             here = _Subject(model, images.to(device))
-            with torch.no_grad(), runtime.autocast(), _PeakMemory(runtime) as memory:
-                seconds = _timed(lambda: operation(here), repeats, runtime)  # noqa: B023  # called at once
+            with torch.no_grad(), runtime.autocast(), PeakMemory(runtime) as memory:
+                seconds = timed(lambda: operation(here), repeats, runtime)  # noqa: B023  # called at once
             with torch.no_grad():
-                cost = _counted(lambda: operation(_Subject(flat, images.to("meta"))))  # noqa: B023  # called at once
+                cost = multiply_adds(lambda: operation(_Subject(flat, images.to("meta"))))  # noqa: B023  # called at once
             yield _speed(name, runtime, sample, len(images), seconds, cost, best, memory)
         for stage in config.recipe.stages:
             if apply_stage(model.roles, stage.train).skipped:
                 continue
             number, of = batch_size(stage, config.recipe), sample.of_stage(stage)
-            with _PeakMemory(runtime) as memory:
+            with PeakMemory(runtime) as memory:
                 seconds = _step_seconds(resolved, model, stage, runtime, of, repeats)
-            cost = _counted(lambda: _meta_step(resolved, flat, stage, of))  # noqa: B023  # called at once
+            cost = multiply_adds(lambda: _meta_step(resolved, flat, stage, of))  # noqa: B023  # called at once
             name = f"stage {stage.name}"
             yield _speed(name, runtime, of, number, seconds, cost, best, memory)
 
@@ -162,7 +127,7 @@ def _sample(resolved: ResolvedRun, model: RPiAE) -> _Sample:
 
 def _speed(
     operation: str, runtime: Runtime, sample: _Sample, number: int, seconds: float, cost: float,
-    best: float, memory: _PeakMemory,
+    best: float, memory: PeakMemory,
 ) -> Speed:  # fmt: skip
     images = number * (sample.frames or 1)
     return Speed(
@@ -172,38 +137,16 @@ def _speed(
     )  # fmt: skip
 
 
-def _timed(function: Callable[[], object], repeats: int, runtime: Runtime) -> float:
-    taken = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        function()
-        runtime.synchronise()
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken[1:])
-
-
 def _step_seconds(
     resolved: ResolvedRun, model: RPiAE, stage: StageConfig, runtime: Runtime, sample: _Sample,
     repeats: int,
 ) -> float:  # fmt: skip
-    """Seconds of a step of the real trainer."""
     alike = evolve(stage, image_share=None)  # no step of single frames among those of clips
-    recipe = evolve(resolved.config.recipe, stages=(alike,), evaluate_every=0, checkpoint_every=0)
-    number = batch_size(stage, recipe)
+    recipe = resolved.config.recipe
     pivot = build_tokenizer(resolved.tokenizer, seed=resolved.config.seed).roles["encoder"]
-    with tempfile.TemporaryDirectory() as folder:
-        inputs = TrainerInputs(
-            task=_task(model, pivot.to(runtime.device)), recipe=recipe, data=sample.data(number),
-            runtime=runtime, folder=Path(folder), seed=0,
-        )  # fmt: skip
-        taken = []
-        for event in train(inputs):
-            if isinstance(event, events.StepDone):
-                taken.append(number / event.images_per_second)
-            if len(taken) > repeats:
-                break
-    runtime.release()
-    return statistics.median(taken[1:] or taken)
+    task = _task(model, pivot.to(runtime.device))
+    data = sample.data(batch_size(stage, recipe))
+    return step_seconds(task, alike, recipe, data, runtime, repeats)
 
 
 def _meta_step(resolved: ResolvedRun, model: RPiAE, stage: StageConfig, sample: _Sample) -> None:
@@ -235,37 +178,3 @@ def _meta_step(resolved: ResolvedRun, model: RPiAE, stage: StageConfig, sample: 
 def _task(model: RPiAE, pivot: torch.nn.Module) -> TokenizerTask:
     replica = PivotReplica.beside(model, pivot)
     return TokenizerTask(model, replica=replica, evaluate=lambda *_: {})
-
-
-def _counted(function: Callable[[], object]) -> float:
-    """Multiply-adds of all matrix products and convolutions."""
-    counter = FlopCounterMode(display=False)
-    with attention_backend("math"), counter:
-        function()
-    return counter.get_total_flops() / 2
-
-
-class _PeakMemory(contextlib.AbstractContextManager["_PeakMemory"]):
-    """Peak memory inside a ``with`` block; Linux and CUDA tell it."""
-
-    bytes: int | None = None
-
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-
-    def __enter__(self) -> _PeakMemory:
-        if self._runtime.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._runtime.device)
-        else:
-            with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._runtime.device.type == "cuda":
-            self.bytes = self._runtime.memory()
-            return
-        with contextlib.suppress(OSError, StopIteration):
-            lines = Path("/proc/self/status").read_text().splitlines()
-            peak = next(line for line in lines if line.startswith("VmHWM"))
-            self.bytes = int(peak.split()[1]) * 1024

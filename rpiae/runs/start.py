@@ -13,7 +13,7 @@ from rpiae.core.errors import CheckpointError
 from rpiae.core.model.build import build_tokenizer
 from rpiae.core.model.folders import tokenizer_folder
 from rpiae.core.model.resolve import ResolvedRun, part_config
-from rpiae.core.model.saved import WEIGHTS_FILE, SavedTokenizer, open_tokenizer
+from rpiae.core.model.saved import WEIGHTS_FILE, SavedModel, open_model
 from rpiae.core.model.state import load_state
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.tasks.tokenizer.pivot import find_pivot
@@ -124,7 +124,7 @@ def _unlike(here: Shapes, there: Shapes) -> str:
     return f"{len(wrong)} tensors of another shape, {len(apart)} that only one has ({first})"
 
 
-def _saved(folder: str) -> SavedTokenizer:
+def _saved(folder: str) -> SavedModel:
     """A tokenizer that is there, looked at once as long as it stays as it is."""
     path = tokenizer_folder(folder)
     try:
@@ -135,5 +135,5 @@ def _saved(folder: str) -> SavedTokenizer:
 
 
 @functools.lru_cache(maxsize=16)
-def _opened(path: Path, *_: int) -> SavedTokenizer:
-    return open_tokenizer(path)
+def _opened(path: Path, *_: int) -> SavedModel:
+    return open_model(path)

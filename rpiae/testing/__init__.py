@@ -23,6 +23,8 @@ from rpiae.testing.contracts import (
     check_encoder,
 )
 from rpiae.testing.datasets import check_dataset
+from rpiae.testing.generator_builds import check_generator_builds
+from rpiae.testing.generators import check_generator
 from rpiae.testing.losses import check_loss
 from rpiae.testing.metrics import check_metric
 from rpiae.testing.plugins import check_manifest, check_plugin
@@ -36,6 +38,8 @@ __all__ = [
     "check_dataset",
     "check_decoder",
     "check_encoder",
+    "check_generator",
+    "check_generator_builds",
     "check_loss",
     "check_manifest",
     "check_metric",

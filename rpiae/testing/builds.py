@@ -21,7 +21,7 @@ from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.registry.registry import registry
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training import events
-from rpiae.core.training.stage import TrainerInputs
+from rpiae.core.training.task import TrainerInputs
 from rpiae.core.training.trainer import train
 from rpiae.data.synthetic import SyntheticClips, SyntheticImages
 from rpiae.tasks.tokenizer.replica import PivotReplica

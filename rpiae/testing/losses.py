@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from rpiae.bridges.posterior import DiagonalGaussian
 from rpiae.core.config.parts import LossConfig
 from rpiae.core.model.contracts import NEEDS, Encoder, Features, StepContext
+from rpiae.core.model.generation import FlowContext
 from rpiae.core.runtime.draws import StepRandomness
 from rpiae.encoders.configs import VitEncoderConfig
 from rpiae.tasks.tokenizer.replica import PivotReplica
@@ -34,7 +36,7 @@ ROWS, COLUMNS = 4, 6
 def check_loss(config: LossConfig, replica_encoder: nn.Module | None = None) -> None:
     """A loss is a finite scalar that depends on something trainable, and declares known needs; its
     gradient reaches nothing but these. So it is on images and on clips, and the same on images and on
-    clips of one frame.
+    clips of one frame; one that needs ``velocity``, of generators, is on latents of images.
 
     Args:
         config: the loss.
@@ -46,6 +48,9 @@ def check_loss(config: LossConfig, replica_encoder: nn.Module | None = None) -> 
         replica_encoder = seeded(VitEncoderConfig(width=32, depth=2, num_heads=2))
     assert isinstance(replica_encoder, Encoder), unfit(replica_encoder, Encoder)
     loss = config.build()
+    if "velocity" in needs:
+        _check_on_velocities(loss)
+        return
     clips = _tensors(replica_encoder, FRAMES)
     frame = {name: _first(name, values) for name, values in clips.items()}
     image = {
@@ -63,6 +68,25 @@ def check_loss(config: LossConfig, replica_encoder: nn.Module | None = None) -> 
     assert values[1] == values[2], (
         f"it is {values[1]} on clips of one frame and {values[2]} on the same as images"
     )
+
+
+def _check_on_velocities(loss: Callable[[FlowContext], Tensor]) -> None:
+    """It is a finite scalar, whose gradient reaches the predicted velocity."""
+    latents, noise, predicted = torch.randn(3, 2, 4, ROWS, COLUMNS).unbind()
+    predicted.requires_grad_()
+    time = torch.tensor([0.2, 0.9])
+    t = time.view(-1, 1, 1, 1)
+    context = FlowContext(
+        latents=latents, noise=noise, time=time, noised=(1 - t) * latents + t * noise,
+        labels=torch.tensor([0, 1]), predicted=predicted, velocity=noise - latents,
+        draws=StepRandomness(0, "check", 0, (0, 1)),
+    )  # fmt: skip
+    value = loss(context)
+    assert value.shape == (), "a loss is a scalar"
+    assert math.isfinite(value.item())
+    torch.autograd.backward(value)
+    assert predicted.grad is not None, "no gradient reaches the predicted velocity"
+    assert predicted.grad.abs().sum() > 0
 
 
 def _tensors(encoder: Encoder, frames: int) -> dict[str, Tensor]:

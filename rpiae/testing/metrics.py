@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,11 +13,26 @@ from torch import Tensor
 from rpiae.core.config.parts import MetricConfig
 from rpiae.core.model.build import build
 from rpiae.core.model.tokenizer import RPiAE
-from rpiae.evaluation.examination import Examination, Measured, Metric, TrainedMetric
+from rpiae.evaluation.examination import (
+    ComparedMetric,
+    Examination,
+    Measured,
+    Metric,
+    TrainedMetric,
+)
+from rpiae.evaluation.seen import Seen
 from rpiae.tasks.tokenizer.replica import PivotReplica
 
 #: What a metric may say that it needs.
-NEEDS = frozenset({"training", "labels", "pivot", "latent", "clips"})
+NEEDS = frozenset({"training", "labels", "pivot", "latent", "clips", "samples", "real"})
+
+#: What a metric goes over, in this order: how it takes images in, what it gathers of them, and which
+#: metrics do. The last one is what is measured.
+_WALKS = (
+    ("update_training", "training_accumulators", TrainedMetric),
+    ("update_real", "real_accumulators", ComparedMetric),
+    ("update", "accumulators", Metric),
+)
 
 IMAGES = 24
 FRAMES = 6
@@ -29,7 +44,8 @@ DECODER = {"name": "vit", "width": 32, "depth": 1, "num_heads": 2, "mlp_hidden":
 def check_metric(config: MetricConfig) -> None:
     """A metric's numbers, and that these depend neither on batches nor on the number of processes.
 
-    One that needs clips is shown clips, every other one images.
+    One that needs clips is shown clips, every other one images; one that needs samples sees these, and
+    real images where it compares them.
 
     Args:
         config: of the metric.
@@ -54,41 +70,52 @@ def check_metric(config: MetricConfig) -> None:
 def _measured(config: MetricConfig, sizes: Sequence[int], *, processes: int = 1) -> Measured:
     """The metric of the same images in parts of these sizes, each part in a process of its own
     where there are several."""
-    model, replica = _tokenizer()
     metrics = [config.build() for _ in range(processes)]
     for metric in metrics:
-        assert isinstance(metric, Metric), f"{type(metric).__name__} does not fit Metric"
-        trained = isinstance(metric, TrainedMetric)
-        assert trained == ("training" in config.needs), (
-            'a metric has "training" among its needs just where it has update_training and '
-            "training_accumulators"
-        )
-    for walk, seed in (("training", 1), ("testing", 0)):
-        if walk == "training" and "training" not in config.needs:
+        _check_kind(config, metric)
+    for number, (update, accumulators, kind) in enumerate(_WALKS):
+        if not isinstance(metrics[0], kind):
             continue
-        images, labels = _images(seed)
-        if "clips" in config.needs:
-            images = _clips(images)
+        shown = _shown(config, seed=len(_WALKS) - 1 - number)
         start = 0
-        for number, size in enumerate(sizes):
-            part = slice(start, start + size)
-            seen = Examination(
-                model, images[part], labels=labels[part], positions=torch.arange(IMAGES)[part],
-                replica=replica,
-            )  # fmt: skip
-            metric = metrics[number % processes]
-            (metric.update_training if walk == "training" else metric.update)(seen)
+        for part, size in enumerate(sizes):
+            getattr(metrics[part % processes], update)(shown(slice(start, start + size)))
             start += size
-        for first, *others in zip(
-            *(m.training_accumulators() if walk == "training" else m.accumulators() for m in metrics),
-            strict=True,
-        ):  # fmt: skip
+        for first, *others in zip(*(getattr(m, accumulators)() for m in metrics), strict=True):
             for other in others:
                 first.merge(pickle.loads(pickle.dumps(other)))
                 vars(other).update(vars(pickle.loads(pickle.dumps(first))))
     found = metrics[0].compute()
     assert isinstance(found, Measured), "compute() gives no Measured"
     return found
+
+
+def _check_kind(config: MetricConfig, metric: object) -> None:
+    """That a metric has the methods for what its config says that it needs."""
+    assert isinstance(metric, Metric), f"{type(metric).__name__} does not fit Metric"
+    samples, trained = "samples" in config.needs, isinstance(metric, TrainedMetric)
+    assert trained == ("training" in config.needs) or (samples and trained), (
+        'a metric has "training" among its needs just where it has update_training and '
+        "training_accumulators; one of samples may have these without"
+    )
+    assert isinstance(metric, ComparedMetric) == ("real" in config.needs), (
+        'a metric has "real" among its needs just where it has update_real and real_accumulators'
+    )
+    assert samples or "real" not in config.needs, 'a metric that needs "real" needs "samples" too'
+
+
+def _shown(config: MetricConfig, *, seed: int) -> Callable[[slice], Seen]:
+    """What a metric is shown: some of the images of a seed."""
+    images, labels = _images(seed)
+    if "clips" in config.needs:
+        images = _clips(images)
+    positions = torch.arange(IMAGES)
+    if "samples" in config.needs:
+        return lambda part: Seen(images[part], labels=labels[part], positions=positions[part])
+    model, replica = _tokenizer()
+    return lambda part: Examination(
+        model, images[part], labels=labels[part], positions=positions[part], replica=replica
+    )
 
 
 def _tokenizer() -> tuple[RPiAE, PivotReplica]:

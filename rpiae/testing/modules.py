@@ -5,12 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rpiae.core.config.parts import BridgeConfig, CriticConfig, DecoderConfig, EncoderConfig
+from rpiae.core.config.generation import GeneratorConfig
+from rpiae.core.config.parts import (
+    BridgeConfig,
+    CriticConfig,
+    DecoderConfig,
+    EncoderConfig,
+)
 from rpiae.core.model.contracts import Features
 from rpiae.core.model.geometry import patch_triple
 
 
-def seeded(config: EncoderConfig | BridgeConfig | DecoderConfig | CriticConfig) -> nn.Module:
+def seeded(
+    config: EncoderConfig | BridgeConfig | DecoderConfig | CriticConfig | GeneratorConfig,
+) -> nn.Module:
     """A part as it begins, always the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

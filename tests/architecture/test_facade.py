@@ -18,16 +18,16 @@ ROOT = Path(__file__).parents[2]
 #: Plugins of other people import these: one that is taken away or renamed breaks them.
 PINNED = """
     Accumulator AdversarialConfig AdversarialTerm Batch Block BlockFeatures Bridge BridgeConfig
-    BridgeDescription Causal CheckpointError ConfigError Critic CriticConfig DataError Dataset
+    BridgeDescription Causal CheckpointError ComparedMetric ConfigError Critic CriticConfig DataError Dataset
     DatasetConfig Decoder DecoderConfig DiagonalGaussian Encoder EncoderConfig EncoderDescription
-    Entry Examination Features FetchError Fit Fittable GaussianPosterior Grid HeldOut LatentDataset
-    LayeredDecoder
-    LossConfig Manifest Measured Metric MetricConfig Past Patch Posterior Preset QuantisedPosterior
-    Replica RpiaeError StageSteps StepContext StepRandomness SyntheticClips SyntheticImages TemporalBlock
-    TemporalBridge TemporalDecoder Term TrainedMetric UsageError Window at_least at_least_fp32
-    attention block_index check_bridge check_builds check_critic check_dataset check_decoder
-    check_encoder check_loss check_manifest check_metric check_plugin download generator load_whole
-    loaded_once local_weights map_grid map_to_tokens names_file names_revision per_frame
+    Entry Examination Features FetchError Fit Fittable FlowContext GaussianPosterior Generator
+    GeneratorConfig Grid HeldOut LatentDataset LayeredDecoder LossConfig Manifest Measured Metric
+    MetricConfig Past Patch Posterior Preset QuantisedPosterior Replica RpiaeError Seen StageSteps
+    StepContext StepRandomness SyntheticClips SyntheticImages TemporalBlock TemporalBridge
+    TemporalDecoder Term TrainedMetric UsageError Window at_least at_least_fp32 attention block_index
+    check_bridge check_builds check_critic check_dataset check_decoder check_encoder check_generator
+    check_generator_builds check_loss check_manifest check_metric check_plugin download generator
+    load_whole loaded_once local_weights map_grid map_to_tokens names_file names_revision per_frame
     read_weights rounding_only settings_only sincos_positions through tokens_to_map wired within
     without_effect
 """.split()  # noqa: SIM905  # a list of words reads better so

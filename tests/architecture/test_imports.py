@@ -28,26 +28,31 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("core.registry",),
     ("core.model",),
     ("core.training",),
-    ("encoders", "bridges", "decoders", "losses", "recipes"),
+    ("encoders", "bridges", "decoders", "generators", "losses", "recipes"),
     ("tasks", "data"),
-    ("latents",),
-    ("evaluation",),
+    ("latents", "sampling"),
+    ("evaluation", "interop"),
     ("runs",),
     ("studies",),
     ("testing",),
     ("plugin", "cli", "__main__"),
 )
-PART_FAMILIES = frozenset({"encoders", "bridges", "decoders", "losses", "recipes"})
+PART_FAMILIES = frozenset({"encoders", "bridges", "decoders", "generators", "losses", "recipes"})
 STRANGERS = (PART_FAMILIES,)
 
 #: Registered names that core uses as words of its own: the package's name is the distribution that
 #: brings the built-in parts, a posterior is sampled, encoders and decoders have a patch, a learning
-#: rate's decay can be linear, held-out PSNR chooses the best weights, a run's tokenizer lies in a folder
-#: of that name, and two weights of torch's transformer layer have names of the form that parametric
+#: rate's decay can be linear, pixels go to the nearest value, held-out PSNR chooses the best weights, a
+#: run's tokenizer or generator lies
+#: in a folder of that name, a saved generator says its flow and its latents, these are normalised by none,
+#: channel or position, and two weights of torch's transformer layer have names of the form that parametric
 #: bridges have.
 OWN_WORDS = frozenset(
-    {PACKAGE, "patch", "psnr", "sample", "linear", "linear1", "linear2", "tokenizer"}
-)
+    {
+        PACKAGE, "patch", "psnr", "sample", "linear", "linear1", "linear2", "nearest", "tokenizer", "generator",
+        "flow", "latents", "none",
+    }
+)  # fmt: skip
 
 
 @frozen(kw_only=True)

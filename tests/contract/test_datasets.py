@@ -123,6 +123,10 @@ def test_sample_photographs() -> None:
     check_dataset(evolve(part_config("datasets", "sample"), image_size=32))
 
 
+def test_digits() -> None:
+    check_dataset(evolve(part_config("datasets", "digits"), image_size=16, held_out=20))
+
+
 def test_a_folder(tmp_path: Path) -> None:
     for i in range(6):
         Image.effect_noise((40 + i, 50), 80).convert("RGB").save(tmp_path / f"{i}.png")

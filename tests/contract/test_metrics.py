@@ -12,10 +12,11 @@ from rpiae.core.model.resolve import part_config
 from rpiae.core.registry.registry import registry
 from rpiae.evaluation.accumulators import Mean
 from rpiae.evaluation.examination import Examination, Measured
+from rpiae.evaluation.seen import Seen
 from rpiae.testing import check_metric
 
-#: Metrics that load weights which nobody ships; tests/unit/test_evaluation.py has them.
-DOWNLOADING = {"lpips", "rfid"}
+#: Metrics that load weights which nobody ships; tests/unit has them.
+DOWNLOADING = {"inception-score", "lpips", "rfid"}
 BUILT_IN = [
     entry.name
     for entry in registry("metrics").entries()
@@ -93,8 +94,47 @@ class GreedyConfig(BrightnessConfig):
     needs: ClassVar[frozenset[str]] = frozenset({"money"})
 
 
-def test_one_in_order() -> None:
-    check_metric(BrightnessConfig())
+@frozen(kw_only=True)
+class SampleBrightnessConfig(BrightnessConfig):
+    needs: ClassVar[frozenset[str]] = frozenset({"samples"})
+
+
+@frozen(kw_only=True)
+class UncomparedConfig(BrightnessConfig):
+    needs: ClassVar[frozenset[str]] = frozenset({"samples", "real"})
+
+
+class Compared(Brightness):
+    """Brightness of samples less that of real images, without saying what it gathers of these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._real = Mean()
+
+    def update_real(self, seen: Seen) -> None:
+        self._real.add(seen.images.flatten(1).mean(1))
+
+    def real_accumulators(self) -> list[Any]:
+        return []
+
+    def compute(self) -> Measured:
+        return Measured(values={"difference": self._mean.value - self._real.value})
+
+
+@frozen(kw_only=True)
+class ForgetfulConfig(BrightnessConfig):
+    module: ClassVar[str] = "tests.contract.test_metrics:Compared"
+    needs: ClassVar[frozenset[str]] = frozenset({"samples", "real"})
+
+
+@frozen(kw_only=True)
+class RealAloneConfig(ForgetfulConfig):
+    needs: ClassVar[frozenset[str]] = frozenset({"real"})
+
+
+@pytest.mark.parametrize("config", [BrightnessConfig(), SampleBrightnessConfig()])
+def test_one_in_order(config: MetricConfig) -> None:
+    check_metric(config)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +143,9 @@ def test_one_in_order() -> None:
         (LastBatchConfig(), "in batches"),
         (AloneConfig(), "in two processes"),
         (UntrainedConfig(), "update_training"),
+        (UncomparedConfig(), "update_real"),
+        (ForgetfulConfig(), "in two processes"),
+        (RealAloneConfig(), 'needs "samples" too'),
         (GreedyConfig(), r"'money'\], which nobody offers"),
     ],
 )

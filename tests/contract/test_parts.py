@@ -12,6 +12,7 @@ from attrs import frozen
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from rpiae.core.config.generation import GeneratorConfig
 from rpiae.core.config.parts import (
     BridgeConfig,
     CriticConfig,
@@ -23,12 +24,23 @@ from rpiae.core.config.parts import (
 from rpiae.core.model.contracts import StepContext
 from rpiae.core.model.resolve import part_config, wire
 from rpiae.core.registry.registry import registry
-from rpiae.testing import check_bridge, check_critic, check_decoder, check_encoder, check_loss
-from tests.toys import BRIDGES, CRITICS, DECODERS, ENCODERS, LOSSES
+from rpiae.testing import (
+    check_bridge,
+    check_critic,
+    check_decoder,
+    check_encoder,
+    check_generator,
+    check_loss,
+)
+from tests.toys import BRIDGES, CRITICS, DECODERS, ENCODERS, GENERATORS, LOSSES
 
 FACTS: dict[str, tuple[Any, str]] = {
     "encoder.width": (32, "the test"),
     "encoder.output_patch": (4, "the test"),
+    "latents.channels": (5, "the test"),
+    "latents.rows": (4, "the test"),
+    "latents.columns": (6, "the test"),
+    "latents.num_classes": (3, "the test"),
 }
 
 
@@ -48,6 +60,7 @@ def test_every_part_is_named_to_the_kit() -> None:
     assert {part_config("bridges", tree).name for tree in BRIDGES.values()} == _names("bridges")
     assert {tree["name"] for tree in DECODERS.values()} == _names("decoders")
     assert {tree["name"] for tree in CRITICS.values()} == _names("critics")
+    assert {tree["name"] for tree in GENERATORS.values()} == _names("generators")
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -71,6 +84,14 @@ def test_decoder(name: str) -> None:
     assert problems == []
     assert isinstance(config, DecoderConfig)
     check_decoder(config)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_generator(name: str) -> None:
+    config, problems = wire(part_config("generators", GENERATORS[name]), FACTS, "generator")
+    assert problems == []
+    assert isinstance(config, GeneratorConfig)
+    check_generator(config)
 
 
 @pytest.mark.parametrize("name", sorted(e.name for e in registry("losses").entries()))
@@ -138,7 +159,9 @@ def test_the_page_of_encoders_has_no_other_presets() -> None:
 
 
 def test_every_entry_has_what_listings_show() -> None:
-    for family in ("encoders", "bridges", "decoders", "losses", "critics", "datasets"):
+    for family in (
+        "encoders", "bridges", "decoders", "generators", "losses", "critics", "datasets",
+    ):  # fmt: skip
         for entry in registry(family).entries():
             assert entry.summary, entry.name
             assert entry.config_class().family == family

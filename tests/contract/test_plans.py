@@ -34,7 +34,9 @@ NAMES = {
         "pivot-perceptual", "temporal-difference", "flicker", "pivot-trajectory",
     },
     "critics": {"dino", "patch"},
-    "datasets": {"hf", "webdataset", "mixture", "folder", "parquet", "sample", "videos"},
+    "datasets": {
+        "hf", "webdataset", "mixture", "folder", "parquet", "sample", "digits", "videos",
+    },
     "recipes": {"rpiae", "quick-gan", "video"},
 }  # fmt: skip
 

@@ -17,12 +17,14 @@ FOLDER = Path(__file__).parents[2].parent / "shared" / "golden"
 
 @frozen
 class Golden:
-    """One golden file, its tensors by section without the section's name."""
+    """One golden file, its tensors by section without the section's name; ``states`` has every section
+    that begins with ``state``."""
 
     facts: dict[str, Any]
     state: dict[str, Tensor]
     inputs: dict[str, Tensor]
     expected: dict[str, Tensor]
+    states: dict[str, dict[str, Tensor]]
 
 
 Load = Callable[[str], Golden]
@@ -39,12 +41,15 @@ def golden() -> Load:
             if not path.is_file():
                 pytest.skip(f"the golden files are not here: {path} is missing")
             tensors = load_file(path)
-            sections = [
-                {k.removeprefix(f"{s}/"): v for k, v in tensors.items() if k.startswith(f"{s}/")}
-                for s in ("state", "input", "expected")
-            ]
+            sections: dict[str, dict[str, Tensor]] = {"state": {}, "input": {}, "expected": {}}
+            for full, value in tensors.items():
+                section, _, rest = full.partition("/")
+                sections.setdefault(section, {})[rest] = value
             facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            loaded[name] = Golden(facts, *sections)
+            states = {k: v for k, v in sections.items() if k.startswith("state")}
+            loaded[name] = Golden(
+                facts, sections["state"], sections["input"], sections["expected"], states
+            )
         return loaded[name]
 
     return load

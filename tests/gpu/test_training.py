@@ -11,7 +11,7 @@ from attrs import evolve
 
 from rpiae.core.runtime.processes import Precision, Runtime
 from rpiae.core.training import events
-from rpiae.core.training.stage import TrainerInputs
+from rpiae.core.training.task import TrainerInputs
 from rpiae.core.training.trainer import train
 from rpiae.tasks.tokenizer.replica import PivotReplica
 from tests.toys import toy_run

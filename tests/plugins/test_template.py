@@ -94,7 +94,7 @@ def test_new_writes_a_folder_once(
         (["foo", "--family", "encodrs"], "Did you mean 'encoders'"),
         (
             ["foo", "--family", "recipes"],
-            "Available: bridges, datasets, decoders, encoders, losses",
+            "Available: bridges, datasets, decoders, encoders, generators, losses",
         ),
         (["../foo"], "no name for a plugin"),
         (["foo", "--out", "file/in"], "cannot write file/in"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rpiae.core.training import events
-from rpiae.core.training.stage import TrainerInputs
+from rpiae.core.training.task import TrainerInputs
 from rpiae.core.training.trainer import train
 from tests.toys import toy_run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from rpiae import runs
 from rpiae.cli import main
 from rpiae.core.model.tokenizer import RPiAE
-from rpiae.runs import speed
-from rpiae.runs.speed import Speed, measure
+from rpiae.generators.configs import DitConfig
+from rpiae.runs import timing
+from rpiae.runs.speed import measure
+from rpiae.runs.timing import Speed
 from tests.toys import BRIDGES, DECODERS, ENCODERS
 
 STAGE: dict[str, Any] = {
@@ -46,7 +49,7 @@ terms = [{ loss = "l1", weight = 1.0 }]
 
 @pytest.fixture(autouse=True)
 def _small_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "PEAK_SIZE", 64)
+    monkeypatch.setattr(timing, "PEAK_SIZE", 64)
 
 
 @pytest.fixture
@@ -106,3 +109,51 @@ def test_the_command_says_what_is_counted(
     assert "clips of 17 frames" in said
     assert "frames/s GMAC/frame" in said
     assert "stage still (images)" in said
+
+
+GENERATOR = (
+    "bench", "--generator", "dit-t", "--precision", "fp32", "--repeats", "1",
+    "--set", "generator.latent_channels=4", "--set", "generator.rows=4",
+    "--set", "generator.columns=2", "--set", "generator.depth=1", "--set", "recipe.batch_size=2",
+)  # fmt: skip
+
+
+def test_a_generator(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*GENERATOR, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["latent"] == [4, 4, 2]
+    sampling, training = report["rows"]
+    assert [sampling["operation"], training["operation"]] == ["sampling step", "stage flow"]
+    # Per token: 12·w² in the block and what lies around it; the backward pass takes twice as much.
+    assert sampling["multiply_adds"] > 8 * 12 * 192**2
+    assert training["multiply_adds"] / sampling["multiply_adds"] == pytest.approx(3, rel=0.02)
+    assert all(row["images_per_second"] > 0 and row["peak_share"] > 0 for row in report["rows"])
+    wanted = DitConfig(
+        latent_channels=4, rows=4, columns=2, num_classes=1000, width=192, depth=1, num_heads=3
+    ).build()
+    assert report["parameters"] == {"generator": sum(p.numel() for p in wanted.parameters())}
+
+
+def test_the_run_of_a_generator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text('generator = "dit-t"\nlatents = "not/read"\n')
+    command = [word for word in GENERATOR if word not in ("--generator", "dit-t")]
+    assert main([*command, "--config", str(config), "--set", "generator.num_classes=0"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "parameters · latents 4×4×2" in said
+    assert "sampling step fp32" in said
+
+
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [
+        (("--encoder", "tiny"), "--encoder is of a tokenizer's run, and a generator is measured"),
+        (("--recipe", "quick"), "'quick' trains a tokenizer, and this run is of a generator"),
+        (("--set", "generator.num_heads=5"), "5 heads do not divide the width of 192"),
+    ],
+)
+def test_what_does_not_go_with_a_generator(
+    more: tuple[str, ...], wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*GENERATOR, *more]) == 2
+    assert wanted in " ".join(capsys.readouterr().err.split())

@@ -16,7 +16,7 @@ from rpiae.core.model.geometry import to_8_bits
 from rpiae.core.model.resolve import part_config
 from rpiae.core.runtime.draws import StepRandomness
 from rpiae.core.training import events
-from rpiae.core.training.stage import TrainerInputs
+from rpiae.core.training.task import TrainerInputs
 from rpiae.core.training.trainer import train
 from rpiae.losses.adversarial import AdversarialLoss, cut_out, jittered, translated
 from rpiae.losses.critics import DinoCritic, PatchCritic

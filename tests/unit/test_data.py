@@ -25,11 +25,12 @@ from rpiae.core.errors import ConfigError, DataError, UsageError
 from rpiae.core.model.contracts import Batch, Dataset, StageSteps
 from rpiae.core.training.feed import as_floats
 from rpiae.data import DATASETS
-from rpiae.data.configs import FolderDatasetConfig, ParquetDatasetConfig, SampleDatasetConfig
+from rpiae.data.configs import FolderDatasetConfig, ParquetDatasetConfig
 from rpiae.data.datasets import FolderDataset, ParquetDataset, SampleDataset
 from rpiae.data.held_out import held_out_indices
 from rpiae.data.image_dataset import CropDataset
 from rpiae.data.images import FORMATS, bicubic, crop, decode, short_side_size, to_tensor
+from rpiae.data.packaged_configs import SampleDatasetConfig
 from rpiae.data.parquet import ParquetSource
 
 SHARED = Path(__file__).parents[2].parent / "shared"

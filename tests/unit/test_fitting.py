@@ -17,7 +17,7 @@ from rpiae.bridges.linear import LinearBridge
 from rpiae.core.errors import ConfigError, TrainingError, UsageError
 from rpiae.core.model.contracts import Features, Fit
 from rpiae.core.training import events
-from rpiae.core.training.stage import TrainerInputs
+from rpiae.core.training.task import TrainerInputs
 from rpiae.core.training.trainer import train
 from rpiae.tasks.tokenizer.fitting import fit_bridge
 from rpiae.testing import SyntheticImages

@@ -16,8 +16,7 @@ from rpiae.core.training.balance import Balance
 from rpiae.core.training.freeze import apply_stage, trained_parameters
 from rpiae.core.training.objective import Objective
 from rpiae.core.training.player import MicroBatch
-from rpiae.core.training.stage import TrainerInputs
-from rpiae.core.training.task import Trainee
+from rpiae.core.training.task import Trainee, TrainerInputs
 from rpiae.core.training.trainer import train
 from rpiae.losses.configs import (
     FeatureLossConfig,

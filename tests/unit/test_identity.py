@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from rpiae import runs
 from rpiae.core.config.fields import names_file
+from rpiae.core.config.generation import FlowConfig, GeneratorRunConfig
 from rpiae.core.config.identity import identity, pinned, unpinned
 from rpiae.core.config.parts import DatasetConfig, PartConfig
 from rpiae.core.config.recipe import (
@@ -25,6 +26,7 @@ from rpiae.core.config.recipe import (
     OptimiserConfig,
     RecipeConfig,
     RunConfig,
+    SpikeGuardConfig,
     StageConfig,
     TermConfig,
 )
@@ -49,13 +51,18 @@ WITHOUT_EFFECT = {
         "summary", "recompute", "evaluate_every", "checkpoint_every", "read_every", "keep_checkpoints", "metrics",
         "default_data", "default_resize", "default_positions",
     },
-    "StageConfig": {"best", "without_init"},
+    "StageConfig": {"best", "without_init", "more_ema"},
+    "GeneratorRunConfig": {
+        "latents", "tokenizer", "workers", "out", "device", "wandb_project", "requires", "imports",
+    },
     "datasets": {"workers"},
 }  # fmt: skip
 
 
 #: Fields that a resume may change although results depend on them.
-ROUNDING = {"RunConfig": {"precision"}, "RecipeConfig": {"accumulate"}}
+ROUNDING = {
+    "RunConfig": {"precision"}, "GeneratorRunConfig": {"precision"}, "RecipeConfig": {"accumulate"},
+}  # fmt: skip
 LOADED = {"weights", "weights_key", "hub_id", "revision", "url"}
 
 
@@ -73,7 +80,7 @@ def built_in_configs() -> list[type[PartConfig]]:
 
 CLASSES: list[Any] = [
     *built_in_configs(), StageConfig, TermConfig, AdaptiveConfig, OptimiserConfig, RecipeConfig, RunConfig,
-    MixtureSourceConfig,
+    MixtureSourceConfig, GeneratorRunConfig, FlowConfig, SpikeGuardConfig,
 ]  # fmt: skip
 
 
@@ -144,6 +151,7 @@ CHANGES: dict[str, Tree | str] = {
     "recipe.checkpoint_every": "recipe.checkpoint_every=1",
     "recipe.keep_checkpoints": "recipe.keep_checkpoints=3",
     "recipe.read_every": "recipe.read_every=3",
+    "recipe.spike_guard": "recipe.spike_guard={factor=9.0}",
     "recipe.metrics": "recipe.metrics=['psnr']",
     "recipe.default_data": "recipe.default_data='sample'",
 }

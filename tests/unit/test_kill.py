@@ -15,11 +15,13 @@ from tests.short_run import (
     FORKS,
     digests,
     quietly,
+    short_generator_run,
     short_run,
     short_video_run,
     stage_names,
     train_to_the_end,
     write_images,
+    write_latents,
     write_videos,
 )
 
@@ -75,6 +77,11 @@ def test_sigkill_at_random_moments_changes_nothing(tmp_path: Path) -> None:
 def test_sigkill_of_a_video_run_changes_nothing(tmp_path: Path) -> None:
     videos = write_videos(tmp_path / "videos")
     killed_at_random(tmp_path, functools.partial(short_video_run, videos), kills=3)
+
+
+def test_sigkill_of_a_generators_run_changes_nothing(tmp_path: Path) -> None:
+    latents = write_latents(tmp_path / "data")
+    killed_at_random(tmp_path, functools.partial(short_generator_run, latents), kills=5)
 
 
 @pytest.mark.slow

@@ -667,7 +667,7 @@ def test_moments_need_a_gaussian(parquet: Path, tmp_path: Path) -> None:
 
 
 def test_datasets_that_are_not_listed(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rpiae.data.configs import SampleDatasetConfig
+    from rpiae.data.packaged_configs import SampleDatasetConfig
 
     assert not isinstance(SyntheticImages(SIZE), Listed)
     monkeypatch.setattr(SampleDatasetConfig, "build", lambda self: SyntheticImages(SIZE))

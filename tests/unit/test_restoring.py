@@ -18,7 +18,7 @@ from torch import Tensor
 from rpiae.core.errors import CheckpointError
 from rpiae.core.training import events
 from rpiae.core.training.checkpoint import list_checkpoints, read_state, write_state
-from rpiae.core.training.stage import TrainerInputs
+from rpiae.core.training.task import TrainerInputs
 from rpiae.core.training.trainer import train
 from tests.toys import toy_run
 

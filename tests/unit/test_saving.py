@@ -15,6 +15,7 @@ import torch
 from rpiae.core.errors import CheckpointError
 from rpiae.core.model.build import build
 from rpiae.core.model.folders import load_tokenizer, save_tokenizer
+from rpiae.core.model.saved import open_model, write_model
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.files import plain_name
 from tests.toys import DECODERS, ENCODERS
@@ -147,3 +148,39 @@ def test_names_stay_apart_and_plain_ones_stay_as_they_are() -> None:
     assert len({plain_name(name) for name in [*NAMES, "a-b", "a.b", "-"]}) == len(NAMES) + 3
     for name in ("tune", "stage_2", "photo.jpg", "A-1"):
         assert plain_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "state", ["whole", "edited", "torn", "foreign", "cut off", "weights alone"]
+)
+@pytest.mark.parametrize("kind", ["tokenizer", "generator"])
+def test_a_model_of_another_kind_is_left_alone(tmp_path: Path, kind: str, state: str) -> None:
+    folder, weights = tmp_path / "model", {"w": torch.zeros(2)}
+    trees = {"tokenizer": {"format": 1}, "generator": {"format": 1, "kind": "generator"}}
+    tree, other = trees.pop(kind), next(iter(trees.values()))
+    write_model(folder, tree, weights)
+    config = folder / "config.json"
+    if state == "edited":
+        config.write_text(config.read_text().replace('"format": 1', '"format": 2'))
+    elif state == "torn":
+        config.write_bytes(config.read_bytes()[:-20])
+    elif state == "foreign":
+        config.write_text('{"model_type": "bert"}')
+    elif state == "cut off":
+        config.rename(folder / "config.json.part")
+    elif state == "weights alone":
+        config.unlink()
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match=r"is left alone: name a new folder"):
+        write_model(folder, other, {"w": torch.ones(2)})
+    assert (folder / "model.safetensors").read_bytes() == before
+    if state in ("whole", "cut off"):
+        write_model(folder, tree, {"w": torch.ones(2)})
+        assert open_model(folder, kind).read()["w"].tolist() == [1, 1]
+
+
+def test_damaged_weights_can_be_replaced(tmp_path: Path) -> None:
+    write_model(tmp_path, {"format": 1}, {"w": torch.zeros(2)})
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    write_model(tmp_path, {"format": 1}, {"w": torch.ones(2)})
+    assert open_model(tmp_path).read()["w"].tolist() == [1, 1]

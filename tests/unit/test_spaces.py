@@ -27,8 +27,11 @@ from rpiae.core.errors import (
     UsageError,
 )
 from rpiae.core.model.resolve import part_config
+from rpiae.data.orders import permutation
 from rpiae.evaluation import spaces
 from rpiae.evaluation.cnn import SmallCnn, read_cnn, save_cnn
+from rpiae.evaluation.inception_score import inception_score
+from rpiae.evaluation.seen import Seen
 from rpiae.evaluation.spaces import (
     CnnSpace,
     EncoderSpace,
@@ -241,6 +244,32 @@ def test_inception_is_the_librarys(inception: Path) -> None:
     assert "torch-fidelity" in space.facts["versions"]
     assert json.loads(json.dumps(dict(space.facts))) == space.facts
     torch.testing.assert_close(space(given[:1]), wanted[:1], atol=1e-5, rtol=1e-5)
+
+
+def test_generated_images_in_inception(inception: Path) -> None:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    given = images(11, 20, 20)
+    seen = [
+        Seen(given[part], labels=torch.zeros(len(given[part])), positions=torch.arange(11)[part])
+        for part in (slice(4, 11), slice(0, 4))
+    ]
+    score = part_config("metrics", f"inception-score:{inception}").build()
+    distance = part_config("metrics", f"gfd:inception:{inception}").build()
+    for each in seen:
+        score.update(each)
+        distance.update(each)
+        distance.update_real(each)
+    layer = ["logits_unbiased"]
+    network = FeatureExtractorInceptionV3("direct", layer, str(inception)).eval()
+    (logits,) = network((given * 255).round().to(torch.uint8))
+    drawn = logits[permutation(11, 0, "inception-score")]
+    found = score.compute()
+    expected, spread = inception_score(drawn)
+    assert found.values == pytest.approx({"inception_score": expected}, rel=1e-4)
+    assert found.details["spread"] == pytest.approx(spread, rel=1e-2)
+    json.dumps(dict(found.facts))
+    assert distance.compute().values == {"gfid": pytest.approx(0, abs=1e-4)}
 
 
 def test_inception_runs_no_code_from_its_file(tmp_path: Path) -> None:

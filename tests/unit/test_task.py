@@ -23,9 +23,9 @@ from rpiae.core.errors import CheckpointError, DataError, TrainingError
 from rpiae.core.model.contracts import Batch, StageSteps
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training import events
+from rpiae.core.training.beside import best_folder
 from rpiae.core.training.player import MicroBatch
-from rpiae.core.training.stage import TrainerInputs, best_folder
-from rpiae.core.training.task import Passed, Task
+from rpiae.core.training.task import Passed, Task, TrainerInputs
 from rpiae.core.training.trainer import train
 
 

@@ -14,8 +14,9 @@ from attrs import evolve, frozen
 from rpiae.core.errors import CheckpointError, ConfigError, TrainingError
 from rpiae.core.model.contracts import StepContext
 from rpiae.core.training import events
+from rpiae.core.training.beside import best_folder
 from rpiae.core.training.checkpoint import list_checkpoints, load_checkpoint
-from rpiae.core.training.stage import TrainerInputs, best_folder
+from rpiae.core.training.task import TrainerInputs
 from rpiae.core.training.trainer import train
 from rpiae.losses.pixels import L1Loss
 from tests.toys import toy_run

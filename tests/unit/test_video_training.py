@@ -15,7 +15,7 @@ import pytest
 from rpiae.core.config.tree import Tree
 from rpiae.core.model.contracts import StageSteps
 from rpiae.core.training import events
-from rpiae.core.training.stage import TrainerInputs
+from rpiae.core.training.task import TrainerInputs
 from rpiae.core.training.trainer import train
 from tests.toys import CRITICS, toy_run
 

@@ -313,11 +313,17 @@ class MetricConfig(PartConfig):
     Attributes:
         needs: what has to be there: ``training`` (images to learn from), ``labels``, ``pivot``,
             ``latent`` (a path through the bridge), ``clips``, which a metric with this need sees as
-            they are and every other one frame by frame.
+            they are and every other one frame by frame. Metrics of generated images need
+            ``samples``, and those that compare them with real images ``real``; no others do.
     """
 
     family: ClassVar[str] = "metrics"
     needs: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """Its ``needs`` but those that its settings make up for."""
+        return self.needs
 
     def fetch(self) -> Path | None:
         """Make what the metric loads available locally; the path of it, where it loads anything.

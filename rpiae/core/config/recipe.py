@@ -151,6 +151,8 @@ class StageConfig:
         without_init: whether the stage is left out of a run that starts from a trained tokenizer.
         optimiser: AdamW and its schedule.
         ema: decay of the weights' moving average.
+        more_ema: decays of further averages, which are saved at the stage's end beside the run's result,
+            under ``averages/``.
         ema_warmup: whether the decay is lower in the stage's first steps, so that a short stage does
             not ship its initialisation; see ``schedules.ema_decay``.
         start_from: what the stage takes over from the previous one.
@@ -171,9 +173,26 @@ class StageConfig:
     without_init: bool = without_effect(False, "the stages that are left count")
     optimiser: OptimiserConfig = field(factory=OptimiserConfig)
     ema: float = within(0, 1, default=0.9978)
+    more_ema: tuple[float, ...] = without_effect(
+        within(0, 1, default=()), "they are kept beside the stage, which does not look at them"
+    )
     ema_warmup: bool = True
     start_from: Literal["weights", "ema"] = "weights"
     best: str = without_effect("", "what is kept beside a run changes nothing in it")
+
+
+@frozen(kw_only=True)
+class SpikeGuardConfig:
+    """When a stage goes back to an earlier state, once, and on from there with other draws.
+
+    Attributes:
+        factor: how many times the usual loss, the median of the last hundred steps', a step's may be;
+            what is not finite is above all of them.
+        every: steps between the states that are kept for it.
+    """
+
+    factor: float = at_least(1)
+    every: int = at_least(1, default=500)
 
 
 @frozen(kw_only=True)
@@ -183,6 +202,7 @@ class RecipeConfig(PartConfig):
     Its part is the task's, whose names of roles and layers its stages use; a recipe is a preset.
 
     Attributes:
+        trains: what its task trains, in a word.
         summary: one line.
         stages: in order.
         batch_size: replaces the batch size of every stage, where given.
@@ -197,6 +217,8 @@ class RecipeConfig(PartConfig):
         read_every: steps between two looks at losses and norms, for logs and alarms; 0 looks at every
             one on a CPU, where that costs nothing, and at every 20th where a device has to be waited for.
         keep_checkpoints: how many of the latest checkpoints are kept.
+        spike_guard: takes a stage back where its loss leaps, or is not finite; where it is not given,
+            what is not finite ends the run, and nothing else does.
         default_data: dataset used where none is named; empty if one must be named.
         default_resize: short side of every training image over the side of the crops, where
             ``data.resize`` is not given (the paper: 1.5, 384 pixels for crops of 256); 0 leaves it to
@@ -206,6 +228,7 @@ class RecipeConfig(PartConfig):
     """
 
     family: ClassVar[str] = "recipes"
+    trains: ClassVar[str] = ""
     summary: str = without_effect("", "it is for people")
     stages: tuple[StageConfig, ...]
     batch_size: int | None = within(1, MOST_IMAGES, default=None)
@@ -221,6 +244,7 @@ class RecipeConfig(PartConfig):
     checkpoint_every: int = without_effect(at_least(0, default=1000), "resuming is exact")
     read_every: int = without_effect(at_least(0, default=0), "it draws nothing and changes nothing")
     keep_checkpoints: int = without_effect(at_least(1, default=2), "resuming is exact")
+    spike_guard: SpikeGuardConfig | None = None
     default_data: str = without_effect("", "the dataset itself counts")
     default_resize: float = without_effect(at_least(0, default=0.0), "the dataset's resize counts")
     default_positions: Literal["", "fixed", "trained"] = without_effect("", "the decoder's count")

@@ -70,19 +70,27 @@ class SelfAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, GELU (erf), Linear.
+    """Linear, GELU, Linear.
+
+    Args:
+        width: channels of the tokens.
+        hidden: channels between the two.
+        approximate: GELU's approximation, ``none`` (erf) or ``tanh``.
 
     Shapes:
         (b, n, width) → (b, n, width)
     """
 
-    def __init__(self, *, width: int, hidden: int) -> None:
+    def __init__(
+        self, *, width: int, hidden: int, approximate: Literal["none", "tanh"] = "none"
+    ) -> None:
         super().__init__()
+        self.approximate = approximate
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, tokens: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
-        return self.fc2(F.gelu(self.fc1(tokens)))  # type: ignore[no-any-return]  # nn.Module calls are Any
+        return self.fc2(F.gelu(self.fc1(tokens), approximate=self.approximate))  # type: ignore[no-any-return]  # nn.Module calls are Any
 
 
 class Block(nn.Module):

@@ -242,8 +242,10 @@ class StepContext(NamedTuple):
     critic: Critic | None = None
 
 
-#: What a loss term's config can declare to need from a step.
-NEEDS = ("pixels", "features", "latent", "decoded_features", "gaussian", "replica", "critic")
+#: What a loss term's config can declare to need from a step: of a tokenizer, and of a generator.
+NEEDS = (
+    "pixels", "features", "latent", "decoded_features", "gaussian", "replica", "critic", "velocity"
+)  # fmt: skip
 
 
 class Term(Protocol):

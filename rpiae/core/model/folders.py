@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +11,19 @@ import torch
 from torch import Tensor
 
 from rpiae.core.config.recipe import ROLES
-from rpiae.core.config.tree import unparse
-from rpiae.core.errors import CheckpointError, RunError, UnknownNameError, UsageError
+from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.model.build import build_tokenizer, resolved_parts
-from rpiae.core.model.resolve import ResolvedTokenizer, part_config
+from rpiae.core.model.resolve import ResolvedTokenizer
 from rpiae.core.model.saved import (
     FORMAT,
-    SavedTokenizer,
+    SavedModel,
     TensorFacts,
-    open_tokenizer,
-    write_tokenizer,
+    open_model,
+    write_model,
 )
+from rpiae.core.model.saved_parts import FLOATS, fitting, read_parts, written_parts
 from rpiae.core.model.state import load_state
 from rpiae.core.model.tokenizer import RPiAE
-from rpiae.core.registry.entries import THIS_PROCESS
-from rpiae.core.registry.importing import import_hint
-from rpiae.core.registry.registry import registry
 from rpiae.core.runtime.weights import check_architecture, shapes
 
 
@@ -48,7 +43,7 @@ def save_tokenizer(model: RPiAE, folder: str | os.PathLike[str]) -> Path:
         )
     target = Path(folder)
     state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    write_tokenizer(target, _config_of(model), state)
+    write_model(target, _config_of(model), state)
     return target
 
 
@@ -62,7 +57,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> RPiAE:
         CheckpointError: if it is missing, damaged, of another format, or needs a plugin that is not
             installed.
     """
-    return load_saved(open_tokenizer(tokenizer_folder(folder))).eval()
+    return load_saved(open_model(tokenizer_folder(folder))).eval()
 
 
 def tokenizer_folder(folder: str | os.PathLike[str]) -> Path:
@@ -78,12 +73,14 @@ def tokenizer_folder(folder: str | os.PathLike[str]) -> Path:
     if os.path.isfile(path):
         raise CheckpointError(f"{path} is a file: name the folder of a run or tokenizer")
     what = "has no finished tokenizer yet" if os.path.isdir(path) else "does not exist"
+    if os.path.lexists(path / "generator" / "config.json"):
+        what = "holds a generator and no tokenizer"
     raise CheckpointError(
         f"{path} {what}: expected config.json and model.safetensors there or in {path / 'tokenizer'}"
     )
 
 
-def load_saved(saved: SavedTokenizer) -> RPiAE:
+def load_saved(saved: SavedModel) -> RPiAE:
     """A saved tokenizer as a model on CPU, in the dtypes of its file.
 
     What the file's header says is compared with the model's shapes before any memory is taken.
@@ -94,10 +91,10 @@ def load_saved(saved: SavedTokenizer) -> RPiAE:
     """
     source = str(saved.folder)
     resolved, trained_size = _saved_parts(saved.config, source)
-    with _fitting(source):
+    with fitting(source):
         shapes = build_tokenizer(resolved, device="meta", trained_size=trained_size)
     _check_header(shapes, resolved, saved.tensors, source)
-    with _fitting(source):
+    with fitting(source):
         model = build_tokenizer(resolved, trained_size=trained_size)
     for role, dtype in _dtypes(shapes, saved.tensors, source).items():
         model.roles[role].to(dtype)
@@ -117,40 +114,7 @@ def _config_of(model: RPiAE) -> dict[str, Any]:
         "bridge": model.config.bridge,
         "decoder": model.config.decoder,
     }
-    brought = {registry(part.family).entry(part.name).distribution for part in parts.values()}
-    versions = {}
-    for name in sorted(brought | {"rpiae"}):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return {
-        "format": FORMAT,
-        **{role: unparse(part) for role, part in parts.items()},
-        "sources": {
-            role: registry(part.family).entry(part.name).distribution
-            for role, part in parts.items()
-        },
-        # For messages; nothing is imported because a file says so.
-        "modules": {
-            role: entry.target.partition(":")[0]
-            for role, part in parts.items()
-            if not (entry := registry(part.family).entry(part.name)).importable
-        },
-        "versions": versions,
-        "trained_size": model.trained_size,
-    }
-
-
-#: What a part may raise when it is built from values that make no sense to it.
-_UNFIT = (
-    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError,
-    ValueError,
-)  # fmt: skip
-
-
-#: Dtypes that weights may have, by their names in safetensors files.
-_FLOATS = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-}  # fmt: skip
+    return {"format": FORMAT, **written_parts(parts), "trained_size": model.trained_size}
 
 
 #: Optional buffers of a tokenizer, and what they are measured over.
@@ -166,61 +130,15 @@ _LARGEST_SIZE = 1 << 16
 
 def _saved_parts(saved: Mapping[str, Any], source: str) -> tuple[ResolvedTokenizer, int]:
     """The parts of a saved config, and the side of its training crops."""
-    sources, versions, modules = (
-        _texts(saved, name, source) for name in ("sources", "versions", "modules")
-    )
-    parts = {}
-    for role in ROLES:
-        table = saved.get(role)
-        if not isinstance(table, dict):
-            problem = f"its {role} is no table" if role in saved else f"it has no {role}"
-            raise CheckpointError(f"{source}: config.json: {problem}")
-        try:
-            with _fitting(source):
-                parts[role] = part_config(f"{role}s", table)
-        except UnknownNameError as error:
-            distribution = sources.get(role, "another distribution")
-            if distribution == THIS_PROCESS:
-                raise CheckpointError(
-                    f"{source} was saved with {role} {table.get('name')!r}, which is not known here: "
-                    f"{import_hint([modules.get(role, '')])}"
-                ) from None
-            raise CheckpointError(
-                f"{source} was saved with {role} {table.get('name')!r} of {distribution} "
-                f"{versions.get(distribution, '')}, which is not installed here: "
-                f"pip install {distribution} ({error})"
-            ) from None
+    parts = read_parts(saved, {role: f"{role}s" for role in ROLES}, source)
     size = saved.get("trained_size", 0)
     if type(size) is not int or not 0 <= size <= _LARGEST_SIZE:
         raise CheckpointError(
             f"{source}: config.json: trained_size is {size!r:.40}, not a number of pixels from 0 to "
             f"{_LARGEST_SIZE}"
         )
-    with _fitting(source):
+    with fitting(source):
         return resolved_parts(*(parts[role] for role in ROLES)), size
-
-
-def _texts(saved: Mapping[str, Any], name: str, source: str) -> dict[str, str]:
-    texts = saved.get(name, {})
-    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-        raise CheckpointError(f"{source}: config.json: its {name} are no table of texts")
-    return texts
-
-
-@contextlib.contextmanager
-def _fitting(source: str) -> Iterator[None]:
-    """Where values of a file are given to parts: what these raise is about the file."""
-    try:
-        yield
-    except (UnknownNameError, RunError):
-        raise
-    except UsageError as error:
-        raise CheckpointError(f"{source} does not fit this version of its parts: {error}") from None
-    except _UNFIT as error:
-        raise CheckpointError(
-            f"{source}: config.json describes no model that can be built: "
-            f"{type(error).__name__}: {str(error)[:200]}"
-        ) from error
 
 
 def _check_header(
@@ -238,7 +156,7 @@ def _check_header(
         else:
             width = resolved.encoder_facts.width
             wanted, fits = f"({width}, h, w)", len(shape) == 3 and shape[0] == width
-        if not fits or dtype not in _FLOATS or 0 in shape:
+        if not fits or dtype not in FLOATS or 0 in shape:
             raise CheckpointError(f"{source}: {name} is {dtype} {shape}, not of floats {wanted}")
         if twin not in tensors or tensors[twin].shape != shape:
             raise CheckpointError(
@@ -256,18 +174,18 @@ def _dtypes(
             f"{role}.{n}": t.dtype for n, t in part.state_dict().items() if t.is_floating_point()
         }
         dtypes = {name: tensors[name].dtype for name in floats}
-        if all(_FLOATS.get(dtype) == floats[name] for name, dtype in dtypes.items()):
+        if all(FLOATS.get(dtype) == floats[name] for name, dtype in dtypes.items()):
             continue
         first = next(iter(dtypes.values()))
         for name, dtype in dtypes.items():
-            if dtype not in _FLOATS:
+            if dtype not in FLOATS:
                 raise CheckpointError(f"{source}: {name} is {dtype}, which is no dtype of weights")
             if dtype != first:
                 raise CheckpointError(
                     f"{source}: {name} is {dtype} and others of the {role} are {first}: a part has "
                     "one dtype"
                 )
-        chosen[role] = _FLOATS[first]
+        chosen[role] = FLOATS[first]
     return chosen
 
 

@@ -12,6 +12,7 @@ import cattrs
 from attrs import frozen
 
 from rpiae.core.config.convert import make_converter
+from rpiae.core.config.generation import GeneratorConfig
 from rpiae.core.config.parts import (
     BridgeConfig,
     CriticConfig,
@@ -22,13 +23,13 @@ from rpiae.core.config.parts import (
     MetricConfig,
     PartConfig,
 )
-from rpiae.core.config.recipe import ROLES, RecipeConfig
+from rpiae.core.config.recipe import RecipeConfig
 from rpiae.core.config.tree import Tree, apply_override, parse_override
 from rpiae.core.errors import UsageError, did_you_mean
 from rpiae.core.registry.registry import Preset, registry
 from rpiae.core.runtime.names import shown
 
-#: Fields of a run that are parts, with their family; companions come from the first.
+#: Fields of a tokenizer's run that are parts, with their family; companions come from the first.
 FIELDS: Mapping[str, str] = {
     "encoder": "encoders",
     "bridge": "bridges",
@@ -36,6 +37,16 @@ FIELDS: Mapping[str, str] = {
     "recipe": "recipes",
     "data": "datasets",
 }
+
+#: The same of a generator's run.
+GENERATOR_FIELDS: Mapping[str, str] = {
+    "generator": "generators",
+    "recipe": "recipes",
+    "data": "datasets",
+}
+
+#: Families that the parts of a model are of.
+_OF_MODELS = ("encoders", "bridges", "decoders", "generators")
 
 
 @frozen(kw_only=True)
@@ -63,7 +74,7 @@ def converter() -> cattrs.Converter:
     made = make_converter()
     bases = (
         EncoderConfig, BridgeConfig, DecoderConfig, LossConfig, CriticConfig, DatasetConfig,
-        MetricConfig, RecipeConfig,
+        MetricConfig, RecipeConfig, GeneratorConfig,
     )  # fmt: skip
 
     def structure(value: Any, base: type[PartConfig]) -> PartConfig:
@@ -90,8 +101,13 @@ def name_parts(
     initial: Mapping[str, tuple[Tree, str]],
     overrides: Sequence[str],
     without: Sequence[str],
+    fields: Mapping[str, str] = FIELDS,
 ) -> NamedRun:
     """Replace every name in a run's tree by the fields that it stands for; see ``resolve_run``.
+
+    Args:
+        tree, defaults, initial, overrides, without: see ``resolve_run``.
+        fields: which of its fields are parts, with their family.
 
     Raises:
         UnknownNameError: for a part nobody registered.
@@ -103,13 +119,13 @@ def name_parts(
         steps, value = parse_override(text)
         if len(steps) == 1:
             apply_override(tree, text)
-        elif len(steps) == 2 and steps[0] in FIELDS and steps[1] == "name":
+        elif len(steps) == 2 and steps[0] in fields and steps[1] == "name":
             tree[str(steps[0])] = value
         else:
             late.append(text)
-    expanded, origins, presets = _expanded(tree, defaults, initial)
+    expanded, origins, presets = _expanded(tree, fields, defaults, initial)
     for text in late:
-        _override(expanded, text)
+        _override(expanded, text, fields)
     missing, notices = _prepare_terms(expanded, without)
     return NamedRun(
         tree=expanded, origins=origins, presets=presets, missing_losses=missing,
@@ -118,13 +134,16 @@ def name_parts(
 
 
 def _expanded(
-    tree: Tree, defaults: Mapping[str, str], initial: Mapping[str, tuple[Tree, str]]
+    tree: Tree,
+    fields: Mapping[str, str],
+    defaults: Mapping[str, str],
+    initial: Mapping[str, tuple[Tree, str]],
 ) -> tuple[Tree, dict[str, str], tuple[Preset, ...]]:
     expanded = dict(tree)
     origins: dict[str, str] = {}
     presets: list[Preset] = []
     companions: dict[str, tuple[str, str]] = {}
-    for name, family in FIELDS.items():
+    for name, family in fields.items():
         if name in tree:
             given, origins[name] = tree[name], "given"
         elif name in initial:
@@ -239,15 +258,15 @@ ALTERNATIVES = {
 }  # fmt: skip
 
 
-def _override(tree: Tree, text: str) -> None:
+def _override(tree: Tree, text: str, families: Mapping[str, str]) -> None:
     """Apply one ``--set``: a field takes the place of its alternative, and a preset's name goes
     with the values that made it one."""
     steps, value = parse_override(text)
     role = str(steps[0])
     part: Any = tree.get(role)
-    chosen = role in ROLES and len(steps) == 2 and isinstance(part, dict)
+    chosen = families.get(role) in _OF_MODELS and len(steps) == 2 and isinstance(part, dict)
     if chosen and part.get(str(steps[1]), value) != value:
-        fields = attrs.fields_dict(registry(FIELDS[role]).config_class(part["name"]))
+        fields = attrs.fields_dict(registry(families[role]).config_class(part["name"]))
         if steps[1] in fields and fields[str(steps[1])].metadata.get("argument", True):
             part.pop("preset", None)
     apply_override(tree, text)

@@ -1,4 +1,4 @@
-"""Saved tokenizers on disk: two files that fit each other at any moment, and are what was written.
+"""Saved models on disk: two files that fit each other at any moment, and are what was written.
 
 ``config.json`` holds the sha256 of ``model.safetensors`` and its own. A folder is replaced in place:
 both files are written whole under other names, the weights are renamed, then the config. A process
@@ -26,19 +26,27 @@ from torch import Tensor
 
 from rpiae.core.errors import CheckpointError
 from rpiae.core.runtime.files import file_digest, open_regular, replace_durably, sync, until_whole
+from rpiae.core.runtime.names import printable
 
 FORMAT = 1
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
-#: What was measured of a tokenizer; it goes when the tokenizer is replaced.
+#: What was measured of a model; it goes when the model is replaced.
 _RESULTS = ("evaluation.json", "pictures")
 
-#: What a tokenizer's folder may hold and still be replaced: its files, and results about it.
+#: What a model's folder may hold and still be replaced: its files, and results about it.
 REPLACEABLE = frozenset({CONFIG_FILE, WEIGHTS_FILE, *_RESULTS}) | {
     f"{name}.part" for name in (CONFIG_FILE, WEIGHTS_FILE)
 }
+
+#: What a saved model can be; the entry of ``config.json`` that says it.
+TOKENIZER, GENERATOR = "tokenizer", "generator"
+_KIND = "kind"
+
+#: The entry that every ``config.json`` of ours has.
+_FORMAT = "format"
 
 #: Entries of ``config.json`` that hold digests.
 _OWN, _WEIGHTS = "sha256", "weights_sha256"
@@ -57,8 +65,8 @@ class TensorFacts(NamedTuple):
 
 
 @frozen(kw_only=True)
-class SavedTokenizer:
-    """A saved tokenizer, its tensors not read yet.
+class SavedModel:
+    """A saved tokenizer or generator, its tensors not read yet.
 
     Attributes:
         folder: where it is.
@@ -84,8 +92,8 @@ class SavedTokenizer:
             raise CheckpointError(f"{path} cannot be read: {error}") from None
 
 
-def write_tokenizer(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Write a tokenizer's files, or replace them.
+def write_model(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Write a model's files, or replace them.
 
     Args:
         folder: where to; made if it is not there.
@@ -93,18 +101,20 @@ def write_tokenizer(folder: Path, config: Mapping[str, Any], state: Mapping[str,
         state: the tensors.
 
     Raises:
-        CheckpointError: if the folder holds other things, or cannot be written; what was there
-            before stays.
+        CheckpointError: if the folder holds other things or a model of another kind, or cannot be
+            written; what was there before stays.
     """
     config_file, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     try:
         if folder.exists() and not _replaceable(folder):
             raise CheckpointError(
-                f"{folder} holds other things than a tokenizer and is left alone: name a new folder"
+                f"{folder} holds other things than a {kind_of(config)} and is left alone: name a new "
+                "folder"
             )
         is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         _finish(folder)
+        _check_kind(folder, kind_of(config))
         try:
             save_file(dict(state), until_whole(weights), metadata={"format": "pt"})
             until_whole(weights).chmod(0o644)  # safetensors lets its owner alone read it
@@ -126,20 +136,34 @@ def write_tokenizer(folder: Path, config: Mapping[str, Any], state: Mapping[str,
         raise CheckpointError(f"cannot write {folder}: {reason}") from None
 
 
-def open_tokenizer(folder: Path) -> SavedTokenizer:
-    """A saved tokenizer, its digests checked and its tensors not read yet.
+def kind_of(config: Mapping[str, Any]) -> str:
+    """What a ``config.json`` is of; tokenizers do not say it."""
+    return str(config.get(_KIND, TOKENIZER))
+
+
+def open_model(folder: Path, kind: str = TOKENIZER) -> SavedModel:
+    """A saved model, its digests checked and its tensors not read yet.
 
     Files of earlier versions have no digests, which is logged.
 
+    Args:
+        folder: where it is.
+        kind: what it has to be, ``tokenizer`` or ``generator``.
+
     Raises:
-        CheckpointError: if it is damaged, or of another format.
+        CheckpointError: if it is damaged, of another kind or format.
     """
     weights = folder / WEIGHTS_FILE
     config = _config_of(weights, _read_config(folder / CONFIG_FILE))
-    version = config.get("format")
+    if kind_of(config) != kind:
+        raise CheckpointError(
+            f"{folder} holds a {printable(kind_of(config))[:40]}, and a {kind} is wanted: name the "
+            f"folder of a {kind} or of its run"
+        )
+    version = config.get(_FORMAT)
     if version != FORMAT:
         raise CheckpointError(
-            f"{folder} has tokenizer format {version!r}, this rpiae reads format {FORMAT}"
+            f"{folder} has {kind} format {version!r}, this rpiae reads format {FORMAT}"
         )
     if _WEIGHTS not in config:
         logger.warning(
@@ -154,7 +178,7 @@ def open_tokenizer(folder: Path) -> SavedTokenizer:
             }
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{weights} cannot be read: {error}") from None
-    return SavedTokenizer(folder=folder, config=config, tensors=tensors)
+    return SavedModel(folder=folder, config=config, tensors=tensors)
 
 
 def _config_of(weights: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -194,7 +218,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if (_OWN in tree) != (_WEIGHTS in tree) or tree.get(_OWN, digest) != digest:
         raise CheckpointError(
             f"{path} is damaged or was edited: its sha256 is not that of its content. Save the "
-            f"tokenizer again, or take {_OWN} and {_WEIGHTS} out of it to load it unchecked"
+            f"model again, or take {_OWN} and {_WEIGHTS} out of it to load it unchecked"
         )
     return tree
 
@@ -206,8 +230,27 @@ def _own_digest(tree: Mapping[str, Any]) -> str:
 
 
 def _replaceable(folder: Path) -> bool:
-    """Whether a folder is empty, or holds a saved tokenizer and nothing but what was measured of it."""
+    """Whether a folder is empty, or holds a saved model and nothing but what was measured of it."""
     return folder.is_dir() and {path.name for path in folder.iterdir()} <= REPLACEABLE
+
+
+def _check_kind(folder: Path, kind: str) -> None:
+    """What is there, if anything, is a saved model of this kind. Its weights may be damaged."""
+    path = folder / CONFIG_FILE
+    if not path.exists() and not (folder / WEIGHTS_FILE).exists():
+        return  # a first save that was cut off, or results alone
+    left_alone = f"{folder} is left alone: name a new folder for the {kind}"
+    try:
+        config = _read_config(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. {left_alone}") from None
+    if _FORMAT not in config:
+        raise CheckpointError(f"{path} is not of a model that rpiae saved. {left_alone}")
+    if kind_of(config) != kind:
+        raise CheckpointError(
+            f"{folder} holds a {printable(kind_of(config))[:40]}, which a {kind} does not replace. "
+            f"{left_alone}"
+        )
 
 
 def _finish(folder: Path) -> None:
@@ -221,7 +264,7 @@ def _finish(folder: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what was measured of the tokenizer that was replaced, and what earlier versions left
+    """Remove what was measured of the model that was replaced, and what earlier versions left
     beside it when they were killed."""
     for name in _RESULTS:
         if (folder / name).is_dir():

@@ -7,7 +7,11 @@ from typing import Protocol
 
 from attrs import evolve
 
+from rpiae.core.config.generation import GeneratorRunConfig
 from rpiae.core.config.recipe import AdversarialConfig, RunConfig, StageConfig, TermConfig
+
+#: A run of any task that ships.
+AnyRun = RunConfig | GeneratorRunConfig
 
 
 class StageRules(Protocol):
@@ -16,14 +20,20 @@ class StageRules(Protocol):
     def problems(self, stage: StageConfig) -> Iterator[str]:
         """Names in a stage that the task does not know, each with its path in the stage."""
 
-    def offers(self, stage: StageConfig, config: RunConfig) -> tuple[frozenset[str], str]:
+    def offers(self, stage: StageConfig, config: AnyRun) -> tuple[frozenset[str], str]:
         """What a stage has for its terms, names out of ``NEEDS``, and what decides that, in words."""
 
 
 def checked_stages(
-    config: RunConfig,
+    config: AnyRun,
 ) -> tuple[tuple[StageConfig, ...], list[str], list[str]]:
     """The stages of a run without optional terms that lack what they need; notices; problems."""
+    trains = "tokenizer" if isinstance(config, RunConfig) else "generator"
+    if config.recipe.trains not in ("", trains):
+        return (), [], [
+            f"recipe: {config.recipe.label!r} trains a {config.recipe.trains}, and this run is of a "
+            f"{trains}: take another (rpiae list recipes)"
+        ]  # fmt: skip
     rules: StageRules = config.recipe.build()
     stages: list[StageConfig] = []
     notices: list[str] = []
@@ -48,6 +58,11 @@ def checked_stages(
         if any(t.adaptive for t in terms) and not any(t.reference for t in terms):
             problems.append(
                 f"{path}: an adaptive weight needs at least one term with reference = true"
+            )
+        if config.recipe.spike_guard and _changes_midway(terms):
+            problems.append(
+                f"{path}: with recipe.spike_guard a stage's loss is compared with what it was, so no term "
+                "can begin late, or play against a critic"
             )
         against, said = _adversaries(terms, stage.name, path)
         problems += against
@@ -131,6 +146,15 @@ def _adversaries(terms: Sequence[TermConfig], stage: str, path: str) -> tuple[li
     return problems, notices
 
 
+def _changes_midway(terms: Sequence[TermConfig]) -> bool:
+    """Whether a stage's loss changes for other reasons than what is learned."""
+    return any(
+        term.start_steps or term.start_epochs or term.ramp_steps or term.adaptive
+        or isinstance(term.loss, AdversarialConfig)
+        for term in terms
+    )  # fmt: skip
+
+
 def _when(steps: int, epochs: float) -> str:
     return f"step {steps}" if steps else f"epoch {epochs:g}"
 
@@ -139,8 +163,14 @@ def _outside(stage: StageConfig, path: str) -> list[str]:
     """Values of a stage that are out of range, or given twice."""
     problems = []
     optimiser = stage.optimiser
-    if not 0 <= stage.ema < 1:
-        problems.append(f"{path}.ema: must be at least 0 and below 1, got {stage.ema}")
+    for name, decays in (("ema", (stage.ema,)), ("more_ema", stage.more_ema)):
+        problems += [
+            f"{path}.{name}: must be at least 0 and below 1, got {decay}"
+            for decay in decays
+            if not 0 <= decay < 1
+        ]
+    if len(set(stage.more_ema)) < len(stage.more_ema):
+        problems.append(f"{path}.more_ema: a decay is given twice")
     if not all(0 <= beta < 1 for beta in optimiser.betas):
         given = list(optimiser.betas)
         problems.append(f"{path}.optimiser.betas: must be at least 0 and below 1, got {given}")

@@ -24,6 +24,7 @@ FAMILIES: Mapping[str, str] = {
     "encoders": "rpiae.encoders:ENCODERS",
     "bridges": "rpiae.bridges:BRIDGES",
     "decoders": "rpiae.decoders:DECODERS",
+    "generators": "rpiae.generators:GENERATORS",
     "losses": "rpiae.losses:LOSSES",
     "critics": "rpiae.losses:CRITICS",
     "datasets": "rpiae.data:DATASETS",

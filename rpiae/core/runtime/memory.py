@@ -50,7 +50,7 @@ def memory_need(roles: Mapping[str, nn.Module], trained: Mapping[str, int]) -> M
     stage = max(trained, key=lambda name: trained[name], default="")
     return MemoryNeed(
         model=sum(sizes.values()),
-        pivot=sizes["encoder"],
+        pivot=sizes.get("encoder", 0),
         training=trained.get(stage, 0) * BESIDE * torch.float32.itemsize,
         stage=stage,
     )

@@ -93,6 +93,12 @@ class Runtime:
         return bool(self._accelerator.is_main_process)
 
     @property
+    def in_words(self) -> str:
+        """Precision, device and number of processes, and why the precision."""
+        processes = f" in {self.num_processes} processes" if self.num_processes > 1 else ""
+        return f"{self.precision} on {self.device}{processes}: {self.reason}"
+
+    @property
     def read_every(self) -> int:
         """Steps between readings of what they report, where nobody says: each one on a CPU, where
         that costs nothing; fewer where the device would have to be waited for."""

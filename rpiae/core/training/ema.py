@@ -34,6 +34,12 @@ class Ema:
         self.values = {name: p.detach().clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()
+    def begin(self) -> None:
+        """Begin anew with the parameters as they are."""
+        torch._foreach_copy_(list(self.values.values()), list(self._parameters.values()))
+        self._step = 0
+
+    @torch.no_grad()
     def update(self) -> None:
         """Take in the current parameters: ema ← d·ema + (1 − d)·parameter."""
         decay = ema_decay(self._step, decay=self._decay) if self._warmup else self._decay

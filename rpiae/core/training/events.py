@@ -99,6 +99,16 @@ class CheckpointSaved(Event):
 
 
 @frozen(kw_only=True)
+class TakenBack(Event):
+    """A stage went wrong at ``step`` and goes on from its checkpoint of step ``to`` with other draws."""
+
+    stage: str
+    step: int
+    to: int
+    reason: str
+
+
+@frozen(kw_only=True)
 class StageEnded(Event):
     """A stage is complete.
 

@@ -14,6 +14,7 @@ from attrs import define, field, frozen
 from torch import Tensor, nn
 
 from rpiae.core.config.recipe import AdaptiveConfig, OptimiserConfig, StageLength
+from rpiae.core.model.contracts import Batch
 from rpiae.core.runtime.draws import StepRandomness
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training.balance import Balance, Pass
@@ -28,11 +29,23 @@ class MicroBatch(NamedTuple):
         inputs: (b, …), on the run's device.
         draws: of these samples.
         share: of them in the step's samples, times the number of processes.
+        labels: (b,), −1 where there is none; None where none is known.
     """
 
     inputs: Tensor
     draws: StepRandomness
     share: float
+    labels: Tensor | None = None
+
+
+def micro_batches(pieces: Sequence[Batch], seed: int, stage: str, step: int) -> list[MicroBatch]:
+    """The pieces of a step's batch, with the draws of their samples."""
+    return [
+        MicroBatch(
+            piece.inputs, StepRandomness(seed, stage, step, piece.samples), piece.share, piece.labels
+        )
+        for piece in pieces
+    ]  # fmt: skip
 
 
 #: Name of the player that a task's own module is.
@@ -90,6 +103,7 @@ class Player:
         start: first step of the stage in which it learns; its schedule counts from there.
         balance: weighs its terms.
         ema: average of its parameters, where one is kept.
+        more: further averages, by their decay.
         modes: sets train and eval modes before it learns.
         inputs: what its module is called with.
         weighed: its terms that have an adaptive weight in a step, by label.
@@ -103,6 +117,7 @@ class Player:
     start: int = 0
     balance: Balance = field(factory=Balance)
     ema: Ema | None = None
+    more: Mapping[str, Ema] = field(factory=dict)
     modes: Callable[[], object]
     inputs: Inputs = of_the_batch
     weighed: Callable[[int], Mapping[str, AdaptiveConfig]] = lambda _: {}
@@ -165,8 +180,9 @@ class Player:
         check(learned)
         self._clip(learned.gradient_norms)
         self._stepping.step()
-        if self.ema is not None:
-            self.ema.update()
+        for average in (self.ema, *self.more.values()):
+            if average is not None:
+                average.update()
         return learned
 
     def _gradients(
@@ -241,18 +257,34 @@ class Player:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimiser and ratios, for a checkpoint; what is trained is saved by whoever has it."""
-        return {"optimiser": self.optimiser.state_dict(), "balance": self.balance.state_dict()}
+        """Optimiser, ratios and further averages, for a checkpoint; what is trained is saved by whoever
+        has it."""
+        return {
+            "optimiser": self.optimiser.state_dict(),
+            "balance": self.balance.state_dict(),
+            "more": {decay: average.state_dict() for decay, average in self.more.items()},
+        }
 
     def whole(self) -> dict[str, Any]:
         """The same with the module's weights, for a player that the task's own state does not hold."""
         return {"weights": self.module.state_dict(), **self.state_dict()}
 
+    def load_whole(self, saved: Mapping[str, Any]) -> None:
+        """Inverse of ``whole``."""
+        self.module.load_state_dict(saved["weights"])
+        self.load_state_dict(saved)
+
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Go on with the moments of a saved state, and with the settings that there are now."""
+        """Go on with the moments of a saved state, and with the settings that there are now; averages
+        that it does not have begin with the weights as they are."""
         own = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": saved["optimiser"]["state"], "param_groups": own})
         self.balance.load_state_dict(saved["balance"])
+        for decay, average in self.more.items():
+            if decay in saved["more"]:
+                average.load_state_dict(saved["more"][decay])
+            else:
+                average.begin()
 
 
 def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], share: float) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class Window:
     """
 
     seconds: float
+    totals: Sequence[float]
     _facts: Mapping[str, Any]
 
     def event(self, *, remaining_seconds: float) -> events.StepDone:
@@ -56,6 +57,7 @@ class Readings:
     _seconds: float = field(default=0.0, init=False)
     _waited: float = field(default=0.0, init=False)
     _finite: Tensor | None = field(default=None, init=False)
+    _totals: list[Tensor] = field(factory=list, init=False)
 
     def add(self, learned: Mapping[str, Learned], *, seconds: float, waited: float) -> None:
         """Take in a step.
@@ -69,10 +71,19 @@ class Readings:
         self._count += 1
         self._seconds += seconds + waited
         self._waited += waited
+        first = next(iter(learned.values()))
+        weighed = [first.weights[name] * value for name, value in first.terms.items()]
+        self._totals.append(torch.stack([w.double().reshape(()) for w in weighed]).sum())
         if self._runtime.read_every > 1:
             numbers = [n.float() for each in learned.values() for n in _numbers(each).values()]
             finite = torch.stack(numbers).isfinite().all()
             self._finite = finite if self._finite is None else self._finite & finite
+
+    def forget(self) -> None:
+        """Leave out the steps since the last reading."""
+        self._learned = {}
+        self._totals = []
+        self._count, self._seconds, self._waited, self._finite = 0, 0.0, 0.0, None
 
     @property
     def seconds(self) -> float:
@@ -120,10 +131,13 @@ class Readings:
         numbers = _floats(_numbers(first))
         problems = self.problems()
         rows = {other.player: self._row(other) for other in others}
-        terms = self._runtime.means({n: numbers[n] for n in first.terms})
+        totals = {f"step {i}": total for i, total in enumerate(_listed(self._totals))}
+        means = self._runtime.means({**{n: numbers[n] for n in first.terms}, **totals})
+        terms = {n: means[n] for n in first.terms}
         weights = {n: numbers[f"weight of {n}"] for n in first.weights}
         window = Window(
             seconds=self._seconds,
+            totals=[means[name] for name in totals],
             facts={
                 "stage": self._stage, "step": step, "steps": self._steps,
                 "total": sum(weights[name] * value for name, value in terms.items()),
@@ -137,7 +151,7 @@ class Readings:
                 "memory": self._runtime.memory(),
             },
         )  # fmt: skip
-        self._count, self._seconds, self._waited, self._finite = 0, 0.0, 0.0, None
+        self.forget()
         return window, problems
 
 
@@ -149,6 +163,11 @@ def _numbers(learned: Learned) -> dict[str, Tensor]:
         **{f"gradient norm of {role}": norm for role, norm in learned.gradient_norms.items()},
         **learned.facts,
     }
+
+
+def _listed(numbers: Sequence[Tensor]) -> list[float]:
+    """Numbers of the device, waited for once."""
+    return torch.stack(list(numbers)).tolist() if numbers else []
 
 
 def _floats(numbers: Mapping[str, Tensor]) -> dict[str, float]:

@@ -35,7 +35,8 @@ _ALWAYS = {
     "history": dict,
 }
 _WITHIN = {
-    "optimiser": dict, "balance": dict, "players": dict, "seconds": float, "skipped": int, "best": float,
+    "optimiser": dict, "balance": dict, "players": dict, "more": dict, "seconds": float, "skipped": int,
+    "best": float, "guard": dict,
 }  # fmt: skip
 
 
@@ -73,16 +74,18 @@ def check_saved(saved: SavedState, *, task: Task, recipe: RecipeConfig) -> None:
     config = recipe.stages[stage]
     if step > (length := stage_length(config, recipe, state["num_images"]).steps):
         raise CheckpointError(f"{source} is of step {step} of {length} of stage {config.name}")
-    for name in ("balance", "players"):  # which the version before did not have
+    for name in ("balance", "players", "more"):  # which earlier versions did not have
         state.setdefault(name, {})
+    state.setdefault("guard", {"retries": 0, "losses": []})
     _check_types(state, _WITHIN, source)
+    _check_types(state["guard"], {"retries": int, "losses": list}, f"{source}: guard")
     apply_stage(task.roles, config.train)
     trained = dict(trained_parameters(task.roles))
     _check_average(state["ema"], trained, source)
     if state["ema"].keys() != {"values", "step"} or state["ema"]["step"] != step:
         raise CheckpointError(f"{source}: its moving average is not of step {step}")
-    if missing := trained.keys() - state["ema"]["values"].keys():
-        raise CheckpointError(f"{source}: there is no moving average of {min(missing)}")
+    for average in (state["ema"], *state["more"].values()):
+        _check_whole_average(average, trained, step, source)
     check_optimiser(state["optimiser"], list(trained.values()), steps=step, source=source)
     check_ratios(state["balance"], source=source)
 
@@ -182,6 +185,20 @@ def _check_average(saved: Any, parameters: Mapping[str, nn.Parameter], source: s
                 f"{source}: there is a moving average of {name}, not trained here"
             )
         _check_like(value, parameters[name], f"{source}: the moving average of {name}")
+
+
+def _check_whole_average(
+    saved: Any, trained: Mapping[str, nn.Parameter], step: int, source: str
+) -> None:
+    """Refuse an average that is not of all that a stage trains."""
+    if not isinstance(saved, dict) or saved.keys() != {"values", "step"}:
+        raise CheckpointError(f"{source} holds a moving average without values or step")
+    _check_average(saved, trained, source)
+    _check_types(saved, {"step": int}, source)
+    if saved["step"] > step:
+        raise CheckpointError(f"{source}: a moving average is of step {saved['step']}, not {step}")
+    if missing := trained.keys() - saved["values"].keys():
+        raise CheckpointError(f"{source}: there is no moving average of {min(missing)}")
 
 
 def _check_history(history: Mapping[Any, Any], ended: Iterable[str], source: str) -> None:

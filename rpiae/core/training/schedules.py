@@ -51,3 +51,8 @@ def ema_decay(step: int, *, decay: float) -> float:
     Without the warm-up a short stage would ship its initialisation.
     """
     return min(decay, (1 + step) / (10 + step))
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps, or never for 0, is due after a step."""
+    return every > 0 and step % every == 0

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from attrs import asdict, define, field, frozen
+from attrs import asdict, define, field
 
-from rpiae.core.config.recipe import (
-    RecipeConfig,
-    StageConfig,
-    StageLength,
-    batch_size,
-    stage_length,
-)
+from rpiae.core.config.recipe import StageConfig, StageLength, batch_size, stage_length
 from rpiae.core.errors import CheckpointError, DataError, TrainingError, UsageError
 from rpiae.core.model.blocks import recomputing
-from rpiae.core.model.contracts import Batch, Dataset, StageSteps
-from rpiae.core.runtime.draws import StepRandomness
-from rpiae.core.runtime.files import plain_name
-from rpiae.core.runtime.processes import Runtime
+from rpiae.core.model.contracts import Batch, StageSteps
+from rpiae.core.runtime.draws import key
 from rpiae.core.runtime.signals import StopSignal
 from rpiae.core.training import events
+from rpiae.core.training.beside import best_folder, save_averages
 from rpiae.core.training.checkpoint import (
     SavedState,
     checkpoint_path,
@@ -34,33 +25,16 @@ from rpiae.core.training.checkpoint import (
     save_checkpoint,
 )
 from rpiae.core.training.ema import Ema
+from rpiae.core.training.evaluations import Evaluations
 from rpiae.core.training.feed import Feed
 from rpiae.core.training.freeze import FreezeReport, wants_averages
-from rpiae.core.training.player import Learned, MicroBatch, Player
+from rpiae.core.training.guard import SpikeError, SpikeGuard
+from rpiae.core.training.player import Learned, Player, micro_batches
 from rpiae.core.training.readings import Readings
-from rpiae.core.training.task import Opening, Task
+from rpiae.core.training.restoring import check_saved
+from rpiae.core.training.schedules import due
+from rpiae.core.training.task import Opening, TrainerInputs
 from rpiae.core.training.watch import Watch
-
-
-@frozen(kw_only=True)
-class TrainerInputs:
-    """Everything a training run is a function of.
-
-    Attributes:
-        task: what is trained, in place; its weights start as the run's initialisation.
-        recipe: what to do.
-        data: samples.
-        runtime: device, precision, processes.
-        folder: the run's folder.
-        seed: of every random draw.
-    """
-
-    task: Task
-    recipe: RecipeConfig
-    data: Dataset
-    runtime: Runtime
-    folder: Path
-    seed: int
 
 
 @define(kw_only=True)
@@ -78,12 +52,18 @@ class StageAtWork:
     watch: Watch
     history: dict[str, dict[str, Any]]
     readings: Readings
+    guard: SpikeGuard
     step: int = 0
     seconds: float = 0.0
     skipped: int = 0
-    best: float = -math.inf
-    metrics: Mapping[str, float] = field(factory=dict)
-    evaluated_at: int = -1
+    lost: Sequence[str] = ()
+    evaluations: Evaluations = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.evaluations = Evaluations(
+            task=self.inputs.task, runtime=self.inputs.runtime, config=self.config, ema=self.ema,
+            folder=best_folder(self.inputs.folder, self.config.name),
+        )  # fmt: skip
 
     @classmethod
     def open(
@@ -117,6 +97,9 @@ class StageAtWork:
             report=report, history=history, players=players, ema=ema,
             readings=Readings(runtime, config.name, length.steps, size),
             watch=Watch(steps=length.steps, alarms=objective.alarms),
+            guard=SpikeGuard(
+                config=recipe.spike_guard, folder=inputs.folder / "checkpoints" / "guard", stage=index
+            ),
         )  # fmt: skip
         if saved is not None:
             stage._restore(saved.state)
@@ -132,16 +115,29 @@ class StageAtWork:
             self._clear()
 
     def _steps(self, stop: StopSignal) -> Generator[events.Event, None, bool]:
-        recipe, runtime = self.inputs.recipe, self.inputs.runtime
         yield events.StageStarted(
             stage=self.config.name, index=self.index, steps=self.length.steps, step=self.step,
             batch_size=self.batch_size, report=self.report,
         )  # fmt: skip
+        if self.step == 0 and self.guard.helps and self.inputs.runtime.is_main:
+            self.guard.begin(self._state(self.index, 0))
+        while True:
+            try:
+                return (yield from self._on(stop))
+            except SpikeError as error:
+                yield self._taken_back(error)
+
+    def _on(self, stop: StopSignal) -> Generator[events.Event, None, bool]:
+        """Steps from here on; whether the stage came to its end."""
+        recipe, runtime = self.inputs.recipe, self.inputs.runtime
         stopped = False
         every = recipe.read_every or runtime.read_every
         for batch, waited in self._batches(stop):
             if batch.skipped:
-                yield self._skipped(batch)
+                self.skipped += len(batch.skipped)
+                yield events.ImagesSkipped(
+                    stage=self.config.name, images=batch.skipped, total=self.skipped
+                )
             for text in batch.notices:
                 yield events.Notice(text=f"stage {self.config.name}: {text}")
             with runtime.with_others(self._way_on):
@@ -153,17 +149,19 @@ class StageAtWork:
             yield done
             for text in self.watch.step(done.terms):
                 yield events.Notice(text=f"stage {self.config.name}, step {self.step}: {text}")
-            if self.step < self.length.steps and _due(self.step, recipe.evaluate_every):
+            if self.step < self.length.steps and due(self.step, recipe.evaluate_every):
                 yield from self._evaluated()
             with runtime.with_others(self._way_on):
                 stopped = runtime.any(bool(stop.received))
             if stopped:
                 break
-            if self.step < self.length.steps and _due(self.step, recipe.checkpoint_every):
+            if self.step < self.length.steps and self._is_saved():
                 yield self._saved()
         if self.step == self.length.steps and not stopped:
             yield from self._evaluated()
             yield self._ended()
+            for text in self.lost:
+                yield events.Notice(text=f"stage {self.config.name}: {text}")
             return True
         if self.step > 0:
             path = self._write()
@@ -177,15 +175,20 @@ class StageAtWork:
         recipe = self.inputs.recipe
         return (
             self.step == self.length.steps
-            or _due(self.step, every)
-            or _due(self.step, recipe.evaluate_every)
-            or _due(self.step, recipe.checkpoint_every)
+            or due(self.step, every)
+            or due(self.step, recipe.evaluate_every)
+            or self._is_saved()
         )
+
+    def _is_saved(self) -> bool:
+        """Whether the state after this step is saved on the way."""
+        return due(self.step, self.inputs.recipe.checkpoint_every) or self.guard.due(self.step)
 
     def _step(self, batch: Batch, waited: float) -> None:
         """One optimiser step of every player that learns by now."""
         started = time.perf_counter()
-        micro_batches = list(self._micro_batches(batch))
+        pieces = batch.split(self.inputs.recipe.accumulate)
+        batches = micro_batches(pieces, self._seed, self.config.name, self.step)
         learned: dict[str, Learned] = {}
         for player in self.players:
             if self.step < player.start:
@@ -196,7 +199,7 @@ class StageAtWork:
             with recomputing(self.inputs.recipe.recompute):
                 learned[player.name] = player.learn(
                     self.step,
-                    micro_batches,
+                    batches,
                     self.inputs.runtime,
                     earlier=learned,
                     check=self._check,
@@ -216,23 +219,51 @@ class StageAtWork:
     def _read(self) -> events.StepDone:
         done, problems = self.readings.read(self.step)
         self._check_finite(problems)
+        leaps = self.guard.problems(done.totals)
+        if leaps:
+            raise SpikeError(", ".join(leaps))
         self.seconds += done.seconds
         remaining = self.seconds / self.step * (self.length.steps - self.step)
         return done.event(remaining_seconds=remaining)
 
-    def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
-        """The batch as it is accumulated."""
-        for piece in batch.split(self.inputs.recipe.accumulate):
-            draws = StepRandomness(self.inputs.seed, self.config.name, self.step, piece.samples)
-            yield MicroBatch(inputs=piece.inputs, draws=draws, share=piece.share)
+    def _taken_back(self, error: SpikeError) -> events.TakenBack:
+        """Go back to what is kept for that, and have the stage go on with other draws.
+
+        Raises:
+            TrainingError: if nothing is.
+        """
+        at, task = self.step, self.inputs.task
+        self._clear()
+        saved = self.guard.kept(at)
+        if saved is None:
+            raise TrainingError(self._stuck(f"{error}, and the state to go back to is lost"))
+        check_saved(saved, task=task, recipe=self.inputs.recipe)
+        task.module.load_state_dict(saved.state["model"])
+        for player in self.players[1:]:
+            player.load_whole(saved.state["players"][player.name])
+        self._restore(saved.state)
+        self.guard.retries += 1
+        self.readings.forget()
+        self.evaluations.at = -1
+        return events.TakenBack(stage=self.config.name, step=at, to=self.step, reason=str(error))
+
+    @property
+    def _seed(self) -> int:
+        """Of the stage's draws; another one after it was taken back."""
+        seed, retries = self.inputs.seed, self.guard.retries
+        return key(seed, "retry", retries) if retries else seed
 
     def _check_finite(self, problems: Sequence[str]) -> None:
         if problems:
-            raise TrainingError(
-                f"stage {self.config.name}, step {self.step}: not finite ({', '.join(problems)}). "
-                f"{self._way_on()} --precision fp32, or begin another run with a lower learning rate or "
-                "gradient clipping (optimiser.clip)"
-            )
+            text = f"not finite ({', '.join(problems)})"
+            raise SpikeError(text) if self.guard.helps else TrainingError(self._stuck(text))
+
+    def _stuck(self, problem: str) -> str:
+        """Message for a stage that cannot go on as it is."""
+        return (
+            f"stage {self.config.name}, step {self.step}: {problem}. {self._way_on()} --precision fp32, or "
+            "begin another run with a lower learning rate or gradient clipping (optimiser.clip)"
+        )
 
     def _way_on(self) -> str:
         folder = self.inputs.folder
@@ -250,7 +281,7 @@ class StageAtWork:
         """
         runtime = self.inputs.runtime
         steps = StageSteps(
-            seed=self.inputs.seed, stage=self.config.name, batch_size=self.batch_size,
+            seed=self._seed, stage=self.config.name, batch_size=self.batch_size,
             start=self.step, steps=self.length.steps,
             rank=runtime.rank, num_processes=runtime.num_processes,
             image_share=self.config.image_share or 0.0,
@@ -268,46 +299,16 @@ class StageAtWork:
         finally:
             feed.close()
 
-    def _skipped(self, batch: Batch) -> events.ImagesSkipped:
-        self.skipped += len(batch.skipped)
-        return events.ImagesSkipped(
-            stage=self.config.name, images=batch.skipped, total=self.skipped
-        )
-
     def _evaluated(self) -> Iterator[events.Event]:
-        if self.evaluated_at == self.step:
+        if self.evaluations.at == self.step:
             return
         with self.inputs.runtime.with_others(self._way_on):
-            best, problem = self._evaluate()
-        self.evaluated_at = self.step
-        yield events.Evaluated(
-            stage=self.config.name, step=self.step, metrics=self.metrics, best=best
-        )
-        remarks = self.watch.remarks(self.inputs.task.remarks(self.metrics))
+            best, problem = self.evaluations.measure(self.step)
+        metrics = self.evaluations.metrics
+        yield events.Evaluated(stage=self.config.name, step=self.step, metrics=metrics, best=best)
+        remarks = self.watch.remarks(self.inputs.task.remarks(metrics))
         for text in (*remarks, *([problem] if problem else [])):
             yield events.Notice(text=f"stage {self.config.name}, step {self.step}: {text}")
-
-    def _evaluate(self) -> tuple[bool, str]:
-        """Measure the averaged weights and keep the best ones: whether these are, and what kept them
-        from being saved."""
-        task, runtime = self.inputs.task, self.inputs.runtime
-        task.module.eval()
-        with self.ema.swapped_in(), torch.no_grad():
-            self.metrics = task.evaluate(self.config, runtime)
-            score = self._score()
-            if score is None or score <= self.best:
-                return False, ""
-            self.best = score
-            folder = best_folder(self.inputs.folder, self.config.name)
-            return True, runtime.on_main(lambda: _try_to_save(task, folder))
-
-    def _score(self) -> float | None:
-        """How good the weights are, more is better; None where they were not measured for it."""
-        criterion = self.inputs.task.criterion(self.config)
-        value = self.metrics.get(criterion.removeprefix("-"))
-        if value is None or math.isnan(value):
-            return None
-        return -value if criterion.startswith("-") else value
 
     def _saved(self) -> events.Event:
         """A checkpoint on the way: one that cannot be written does not end the run."""
@@ -324,7 +325,7 @@ class StageAtWork:
         ended = events.StageEnded(
             stage=self.config.name, index=self.index, steps=self.step, seconds=self.seconds,
             images_per_second=self.step * self.batch_size / self.seconds if self.seconds else 0.0,
-            trained=self.report.trained, metrics=self.metrics,
+            trained=self.report.trained, metrics=self.evaluations.metrics,
             digests={
                 "weights": digest(task.module.state_dict()),
                 "ema": digest(self.ema.state_dict()),
@@ -334,7 +335,11 @@ class StageAtWork:
         )  # fmt: skip
         self.history[self.config.name] = asdict(ended)
         self.inputs.runtime.release()
+        self.lost = self.inputs.runtime.on_main(
+            lambda: save_averages(task, self.players[0], self.inputs.folder, self.config.name)
+        )
         self._write(ended=True)
+        self.inputs.runtime.on_main(self.guard.forget)
         if wants_averages(task.roles, self.inputs.recipe.stages[self.index + 1 :]):
             self.ema.swap()
         task.module.requires_grad_(False)
@@ -351,7 +356,16 @@ class StageAtWork:
         path = checkpoint_path(self.inputs.folder / "checkpoints", index, step)
         if not self.inputs.runtime.is_main:
             return path
-        self._check_finite(self.readings.problems())  # of steps that nobody has looked at yet
+        if problems := self.readings.problems():  # of steps that nobody has looked at yet
+            raise TrainingError(self._stuck(f"not finite ({', '.join(problems)})"))
+        state = self._state(index, step, within=not ended)
+        save_checkpoint(path, state, keep=self.inputs.recipe.keep_checkpoints)
+        if not ended and self.guard.due(step):
+            self.guard.keep(path, step)
+        return path
+
+    def _state(self, index: int, step: int, *, within: bool = True) -> dict[str, Any]:
+        """What is saved of a step; of one within a stage with all that learns in it."""
         state: dict[str, Any] = {
             "stage": index,
             "step": step,
@@ -360,40 +374,23 @@ class StageAtWork:
             "num_images": self.inputs.data.num_images,
             "history": self.history,
         }
-        if not ended:
+        if within:
             state |= {
                 **self.players[0].state_dict(),
                 "players": {player.name: player.whole() for player in self.players[1:]},
                 "seconds": self.seconds + self.readings.seconds,
                 "skipped": self.skipped,
-                "best": self.best,
+                "best": self.evaluations.best,
+                "guard": self.guard.state_dict(),
             }
-        save_checkpoint(path, state, keep=self.inputs.recipe.keep_checkpoints)
-        return path
+        return state
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from a state; players besides the first were opened with theirs."""
         self.step = saved["step"]
         self.seconds = saved["seconds"]
         self.skipped = saved["skipped"]
-        self.best = saved["best"]
+        self.evaluations.best = saved["best"]
+        self.guard.load_state_dict(saved["guard"])
         self.ema.load_state_dict(saved["ema"])
         self.players[0].load_state_dict(saved)
-
-
-def best_folder(run: Path, stage: str) -> Path:
-    """Where the best evaluated weights of a stage are, in a run's folder."""
-    return run / "best" / plain_name(stage)
-
-
-def _try_to_save(task: Task, folder: Path) -> str:
-    """Save what is trained; what kept it from being saved."""
-    try:
-        task.save(folder)
-    except CheckpointError as error:
-        return f"the best weights so far are not saved: {error}"
-    return ""
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

@@ -20,7 +20,7 @@ from rpiae.core.config.recipe import (
     StageLength,
     stage_length,
 )
-from rpiae.core.model.contracts import Dataset
+from rpiae.core.model.contracts import BatchSource
 from rpiae.core.runtime.processes import Runtime
 from rpiae.core.training import events
 from rpiae.core.training.balance import Balance, Entry, Layer, Meetings, Pass
@@ -132,12 +132,16 @@ class Task:
             length=opening.length,
             balance=Balance(self.layers(), reduce=opening.runtime.reduce),
             ema=Ema(trained.items(), decay=stage.ema, warmup=stage.ema_warmup),
+            more={
+                repr(decay): Ema(trained.items(), decay=decay, warmup=stage.ema_warmup)
+                for decay in stage.more_ema
+            },
             modes=lambda: set_modes(self.roles, opening.report),
             weighed=objective.weighed,
         )
 
     def before(
-        self, stage: StageConfig | None, *, data: Dataset, runtime: Runtime, seed: int
+        self, stage: StageConfig | None, *, data: BatchSource, runtime: Runtime, seed: int
     ) -> Iterator[events.Notice]:
         """Do what has to be done before a stage, such as an analytic fit; None: after the last."""
         yield from ()
@@ -162,6 +166,27 @@ class Task:
         Raises:
             CheckpointError: if it cannot be written.
         """
+
+
+@frozen(kw_only=True)
+class TrainerInputs:
+    """Everything a training run is a function of.
+
+    Attributes:
+        task: what is trained, in place; its weights start as the run's initialisation.
+        recipe: what to do.
+        data: samples.
+        runtime: device, precision, processes.
+        folder: the run's folder.
+        seed: of every random draw.
+    """
+
+    task: Task
+    recipe: RecipeConfig
+    data: BatchSource
+    runtime: Runtime
+    folder: Path
+    seed: int
 
 
 class Trainee(nn.Module):

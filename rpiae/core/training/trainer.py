@@ -21,8 +21,8 @@ from rpiae.core.training.checkpoint import (
 )
 from rpiae.core.training.freeze import FreezeReport, apply_stage, wants_averages
 from rpiae.core.training.restoring import check_saved
-from rpiae.core.training.stage import StageAtWork, TrainerInputs
-from rpiae.core.training.task import Task
+from rpiae.core.training.stage import StageAtWork
+from rpiae.core.training.task import Task, TrainerInputs
 
 
 def train(inputs: TrainerInputs, *, resume: bool = False) -> Iterator[events.Event]:

@@ -26,6 +26,7 @@ from rpiae.latents.encoding import add_stored, check_finite, check_posterior, to
 from rpiae.latents.folders import prepare
 from rpiae.latents.index import write_index
 from rpiae.latents.layout import DTYPES, Settings
+from rpiae.latents.pace import GLANCE
 from rpiae.latents.statistics import ChannelStatistics
 from rpiae.latents.video.encoding import (
     check_sizes,
@@ -37,7 +38,7 @@ from rpiae.latents.video.encoding import (
 from rpiae.latents.video.files import LatentFile, StoredLatents, check_header
 from rpiae.latents.video.layout import StoredVideo, VideoPlan
 from rpiae.latents.video.source import WholeVideos
-from rpiae.latents.writing import GLANCE, Finished, Notice, Skipped, not_in
+from rpiae.latents.writing import Finished, Notice, Skipped, not_in
 
 
 @frozen(kw_only=True)

@@ -8,6 +8,7 @@ from typing import Final
 from rpiae.core.config.convert import none_of
 from rpiae.core.config.recipe import ROLES, RunConfig, StageConfig
 from rpiae.core.errors import did_you_mean
+from rpiae.core.model.stages import AnyRun
 
 #: What adaptive weights can refer to; see ``AdaptiveConfig``.
 LAYERS: Final = ("encoder", "encoder-last", "decoder")
@@ -29,8 +30,9 @@ class TokenizerStages:
             if term.adaptive and term.adaptive.layer not in LAYERS:
                 yield f"terms[{position}].adaptive.layer: {none_of(LAYERS, term.adaptive.layer)}"
 
-    def offers(self, stage: StageConfig, config: RunConfig) -> tuple[frozenset[str], str]:
+    def offers(self, stage: StageConfig, config: AnyRun) -> tuple[frozenset[str], str]:
         """Pixels, features, replica and critic always; the rest by the bridge, if in the path."""
+        assert isinstance(config, RunConfig)
         offered = {"pixels", "features", "replica", "critic"}
         if stage.use_bridge:
             offered |= {"latent", "decoded_features"}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rpiae.core.config.recipe import AdversarialConfig, StageConfig
-from rpiae.core.model.contracts import AdversarialTerm, Critic, Dataset, Replica
+from rpiae.core.model.contracts import AdversarialTerm, BatchSource, Critic, Dataset, Replica
 from rpiae.core.model.folders import save_tokenizer
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.processes import Runtime
@@ -89,10 +89,11 @@ class TokenizerTask(Task):
         return [self.model_player(opening, objective), critic]
 
     def before(
-        self, stage: StageConfig | None, *, data: Dataset, runtime: Runtime, seed: int
+        self, stage: StageConfig | None, *, data: BatchSource, runtime: Runtime, seed: int
     ) -> Iterator[events.Notice]:
         """Fit the bridge, before the first stage that has it in its path or after the last."""
         if stage is None or stage.use_bridge:
+            assert isinstance(data, Dataset)
             yield from fit_bridge(self.model, data, runtime, seed)
 
     def evaluate(self, stage: StageConfig, runtime: Runtime) -> Mapping[str, float]:
