@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from attrs import evolve, frozen
 
@@ -32,9 +33,9 @@ ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = {
     "gfd[tiny]": ("gFD, tiny", 2),
     "gfd[cnn]": ("gFD, cnn", 2),
-    "precision": ("precision", 3),
-    "recall": ("recall", 3),
-    "class_accuracy": ("class accuracy", 3),
+    "precision[tiny]": ("precision", 3),
+    "recall[tiny]": ("recall", 3),
+    "class_accuracy[tiny]": ("class accuracy", 3),
 }
 
 
@@ -151,6 +152,7 @@ def generate(look: Look, tokenizer: Path, settings: Settings) -> None:
 
 
 def _training(look: Look, settings: Settings) -> Iterator[str]:
+    yield "recipe.flow.shift=0"  # that of the latents' size
     yield "flip=true"
     yield "held_out=512"
     yield f"recipe.stages[0].steps={settings.steps}"
@@ -169,11 +171,10 @@ def _measure(
     """Numbers of a generator's samples, as JSON."""
     if results.is_file():
         return
-    metrics = f"gfd:tiny,gfd:cnn:{settings.cnn},precision,recall,class-accuracy"
     done = subprocess.run(
         [sys.executable, "-m", "rpiae", "eval", str(folder), "--data",
          f"parquet:{settings.data / 'test.parquet'}", "--train",
-         f"parquet:{settings.data / 'train.parquet'}", "--metrics", metrics, "--count",
+         f"parquet:{settings.data / 'train.parquet'}", "--metrics", metrics(settings.cnn), "--count",
          str(settings.count), "--train-images", str(settings.count), *how, "--json"],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
@@ -184,6 +185,11 @@ def _measure(
     results.write_text(done.stdout, encoding="utf-8")
 
 
+def metrics(cnn: Path) -> str:
+    """What is measured, of which ``COLUMNS`` shows the numbers."""
+    return f"gfd:tiny,gfd:cnn:{cnn},precision,recall,class-accuracy"
+
+
 def table(settings: Settings) -> Iterator[str]:
     """The numbers as Markdown."""
     yield f"| latent, prediction | guidance | {' | '.join(head for head, _ in COLUMNS.values())} |"
@@ -192,15 +198,17 @@ def table(settings: Settings) -> Iterator[str]:
         for guidance in (1.0, settings.guidance):
             path = settings.out / "generators" / f"{look.name}-{guidance:g}.json"
             numbers = metrics_of(json.loads(path.read_text(encoding="utf-8")))
-            cells = [f"{numbers[name]:.{digits}f}" for name, (_, digits) in COLUMNS.items()]
+            cells = [
+                f"{numbers[name]:.{digits}f}" if name in numbers else "–"
+                for name, (_, digits) in COLUMNS.items()
+            ]
             yield f"| {look.name} | {guidance:g} | {' | '.join(cells)} |"
 
 
-def metrics_of(results: Mapping[str, object]) -> Mapping[str, float]:
-    """The numbers in what ``rpiae eval --json`` prints of one generator."""
-    found = results["metrics"]
-    assert isinstance(found, dict)
-    return found
+def metrics_of(results: Mapping[str, Mapping[str, Any]]) -> Mapping[str, float]:
+    """The numbers in what ``rpiae eval --json`` prints of one generator, by its folder."""
+    (found,) = results.values()
+    return found["metrics"]
 
 
 def main() -> None:

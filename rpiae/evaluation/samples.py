@@ -23,17 +23,14 @@ from rpiae.core.model.geometry import to_8_bits
 from rpiae.core.runtime.names import printable
 from rpiae.core.training.feed import as_floats
 from rpiae.data.images import decode
-from rpiae.data.labels import Labels, read_labels
+from rpiae.data.labels import Labels, read_labels, unique_names
 from rpiae.data.sources import folder_source
 from rpiae.evaluation.configs import GenerationEvaluationConfig
 from rpiae.evaluation.images import ImageSet, Loaded
 from rpiae.sampling.classes import equal_labels, random_labels, uneven
+from rpiae.sampling.labels import IMAGES, LABELS, NAMES, indexed_labels
 from rpiae.sampling.loaded import LoadedGenerator, image_batches
 from rpiae.sampling.plan import generator_digest
-
-#: Names of the images and of their labels in a file of ADM's layout.
-IMAGES, LABELS = "arr_0", "arr_1"
-
 
 #: File names that say the class of a sample, as ``rpiae sample`` gives them.
 _NAMED = re.compile(r"[0-9]{5,}-(.+)\.[A-Za-z]+")
@@ -143,7 +140,8 @@ def _made_by(generator: LoadedGenerator, config: GenerationEvaluationConfig) -> 
 
 class SampleFile(SampleSet):
     """The samples in a file of ADM's layout, read batch by batch: ``arr_0`` holds the images, uint8 (n,
-    h, w, 3), and ``arr_1``, where it is there, their labels.
+    h, w, 3), and ``arr_1``, where it is there, their labels, −1 for none; ``label_names``, which
+    ``rpiae sample`` adds, the names of all classes.
 
     Args:
         path: an ``.npz`` file.
@@ -165,7 +163,8 @@ class SampleFile(SampleSet):
         super().__init__(location=name, shape=shape[1:3], facts={})
         self._count = shape[0]
         self._labels = _labels(path, self._count)
-        self.labelled = self._labels is not None
+        self.labelled = self._labels is not None and bool((self._labels >= 0).any())
+        self.label_names = _names(path, 0 if self._labels is None else int(self._labels.max()) + 1)
 
     def __len__(self) -> int:
         """How many there are."""
@@ -202,9 +201,8 @@ def _labels(path: Path, count: int) -> NDArray[np.int64] | None:
     Raises:
         UsageError: if they are no labels of so many samples.
     """
-    with _readable(path), zipfile.ZipFile(path) as archive:
-        if f"{LABELS}.npy" not in archive.namelist():
-            return None
+    if not _holds(path, LABELS):
+        return None
     with _array(path, LABELS) as (file, shape, kind):
         if shape != (count,) or kind.kind not in "iu":
             raise UsageError(
@@ -212,11 +210,39 @@ def _labels(path: Path, count: int) -> NDArray[np.int64] | None:
                 f"numbers of shape ({count},)"
             )
         labels = _values(file, count, kind).astype(np.int64)
-    if labels.min() < 0:
+    if labels.min() < -1:
         raise UsageError(
-            f"{printable(str(path))}: {LABELS} holds {labels.min()}, which is no label"
+            f"{printable(str(path))}: {LABELS} holds {labels.min()}, which is no label: they are 0 and "
+            "more, or -1 for no class"
         )
     return labels
+
+
+def _names(path: Path, classes: int) -> tuple[str, ...]:
+    """The names of a file's classes, by number; empty where it does not say them.
+
+    Args:
+        path: of the file.
+        classes: that its labels are of, at least.
+
+    Raises:
+        UsageError: if they are no names of so many classes.
+    """
+    if not _holds(path, NAMES):
+        return ()
+    with _array(path, NAMES) as (file, shape, kind):
+        if len(shape) != 1 or kind.kind != "U" or shape[0] < classes:
+            raise UsageError(
+                f"{printable(str(path))}: {NAMES} holds {kind} of shape {list(shape)}; names are texts, "
+                f"one for each of {classes} classes or more"
+            )
+        return unique_names(_values(file, shape[0], kind).tolist())
+
+
+def _holds(path: Path, name: str) -> bool:
+    """Whether a file has an array of that name."""
+    with _readable(path), zipfile.ZipFile(path) as archive:
+        return f"{name}.npy" in archive.namelist()
 
 
 @contextlib.contextmanager
@@ -273,33 +299,40 @@ def _images(pixels: NDArray[np.uint8]) -> Tensor:
 
 
 class SampleFolder(SampleSet):
-    """The image files below a folder, of which subfolders, or else names such as ``00012-cat.png``, say
-    the class.
+    """The image files below a folder, of which subfolders, or else the index that ``rpiae sample`` writes
+    beside them, or names such as ``00012-cat.png``, say the class.
 
     Args:
         path: the folder.
 
     Raises:
-        DataError: if there is no image in it.
+        DataError: if there is no image in it, or its index is damaged.
     """
-
-    all_classes = False
 
     def __init__(self, path: Path) -> None:
         self._source = folder_source(str(path))
         height, width, _ = decode(self._source.read(0), name=self._source.name(0)).shape
         super().__init__(location=self._source.location, shape=(height, width), facts={})
-        self.notices = self._source.problems
-        labels = range(len(self._source)) if self._source.labelled else ()
-        found = Labels(np.array([self._source.label(i) for i in labels], np.int32))
-        if self._source.labelled:
-            self.label_names = tuple(self._source.label_names)
-            self.notices += tuple(self._source.label_notices)
-        elif all(named := [_NAMED.fullmatch(self._source.name(i)) for i in range(len(self))]):
-            found = read_labels([name[1] for name in named if name], self.location)
-            self.label_names = found.names
-        self.labelled = len(found.numbers) > 0
+        found, self.all_classes = self._found(path)
+        self.notices = (*self._source.problems, *found.notices)
+        self.label_names = found.names
+        self.labelled = bool((found.numbers >= 0).any())
         self._labels = found.numbers
+
+    def _found(self, path: Path) -> tuple[Labels, bool]:
+        """Classes of the samples, and whether their names are all that there are."""
+        source, files = self._source, [self._source.name(i) for i in range(len(self))]
+        if source.labelled:
+            numbers = [source.label(i) for i in range(len(self))]
+            there = np.array([-1 if number is None else number for number in numbers], np.int32)
+            return Labels(there, tuple(source.label_names), tuple(source.label_notices)), False
+        if (indexed := indexed_labels(path, files)) is not None:
+            return indexed, True
+        names = [_NAMED.fullmatch(file) for file in files]
+        if all(names):
+            read = read_labels([name[1] for name in names if name], self.location)
+            return Labels(read.numbers, read.names), False
+        return Labels(np.full(len(files), -1, np.int32)), False
 
     def __len__(self) -> int:
         """How many there are."""
@@ -323,5 +356,5 @@ class SampleFolder(SampleSet):
                         f"and the first sample {side}×{side}: nothing is resized"
                     )
                 pixels[row] = found
-            labels = self._labels[list(batch)] if self.labelled else np.full(len(batch), -1)
-            yield Loaded(list(batch), _images(pixels), torch.from_numpy(labels).long())
+            labels = torch.from_numpy(self._labels[list(batch)]).long()
+            yield Loaded(list(batch), _images(pixels), labels)

@@ -123,7 +123,7 @@ def make_plan(
     model = build_tokenizer(tokenizer, device="meta")
     stages = _stages(model, config.recipe, num_images)
     left, said = untrained(model, stages.trained, resolved)
-    if problems := [*_device_problems(config.device), *stages.problems, *left]:
+    if problems := [*device_problems(config.device), *stages.problems, *left]:
         raise ConfigError("the recipe", problems)
     parts = _parts(model, resolved)
     size = getattr(config.data, "image_size", None) or tokenizer.encoder_facts.image_size
@@ -254,7 +254,7 @@ def _stage_plan(
     )
 
 
-def _device_problems(device: str) -> list[str]:
+def device_problems(device: str) -> list[str]:
     """What is wrong with a device's name; whether it is there, the run finds out."""
     try:
         check_device_name(device)

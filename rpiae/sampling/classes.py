@@ -33,8 +33,17 @@ def labels_of(
     Raises:
         UsageError: if there is no such class.
     """
-    several = [classes] if classes is None or isinstance(classes, (str, int)) else list(classes)
-    return [_label(one, num_classes, names) for one in several]
+    return [_label(one, num_classes, names) for one in _several(classes)]
+
+
+def _several(classes: Any) -> list[Any]:
+    """Classes; what cannot be gone through is one, such as an array's or a tensor's number."""
+    if isinstance(classes, str):
+        return [classes]
+    try:
+        return list(classes)
+    except TypeError:
+        return [classes]
 
 
 def labels_in(text: str, *, num_classes: int, names: Sequence[str]) -> list[int]:

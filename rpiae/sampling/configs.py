@@ -3,12 +3,47 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+import operator
+from collections.abc import Sequence
+from numbers import Real
+from typing import Literal, SupportsIndex
 
-from attrs import frozen
+from attrs import field, frozen
 
 from rpiae.core.config.fields import refused
 from rpiae.core.runtime.names import shown
+
+
+def _whole(value: SupportsIndex) -> int:
+    """Steps as a whole number; numpy's are."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise refused("steps", f"steps must be a whole number, got {shown(value)}") from None
+
+
+def _number(name: str, value: float) -> float:
+    if not isinstance(value, Real):
+        raise refused(name, f"{name} must be a number, got {shown(value)}")
+    return float(value)
+
+
+def _end(value: float) -> float:
+    """Where the last step ends, as a number; numpy's are."""
+    return _number("end", value)
+
+
+def _guidance(value: float) -> float:
+    """A scale as a number; numpy's are."""
+    return _number("guidance", value)
+
+
+def _interval(value: Sequence[float]) -> tuple[float, float]:
+    """Two times; whether they are ones is not checked yet."""
+    ends = tuple(value) if isinstance(value, Sequence) else ()
+    if len(ends) != 2 or not all(isinstance(end, Real) for end in ends):
+        raise refused("interval", f"interval must be two times (low, high), got {shown(value)}")
+    return float(ends[0]), float(ends[1])
 
 
 @frozen(kw_only=True)
@@ -31,12 +66,12 @@ class SamplingConfig:
     intervals.
     """
 
-    steps: int = 50
+    steps: int = field(default=50, converter=_whole)
     sampler: Literal["euler", "heun"] = "euler"
-    end: float = 0.0
+    end: float = field(default=0.0, converter=_end)
     points: bool = False
-    guidance: float = 1.0
-    interval: tuple[float, float] = (0.0, 1.0)
+    guidance: float = field(default=1.0, converter=_guidance)
+    interval: tuple[float, float] = field(default=(0.0, 1.0), converter=_interval)
     guide: str = ""
 
     def __attrs_post_init__(self) -> None:

@@ -7,12 +7,13 @@ written whole, and an index that says what is being made.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,8 +23,15 @@ from attrs import evolve, frozen
 from safetensors import SafetensorError
 from torch import Tensor
 
-from rpiae.core.errors import CheckpointError, UsageError
-from rpiae.core.runtime.files import read_json, replace_durably, until_whole, write_text
+from rpiae.core.config.identity import digest
+from rpiae.core.errors import CheckpointError, RunError, UsageError
+from rpiae.core.runtime.files import (
+    file_digest,
+    read_json,
+    replace_durably,
+    until_whole,
+    write_text,
+)
 from rpiae.core.runtime.locks import LOCK_FILE, hold
 from rpiae.core.runtime.processes import Runtime
 from rpiae.latents.folders import differences
@@ -224,7 +232,7 @@ def check_output(plan: SamplingPlan, out: Path, preview: Path | None = None) -> 
     if preview is not None and os.path.lexists(preview) and not is_sheet(preview):
         raise UsageError(f"{preview} is there and is no preview: name another --preview")
     index = _read_index(out)
-    if not _replaceable(plan, out) and not (index and index["complete"]):
+    if not _replaceable(plan, out) and not _is_done(index, out):
         raise UsageError(f"{out} is there already: name another --out, or remove it")
     if index is None:
         return plan
@@ -243,6 +251,22 @@ def _replaceable(plan: SamplingPlan, out: Path) -> bool:
     if plan.form == "folder":
         return out.is_dir() and not any(out.iterdir())
     return plan.form == "grid" and is_sheet(out)
+
+
+def _is_done(index: Mapping[str, Any] | None, out: Path) -> bool:
+    """Whether the very output of some work is in its place: a kill may have left the work beside it."""
+    made = index["output_sha256"] if index else ""
+    return made != "" and made == _digest(out)
+
+
+def _digest(output: Path) -> str:
+    """sha256 of an output's content; nothing where there is none that can be read."""
+    try:
+        if output.is_dir():
+            return digest(sorted([path.name, file_digest(path)] for path in output.iterdir()))
+        return file_digest(output)
+    except OSError:
+        return ""
 
 
 def _read_index(out: Path) -> dict[str, Any] | None:
@@ -264,7 +288,7 @@ def _read_index(out: Path) -> dict[str, Any] | None:
             )
         return None
     index = read_json(path)
-    kinds = {"format": int, "settings": dict, "chunk_size": int, "complete": bool}
+    kinds = {"format": int, "settings": dict, "chunk_size": int, "output_sha256": str}
     if not isinstance(index, dict) or any(
         not isinstance(index.get(name), kind) for name, kind in kinds.items()
     ):
@@ -274,10 +298,11 @@ def _read_index(out: Path) -> dict[str, Any] | None:
     return index
 
 
-def _write_index(plan: SamplingPlan, out: Path, *, complete: bool) -> None:
+def _write_index(plan: SamplingPlan, out: Path, *, output_sha256: str = "") -> None:
+    """Say what is being made and, once it is made, what it is."""
     index = {
         "format": FORMAT, "settings": plan.settings(), "chunk_size": plan.chunk_size,
-        "complete": complete,
+        "output_sha256": output_sha256,
     }  # fmt: skip
     write_text(work_folder(out) / INDEX_FILE, json.dumps(index, indent=2) + "\n")
 
@@ -292,8 +317,8 @@ def _begin(
     plan = check_output(plan, out, preview)
     index = _read_index(out)
     if index is None:
-        _write_index(plan, out, complete=False)
-    elif index["complete"] and os.path.lexists(out) and not os.path.lexists(_made(out)):
+        _write_index(plan, out)
+    elif _is_done(index, out):
         return _Begun(plan=plan, done=True)
     kept, notices = set(), []
     for number in range(plan.num_files):
@@ -314,28 +339,30 @@ def _finish(plan: SamplingPlan, out: Path, generator: LoadedGenerator) -> None:
     """Write the output whole, and remove the work.
 
     Raises:
-        RunError: if it cannot be written; the work stays.
+        RunError: if it cannot be written, or something else is in its place by now; the work stays.
     """
     work = work_folder(out)
-    made = _made(out)
+    made = work / f"output{out.suffix}"  # until it is whole
     chunks = (read_chunk(work, plan, number) for number in range(plan.num_files))
     try:
         _remove(made)
-        write_output(plan.form, plan, chunks, made, generator.model.facts.label_names)
-        _write_index(plan, out, complete=True)
+        write_output(plan.form, plan, chunks, made, generator.model.facts)
+        _write_index(plan, out, output_sha256=_digest(made))
+        if not _replaceable(plan, out):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         if plan.form == "folder":
             made.replace(out)
         else:
             replace_durably(made, out)
     except (OSError, SafetensorError) as error:
         _remove(made)
+        if not _replaceable(plan, out):
+            raise RunError(
+                f"{out} appeared while samples were made, and is not replaced: move it away and call "
+                f"again. All samples are made and stay in {work}"
+            ) from None
         raise unwritten(out, error) from None
     shutil.rmtree(work, ignore_errors=True)
-
-
-def _made(out: Path) -> Path:
-    """Where an output is written until it is whole."""
-    return work_folder(out) / f"output{out.suffix}"
 
 
 def _remove(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
@@ -14,6 +15,7 @@ from rpiae.core.errors import RunError, UsageError
 from rpiae.core.model.latent_generator import LatentGenerator
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.devices import choose_device, sent
+from rpiae.core.runtime.names import shown
 from rpiae.latents.encoding import TOKENS_PER_BATCH
 from rpiae.sampling.classes import Class, labels_of
 from rpiae.sampling.configs import SamplingConfig
@@ -50,6 +52,7 @@ class LoadedGenerator:
         self.tokenizer = tokenizer
         self.guide = guide
         self.guide_folder = guide_folder
+        self._guides = {} if guide is None else {guide_folder: guide}
         self.precision = precision
 
     @property
@@ -107,7 +110,7 @@ class LoadedGenerator:
         )  # fmt: skip
         labels = self.labels(classes)
         batches = image_batches(
-            self, config, labels, _checked(indices, labels), seed=seed, batch_size=batch_size
+            self, config, labels, _checked(indices, labels), seed=_seed(seed), batch_size=batch_size
         )
         return torch.cat([batch.cpu() for batch in batches])
 
@@ -130,22 +133,22 @@ class LoadedGenerator:
         )  # fmt: skip
         labels = self.labels(classes)
         batches = latent_batches(
-            self, config, labels, _checked(indices, labels), seed=seed, batch_size=batch_size
+            self, config, labels, _checked(indices, labels), seed=_seed(seed), batch_size=batch_size
         )
         return torch.cat([batch.cpu() for batch in batches])
 
     def guide_for(self, config: SamplingConfig) -> LatentGenerator | None:
-        """The guide that a config names; it is loaded, and kept, if it is another than before.
+        """The guide that a config names; another than the loaded one is loaded once,
+        and does not take its place.
 
         Raises:
             UsageError, CheckpointError: see ``load_guide``.
         """
         if not config.guide:
             return None
-        if self.guide is None or config.guide != self.guide_folder:
-            self.guide = load_guide(self.model, config.guide).to(self.device)
-            self.guide_folder = config.guide
-        return self.guide
+        if config.guide not in self._guides:
+            self._guides[config.guide] = load_guide(self.model, config.guide).to(self.device)
+        return self._guides[config.guide]
 
     def _velocity(self, model: LatentGenerator) -> LabelledVelocity:
         def velocity(latents: Tensor, time: Tensor, labels: Tensor) -> Tensor:
@@ -221,13 +224,13 @@ def load_generator(
     target = device if isinstance(device, torch.device) else choose_device(device or "cpu")
     place = generator_named(folder)
     model = load_finite(place)
-    found = LoadedGenerator(
-        model=model.to(target), tokenizer=tokenizer_of(model, place, tokenizer).to(target),
-        precision=precision,
+    own = tokenizer_of(model, place, tokenizer)
+    weaker = None if guide is None else load_guide(model, guide)
+    return LoadedGenerator(
+        model=model.to(target), tokenizer=own.to(target),
+        guide=None if weaker is None else weaker.to(target),
+        guide_folder="" if guide is None else os.fspath(guide), precision=precision,
     )  # fmt: skip
-    if guide is not None:
-        found.guide_for(SamplingConfig(guide=os.fspath(guide)))
-    return found
 
 
 def samples(
@@ -267,7 +270,7 @@ def image_batches(
     batch_size: int | None = None,
 ) -> Iterator[Float[Tensor, "b 3 height width"]]:
     """As ``samples``, each with an index of its own."""
-    size = batch_size or generator.batch_size
+    size = _size(batch_size, generator)
     batches = latent_batches(generator, config, labels, indices, seed=seed, batch_size=size)
     for number, latents in enumerate(batches):
         yield generator.decoded(latents, indices[number * size : (number + 1) * size])
@@ -284,23 +287,60 @@ def latent_batches(
 ) -> Iterator[Float[Tensor, "b c h w"]]:
     """Latents as the tokenizer decodes them; see ``image_batches``."""
     check_guidable(config, labels, generator.model)
-    size = batch_size or generator.batch_size
+    size = _size(batch_size, generator)
     for start in range(0, len(labels), size):
         batch = slice(start, start + size)
         yield generator.latents_at_once(config, labels[batch], indices[batch], seed=seed)
 
 
 def _checked(indices: Sequence[int] | None, labels: Sequence[int]) -> Sequence[int]:
-    """Indices, one per label."""
+    """Indices, one per label.
+
+    Raises:
+        UsageError: if they are none, or other than so many.
+    """
     if not labels:
         raise UsageError("classes are empty: name the class of each sample, or None for no class")
     if indices is None:
         return range(len(labels))
-    if len(indices) != len(labels):
+    try:
+        found = [operator.index(index) for index in indices]
+    except TypeError:
         raise UsageError(
-            f"there are {len(indices)} indices for {len(labels)} classes: give one per sample"
+            f"indices are whole numbers, one per sample, not {shown(indices)}"
+        ) from None
+    if len(found) != len(labels):
+        raise UsageError(
+            f"there are {len(found)} indices for {len(labels)} classes: give one per sample"
         )
-    return indices
+    return found
+
+
+def _seed(seed: int) -> int:
+    """A seed.
+
+    Raises:
+        UsageError: if it is none.
+    """
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise UsageError(f"seed is a whole number, got {shown(seed)}") from None
+
+
+def _size(batch_size: int | None, generator: LoadedGenerator) -> int:
+    """Samples at a time.
+
+    Raises:
+        UsageError: if it is no number of samples.
+    """
+    if batch_size is None:
+        return generator.batch_size
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UsageError(
+            f"batch_size is a whole number of samples, 1 or more, got {shown(batch_size)}"
+        )
+    return batch_size
 
 
 def _check_finite(values: Tensor, what: str, indices: Sequence[int]) -> None:

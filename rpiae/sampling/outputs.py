@@ -17,8 +17,10 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rpiae.core.model.latent_generator import LatentFacts
 from rpiae.core.runtime.files import plain_name, whole
 from rpiae.latents.layout import METADATA
+from rpiae.sampling.labels import IMAGES, LABELS, NAMES, write_labels
 from rpiae.sampling.plan import Form, SamplingPlan
 
 #: Pixels between samples of a sheet, and between guided and unguided ones.
@@ -84,7 +86,7 @@ def is_sheet(path: Path) -> bool:
 
 
 def write_output(
-    form: Form, plan: SamplingPlan, chunks: Chunks, path: Path, names: Sequence[str]
+    form: Form, plan: SamplingPlan, chunks: Chunks, path: Path, facts: LatentFacts
 ) -> None:
     """Write what samples become.
 
@@ -93,38 +95,46 @@ def write_output(
         plan: what was made.
         chunks: the tensors of all files of work, in their order.
         path: where to.
-        names: of the classes, by number.
+        facts: which classes there are.
 
     Raises:
         OSError, SafetensorError: if it cannot be written.
     """
-    writers: Mapping[Form, Callable[[SamplingPlan, Chunks, Path, Sequence[str]], None]] = {
+    writers: Mapping[Form, Callable[[SamplingPlan, Chunks, Path, LatentFacts], None]] = {
         "grid": _write_grid, "npz": _write_npz, "latents": _write_latents, "folder": _write_folder,
     }  # fmt: skip
-    writers[form](plan, chunks, path, names)
+    writers[form](plan, chunks, path, facts)
 
 
-def _write_grid(plan: SamplingPlan, chunks: Chunks, path: Path, _: Sequence[str]) -> None:
+def _labels(plan: SamplingPlan, facts: LatentFacts) -> list[int]:
+    """Class of each sample; −1 for none."""
+    return [-1 if label == facts.num_classes else label for label in plan.labels]
+
+
+def _write_grid(plan: SamplingPlan, chunks: Chunks, path: Path, _: LatentFacts) -> None:
     found = list(chunks)
     kinds = ("unguided", "images") if plan.compare else ("images",)
     blocks = [torch.cat([chunk[kind] for chunk in found]).numpy() for kind in kinds]
     save_sheet(sheet(blocks, plan.columns), path, plan.settings())
 
 
-def _write_npz(plan: SamplingPlan, chunks: Chunks, path: Path, _: Sequence[str]) -> None:
-    """``arr_0``: images (n, h, w, 3) in uint8; ``arr_1``: labels (n,) in int64. One chunk at a time is
-    in memory."""
+def _write_npz(plan: SamplingPlan, chunks: Chunks, path: Path, facts: LatentFacts) -> None:
+    """``arr_0``: images (n, h, w, 3) in uint8; ``arr_1``: labels (n,) in int64; ``label_names``: names
+    of the classes, where they are known. One chunk at a time is in memory."""
     first = next(chunks)
     shape = (plan.num_images, *first["images"].shape[1:])
     with zipfile.ZipFile(path, "w") as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+        with archive.open(f"{IMAGES}.npy", "w", force_zip64=True) as file:
             _write_header(file, "|u1", shape)
             file.write(first["images"].numpy().data)
             for chunk in chunks:
                 file.write(chunk["images"].numpy().data)
-        with archive.open("arr_1.npy", "w") as file:
-            _write_header(file, "<i8", (plan.num_images,))
-            file.write(np.array(plan.labels, dtype="<i8").data)
+        arrays = {LABELS: np.array(_labels(plan, facts), dtype="<i8")}
+        if facts.label_names:
+            arrays[NAMES] = np.array(facts.label_names)
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, array, version=(1, 0), allow_pickle=False)
 
 
 def _write_header(file: Any, dtype: str, shape: tuple[int, ...]) -> None:
@@ -133,26 +143,32 @@ def _write_header(file: Any, dtype: str, shape: tuple[int, ...]) -> None:
     )
 
 
-def _write_latents(plan: SamplingPlan, chunks: Chunks, path: Path, names: Sequence[str]) -> None:
+def _write_latents(plan: SamplingPlan, chunks: Chunks, path: Path, facts: LatentFacts) -> None:
     tensors = {
         "latents": torch.cat([chunk["latents"] for chunk in chunks]),
-        "labels": torch.tensor(plan.labels),
+        "labels": torch.tensor(_labels(plan, facts)),
     }
-    described = {"settings": plan.settings(), "label_names": list(names)}
+    described = {"settings": plan.settings(), "label_names": list(facts.label_names)}
     save_file(tensors, path, metadata={METADATA: json.dumps(described)})
     path.chmod(0o644)  # safetensors lets its owner alone read it
 
 
-def _write_folder(plan: SamplingPlan, chunks: Chunks, path: Path, names: Sequence[str]) -> None:
-    """A PNG file per sample, named by its index and class."""
+def _write_folder(plan: SamplingPlan, chunks: Chunks, path: Path, facts: LatentFacts) -> None:
+    """A PNG file per sample, named by its index and class, and an index of the classes: names of files
+    hold the plain ones alone."""
     path.mkdir(exist_ok=True)
+    labels, labelled = _labels(plan, facts), dict[str, int]()
     digits = max(5, len(str(plan.num_images - 1)))
     for number, chunk in enumerate(chunks):
         for index, picture in zip(plan.shard(number), chunk["images"].numpy(), strict=True):
-            name = class_name(plan.labels[index], names)
-            Image.fromarray(picture).save(path / f"{index:0{digits}}-{name}.png")
+            name = f"{index:0{digits}}{class_ending(labels[index], facts.label_names)}.png"
+            Image.fromarray(picture).save(path / name)
+            labelled[name] = labels[index]
+    write_labels(path, labelled, facts.label_names)
 
 
-def class_name(label: int, names: Sequence[str]) -> str:
-    """A class as part of a file's name."""
-    return plain_name(names[label]) if label < len(names) else str(label)
+def class_ending(label: int, names: Sequence[str]) -> str:
+    """A class at the end of a file's name; nothing for none, −1."""
+    if label < 0:
+        return ""
+    return f"-{plain_name(names[label]) if names else label}"

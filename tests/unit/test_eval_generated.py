@@ -251,10 +251,11 @@ def test_classes_that_differ_are_named(command: Command, place: Path) -> None:
         ),
     ):
         write_classes(place / folder, seed=3, names=names)
-        code, _, err = command("g", "--data", f"folder:{folder}", *MADE)
-        assert code == 2
-        assert message in err
-        assert "numbers those after it anew" in err
+        for samples, made in (("g", MADE), ("samples.npz", ()), ("shots", ())):
+            code, _, err = command(samples, "--data", f"folder:{folder}", *made)
+            assert code == 2
+            assert message.replace("g has", f"{samples} has") in err
+            assert "numbers those after it anew" in err
     # Another order of the same names is no other classes.
     order = ("--set", 'data.classes=["ship", "cat", "dog"]', "--metrics", "class-accuracy")
     code, out, err = command("val", *DATA, *order, "--json")
@@ -272,7 +273,9 @@ def test_classes_of_unnamed_samples_are_numbers(command: Command, place: Path) -
     write_classes(place / "four", seed=6, names=(*colours, "b"))
     given = ("--metrics", "class-accuracy", "--json", "--device", "cpu")
     named = ("--data", "folder:{others}", "--train", "folder:four")
-    code, out, err = command("samples.npz", *named, *given)
+    with np.load(place / "samples.npz") as file:
+        np.savez(place / "unnamed.npz", arr_0=file["arr_0"], arr_1=file["arr_1"])
+    code, out, err = command("unnamed.npz", *named, *given)
     assert code == 0, err
     (found,) = json.loads(out).values()
     assert list(found["details"]["class-accuracy"]["by_class"]) == list(colours)
@@ -308,7 +311,18 @@ def test_files_that_hold_no_samples_are_said(command: Command, tmp_path: Path) -
         ({"arr_0": images.transpose(0, 3, 1, 2)}, "holds uint8 of shape [4, 3, 8, 8]; samples are"),
         ({"arr_0": images[:, :4]}, "are 4×8 pixels, and real images are measured as square crops"),
         ({"arr_0": images, "arr_1": np.arange(3)}, "arr_1 holds int64 of shape [3]; labels are"),
-        ({"arr_0": images, "arr_1": np.arange(4) - 1}, "arr_1 holds -1, which is no label"),
+        (
+            {"arr_0": images, "arr_1": np.arange(4) - 2},
+            "arr_1 holds -2, which is no label: they ar",
+        ),
+        (
+            {"arr_0": images, "label_names": np.arange(4)},
+            "label_names holds int64 of shape [4]; names",
+        ),
+        (
+            {"arr_0": images, "arr_1": np.arange(4), "label_names": np.array(["a"])},
+            "one for each of 4 cl",
+        ),
     ):
         np.savez(tmp_path / "x.npz", **arrays)
         code, _, err = command(str(tmp_path / "x.npz"), *DATA)

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from attrs import evolve
 
 import rpiae
 from rpiae.core.config.generation import FlowConfig
@@ -113,6 +115,65 @@ def test_a_weaker_run_guides(folder: Path, tmp_path: Path) -> None:
     found = torch.cat(list(samples(guided, own, [0, 1, 2], seed=0)))
     wanted = load_generator(folder).sample(NAMES, steps=3, guidance=2.0)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+def test_another_guide_does_not_take_the_place_of_the_loaded_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weak, other = (write_run(tmp_path / name, seed=seed) for name, seed in (("w", 1), ("o", 2)))
+    found = load_generator(folder, guide=weak)
+    before, guide = found.sample_latents(NAMES, steps=2, guidance=2.0), found.guide
+    config = SamplingConfig(steps=2, guidance=2.0, guide=str(other))
+    once = torch.cat(list(samples(found, config, [0, 1, 2], seed=0)))
+    shutil.rmtree(other)  # it is loaded once
+    torch.testing.assert_close(torch.cat(list(samples(found, config, [0, 1, 2], seed=0))), once)
+    assert found.guide is guide
+    assert found.guide_folder == str(weak)
+    assert torch.equal(found.sample_latents(NAMES, steps=2, guidance=2.0), before)
+    # Nor does it become the guide of a generator that has none.
+    plain = load_generator(folder)
+    wanted = plain.sample_latents(NAMES, steps=2, guidance=2.0)
+    list(samples(plain, evolve(config, guide=str(weak)), [0], seed=0))
+    assert plain.guide is None
+    assert torch.equal(plain.sample_latents(NAMES, steps=2, guidance=2.0), wanted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
+        ({"steps": "3"}, "steps must be a whole number"),
+        ({"guidance": "1.5"}, "guidance must be a number, got '1.5'"),
+        ({"interval": (0.1,)}, "interval must be two times (low, high), got (0.1,)"),
+        ({"interval": 0.5}, "interval must be two times"),
+        ({"interval": ("0", 1)}, "interval must be two times"),
+        ({"batch_size": -1}, "batch_size is a whole number of samples, 1 or more, got -1"),
+        ({"batch_size": 0}, "1 or more, got 0"),
+        ({"batch_size": 1.5}, "1 or more, got 1.5"),
+        ({"indices": [0.5]}, "indices are whole numbers, one per sample, not [0.5]"),
+        ({"indices": 3}, "indices are whole numbers"),
+        ({"seed": 0.5}, "seed is a whole number, got 0.5"),
+    ],
+)
+def test_values_that_make_no_sense(
+    generator: LoadedGenerator, changes: dict[str, object], told: str
+) -> None:
+    for method in (generator.sample, generator.sample_latents):
+        with pytest.raises(UsageError, match=re.escape(told)):
+            method(["cat"], **changes)  # type: ignore[arg-type]
+
+
+def test_numbers_of_arrays_and_tensors_are_numbers(generator: LoadedGenerator) -> None:
+    wanted = generator.sample_latents([1], steps=2, guidance=2.0)
+    for one in (np.int64(1), np.array(1), torch.tensor(1), torch.tensor([1]), np.array([1])):
+        found = generator.sample_latents(
+            one, steps=np.int64(2), guidance=np.float32(2), seed=np.int64(0)
+        )
+        assert torch.equal(found, wanted)
+    config = SamplingConfig(steps=np.int64(3), guidance=np.float64(2), interval=[0, 1])  # type: ignore[arg-type]
+    assert config == SamplingConfig(steps=3, guidance=2.0)
+    assert type(config.steps) is int
+    assert type(config.guidance) is float
 
 
 def test_a_guide_of_something_else(folder: Path, tmp_path: Path) -> None:

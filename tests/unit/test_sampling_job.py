@@ -15,8 +15,9 @@ from attrs import evolve
 from PIL import Image
 from safetensors.torch import load_file
 
-from rpiae.core.errors import CheckpointError, RunError, UsageError
+from rpiae.core.errors import CheckpointError, DataError, RunError, UsageError
 from rpiae.core.runtime.processes import Runtime
+from rpiae.evaluation.samples import SampleFile, SampleFolder
 from rpiae.latents.pace import Progressed
 from rpiae.latents.writing import Notice
 from rpiae.sampling import LoadedGenerator, SamplingConfig, chunks, job, outputs
@@ -76,7 +77,8 @@ def test_adms_layout(generator: LoadedGenerator, runtime: Runtime, tmp_path: Pat
     assert kinds(happened, Finished)[0].out == out
     assert [path.name for path in out.parent.iterdir()] == ["samples.npz"]
     with np.load(out) as file:
-        assert file.files == ["arr_0", "arr_1"]
+        assert file.files == ["arr_0", "arr_1", "label_names"]
+        assert file["label_names"].tolist() == ["cat", "dog", "ship"]
         pictures, labels = file["arr_0"], file["arr_1"]
     assert (pictures.dtype, pictures.shape) == (np.uint8, (10, SIDE, SIDE, 3))
     assert labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
@@ -99,12 +101,13 @@ def test_a_folder_of_pictures(generator: LoadedGenerator, runtime: Runtime, tmp_
     names = sorted(path.name for path in out.iterdir())
     assert names == [
         "00000-cat.png", "00001-dog.png", "00002-ship.png", "00003-cat.png", "00004-dog.png",
+        "samples.json",
     ]  # fmt: skip
     with Image.open(out / names[1]) as picture:
         assert picture.size == (SIDE, SIDE)
-    unnamed = (1, 7, 3)
-    assert [outputs.class_name(label, ("a/b", "cat")) for label in unnamed] == ["cat", "7", "3"]
-    assert "/" not in outputs.class_name(0, ("a/b",))
+    assert outputs.class_ending(1, ("a/b", "cat")) == "-cat"
+    assert "/" not in outputs.class_ending(0, ("a/b",))
+    assert [outputs.class_ending(label, ()) for label in (7, -1)] == ["-7", ""]
 
 
 def test_latents(generator: LoadedGenerator, runtime: Runtime, tmp_path: Path) -> None:
@@ -299,7 +302,7 @@ def test_work_folders_of_something_else(generator: LoadedGenerator, tmp_path: Pa
         (work / "index.json").write_text(text)
         with pytest.raises(CheckpointError, match="is damaged: remove"):
             check_output(plan, out)
-    index = {"format": 2, "settings": {}, "chunk_size": 4, "complete": False}
+    index = {"format": 2, "settings": {}, "chunk_size": 4, "output_sha256": ""}
     (work / "index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="of another rpiae"):
         check_output(plan, out)
@@ -379,3 +382,136 @@ def test_one_at_a_time(generator: LoadedGenerator, runtime: Runtime, tmp_path: P
     with pytest.raises(UsageError, match="another rpiae sample is at work in"):
         next(make_samples(generator, plan_of(generator, out), out, runtime=runtime))
     first.close()
+
+
+def chunks_there(out: Path) -> int:
+    return len(list(work_folder(out).glob("samples-*.safetensors")))
+
+
+@pytest.mark.parametrize("name", ["pictures", "out.npz", "out.safetensors"])
+def test_what_appears_at_the_output_is_not_replaced(
+    generator: LoadedGenerator,
+    runtime: Runtime,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    out = tmp_path / name
+    plan = plan_of(generator, out)
+    mine = out / "mine.txt" if name == "pictures" else out
+    happened = make_samples(generator, plan, out, runtime=runtime)
+    next(happened)
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    with pytest.raises(RunError, match=r"appeared while samples were made.*move it away and call"):
+        list(happened)
+    for _ in range(2):  # nor is it taken for what was made
+        with pytest.raises(UsageError, match="is there already"):
+            list(make_samples(generator, plan, out, runtime=runtime))
+        assert mine.read_text() == "mine"
+        assert chunks_there(out) == 3
+    mine.unlink()
+    counting = Counting(generator, monkeypatch)
+    assert kinds(make_samples(generator, plan, out, runtime=runtime), Finished)
+    assert counting.made == []
+    assert out.exists()
+    assert not work_folder(out).exists()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_old_sheet_is_not_taken_for_the_new_one(
+    generator: LoadedGenerator,
+    runtime: Runtime,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed: bool,
+) -> None:
+    out = tmp_path / "sheet.png"
+    list(make_samples(generator, plan_of(generator, out), out, runtime=runtime))
+    old, plan = out.read_bytes(), plan_of(generator, out, seed=1)
+
+    def failing(*_: Any) -> None:
+        raise SystemExit if killed else OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "replace_durably", failing)
+        with pytest.raises(SystemExit if killed else RunError):
+            list(make_samples(generator, plan, out, runtime=runtime))
+    assert out.read_bytes() == old
+    assert chunks_there(out) == 3
+    assert kinds(make_samples(generator, plan, out, runtime=runtime), Finished)
+    assert out.read_bytes() != old
+    assert not work_folder(out).exists()
+
+
+def test_killed_before_the_rename_what_appears_then_is_not_replaced(
+    generator: LoadedGenerator,
+    runtime: Runtime,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out.npz"
+    plan = plan_of(generator, out)
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "replace_durably", lambda *_: (_ for _ in ()).throw(SystemExit))
+        with pytest.raises(SystemExit):
+            list(make_samples(generator, plan, out, runtime=runtime))
+    out.write_bytes(b"mine")
+    with pytest.raises(UsageError, match="is there already"):
+        list(make_samples(generator, plan, out, runtime=runtime))
+    assert out.read_bytes() == b"mine"
+
+
+def test_samples_without_a_class_have_no_label(
+    generator: LoadedGenerator, runtime: Runtime, tmp_path: Path
+) -> None:
+    for name in ("out.npz", "out.safetensors", "pictures"):
+        out = tmp_path / name
+        plan = evolve(plan_of(generator, out, count=3), labels=(3, 1, 3))
+        list(make_samples(generator, plan, out, runtime=runtime))
+    with np.load(tmp_path / "out.npz") as file:
+        assert file["arr_1"].tolist() == [-1, 1, -1]
+    assert load_file(tmp_path / "out.safetensors")["labels"].tolist() == [-1, 1, -1]
+    names = sorted(path.name for path in (tmp_path / "pictures").glob("*.png"))
+    assert names == ["00000.png", "00001-dog.png", "00002.png"]
+    read = (SampleFile(tmp_path / "out.npz"), SampleFolder(tmp_path / "pictures"))
+    for samples in read:
+        assert samples.label_names == ("cat", "dog", "ship")
+        assert samples.labelled
+        (loaded,) = samples.load([[0, 1, 2]])
+        assert loaded.labels.tolist() == [-1, 1, -1]
+    # Where no sample has a class, there are no labels.
+    for name in ("none.npz", "none"):
+        out = tmp_path / name
+        plan = evolve(
+            plan_of(generator, out, count=3, config=SamplingConfig(steps=2)), labels=(3, 3, 3)
+        )
+        list(make_samples(generator, plan, out, runtime=runtime))
+    assert not SampleFile(tmp_path / "none.npz").labelled
+    assert not SampleFolder(tmp_path / "none").labelled
+
+
+def test_any_name_of_a_class_is_read_back(runtime: Runtime, tmp_path: Path) -> None:
+    names = ("tench, Tinca tinca", "Ærø/ä", "1")
+    tokenizer = toy_tokenizer()
+    generator = LoadedGenerator(model=toy_generator(tokenizer, names=names), tokenizer=tokenizer)
+    for name in ("pictures", "out.npz"):
+        out = tmp_path / name
+        list(make_samples(generator, plan_of(generator, out, count=4), out, runtime=runtime))
+    for samples in (SampleFolder(tmp_path / "pictures"), SampleFile(tmp_path / "out.npz")):
+        assert samples.label_names == names
+        (loaded,) = samples.load([[0, 1, 2, 3]])
+        assert loaded.labels.tolist() == [0, 1, 2, 0]
+    (tmp_path / "pictures" / "00001.png").write_bytes(
+        next((tmp_path / "pictures").glob("00000-*.png")).read_bytes()
+    )
+    more = SampleFolder(tmp_path / "pictures")
+    assert more.notices == (f"{tmp_path / 'pictures'}: 1 of 5 samples have no label",)
+    index = tmp_path / "pictures" / "samples.json"
+    for text, told in (
+        ("{", "is not a JSON file"), ("[]", "is no index of samples"),
+        ('{"format": 1, "label_names": ["a"], "labels": {"x.png": 1}}', "labels that are none"),
+    ):  # fmt: skip
+        index.write_text(text)
+        with pytest.raises(DataError, match=f"{told}.*sample anew, or remove it"):
+            SampleFolder(tmp_path / "pictures")

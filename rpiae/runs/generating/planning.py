@@ -6,14 +6,14 @@ from attrs import frozen
 from torch import nn
 
 from rpiae.core.config.recipe import batch_size, stage_length
-from rpiae.core.errors import ConfigError, UsageError
+from rpiae.core.errors import ConfigError
 from rpiae.core.model.generator_folders import build_generator
 from rpiae.core.model.latent_generator import LatentGenerator
 from rpiae.core.model.tokenizer import RPiAE
-from rpiae.core.runtime.devices import check_device_name
 from rpiae.core.runtime.memory import MemoryNeed, memory_need
 from rpiae.core.training.freeze import apply_stage
 from rpiae.runs.generating.resolving import ResolvedGenerator
+from rpiae.runs.planning import device_problems
 
 
 @frozen(kw_only=True)
@@ -73,7 +73,7 @@ def plan_generator(resolved: ResolvedGenerator) -> GeneratorPlan:
     """
     config, recipe, found = resolved.config, resolved.recipe, resolved.found
     model = build_generator(config.generator, flow=recipe.flow, facts=found.facts, device="meta")
-    trained, problems = {}, _device_problems(config.device)
+    trained, problems = {}, device_problems(config.device)
     for index, stage in enumerate(recipe.stages):
         try:
             trained[stage.name] = apply_stage(model.roles, stage.train).trained
@@ -136,11 +136,3 @@ def _in_words(resolved: ResolvedGenerator, shift: float) -> str:
     dropped = resolved.recipe.flow.label_dropout if resolved.found.facts.num_classes else 0
     without = f", {dropped:.0%} of labels dropped" if dropped else ""
     return f"{normalised}; {predicted} at {flow.times} times, shifted by {shift:.3g}{without}"
-
-
-def _device_problems(device: str) -> list[str]:
-    try:
-        check_device_name(device)
-    except UsageError as error:
-        return [str(error)]
-    return []
