@@ -134,7 +134,9 @@ CRITICS: dict[str, dict[str, Any]] = {
 }
 #: Every loss in one stage, against the critic with a backbone.
 EVERY_TERM = "every-term"
-RECIPES = (*(preset.name for preset in registry("recipes").presets()), EVERY_TERM)
+RECIPES = (
+    *(p.name for p in registry("recipes").presets() if p.part != "generator"), EVERY_TERM,
+)  # fmt: skip
 #: What is learnt from: images, or clips of so many frames.
 DATA = {"images": 1, "clips": 5}
 

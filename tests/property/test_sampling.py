@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rpiae.core.config.generation import FlowConfig
 from rpiae.core.errors import UsageError
+from rpiae.core.model.latent_generator import LatentFacts, LatentGenerator
 from rpiae.sampling.configs import SamplingConfig
 from rpiae.sampling.guidance import check_guidable, guided
 from rpiae.sampling.noise import noise_of
@@ -142,12 +144,22 @@ def test_outside_of_the_interval_nothing_more_is_computed() -> None:
     assert main.rows == 12
 
 
-def test_without_classes_there_is_nothing_to_guide_away_from() -> None:
+def test_guidance_needs_something_to_be_measured_from() -> None:
+    def model(label_dropout: float) -> LatentGenerator:
+        stand_in = torch.nn.Module()
+        stand_in.latent_channels, stand_in.num_classes, stand_in.patch = 1, 4, (1, 1)
+        return LatentGenerator(
+            generator=stand_in, flow=FlowConfig(label_dropout=label_dropout),
+            facts=LatentFacts(shape=(1, 1, 1), tokenizer="", tokenizer_sha256="", num_classes=4),
+        )  # fmt: skip
+
     with pytest.raises(UsageError, match="these have none"):
-        check_guidable(SamplingConfig(guidance=2), [4, 4], num_classes=4)
-    check_guidable(SamplingConfig(guidance=2), [4, 3], num_classes=4)
-    check_guidable(SamplingConfig(guidance=2, guide="weak"), [4, 4], num_classes=4)
-    check_guidable(SamplingConfig(guidance=1), [4, 4], num_classes=4)
+        check_guidable(SamplingConfig(guidance=2), [4, 4], model(0.1))
+    check_guidable(SamplingConfig(guidance=2), [4, 3], model(0.1))
+    with pytest.raises(UsageError, match="trained with the class of every sample"):
+        check_guidable(SamplingConfig(guidance=2), [4, 3], model(0.0))
+    for config in (SamplingConfig(guidance=2, guide="weak"), SamplingConfig(guidance=1)):
+        check_guidable(config, [4, 4], model(0.0))
 
 
 @given(seed=st.integers(0, 2**40), first=st.integers(0, 2**31), count=st.integers(1, 9))

@@ -9,12 +9,7 @@ from typing import Any
 
 from attrs import asdict, define, field
 
-from rpiae.core.config.recipe import (
-    StageConfig,
-    StageLength,
-    batch_size,
-    stage_length,
-)
+from rpiae.core.config.recipe import StageConfig, StageLength, batch_size, stage_length
 from rpiae.core.errors import CheckpointError, DataError, TrainingError, UsageError
 from rpiae.core.model.blocks import recomputing
 from rpiae.core.model.contracts import Batch, StageSteps
