@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from rpiae.encoders import ENCODERS
     from rpiae.evaluation import METRICS
     from rpiae.generators import GENERATORS
+    from rpiae.interop.sampling import sampling_of_reference
     from rpiae.losses import CRITICS, LOSSES
     from rpiae.recipes import RECIPES
     from rpiae.runs import resume, run
@@ -75,6 +76,7 @@ _WHERE = {
     "resume_generator": "rpiae.runs.generating",
     "run": "rpiae.runs",
     "run_generator": "rpiae.runs.generating",
+    "sampling_of_reference": "rpiae.interop.sampling",
 }
 
 __all__ = [
@@ -108,6 +110,7 @@ __all__ = [
     "resume_generator",
     "run",
     "run_generator",
+    "sampling_of_reference",
     "save",
 ]
 
