@@ -100,14 +100,15 @@ def _resume(arguments: argparse.Namespace) -> int:
             "To start another run from its weights, use --init"
         )
     changes, overrides = _tree(arguments), tuple(arguments.overrides)
-    resolved, _ = generating.resumed_generator(
-        Path(arguments.resume), changes=changes, overrides=overrides
-    )
-    if arguments.dry_run:
+    several = arguments.processes > 1 and not launched()
+    if arguments.dry_run or several:
+        resolved, _ = generating.resumed_generator(
+            Path(arguments.resume), changes=changes, overrides=overrides
+        )
+        if several and not arguments.dry_run:
+            return launch(arguments.processes, go_on=GO_ON)
         print_generator_plan(generating.plan_generator(resolved))
         return 0
-    if arguments.processes > 1 and not launched():
-        return launch(arguments.processes, go_on=GO_ON)
     happened = generating.resume_generator(arguments.resume, changes=changes, overrides=overrides)
     return follow(happened, GENERATOR)
 

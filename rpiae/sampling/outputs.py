@@ -17,6 +17,7 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rpiae.core.model.geometry import to_8_bits
 from rpiae.core.model.latent_generator import LatentFacts
 from rpiae.core.runtime.files import plain_name, whole
 from rpiae.latents.layout import METADATA
@@ -34,9 +35,8 @@ def to_bytes(
     images: Float[Tensor, "n 3 h w"], *, truncate: bool = False
 ) -> UInt8[Tensor, "n h w 3"]:
     """Images in [0, 1] as bytes, on the CPU: to the nearest, or rounded down as the reference does."""
-    values = images * 255
-    values = values if truncate else values.round()
-    return values.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+    values = to_8_bits(images, rounding="truncate" if truncate else "nearest") * 255
+    return values.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
 
 
 def sheet(blocks: Sequence[Pictures], columns: int) -> Image.Image:

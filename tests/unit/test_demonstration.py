@@ -50,6 +50,11 @@ def test_folders_of_something_else_are_left_alone(tmp_path: Path) -> None:
         next(demonstrate(tmp_path))
     own = tmp_path / "own"
     (own / "tokenizer").mkdir(parents=True)
-    (own / "tokenizer" / "config.toml").write_text("seed = 4\n")
+    config = own / "tokenizer" / "config.toml"
+    for text in ("seed = 4\n", "[data]\nname = 'folder'\n"):
+        config.write_text(text)
+        with pytest.raises(UsageError, match="holds another run's tokenizer"):
+            next(demonstrate(own, seed=4))
+    config.write_text("seed = 4\n[data]\nname = 'digits'\n")
     with pytest.raises(UsageError, match="was begun with seed 4: say --seed 4 to go on"):
         next(demonstrate(own, seed=5))

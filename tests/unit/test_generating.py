@@ -19,6 +19,7 @@ from rpiae import runs
 from rpiae.core.config.generation import FlowConfig
 from rpiae.core.config.tree import read_toml
 from rpiae.core.errors import CheckpointError, ConfigError, UsageError
+from rpiae.core.model import naming
 from rpiae.core.model.build import build
 from rpiae.core.model.contracts import StageSteps
 from rpiae.core.model.folders import load_tokenizer, save_tokenizer
@@ -476,3 +477,21 @@ def test_guidance_needs_samples_without_a_class(latents: Path, tmp_path: Path) -
     found.sample([0], steps=1)
     with pytest.raises(UsageError, match="trained with the class of every sample"):
         found.sample([0], steps=1, guidance=2.0)
+
+
+def test_losses_that_nobody_brings_are_refused(
+    latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a recipe that is registered names one, nothing of it is left out in silence."""
+    monkeypatch.setattr(naming, "_planned_losses", lambda: {"imagined"})
+    run = tree(latents, tmp_path / "g")
+    run["recipe"] = {
+        "name": "generator",
+        "stages": [
+            {"name": "flow", "train": ["generator"], "steps": 3,
+             "terms": [{"loss": "flow"}, {"loss": "imagined"}]},
+        ],
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="loss 'imagined' is not in this version"):
+        resolve_generator(run)
+    assert resolve_generator(run, without=("imagined",)).config.recipe.stages[0].terms

@@ -80,6 +80,7 @@ class GeneratorRunConfig:
     """Everything the training of a generator is made of; the address space of files and ``--set``.
 
     Attributes:
+        trains: what it trains, in a word.
         generator: the model.
         recipe: how it is trained.
         latents: folder of latents to train on; empty where ``data`` are encoded on the way.
@@ -101,6 +102,7 @@ class GeneratorRunConfig:
         imports: modules that define parts of the run; see ``RunConfig``.
     """
 
+    trains: ClassVar[str] = "generator"
     generator: GeneratorConfig
     recipe: RecipeConfig
     latents: str = without_effect("", "its fingerprint counts")

@@ -259,6 +259,7 @@ class RunConfig:
     """Everything a run is made of; the address space of files, ``--set`` and error paths.
 
     Attributes:
+        trains: what it trains, in a word.
         encoder, bridge, decoder: the model.
         recipe: how it is trained.
         data: what it is trained on.
@@ -276,6 +277,7 @@ class RunConfig:
             messages alone, nothing is imported because of it.
     """
 
+    trains: ClassVar[str] = "tokenizer"
     encoder: EncoderConfig
     bridge: BridgeConfig
     decoder: DecoderConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -160,10 +161,7 @@ def _facts(config: Mapping[str, Any], source: str) -> LatentFacts:
         facts = parse(
             config.get("latents"), LatentFacts, source=f"{source}: latents", converter=converter()
         )
-    values = 1
-    for side in facts.shape:
-        values *= side
-    if min(facts.shape) < 1 or values > _MOST_VALUES or facts.num_classes < 0:
+    if min(facts.shape) < 1 or math.prod(facts.shape) > _MOST_VALUES or facts.num_classes < 0:
         raise CheckpointError(f"{source}: config.json: there are no latents {list(facts.shape)}")
     return facts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -83,7 +84,7 @@ class LatentGenerator(nn.Module):
         self.flow = flow
         self.facts = facts
         self.config = config
-        self.shift = flow.shift_of(facts.shape[0] * facts.shape[1] * facts.shape[2])
+        self.shift = flow.shift_of(math.prod(facts.shape))
         self.register_buffer("latent_mean", mean)
         self.register_buffer("latent_std", std)
 

@@ -28,11 +28,10 @@ def checked_stages(
     config: AnyRun,
 ) -> tuple[tuple[StageConfig, ...], list[str], list[str]]:
     """The stages of a run without optional terms that lack what they need; notices; problems."""
-    trains = "tokenizer" if isinstance(config, RunConfig) else "generator"
-    if config.recipe.trains not in ("", trains):
+    if config.recipe.trains not in ("", config.trains):
         return (), [], [
             f"recipe: {config.recipe.label!r} trains a {config.recipe.trains}, and this run is of a "
-            f"{trains}: take another (rpiae list recipes)"
+            f"{config.trains}: take another (rpiae list recipes)"
         ]  # fmt: skip
     rules: StageRules = config.recipe.build()
     stages: list[StageConfig] = []

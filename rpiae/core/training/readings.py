@@ -26,6 +26,7 @@ class Window:
 
     Attributes:
         seconds: that they took, waiting for data included.
+        totals: weighted loss of each, over all processes, where every step's is wanted.
     """
 
     seconds: float
@@ -46,12 +47,14 @@ class Readings:
         stage: its name.
         steps: its length.
         batch_size: samples per step over all processes.
+        each: whether the loss of every step is wanted, and not that of the last one alone.
     """
 
     _runtime: Runtime
     _stage: str
     _steps: int
     _batch_size: int
+    _each: bool = False
     _learned: Mapping[str, Learned] = field(factory=dict, init=False)
     _count: int = field(default=0, init=False)
     _seconds: float = field(default=0.0, init=False)
@@ -71,9 +74,10 @@ class Readings:
         self._count += 1
         self._seconds += seconds + waited
         self._waited += waited
-        first = next(iter(learned.values()))
-        weighed = [first.weights[name] * value for name, value in first.terms.items()]
-        self._totals.append(torch.stack([w.double().reshape(()) for w in weighed]).sum())
+        if self._each:
+            first = next(iter(learned.values()))
+            weighed = [first.weights[name] * value for name, value in first.terms.items()]
+            self._totals.append(torch.stack([w.double().reshape(()) for w in weighed]).sum())
         if self._runtime.read_every > 1:
             numbers = [n.float() for each in learned.values() for n in _numbers(each).values()]
             finite = torch.stack(numbers).isfinite().all()

@@ -95,7 +95,9 @@ class StageAtWork:
         stage = cls(
             inputs=inputs, index=index, config=config, length=length, batch_size=size,
             report=report, history=history, players=players, ema=ema,
-            readings=Readings(runtime, config.name, length.steps, size),
+            readings=Readings(
+                runtime, config.name, length.steps, size, each=recipe.spike_guard is not None
+            ),
             watch=Watch(steps=length.steps, alarms=objective.alarms),
             guard=SpikeGuard(
                 config=recipe.spike_guard, folder=inputs.folder / "checkpoints" / "guard", stage=index

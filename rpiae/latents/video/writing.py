@@ -150,8 +150,7 @@ def encode_videos(
         DataError: if no video can be used.
         RunError: if latents are not finite, or cannot be written.
     """
-    target = Path(folder)
-    said: list[str] = []
+    target, said = Path(folder), list[str]()
     with contextlib.ExitStack() as held:
 
         def begin() -> Tree:

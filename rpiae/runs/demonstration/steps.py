@@ -152,7 +152,11 @@ class _Demonstration:
             if (self.folder / CONFIG_FILE).is_file():
                 raise UsageError(f"{self.folder} already holds a run: name another --out")
             return
-        seed = read_toml(own).get("seed", 0)
+        tree = read_toml(own)
+        data = tree.get("data")
+        if not isinstance(data, dict) or data.get("name") != TOKENIZER_RUN["data"]["name"]:
+            raise UsageError(f"{own.parent} holds another run's tokenizer: name another --out")
+        seed = tree.get("seed", 0)
         if seed != self._seed:
             raise UsageError(
                 f"{self.folder} was begun with seed {seed}: say --seed {seed} to go on with it, or name "

@@ -80,6 +80,11 @@ def resolve_generator(
     config = parse(named.tree, GeneratorRunConfig, source=source, converter=converter())
     config, problems = _with_wired_data(config)
     stages, dropped, needs = checked_stages(config)
+    problems += [
+        f"recipe: loss {name!r} is not in this version: add --without {name}, or install a plugin that "
+        "brings it"
+        for name in named.missing_losses
+    ]
     if problems := [*problems, *needs]:
         raise ConfigError(source, problems)
     found = learned_from(config)

@@ -23,6 +23,7 @@ from rpiae.core.model.generator_folders import (
 )
 from rpiae.core.model.latent_generator import LatentGenerator
 from rpiae.core.model.naming import converter
+from rpiae.core.model.saved import GENERATOR
 from rpiae.core.model.state import load_state
 from rpiae.core.runtime.files import write_text
 from rpiae.core.runtime.memory import check_memory
@@ -41,9 +42,6 @@ from rpiae.runs.recording import recorded
 from rpiae.runs.resolving import made_with
 from rpiae.runs.summary import stage_row
 from rpiae.tasks.generator.task import GeneratorTask
-
-#: Folder of the finished generator in its run's.
-GENERATOR = "generator"
 
 
 def run_generator(run: ResolvedGenerator | Tree) -> Iterator[events.Event]:
