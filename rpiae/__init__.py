@@ -120,27 +120,36 @@ __version__ = "0.1.0"
 def load(
     folder: str | os.PathLike[str],
     *,
+    revision: str = "",
+    subfolder: str = "",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> RPiAE:
-    """Load a saved tokenizer from its folder or its run's, in eval mode; offline, running no code
-    from it.
+    """Load a saved tokenizer, in eval mode; running no code from its files.
+
+    Everything that it has must be there and nothing else, in the dtype that it was saved in. A folder
+    that is there, and what can only be a path, never lead to the hub.
 
     Args:
-        folder: of the tokenizer or the run.
+        folder: of the tokenizer or the run; a model that ships with rpiae; or on the hub ``user/name``,
+            ``user/name@revision`` or ``user/name@revision:subfolder``.
+        revision: branch, tag or commit on the hub; ``main`` where nobody says.
+        subfolder: below the folder, or in the repository.
         device: where to, such as ``"cuda"``; the CPU where it is not given.
         dtype: of its weights, such as ``torch.bfloat16``; as saved where it is not given.
 
     Raises:
         CheckpointError: if there is no tokenizer, or it is damaged.
-        UsageError: if there is no such device.
+        FetchError: if it is on the hub and cannot be had.
+        UsageError: if there is no such device, or revision or subfolder make no sense for the folder.
     """
     from rpiae.core.model.folders import load_tokenizer
     from rpiae.core.runtime.devices import choose_device
 
     if device is not None and (isinstance(device, str) or device.type == "cuda"):
         device = choose_device(str(device))
-    return load_tokenizer(folder).to(device=device, dtype=dtype)
+    model = load_tokenizer(folder, revision=revision, subfolder=subfolder)
+    return model.to(device=device, dtype=dtype)
 
 
 def save(model: RPiAE, folder: str | os.PathLike[str]) -> Path:
