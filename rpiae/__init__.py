@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from rpiae.encoders import ENCODERS
     from rpiae.evaluation import METRICS
     from rpiae.generators import GENERATORS
+    from rpiae.interop.hub import push_to_hub
     from rpiae.interop.sampling import sampling_of_reference
     from rpiae.losses import CRITICS, LOSSES
     from rpiae.recipes import RECIPES
@@ -72,6 +73,7 @@ _WHERE = {
     "RunConfig": "rpiae.core.config.recipe",
     "build": "rpiae.core.model.build",
     "load_generator": "rpiae.sampling",
+    "push_to_hub": "rpiae.interop.hub",
     "resume": "rpiae.runs",
     "resume_generator": "rpiae.runs.generating",
     "run": "rpiae.runs",
@@ -106,6 +108,7 @@ __all__ = [
     "build",
     "load",
     "load_generator",
+    "push_to_hub",
     "resume",
     "resume_generator",
     "run",

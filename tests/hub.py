@@ -69,9 +69,11 @@ class Hub:
         asked: method and path of all requests.
         moves: called before a file is answered for, so that a repository can move meanwhile.
         errors: status by the beginning of paths that are answered so.
+        endpoint: its address.
     """
 
     def __init__(self) -> None:
+        self.endpoint = ""
         self.repositories: dict[str, Repository] = {}
         self.asked: list[str] = []
         self.moves: list[Any] = []
@@ -89,7 +91,7 @@ def hub_at_work(cache: Path) -> Iterator[Hub]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
-    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    endpoint = hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     try:
         with contextlib.ExitStack() as stack:
             changed = {
@@ -220,7 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
         there = name in self.hub.repositories
         if not there:
             self.hub.create(name, private=asked.get("visibility") == "private")
-        self._json({"url": f"http://hub/{name}"}, status=409 if there else 200)
+        self._json({"url": f"{self.hub.endpoint}/{name}"}, status=409 if there else 200)
 
     def _preupload(self, _: str, __: Repository, ___: str, body: bytes) -> None:
         asked = json.loads(body)["files"]
@@ -241,7 +243,9 @@ class _Handler(BaseHTTPRequestHandler):
             for line in lines if line["key"] == "file"
         }  # fmt: skip
         commit = repository.commit(files, branch=branch)
-        self._json({"commitUrl": f"http://hub/{name}/commit/{commit}", "commitOid": commit})
+        self._json(
+            {"commitUrl": f"{self.hub.endpoint}/{name}/commit/{commit}", "commitOid": commit}
+        )
 
     def _json(self, tree: Any, *, status: int = 200) -> None:
         self._answer(

@@ -56,7 +56,7 @@ def tokenizer_of(model: LatentGenerator, folder: Path, named: Word | None) -> RP
         FetchError: if it is on the hub and cannot be had.
         UsageError: if it is another one.
     """
-    place = named if named is not None else _own_tokenizer(model, folder)
+    place = named if named is not None else own_tokenizer(model, folder)
     try:
         tokenizer = load_tokenizer(place)
     except CheckpointError as error:
@@ -75,7 +75,7 @@ def tokenizer_of(model: LatentGenerator, folder: Path, named: Word | None) -> RP
     return tokenizer
 
 
-def _own_tokenizer(model: LatentGenerator, folder: Path) -> Word:
+def own_tokenizer(model: LatentGenerator, folder: Path) -> Word:
     beside = folder.parent / TOKENIZER
     there = (beside / "config.json", beside / TOKENIZER / "config.json")  # it, or its run
     if folder.name == GENERATOR and any(map(os.path.lexists, there)):

@@ -101,18 +101,22 @@ def named_place(word: Word, kind: str = "", *, revision: str = "", subfolder: st
     return path / subfolder
 
 
-def hub_place(word: Word) -> HubPlace | None:
+def hub_place(word: Word, *, only: bool = False) -> HubPlace | None:
     """The place on the hub that a word means; None where it means a folder or a shipped model.
+
+    Args:
+        word: as of ``named_place``.
+        only: whether it cannot be meant for a folder, whatever is there.
 
     Raises:
         UsageError: if its revision or subfolder is none.
     """
-    if not isinstance(word, str) or os.path.lexists(word):
+    if not isinstance(word, str) or (not only and os.path.lexists(word)):
         return None
     found = _ON_HUB.fullmatch(word)
     if found is None or not _REPOSITORY.fullmatch(found["repository"]):
         return None
-    if os.path.isdir(word.partition("/")[0]):
+    if not only and os.path.isdir(word.partition("/")[0]):
         return None  # a folder that should have been in there
     if "" in (found["revision"], found["subfolder"]):
         raise UsageError(
