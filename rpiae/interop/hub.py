@@ -10,7 +10,7 @@ from attrs import frozen
 
 from rpiae.core.errors import RunError, UsageError
 from rpiae.core.model.places import HubPlace, hub_place
-from rpiae.core.runtime.download import LOG_IN, offline_variable, refusal
+from rpiae.core.runtime.download import LOG_IN, hub_failures, offline_variable, refusal
 from rpiae.core.runtime.names import shown
 from rpiae.interop.pushing import Source, write_repository
 
@@ -98,7 +98,6 @@ def _uploaded(
     message: str,
     token: str | None,
 ) -> Pushed:
-    import httpx2
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -114,7 +113,7 @@ def _uploaded(
         )  # fmt: skip
     except HfHubHTTPError as error:
         raise RunError(f"{place} is as it was: {refusal(error, place.revision)}") from None
-    except (OSError, httpx2.HTTPError) as error:
+    except hub_failures() as error:
         raise RunError(
             f"{place} is as it was: the hub cannot be reached ({type(error).__name__})"
         ) from None
@@ -131,11 +130,12 @@ def _files_there(api: HfApi, place: HubPlace, *, private: bool) -> set[str]:
     Raises:
         UsageError: if it is public, and was to be private.
     """
-    if private and not api.repo_info(place.repository).private:
+    if private and not api.model_info(place.repository).private:
         raise UsageError(
-            f"{place.repository} is there already and public, so nothing of yours would be private in it: "
-            "name another one, change it in its settings, or leave --private out"
+            f"{place.repository} is there already and public, so nothing would be private in it: name another "
+            "one, change it in its settings, or leave --private out"
         )
     if place.revision != "main":
         api.create_branch(place.repository, branch=place.revision, exist_ok=True)
-    return set(api.list_repo_files(place.repository, revision=place.revision))
+    found = api.model_info(place.repository, revision=place.revision).siblings or []
+    return {file.rfilename for file in found}

@@ -48,7 +48,8 @@ def _cleaned(tree: Any, known: Iterable[tuple[str, str]]) -> Any:
 
 def _text(text: str, known: Iterable[tuple[str, str]]) -> str:
     for path, name in known:
-        text = re.sub(rf"(?<![\w./\\-]){re.escape(path)}(?![\w/\\-])", lambda _, to=name: to, text)
+        whole = rf"(?<![\w./\\-]){re.escape(path)}(?![\w/\\-])"
+        text = re.sub(whole, name.replace("\\", r"\\"), text)
     return printable(_WITHIN.sub(lambda found: _last(found[0]), text))
 
 
