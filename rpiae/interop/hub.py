@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from rpiae.core.errors import RunError, UsageError
+from rpiae.core.errors import RpiaeError, RunError, UsageError
 from rpiae.core.model.places import HubPlace, hub_place
 from rpiae.core.runtime.download import LOG_IN, hub_failures, offline_variable, refusal
 from rpiae.core.runtime.names import shown
@@ -99,7 +99,6 @@ def _uploaded(
     token: str | None,
 ) -> Pushed:
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError
 
     if not (token or get_token()):
         raise RunError(f"nothing is pushed: the hub has to know who you are: {LOG_IN}")
@@ -111,12 +110,10 @@ def _uploaded(
             repo_id=place.repository, folder_path=folder, revision=place.revision,
             commit_message=message or f"{Path(place.repository).name}, by rpiae",
         )  # fmt: skip
-    except HfHubHTTPError as error:
-        raise RunError(f"{place} is as it was: {refusal(error, place.revision)}") from None
+    except RpiaeError:
+        raise
     except hub_failures() as error:
-        raise RunError(
-            f"{place} is as it was: the hub cannot be reached ({type(error).__name__})"
-        ) from None
+        raise RunError(f"nothing was pushed to {place}: {refusal(error, place.revision)}") from None
     own = set(files)
     return Pushed(
         url=str(done.commit_url), commit=str(done.oid), files=tuple(files),
