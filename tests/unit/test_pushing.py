@@ -20,6 +20,7 @@ from rpiae.core.config.recipe import RunConfig
 from rpiae.core.config.tree import read_toml
 from rpiae.core.errors import CheckpointError, RunError, UsageError
 from rpiae.core.model.folders import load_tokenizer, save_tokenizer
+from rpiae.core.model.places import recorded_word
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.saved import evaluate_saved
 from rpiae.interop.card import Described, model_card
@@ -322,6 +323,48 @@ def test_verbs_take_models_of_the_hub(hub: Hub, tmp_path: Path) -> None:
     )
     assert "it has no revision 'nope'" in err
     assert not (tmp_path / "s.png").exists()
+
+
+def test_verbs_take_generators_of_the_hub(hub: Hub, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", count=6, size=32)
+    hub.create(NAME).add(write_run(tmp_path / "g"))
+    own = hub.create("somebody/tokenizer")
+    own.add(tmp_path / "g" / "tokenizer")
+    shutil.rmtree(tmp_path / "g")
+    command(
+        "sample", NAME, "--tokenizer", "somebody/tokenizer", "--classes", "cat", "--steps", "1",
+        "--out", "s.png", cwd=tmp_path,
+    )  # fmt: skip
+    assert (tmp_path / "s.png").is_file()
+    data = f"folder:{images}"
+    out, _ = command(
+        "eval",
+        NAME,
+        "--data",
+        data,
+        "--metrics",
+        "gfd:tiny",
+        "--count",
+        "4",
+        "--steps",
+        "1",
+        cwd=tmp_path,
+    )
+    assert f"{NAME}@{hub.repositories[NAME].branches['main']}" in out
+    command("encode", "somebody/tokenizer", data, "--out", "latents", cwd=tmp_path)
+    out, _ = command(
+        "diffuse", "latents", "--tokenizer", "somebody/tokenizer", "--generator", "dit-s", "--dry-run",
+        "--set", "generator.width=16", "--set", "generator.num_heads=2", "--set", "generator.depth=1",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert f"somebody/tokenizer@{own.branches['main']}" in out
+
+
+def test_what_a_file_says_leads_to_the_hub_by_a_commit_alone(hub: Hub, tmp_path: Path) -> None:
+    commit = hub.create(NAME).add(save_tokenizer(toy_tokenizer(), tmp_path / "t"))
+    for said in (NAME, f"{NAME}@main"):
+        assert recorded_word(said) == Path(said)
+    assert recorded_word(f"{NAME}@{commit}") == f"{NAME}@{commit}"
 
 
 def test_a_run_begins_from_a_model_of_the_hub_at_its_commit(hub: Hub, tmp_path: Path) -> None:
