@@ -126,7 +126,9 @@ class RaeEncoder:
     """One of its encoders.
 
     Attributes:
+        what: it in words.
         model: timm's model of the same architecture, other sizes apart.
+        transformer: the beginning of its classes' names in transformers.
         pixels: side of the images that its positions are of.
         mlp: hidden width of its MLPs at a width.
         eps: of its norms.
@@ -139,7 +141,9 @@ class RaeEncoder:
         filled: shapes of what it has beside, by name, at a width; it makes no difference.
     """
 
+    what: str
     model: str
+    transformer: str
     pixels: int
     mlp: Callable[[int], int]
     eps: float
@@ -197,13 +201,15 @@ _SHORTER_ATTENTION = (
 
 ENCODERS: Mapping[EncoderType, RaeEncoder] = {
     "dinov2": RaeEncoder(
-        model="vit_small_patch14_reg4_dinov2", pixels=518, mlp=lambda width: 4 * width, eps=1e-6,
+        what="DINOv2 with registers", model="vit_small_patch14_reg4_dinov2", transformer="Dinov2WithRegisters",
+        pixels=518, mlp=lambda width: 4 * width, eps=1e-6,
         prefix_tokens=5, antialias=True, here=encoder_from_reference, there=encoder_to_reference,
         shorter=_SHORTER_ATTENTION, unused=("embeddings.mask_token", "layernorm."),
         filled=lambda width: {"embeddings.mask_token": (1, width)},
     ),
     "siglip2": RaeEncoder(
-        model="vit_base_patch16_siglip_224", pixels=256, mlp=lambda _: 3_072, eps=1e-6,
+        what="SigLIP 2", model="vit_base_patch16_siglip_224", transformer="SiglipVision",
+        pixels=256, mlp=lambda _: 3_072, eps=1e-6,
         prefix_tokens=0, approximate="tanh", here=siglip_encoder_from_transformers,
         there=siglip_encoder_to_transformers, shorter=(("vision_model.", ""),),
         unused=(
@@ -213,7 +219,8 @@ ENCODERS: Mapping[EncoderType, RaeEncoder] = {
         filled=_pooling_head,
     ),
     "mae": RaeEncoder(
-        model="vit_base_patch16_224", pixels=224, mlp=lambda _: 3_072, eps=1e-12, prefix_tokens=1,
+        what="MAE", model="vit_base_patch16_224", transformer="ViTMAE",
+        pixels=224, mlp=lambda _: 3_072, eps=1e-12, prefix_tokens=1,
         here=vit_encoder_from_transformers, there=vit_encoder_to_transformers,
         shorter=(
             *_SHORTER_ATTENTION, (".intermediate.dense.", ".mlp.fc1."),
