@@ -56,6 +56,9 @@ _NULLABLE = (
 #: Options that its tensors hold too.
 _TENSORS = ("latents_mean", "latents_std")
 
+#: Neighbouring numbers of fp32 that rounding may lead away from the wanted one.
+_STEPS = 4
+
 _WEIGHTS_FILES = (
     WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json", "diffusion_pytorch_model.bin",
     "diffusion_pytorch_model.bin.index.json",
@@ -204,7 +207,9 @@ def _of_images(state: Mapping[str, Tensor], name: str, told: tuple[float, ...]) 
     """Input statistics, as short as fp32 allows; those of the config where the tensor is wrong, which
     is told elsewhere."""
     values = state[name].flatten().float().tolist() if name in state else list(told)
-    first, second, third = (float(str(np.float32(v))) for v in (values if len(values) == 3 else told))
+    first, second, third = (
+        float(str(np.float32(v))) for v in (values if len(values) == 3 else told)
+    )
     return first, second, third
 
 
@@ -214,18 +219,28 @@ def _feature_norm(
     """Mean and variance with which ours gives its latents; None where its statistics change nothing."""
     mean = _as_map(state[LATENTS_MEAN], LATENTS_MEAN, options, source)
     std = _as_map(denominator(state[LATENTS_STD].float()), LATENTS_STD, options, source)
-    mean, std = torch.broadcast_tensors(mean, std)
-    std = std.double() / options.scaling_factor
+    shape = torch.broadcast_shapes(mean.shape, std.shape)  # type: ignore[no-untyped-call]  # torch has no types for it
+    mean, std = mean.expand(shape), std.expand(shape) / options.scaling_factor
     if not mean.any() and (std == 1).all():
         return None
-    variance = std.square() - NORM_EPS
+    variance = _variance_of(std)
     if std.min() <= 0 or variance.min() < 0:
         raise CheckpointError(
             f"{source}: {LATENTS_STD} goes down to {state[LATENTS_STD].min().item():g} (scaling_factor "
             f"{options.scaling_factor:g}), and no variance gives that: a feature_norm divides by at "
             f"least √{NORM_EPS:g}"
         )
-    return mean.contiguous(), variance.float().contiguous()
+    return mean.contiguous(), variance.contiguous()
+
+
+def _variance_of(std: Tensor) -> Tensor:
+    """Variances v with √(v + ε) = std, to the bit where fp32 has such."""
+    variance = (std.double().square() - NORM_EPS).float()
+    for _ in range(_STEPS):
+        found = (variance + NORM_EPS).sqrt()
+        further = torch.nextafter(variance, (std - found).sign() * torch.inf)
+        variance = torch.where(found == std, variance, further)
+    return variance
 
 
 def _as_map(values: Tensor, name: str, options: RaeOptions, source: str) -> Tensor:

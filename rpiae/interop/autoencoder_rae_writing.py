@@ -136,7 +136,9 @@ def _side(model: RPiAE, size: int | None) -> tuple[int, list[str]]:
     """Tokens per side of the images that it is for, and what is wrong with their size."""
     _, rows, columns = model.decoder.patch
     if rows != columns or model.decoder.patch[0] != 1:
-        return 0, [f"its output patch is {model.decoder.patch}, and there are square ones of images"]
+        return 0, [
+            f"its output patch is {model.decoder.patch}, and there are square ones of images"
+        ]
     facts = model.config.encoder_facts.image_size if model.config else 0
     pixels = size or model.trained_size or facts
     if not pixels or pixels % rows:

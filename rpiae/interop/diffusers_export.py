@@ -99,5 +99,7 @@ def _told(model: RPiAE, found: RaeModel, version: str) -> list[str]:
         "Weights that its encoder has and no latent depends on are zero: a mask token, a pooling head.",
     ]
     if model.latent_mean is not None:
-        told.append("The latent_norm is left out: normalise latents yourself for a diffusion model.")
+        told.append(
+            "The latent_norm is left out: normalise latents yourself for a diffusion model."
+        )
     return told
