@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ diffusers = pytest.importorskip(
 )
 
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution  # noqa: E402
-
-Build = Callable[..., RPiAE]
 
 
 def tokenizer(bridge: str = "vb4", *, norm: bool = True, decoder: str = "vit") -> RPiAE:
@@ -343,7 +340,7 @@ def dit_pipeline(vae: Any) -> Any:
         num_attention_heads=2, num_embeds_ada_norm=1000,
     )  # fmt: skip
     pipeline = diffusers.DiTPipeline(
-        transformer=transformer, vae=vae, scheduler=diffusers.DDIMScheduler()
+        transformer=transformer.eval(), vae=vae, scheduler=diffusers.DDIMScheduler()
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
