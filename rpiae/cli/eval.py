@@ -79,9 +79,10 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure tokenizers, or generated images, and print the numbers."""
+    from rpiae.core.model.places import named_place
     from rpiae.evaluation.saved_generation import is_generation
 
-    folders = [Path(folder) for folder in arguments.runs]
+    folders = [named_place(word) for word in arguments.runs]
     of_samples = [folder for folder in folders if is_generation(folder)]
     if of_samples and len(of_samples) < len(folders):
         other = next(folder for folder in folders if folder not in of_samples)

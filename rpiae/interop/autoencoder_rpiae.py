@@ -90,6 +90,7 @@ class AutoencoderRPiAE(ModelMixin, AutoencoderMixin, ConfigMixin):  # type: igno
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
+        revision: str | None = None,
         subfolder: str | None = None,
         torch_dtype: torch.dtype | None = None,
         dtype: torch.dtype | None = None,
@@ -100,8 +101,10 @@ class AutoencoderRPiAE(ModelMixin, AutoencoderMixin, ConfigMixin):  # type: igno
         """The autoencoder of a saved tokenizer, whole or not at all, in eval mode.
 
         Args:
-            pretrained_model_name_or_path: folder of a tokenizer, or of its run, as ``rpiae.load`` takes it.
-            subfolder: below it.
+            pretrained_model_name_or_path: a tokenizer's folder, or its run's, or ``user/name`` on the hub,
+                as ``rpiae.load`` takes it.
+            revision: branch, tag or commit on the hub.
+            subfolder: below the folder, or in the repository.
             torch_dtype, dtype: of the weights; as saved where neither is given.
             device_map: a device, or ``{"": device}``.
             variant: None; there is one set of weights.
@@ -109,6 +112,7 @@ class AutoencoderRPiAE(ModelMixin, AutoencoderMixin, ConfigMixin):  # type: igno
 
         Raises:
             CheckpointError: if there is no tokenizer, or it is damaged.
+            FetchError: if it is on the hub and cannot be had.
             UsageError: if an option is unknown.
         """
         unknown = sorted(options.keys() - _ABOUT_MEMORY)
@@ -117,8 +121,10 @@ class AutoencoderRPiAE(ModelMixin, AutoencoderMixin, ConfigMixin):  # type: igno
                 f"a tokenizer is not loaded with {unknown[0] if unknown else f'variant {shown(variant)}'}: its "
                 "folder has one set of weights"
             )
-        path = Path(pretrained_model_name_or_path, subfolder or "")
-        autoencoder: AutoencoderRPiAE = cls(load_tokenizer(path)).eval()
+        model = load_tokenizer(
+            pretrained_model_name_or_path, revision=revision or "", subfolder=subfolder or ""
+        )
+        autoencoder: AutoencoderRPiAE = cls(model).eval()
         autoencoder.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         autoencoder.model.to(
             device=device_map.get("") if isinstance(device_map, dict) else device_map,

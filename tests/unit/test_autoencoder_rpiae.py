@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor
 import rpiae
 from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.model.tokenizer import RPiAE
+from tests.hub import TOKEN, hub_at_work
 from tests.toys import BRIDGES, DECODERS, ENCODERS
 
 diffusers = pytest.importorskip(
@@ -229,29 +231,27 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
         rpiae.AutoencoderRPiAE.from_pretrained(tmp_path / "nowhere")
 
 
-def test_pushing_uploads_the_tokenizers_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub = pytest.importorskip("diffusers.utils.hub_utils")
-    uploaded: dict[str, Any] = {}
-
-    class Card:
-        def save(self, path: str) -> None:
-            Path(path).write_text("a card", "utf-8")
-
-    def upload(self: Any, folder: str, repository: str, **options: Any) -> str:
-        uploaded[repository] = {path.name for path in Path(folder).iterdir()}
-        return repository
-
-    repository = type("Repository", (), {"repo_id": "user/name"})
-    monkeypatch.setattr(hub, "create_repo", lambda *_, **__: repository)
-    monkeypatch.setattr(hub, "load_or_create_model_card", lambda *_, **__: Card())
-    monkeypatch.setattr(hub, "populate_model_card", lambda card: card)
-    monkeypatch.setattr(hub.PushToHubMixin, "_upload_folder", upload)
+def test_pushed_it_is_loaded_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     autoencoder = rpiae.AutoencoderRPiAE(tokenizer())
-    autoencoder.push_to_hub("user/name")
-    autoencoder.save_pretrained(tmp_path / "there", push_to_hub=True, repo_id="user/name")
-    assert uploaded == {"user/name": {"config.json", "model.safetensors", "README.md"}}
+    with hub_at_work(tmp_path / "cache") as hub:
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.endpoint)
+        autoencoder.push_to_hub("user/name")
+        files = {"config.json", "model.safetensors", "README.md"}
+        assert set(hub.repositories["user/name"].files) == files
+        autoencoder.save_pretrained(
+            tmp_path / "there", push_to_hub=True, repo_id="user/other", subfolder="vae"
+        )
+        assert set(hub.repositories["user/other"].files) == {
+            "vae/config.json", "vae/model.safetensors",
+        }  # fmt: skip
+        first = rpiae.AutoencoderRPiAE.from_pretrained("user/name", revision="main")
+        second = rpiae.AutoencoderRPiAE.from_pretrained("user/other", subfolder="vae")
+    x = pixels(32, 32)
+    with torch.inference_mode():
+        wanted = autoencoder(x).sample
+        assert torch.equal(first(x).sample, wanted)
+        assert torch.equal(second(x).sample, wanted)
 
 
 def test_retrieve_latents_of_diffusers() -> None:
