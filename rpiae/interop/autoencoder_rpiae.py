@@ -113,13 +113,14 @@ class AutoencoderRPiAE(ModelMixin, AutoencoderMixin, ConfigMixin):  # type: igno
         Raises:
             CheckpointError: if there is no tokenizer, or it is damaged.
             FetchError: if it is on the hub and cannot be had.
-            UsageError: if an option is unknown.
+            UsageError: if an option is unknown, or makes no sense for it.
         """
-        unknown = sorted(options.keys() - _ABOUT_MEMORY)
-        if unknown or variant is not None:
+        if variant is not None:
+            raise UsageError(f"a tokenizer has one set of weights, and no variant {shown(variant)}")
+        if unknown := sorted(options.keys() - _ABOUT_MEMORY):
             raise UsageError(
-                f"a tokenizer is not loaded with {unknown[0] if unknown else f'variant {shown(variant)}'}: its "
-                "folder has one set of weights"
+                f"AutoencoderRPiAE is not loaded with {unknown[0]}: it takes revision, subfolder, torch_dtype "
+                "and device_map"
             )
         model = load_tokenizer(
             pretrained_model_name_or_path, revision=revision or "", subfolder=subfolder or ""

@@ -407,7 +407,7 @@ def test_options_that_do_not_fit_are_named_at_once(
 def test_folders_of_something_else(folder: Path, tmp_path: Path) -> None:
     _edit(folder, _class_name="AutoencoderKL")
     assert not is_autoencoder_rae(folder)
-    with pytest.raises(CheckpointError, match="is of 'AutoencoderKL', and a AutoencoderRAE"):
+    with pytest.raises(CheckpointError, match="is of 'AutoencoderKL', and an AutoencoderRAE"):
         read_autoencoder_rae(folder)
     (folder / "config.json").unlink()
     assert not is_autoencoder_rae(folder)

@@ -232,6 +232,8 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_pushed_it_is_loaded_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     autoencoder = rpiae.AutoencoderRPiAE(tokenizer())
     with hub_at_work(tmp_path / "cache") as hub:
