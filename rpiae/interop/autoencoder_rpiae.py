@@ -19,6 +19,7 @@ from rpiae.core.model.folders import load_tokenizer, save_tokenizer
 from rpiae.core.model.geometry import at_least_fp32, pad_to
 from rpiae.core.model.tiling import Tiling
 from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.runtime.devices import choose_device
 from rpiae.core.runtime.names import shown
 
 try:
@@ -106,7 +107,7 @@ class AutoencoderRPiAE(ModelMixin, AutoencoderMixin, ConfigMixin):  # type: igno
             revision: branch, tag or commit on the hub.
             subfolder: below the folder, or in the repository.
             torch_dtype, dtype: of the weights; as saved where neither is given.
-            device_map: a device, or ``{"": device}``.
+            device_map: a device, ``{"": device}`` or ``"auto"``; the CPU where it is not given.
             variant: None; there is one set of weights.
             options: of diffusers about memory while loading, which make no difference.
 
@@ -122,15 +123,13 @@ class AutoencoderRPiAE(ModelMixin, AutoencoderMixin, ConfigMixin):  # type: igno
                 f"AutoencoderRPiAE is not loaded with {unknown[0]}: it takes revision, subfolder, torch_dtype "
                 "and device_map"
             )
+        device = _device(device_map)
         model = load_tokenizer(
             pretrained_model_name_or_path, revision=revision or "", subfolder=subfolder or ""
         )
         autoencoder: AutoencoderRPiAE = cls(model).eval()
         autoencoder.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
-        autoencoder.model.to(
-            device=device_map.get("") if isinstance(device_map, dict) else device_map,
-            dtype=dtype or torch_dtype,
-        )
+        autoencoder.model.to(device=device, dtype=dtype or torch_dtype)
         return autoencoder
 
     def save_pretrained(
@@ -272,6 +271,21 @@ class AutoencoderRPiAE(ModelMixin, AutoencoderMixin, ConfigMixin):  # type: igno
         tiling = self._tiling((z.shape[-2] * rows, z.shape[-1] * columns))
         pixels = tiling.blended([self.model.decode(tile) for tile in tiling.latent_tiles(z)])
         return pixels * 2 - 1
+
+
+def _device(device_map: Any) -> torch.device | None:
+    """The one device of a map of diffusers."""
+    if isinstance(device_map, dict):
+        if set(device_map) != {""}:
+            raise UsageError(
+                f"a tokenizer goes to one device as a whole, not to {shown(device_map)}"
+            )
+        device_map = device_map[""]
+    if isinstance(device_map, int):
+        device_map = f"cuda:{device_map}"
+    if isinstance(device_map, torch.device) and device_map.type != "cuda":
+        return device_map
+    return None if device_map is None else choose_device(str(device_map))
 
 
 def _step(model: RPiAE) -> tuple[int, int]:

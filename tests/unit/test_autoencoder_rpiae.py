@@ -221,6 +221,16 @@ def test_what_it_does_not_do_is_refused(tmp_path: Path) -> None:
         autoencoder.decode(torch.zeros(1, 5, 8, 8))
 
 
+def test_it_goes_to_one_device(tmp_path: Path) -> None:
+    rpiae.AutoencoderRPiAE(tokenizer()).save_pretrained(tmp_path)
+    for device_map in ("cpu", torch.device("cpu"), {"": "cpu"}):
+        found = rpiae.AutoencoderRPiAE.from_pretrained(tmp_path, device_map=device_map)
+        assert found.device == torch.device("cpu")
+    for strange in ({"encoder": "cpu", "decoder": "cpu"}, "nowhere"):
+        with pytest.raises(UsageError):
+            rpiae.AutoencoderRPiAE.from_pretrained(tmp_path, device_map=strange)
+
+
 def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     rpiae.AutoencoderRPiAE(tokenizer()).save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
