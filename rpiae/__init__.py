@@ -2,7 +2,7 @@
 
     model = rpiae.build(encoder="tiny", bridge="vb16", decoder="vit-t")
     for event in rpiae.run({"encoder": "tiny", "out": "runs/a"}): ...
-    model = rpiae.load("runs/a")  # and rpiae.save(model, "there")
+    model = rpiae.load("runs/a")  # or "user/name"; and rpiae.save(model, "there")
     latent = model.encode(images).mode()
 
 Names are loaded when they are first used, so that ``import rpiae`` is light.
@@ -109,6 +109,7 @@ __all__ = [
     "RpiaeError",
     "RunConfig",
     "build",
+    "from_pretrained",
     "load",
     "load_generator",
     "push_to_hub",
@@ -156,6 +157,10 @@ def load(
         device = choose_device(str(device))
     model = load_tokenizer(folder, revision=revision, subfolder=subfolder)
     return model.to(device=device, dtype=dtype)
+
+
+#: By the name that it has in the libraries around.
+from_pretrained = load
 
 
 def save(model: RPiAE, folder: str | os.PathLike[str]) -> Path:

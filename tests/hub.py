@@ -42,8 +42,9 @@ class Repository:
     def commit(self, files: dict[str, bytes], *, branch: str = "main") -> str:
         """A commit that adds files to a branch."""
         before = self.commits.get(self.branches.get(branch, ""), {})
-        name = hashlib.sha1(f"{len(self.commits)}".encode()).hexdigest()
-        self.commits[name] = before | files
+        after = before | files
+        name = hashlib.sha1(repr((len(self.commits), sorted(after.items()))).encode()).hexdigest()
+        self.commits[name] = after
         self.branches[branch] = name
         return name
 
@@ -128,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         path = self._path()
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         if self._refused(path):
             return
         if path == "/api/validate-yaml":
@@ -142,6 +143,17 @@ class _Handler(BaseHTTPRequestHandler):
             getattr(self, f"_{found[2]}")(found[1], repository, unquote(found[3]), body)
         else:
             self._fail(404)
+
+    def _body(self) -> bytes:
+        """What was sent: commits come in chunks."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        found = b""
+        while size := int(self.rfile.readline(), 16):
+            found += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return found
 
     def _path(self) -> str:
         self.hub.asked.append(f"{self.command} {self.path}")
@@ -180,6 +192,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._fail(status)
                 return
         repository = self._repository(found[1]) if found else None
+        if found is None:
+            self._fail(404)
         if found is None or repository is None:
             return
         if self.command == "HEAD" and self.hub.moves:

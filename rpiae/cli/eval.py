@@ -33,8 +33,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Tokenizers or generated images, what is measured of them, and on what."""
     parser.add_argument(
         "runs", nargs="+", metavar="RUN",
-        help="the folder of a tokenizer, a generator or a run of either; a file (.npz) or folder of "
-        "samples",
+        help="the folder of a tokenizer, a generator or a run of either, or user/name[@revision] of the "
+        "hub; a file (.npz) or folder of samples",
     )  # fmt: skip
     parser.add_argument(
         "--data", metavar="DATA", type=nonempty,

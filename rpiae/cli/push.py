@@ -61,5 +61,4 @@ def run(arguments: argparse.Namespace) -> int:
     for what, names in (("replaced", pushed.replaced), ("left as they are", pushed.others)):
         if names:
             stderr.print(f"note: {what}: {', '.join(names)}", soft_wrap=True)
-    stdout.print(f'rpiae.load("{place.repository}")', soft_wrap=True)
     return 0

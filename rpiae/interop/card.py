@@ -290,7 +290,7 @@ def _preset(part: PartConfig) -> Preset | None:
     return found[0] if found else None
 
 
-def _licence(described: Described) -> dict[str, str]:
+def _licence(described: Described) -> dict[str, Any]:
     """The hub's fields for the licence of the pivot's weights, which these are made of."""
     encoder = described.parts.get("encoder")
     preset = _preset(encoder) if isinstance(encoder, EncoderConfig) and encoder.pretrained else None

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from rpiae.core.errors import RunError, UsageError
+from rpiae.core.errors import RpiaeError, RunError, UsageError
 from rpiae.core.model.places import HubPlace, hub_place
-from rpiae.core.runtime.download import LOG_IN, offline_variable, refusal
+from rpiae.core.runtime.download import LOG_IN, hub_failures, offline_variable, refusal
 from rpiae.core.runtime.names import shown
 from rpiae.interop.pushing import Source, write_repository
 
@@ -98,9 +98,7 @@ def _uploaded(
     message: str,
     token: str | None,
 ) -> Pushed:
-    import httpx2
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError
 
     if not (token or get_token()):
         raise RunError(f"nothing is pushed: the hub has to know who you are: {LOG_IN}")
@@ -112,12 +110,10 @@ def _uploaded(
             repo_id=place.repository, folder_path=folder, revision=place.revision,
             commit_message=message or f"{Path(place.repository).name}, by rpiae",
         )  # fmt: skip
-    except HfHubHTTPError as error:
-        raise RunError(f"{place} is as it was: {refusal(error, place.revision)}") from None
-    except (OSError, httpx2.HTTPError) as error:
-        raise RunError(
-            f"{place} is as it was: the hub cannot be reached ({type(error).__name__})"
-        ) from None
+    except RpiaeError:
+        raise
+    except hub_failures() as error:
+        raise RunError(f"nothing was pushed to {place}: {refusal(error, place.revision)}") from None
     own = set(files)
     return Pushed(
         url=str(done.commit_url), commit=str(done.oid), files=tuple(files),
@@ -131,11 +127,12 @@ def _files_there(api: HfApi, place: HubPlace, *, private: bool) -> set[str]:
     Raises:
         UsageError: if it is public, and was to be private.
     """
-    if private and not api.repo_info(place.repository).private:
+    if private and not api.model_info(place.repository).private:
         raise UsageError(
-            f"{place.repository} is there already and public, so nothing of yours would be private in it: "
-            "name another one, change it in its settings, or leave --private out"
+            f"{place.repository} is there already and public, so nothing would be private in it: name another "
+            "one, change it in its settings, or leave --private out"
         )
     if place.revision != "main":
         api.create_branch(place.repository, branch=place.revision, exist_ok=True)
-    return set(api.list_repo_files(place.repository, revision=place.revision))
+    found = api.model_info(place.repository, revision=place.revision).siblings or []
+    return {file.rfilename for file in found}

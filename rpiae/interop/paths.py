@@ -16,7 +16,10 @@ _WITHIN = re.compile(
 )
 
 #: What may stand before a path: the kind of a dataset, or of an address.
-_KIND = re.compile(r"(?:file:/*(?=/)|[a-z][\w-]*:(?!//))", re.IGNORECASE)
+_KIND = re.compile(r"[a-z][\w-]+:(?!//)", re.IGNORECASE)
+
+#: Slashes of an address that is a path.
+_FILE = re.compile(r"\bfile:/+", re.IGNORECASE)
 
 
 def without_paths(tree: Any, *others: Any) -> Any:
@@ -47,8 +50,10 @@ def _cleaned(tree: Any, known: Iterable[tuple[str, str]]) -> Any:
 
 
 def _text(text: str, known: Iterable[tuple[str, str]]) -> str:
+    text = _FILE.sub("file:/", text)
     for path, name in known:
-        text = re.sub(rf"(?<![\w./\\-]){re.escape(path)}(?![\w/\\-])", lambda _, to=name: to, text)
+        whole = rf"(?<![\w./\\-]){re.escape(path)}(?![\w/\\-])"
+        text = re.sub(whole, name.replace("\\", r"\\"), text)
     return printable(_WITHIN.sub(lambda found: _last(found[0]), text))
 
 
@@ -65,7 +70,7 @@ def _texts(tree: Any) -> Iterator[str]:
 
 def _path_of(text: str) -> str:
     """The path that a text is, as a whole or behind its kind; nothing where it is none."""
-    for path in (text, _KIND.sub("", text, count=1)):
+    for path in (text, _KIND.sub("", _FILE.sub("file:/", text), count=1)):
         if "\n" in path or "\0" in path or not re.search(r"[/\\]", path):
             continue
         from_root = PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute()

@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -33,7 +32,7 @@ from rpiae.core.model.saved import (
 )
 from rpiae.core.model.saved_parts import read_parts
 from rpiae.core.model.tokenizer import RPiAE
-from rpiae.core.runtime.files import read_json, write_text
+from rpiae.core.runtime.files import read_json, until_whole, write_text
 from rpiae.evaluation.protocol import EVALUATION_FILE
 from rpiae.evaluation.records import WEIGHTS, add_evaluation, read_evaluations
 from rpiae.evaluation.saved_generation import is_generation
@@ -96,19 +95,22 @@ def write_repository(source: Source, folder: Path, *, repository: str) -> list[s
         raise UsageError(f"{folder} is not empty and is left alone: name a new folder")
     with tempfile.TemporaryDirectory(prefix="rpiae-push-") as name:
         made = Path(name, "made")
-        with _opened(source, Path(name)) as pushed:
-            _write(pushed, made, repository)
+        _write(_opened(source, Path(name)), made, repository)
+        unfinished = until_whole(folder)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(made, folder, dirs_exist_ok=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.copytree(made, unfinished)
+            if folder.exists():
+                folder.rmdir()
+            unfinished.rename(folder)
         except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
             raise RunError(f"cannot write {folder}: {error.strerror or error}") from None
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
-@contextmanager
-def _opened(source: Source, spare: Path) -> Iterator[_Pushed]:
+def _opened(source: Source, spare: Path) -> _Pushed:
     """A source as saved models, loaded once to see that they are whole.
 
     Args:
@@ -116,18 +118,16 @@ def _opened(source: Source, spare: Path) -> Iterator[_Pushed]:
         spare: where models that are in memory alone are saved.
     """
     if isinstance(source, RPiAE):
-        yield _tokenizer(save_tokenizer(source, spare / TOKENIZER), spare)
-    elif isinstance(source, LoadedGenerator):
+        return _tokenizer(save_tokenizer(source, spare / TOKENIZER), spare)
+    if isinstance(source, LoadedGenerator):
         save_tokenizer(source.tokenizer, spare / TOKENIZER)
-        yield _generator(save_generator(source.model, spare / GENERATOR), spare)
-    else:
-        place = named_place(source)
-        if is_generation(place):
-            named = generator_named(place)
-            yield _generator(named, results_folder(named))
-        else:
-            named = tokenizer_folder(place)
-            yield _tokenizer(named, results_folder(named))
+        return _generator(save_generator(source.model, spare / GENERATOR), spare)
+    place = named_place(source)
+    if is_generation(place):
+        named = generator_named(place)
+        return _generator(named, results_folder(named))
+    named = tokenizer_folder(place)
+    return _tokenizer(named, results_folder(named))
 
 
 def _tokenizer(folder: Path, results: Path) -> _Pushed:
@@ -167,7 +167,9 @@ def _write(pushed: _Pushed, folder: Path, repository: str) -> None:
     records = _evaluations_of(pushed)
     summary = _summary_of(pushed)
     fingerprints = dict(pushed.fingerprints)
-    for below, saved in reversed(pushed.models.items()):  # a generator knows its tokenizer's digest
+    for below, saved in reversed(
+        list(pushed.models.items())
+    ):  # a generator knows its tokenizer's digest
         config = {n: v for n, v in without_paths(saved.config, run).items() if n not in _DIGESTS}
         if below == GENERATOR:
             config["latents"] = {

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from rpiae.core.errors import CheckpointError, UsageError
+from rpiae.core.errors import CheckpointError, FetchError, UsageError
 from rpiae.core.model.folders import load_tokenizer
 from rpiae.core.model.generator_folders import generator_folder, load_generator_model
 from rpiae.core.model.latent_generator import LatentGenerator
-from rpiae.core.model.places import Word
+from rpiae.core.model.places import Word, recorded_word
 from rpiae.core.model.saved import GENERATOR, TOKENIZER
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.names import printable
@@ -59,7 +59,7 @@ def tokenizer_of(model: LatentGenerator, folder: Path, named: Word | None) -> RP
     place = named if named is not None else own_tokenizer(model, folder)
     try:
         tokenizer = load_tokenizer(place)
-    except CheckpointError as error:
+    except (CheckpointError, FetchError) as error:
         if named is not None:
             raise
         raise CheckpointError(
@@ -80,7 +80,7 @@ def own_tokenizer(model: LatentGenerator, folder: Path) -> Word:
     there = (beside / "config.json", beside / TOKENIZER / "config.json")  # it, or its run
     if folder.name == GENERATOR and any(map(os.path.lexists, there)):
         return beside
-    return model.facts.tokenizer
+    return recorded_word(model.facts.tokenizer)
 
 
 def load_guide(model: LatentGenerator, folder: Word) -> LatentGenerator:

@@ -24,7 +24,7 @@ from rpiae.core.errors import (
 from rpiae.core.model.saved import CONFIG_FILE, GENERATOR, TOKENIZER, check_config
 from rpiae.core.model.saved_tensors import INDEX_FILE, WEIGHTS_FILE
 from rpiae.core.runtime.download import fetch_hub, temporary_cache
-from rpiae.core.runtime.hub import snapshot_of
+from rpiae.core.runtime.hub import is_commit, snapshot_of
 from rpiae.core.runtime.names import printable, shown
 
 Word = str | os.PathLike[str]
@@ -146,6 +146,12 @@ def pinned_word(word: Word, kind: str) -> Word:
         UsageError, FetchError, CheckpointError: see ``named_place``.
     """
     return word if hub_place(word) is None else lasting_name(named_place(word, kind))
+
+
+def recorded_word(text: str) -> Word:
+    """A word that a file holds: it leads to the hub by a commit alone, which nobody can move."""
+    place = hub_place(text)
+    return text if place is None or is_commit(place.revision) else Path(text)
 
 
 def lasting_word(word: Word) -> str:

@@ -24,6 +24,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit
 
 import torch
@@ -191,16 +192,24 @@ def _hub_file(hub_id: str, name: str, revision: str, *, local: bool, cache: Path
         raise
     except EntryNotFoundError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: there is no home folder
+    except hub_failures() as error:
         reason = refusal(error, revision)
         cached = try_to_load_from_cache(hub_id, name, revision=revision, cache_dir=cache)
         if isinstance(cached, str):
             _log.warning("%s of %s is taken from the cache: %s", name, hub_id, reason)
             return _checked(Path(cached))
-        if isinstance(error, RuntimeError) or getattr(error, "errno", None) in _UNWRITABLE:
+        if type(error) is RuntimeError or getattr(error, "errno", None) in _UNWRITABLE:
             raise UnwritableCacheError(reason) from None
         raise FetchError(reason) from None
     return _checked(Path(found))
+
+
+def hub_failures() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises where the hub, the way to it or the disk fails."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    root: Any = HfHubHTTPError.__mro__[1]  # of the errors of its HTTP library
+    return OSError, root, ValueError, RuntimeError  # the last where there is no home folder
 
 
 def refusal(error: Exception, revision: str = "") -> str:
