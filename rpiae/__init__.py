@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from rpiae.encoders import ENCODERS
     from rpiae.evaluation import METRICS
     from rpiae.generators import GENERATORS
+    from rpiae.interop.autoencoder_rpiae import AutoencoderRPiAE
     from rpiae.interop.hub import push_to_hub
     from rpiae.interop.sampling import sampling_of_reference
     from rpiae.losses import CRITICS, LOSSES
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from rpiae.sampling import load_generator
 
 _WHERE = {
+    "AutoencoderRPiAE": "rpiae.interop.autoencoder_rpiae",
     "BRIDGES": "rpiae.bridges",
     "BridgeConfig": "rpiae.core.config.parts",
     "CRITICS": "rpiae.losses",
@@ -91,6 +93,7 @@ __all__ = [
     "LOSSES",
     "METRICS",
     "RECIPES",
+    "AutoencoderRPiAE",
     "BridgeConfig",
     "DatasetConfig",
     "DecoderConfig",
