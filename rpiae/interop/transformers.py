@@ -1,0 +1,416 @@
+"""Encoders in transformers' layouts: as configs and weights of ``TimmEncoder``, and back.
+
+Four classes are known: Dinov2WithRegistersModel, Dinov2Model, ViTMAEModel and the vision tower of
+SiglipModel. Each runs with timm's architecture of the same rules: how positions are resampled, whether
+there is a class token, which GELU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import evolve, field, frozen
+from torch import Tensor
+
+from rpiae.core.config.parts import EncoderConfig
+from rpiae.core.errors import CheckpointError, UsageError
+from rpiae.core.model.adapters import (
+    encoder_from_reference,
+    encoder_to_reference,
+    siglip_encoder_from_transformers,
+    siglip_encoder_to_transformers,
+    vit_encoder_from_transformers,
+    vit_encoder_to_transformers,
+)
+from rpiae.core.model.layouts import (
+    SIGLIP_ENCODER,
+    VIT_ENCODER,
+    Layout,
+    State,
+    encoder_layout,
+)
+from rpiae.core.model.resolve import part_config
+from rpiae.core.runtime.names import printable, shown
+from rpiae.core.runtime.weights import Shapes, Signature, read_weights, shapes
+from rpiae.interop.facts import Facts, Table, Told, Triple, find_documents
+from rpiae.interop.shapes import PartShapes, Place, below, check_whole, ratio
+
+IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALVES: tuple[Triple, Triple] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+#: transformers' names of activations → timm's; DINOv2, ViT and SigLIP are trained with one of them.
+ACTIVATIONS = {
+    "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
+    "quick_gelu": "quick_gelu", "relu": "relu", "silu": "silu",
+}  # fmt: skip
+
+#: What every file of an encoder has, for the reader of foreign weights.
+SIGNATURES: tuple[Signature, ...] = (
+    ("embeddings.patch_embeddings.projection.weight",),
+    ("embeddings.patch_embedding.weight", "embeddings.position_embedding.weight"),
+)
+
+#: Where transformers' folders hold weights.
+WEIGHTS = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)  # fmt: skip
+
+
+@frozen(kw_only=True)
+class Kind:
+    """A class of encoders in transformers, and what is published of it.
+
+    Attributes:
+        what: the class in words.
+        model_types: in its ``config.json``.
+        classes: of the reference, that wrap it.
+        layout: its names, without what stands before all of them.
+        model: timm's architecture of the same rules.
+        model_args: what of that architecture is replaced.
+        here, there: key maps.
+        positions: dimension that counts positions.
+        class_tokens: positions that are not of patches.
+        eps, activation, statistics: as its class was published.
+        heads: (width, blocks) → attention heads of the published sizes.
+        unused: names that patch tokens do not need, and beginnings of such.
+        final_norm: beginning of the final norm's names.
+    """
+
+    what: str
+    model_types: tuple[str, ...]
+    classes: tuple[str, ...]
+    layout: Layout
+    model: str
+    here: Callable[[Mapping[str, Tensor]], State]
+    there: Callable[[Mapping[str, Tensor]], State]
+    heads: Mapping[tuple[int, int], int]
+    model_args: Mapping[str, Any] = field(factory=dict)
+    positions: int = 1
+    class_tokens: int = 1
+    eps: float = 1e-6
+    activation: str = "gelu"
+    statistics: tuple[Triple, Triple] = IMAGENET
+    unused: tuple[str, ...] = ("embeddings.mask_token",)
+    final_norm: str = "layernorm."
+
+
+_DINO_HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1536, 40): 24}
+
+REGISTERS = Kind(
+    what="a DINOv2 encoder with registers",
+    model_types=("dinov2_with_registers",),
+    classes=("Dinov2withNorm",),
+    layout=encoder_layout(registers=True),
+    model="vit_small_patch14_reg4_dinov2",
+    here=encoder_from_reference,
+    there=encoder_to_reference,
+    heads=_DINO_HEADS,
+)
+
+#: timm's own DINOv2 without registers resamples positions as the original code does, not as transformers.
+PLAIN = Kind(
+    what="a DINOv2 encoder without registers",
+    model_types=("dinov2",),
+    classes=("Dinov2withNorm",),
+    layout=encoder_layout(registers=False),
+    model="vit_small_patch16_224",
+    model_args={"init_values": 1e-5},
+    here=encoder_from_reference,
+    there=encoder_to_reference,
+    heads=_DINO_HEADS,
+)
+
+VIT_MAE = Kind(
+    what="a ViT-MAE encoder",
+    model_types=("vit_mae", "vit"),
+    classes=("MAEwNorm",),
+    layout=VIT_ENCODER,
+    model="vit_base_patch16_224",
+    here=vit_encoder_from_transformers,
+    there=vit_encoder_to_transformers,
+    heads={(768, 12): 12, (1024, 24): 16, (1280, 32): 16},
+    eps=1e-12,
+    unused=("embeddings.mask_token", "pooler."),
+)
+
+_TOWER = "vision_model."
+
+
+def _siglip_here(state: Mapping[str, Tensor]) -> State:
+    return siglip_encoder_from_transformers({_TOWER + n: t for n, t in state.items()})
+
+
+def _siglip_there(state: Mapping[str, Tensor]) -> State:
+    foreign = siglip_encoder_to_transformers(state)
+    return {name.removeprefix(_TOWER): tensor for name, tensor in foreign.items()}
+
+
+SIGLIP = Kind(
+    what="a SigLIP vision encoder",
+    model_types=("siglip", "siglip_vision_model"),
+    classes=("SigLIP2wNorm", "SigLIPwNorm"),
+    layout=evolve(
+        SIGLIP_ENCODER,
+        blocks=(SIGLIP_ENCODER.blocks[0].removeprefix(_TOWER), SIGLIP_ENCODER.blocks[1]),
+        names={
+            own: tuple(name.removeprefix(_TOWER) for name in names)
+            for own, names in SIGLIP_ENCODER.names.items()
+        },
+    ),
+    model="vit_base_patch16_siglip_224",
+    here=_siglip_here,
+    there=_siglip_there,
+    heads={(768, 12): 12, (1024, 24): 16, (1152, 27): 16},
+    positions=0,
+    class_tokens=0,
+    activation="gelu_pytorch_tanh",
+    statistics=HALVES,
+    unused=("embeddings.position_ids", "head."),
+    final_norm="post_layernorm.",
+)
+
+KINDS = (REGISTERS, PLAIN, VIT_MAE, SIGLIP)
+
+#: timm's DINOv2 with a gated MLP, whose activation is SiLU.
+_GATED = "vit_giant_patch14_reg4_dinov2"
+
+
+@frozen(kw_only=True)
+class ForeignEncoder:
+    """An encoder's tensors in transformers' layout, and their sizes.
+
+    Attributes:
+        kind: its class.
+        part: its tensors, by the layout's names.
+        gated: whether its MLPs are.
+        width, depth, patch, side, hidden, registers: sizes; ``side`` of the stored positions, in patches.
+    """
+
+    kind: Kind
+    part: PartShapes
+    gated: bool
+    width: int
+    depth: int
+    patch: int
+    side: int
+    hidden: int
+    registers: int
+
+    def config(self, facts: Facts, *, output_patch: int, image_size: int) -> EncoderConfig:
+        """The config of ``timm``; what shapes leave open is taken from facts, or asked for.
+
+        Args:
+            facts: answers.
+            output_patch: pixels of an image per token and side.
+            image_size: side of the images that it is for.
+
+        Raises:
+            UsageError: if a config file says something that ours cannot do.
+        """
+        heads = facts.settle(
+            f"attention heads of the encoder (width {self.width}, {self.depth} blocks)",
+            told=facts.told.num_heads,
+            said=facts.said(self.fits, "num_attention_heads"),
+            known=self.kind.heads.get((self.width, self.depth)),
+            known_of=f"the published size of {self.kind.what}",
+            option="--heads N, Python: num_heads",
+        )
+        eps = facts.settle(
+            "epsilon of the encoder's norms",
+            told=facts.told.eps, said=facts.said(self.fits, "layer_norm_eps"),
+            known=self.kind.eps, known_of=f"{self.kind.what}; --eps tells another",
+        )  # fmt: skip
+        mean, std = (
+            facts.settle(
+                f"{word} of the encoder's input",
+                told=told, said=facts.said(_is_processor, f"image_{word}"), known=known,
+                known_of=f"{self.kind.what}; --{word} tells another",
+            )
+            for word, told, known in zip(
+                ("mean", "std"), (facts.told.mean, facts.told.std), self.kind.statistics,
+                strict=True,
+            )
+        )  # fmt: skip
+        arguments = self.sizes() | self._activation(facts)
+        tree = {
+            "name": "timm", "pretrained": False, "mean": list(mean), "std": list(std),
+            "eps": float(eps), "output_patch": output_patch, "image_size": image_size,
+            "model": _GATED if self.gated else self.kind.model,
+            "model_args": arguments | {"num_heads": heads or 1},
+        }  # fmt: skip
+        config = part_config("encoders", tree)
+        assert isinstance(config, EncoderConfig)
+        return config
+
+    def sizes(self) -> dict[str, Any]:
+        """Arguments of timm's architecture that shapes tell."""
+        arguments = dict(self.kind.model_args)
+        if self.registers:
+            arguments["reg_tokens"] = self.registers
+        return arguments | {
+            "embed_dim": self.width, "depth": self.depth, "patch_size": self.patch,
+            "img_size": self.side * self.patch, "mlp_ratio": ratio(self.hidden, self.width),
+        }  # fmt: skip
+
+    def fits(self, table: Table) -> bool:
+        """Whether a table is the config of this encoder, by its class and sizes."""
+        return (
+            table.get("model_type", self.kind.model_types[0]) in self.kind.model_types
+            and table.get("hidden_size") == self.width
+            and table.get("num_hidden_layers") == self.depth
+        )
+
+    def expected(self) -> Shapes:
+        """Shapes of the tensors that such an encoder has, by the names of the file."""
+        from rpiae.encoders.timm import TimmEncoder
+
+        model = _GATED if self.gated else self.kind.model
+        with torch.device("meta"):
+            encoder = TimmEncoder(model=model, model_args=self.sizes() | {"num_heads": 1})
+        foreign = shapes(self.kind.there(encoder.state_dict()))
+        return {self.part.prefix + name: shape for name, shape in foreign.items()}
+
+    def unused(self) -> tuple[str, ...]:
+        """What the file may have besides, by its names."""
+        return tuple(self.part.prefix + name for name in (*self.kind.unused, self.kind.final_norm))
+
+    def own(self, state: Mapping[str, Tensor]) -> State:
+        """Weights for ``TimmEncoder``, from the tensors of the file.
+
+        Raises:
+            CheckpointError: if one of them is missing or not finite.
+        """
+        names = {n: t for n, t in state.items() if n.startswith(self.part.prefix)}
+        bare = {name.removeprefix(self.part.prefix): tensor for name, tensor in names.items()}
+        without = (*self.kind.unused, self.kind.final_norm)
+        return self.kind.here({n: t for n, t in bare.items() if not n.startswith(without)})
+
+    def _activation(self, facts: Facts) -> dict[str, Any]:
+        said = facts.said(self.fits, "hidden_act")
+        if self.gated or said is None or said[0] == self.kind.activation:
+            return {}
+        if said[0] not in ACTIVATIONS:
+            raise UsageError(
+                f"{said[1]} says hidden_act = {shown(said[0])}, which encoders here do not have: "
+                f"{', '.join(ACTIVATIONS)}"
+            )
+        return {"act_layer": ACTIVATIONS[said[0]]}
+
+
+def foreign_encoder(there: Shapes, *, source: str, prefix: str = "") -> ForeignEncoder:
+    """What encoder the tensors under a prefix are.
+
+    Args:
+        there: shapes of a file's tensors, by name.
+        source: the file, for messages.
+        prefix: where the encoder is; its names may stand deeper below.
+
+    Raises:
+        CheckpointError: if they are of no known class, or a tensor that tells a size is missing.
+    """
+    found, inner = below(there, prefix), ""
+    for first, *_ in SIGNATURES:
+        ends = [n for n in found if n == first or n.endswith(f".{first}")]
+        if ends:
+            inner = min(ends, key=len).removesuffix(first)
+            found = below(found, inner)
+            break
+    else:
+        raise CheckpointError(
+            f"{source}: no encoder of transformers is recognised, as {prefix}{SIGNATURES[0][0]} (DINOv2, "
+            f"MAE) and {prefix}{SIGNATURES[1][0]} (SigLIP) are missing; it has "
+            f"{printable(', '.join(sorted(found)[:3]))}"
+        )
+    return _measured(_kind(found), found, source, prefix + inner)
+
+
+def read_encoder(
+    folder: Path, told: Told, *, output_patch: int, image_size: int
+) -> tuple[EncoderConfig, State, Facts]:
+    """An encoder's config and weights from a folder of transformers.
+
+    Args:
+        folder: it has a ``config.json`` and weights.
+        told: what the user said.
+        output_patch, image_size: see ``ForeignEncoder.config``.
+
+    Returns:
+        config, state of the encoder by our names, and what was read and assumed.
+
+    Raises:
+        CheckpointError: if weights are missing, damaged or of something else.
+        UsageError: if something is left open.
+    """
+    path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if path is None:
+        raise CheckpointError(
+            f"{folder} has no weights of an encoder: expected one of {', '.join(WEIGHTS)}"
+        )
+    source = printable(str(path))
+    state = read_weights(path, what="an encoder of transformers", signatures=SIGNATURES)
+    facts = Facts(source, told, find_documents(folder, told.configs))
+    facts.note_read(path)
+    found = foreign_encoder(shapes(state), source=source)
+    check_encoder(found, shapes(state), source)
+    config = found.config(facts, output_patch=output_patch, image_size=image_size)
+    facts.check_none_asked()
+    return config, found.own(state), facts
+
+
+def check_encoder(found: ForeignEncoder, there: Shapes, source: str) -> None:
+    """Refuse a file that does not hold its encoder whole, or holds more.
+
+    Raises:
+        CheckpointError: with what is missing, unexpected and of another shape.
+    """
+    check_whole(source, found.kind.what, found.expected(), there, unused=found.unused())
+
+
+def _kind(found: Shapes) -> Kind:
+    if "embeddings.patch_embedding.weight" in found:
+        return SIGLIP
+    if any(".layernorm_before." in name for name in found):
+        return VIT_MAE
+    return REGISTERS if "embeddings.register_tokens" in found else PLAIN
+
+
+def _measured(kind: Kind, found: Shapes, source: str, prefix: str) -> ForeignEncoder:
+    """An encoder's sizes."""
+    gated = any(".mlp.weights_in." in name for name in found)
+    layout = encoder_layout(registers=True, gated=True) if gated else kind.layout
+    if gated and kind is not REGISTERS:
+        raise CheckpointError(
+            f"{source}: {kind.what} with a gated MLP cannot be imported: timm has none that resamples "
+            "positions as transformers does"
+        )
+    part = PartShapes(source=source, layout=layout, prefix=prefix, shapes=found)
+    convolution, mlp = "network.patch_embed.proj.weight", "network.blocks.{n}.mlp"
+    return ForeignEncoder(
+        kind=kind, part=part, gated=gated,
+        width=part.size(
+            Place(convolution, 0), Place("network.blocks.{n}.norm1.weight", 0),
+            Place("network.blocks.{n}.norm2.weight", 0),
+        ),
+        depth=part.depth(),
+        patch=part.size(Place(convolution, 2), Place(convolution, 3)),
+        side=part.side(Place("network.pos_embed", kind.positions), beside=kind.class_tokens),
+        hidden=part.size(
+            Place(f"{mlp}.fc1.weight", 0), Place(f"{mlp}.fc1.bias", 0),
+            *(() if gated else (Place(f"{mlp}.fc2.weight", 1),)),
+        ),
+        registers=part.size(Place("network.reg_token", 1)) if kind is REGISTERS else 0,
+    )  # fmt: skip
+
+
+def _is_processor(table: Table) -> bool:
+    """Whether a table is a ``preprocessor_config.json``: three numbers each."""
+    return all(
+        isinstance(values := table.get(key), list)
+        and len(values) == 3
+        and all(isinstance(value, (int, float)) for value in values)
+        for key in ("image_mean", "image_std")
+    )
