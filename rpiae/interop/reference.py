@@ -9,38 +9,35 @@ Source: method.md section 6; the reference implementations of arXiv 2603.19206 a
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-from attrs import evolve, fields_dict, frozen
+from attrs import evolve, fields_dict
 from torch import Tensor
 
-from rpiae.bridges.configs import IdentityBridgeConfig, VariationalBridgeConfig
+from rpiae.bridges.configs import IdentityBridgeConfig
 from rpiae.core.config.parts import BridgeConfig, DecoderConfig, EncoderConfig
 from rpiae.core.errors import CheckpointError, UsageError
-from rpiae.core.model.adapters import (
-    bridge_from_reference,
-    bridge_to_reference,
-    decoder_from_reference,
-    decoder_to_reference,
-)
 from rpiae.core.model.build import build_tokenizer
-from rpiae.core.model.layouts import BRIDGE, DECODER, State
+from rpiae.core.model.layouts import State
 from rpiae.core.model.resolve import part_config, resolve_tokenizer
 from rpiae.core.model.state import load_state
 from rpiae.core.model.tokenizer import NORM_EPS, RPiAE
 from rpiae.core.runtime.names import printable, shown
 from rpiae.core.runtime.weights import Shapes, Signature, read_weights, shapes
-from rpiae.decoders.configs import VitDecoderConfig
 from rpiae.interop.facts import Facts, Table, Told, find_documents, located
-from rpiae.interop.shapes import PartShapes, Place, below, check_whole, ratio
+from rpiae.interop.reference_parts import (
+    DecoderSizes,
+    bridge_config,
+    bridge_shapes,
+    bridge_state,
+    contradictions,
+    decoder_sizes,
+    under,
+)
+from rpiae.interop.shapes import check_whole
 from rpiae.interop.statistics import read_statistics
-from rpiae.interop.transformers import KINDS, ForeignEncoder, foreign_encoder, read_encoder
-
-T = TypeVar("T")
+from rpiae.interop.transformers import ForeignEncoder, foreign_encoder, read_encoder
 
 #: Any of these shows a decoder of the reference; a file with one key renamed has the others.
 _DECODER_SIGNS = ("decoder_embed.weight", "decoder_pred.weight", "decoder_pos_embed")
@@ -49,56 +46,7 @@ DECODER_ALONE: tuple[Signature, ...] = tuple((name,) for name in _DECODER_SIGNS)
 
 WHAT = "a tokenizer of the reference"
 
-_BRIDGE_ROLES = ("vb_feature_encoder.", "vb_feature_decoder.")
 _REPLICA = "teacher_encoder."
-
-#: (width, layers, MLP) → attention heads of the published decoders B, L and XL.
-_DECODER_HEADS = {
-    (768, 12, 3072): 12, (1024, 24, 4096): 16, (1152, 28, 4096): 16,
-}  # fmt: skip
-
-#: What decoders of the reference are, and ours too.
-_DECODER_EPS, _DECODER_ACTIVATION = 1e-12, "gelu"
-
-
-@frozen(kw_only=True)
-class DecoderSizes:
-    """Sizes of a decoder's tensors.
-
-    Attributes:
-        features: channels D of the features.
-        width, depth, hidden: of the transformer.
-        patch: pixels of an image per token and side.
-        side: rows, and columns, of the stored positions.
-    """
-
-    features: int
-    width: int
-    depth: int
-    hidden: int
-    patch: int
-    side: int
-
-    @property
-    def image_size(self) -> int:
-        """Side of the images that it was trained on, in pixels."""
-        return self.patch * self.side
-
-    def config(self, heads: int) -> VitDecoderConfig:
-        """The config of ``vit``."""
-        return VitDecoderConfig(
-            name="vit", width=self.width, depth=self.depth, num_heads=heads,
-            mlp_hidden=self.hidden, features=self.features, patch=self.patch,
-            stored_grid=(self.side, self.side),
-        )  # fmt: skip
-
-    def fits(self, table: Table) -> bool:
-        """Whether a table is the config of this decoder."""
-        return (
-            table.get("decoder_hidden_size") == self.width
-            and table.get("decoder_num_hidden_layers") == self.depth
-            and table.get("decoder_intermediate_size") == self.hidden
-        )
 
 
 def read_tokenizer(path: Path, told: Told) -> tuple[RPiAE, Facts]:
@@ -144,20 +92,20 @@ def _whole(state: State, facts: Facts) -> RPiAE:
         )
     there = shapes(state)
     encoder = foreign_encoder(there, source=facts.source, prefix="encoder.")
-    decoder = evolve(_decoder_sizes(there, facts.source), features=encoder.width)
-    bridge = _bridge_config(there, facts.source, encoder.width)
+    decoder = evolve(decoder_sizes(there, facts.source), features=encoder.width)
+    bridge = bridge_config(there, facts.source, encoder.width)
     _check_file(there, encoder, decoder, bridge, facts)
     _check_final_norm(state, encoder, facts)
-    params, where = facts.params(lambda table: _contradictions(table, encoder, decoder, bridge))
+    params, where = facts.params(lambda table: contradictions(table, encoder, decoder, bridge))
     config = encoder.config(facts, output_patch=decoder.patch, image_size=decoder.image_size)
-    heads = _decoder_heads(decoder, facts)
+    heads = decoder.heads(facts)
     statistics = _statistics_file(params, where, facts)
     facts.check_none_asked()
     model = _built(config, bridge, decoder.config(heads), decoder, facts)
     own = {
-        **_under("encoder.", encoder.own(state)),
-        **_under("decoder.", _decoder_state(state, decoder)),
-        **_under("bridge.", _bridge_state(state)),
+        **under("encoder.", encoder.own(state)),
+        **under("decoder.", decoder.own(state)),
+        **under("bridge.", bridge_state(state)),
     }
     load_state(model, own, source=facts.source)
     _normalise(model, statistics, params, decoder, facts)
@@ -167,12 +115,12 @@ def _whole(state: State, facts: Facts) -> RPiAE:
 def _decoder_alone(state: State, facts: Facts) -> RPiAE:
     """RAE: the encoder is named, frozen as it is."""
     there = shapes(state)
-    decoder = _decoder_sizes(there, facts.source)
-    expected = _under("decoder.", _decoder_shapes(decoder))
+    decoder = decoder_sizes(there, facts.source)
+    expected = under("decoder.", decoder.shapes())
     check_whole(facts.source, "a decoder of the reference", expected, there)
-    heads = _decoder_heads(decoder, facts)
+    heads = decoder.heads(facts)
     named = _named_encoder(decoder, facts)
-    params, where = facts.params(lambda table: _of_decoder(table, decoder))
+    params, where = facts.params(decoder.contradictions)
     statistics = _statistics_file(params, where, facts)
     facts.check_none_asked()
     assert named is not None
@@ -180,7 +128,7 @@ def _decoder_alone(state: State, facts: Facts) -> RPiAE:
     bridge = IdentityBridgeConfig(name="identity")
     model = _built(encoder, bridge, decoder.config(heads), decoder, facts, pretrained=not weights)
     own = model.state_dict()
-    own |= _under("encoder.", weights) | _under("decoder.", _decoder_state(state, decoder))
+    own |= under("encoder.", weights) | under("decoder.", decoder.own(state))
     load_state(model, own, source=facts.source)
     _normalise(model, statistics, params, decoder, facts)
     return model
@@ -234,54 +182,6 @@ def _built(
     return build_tokenizer(resolved, pretrained=pretrained, trained_size=sizes.image_size)
 
 
-def _decoder_sizes(there: Shapes, source: str) -> DecoderSizes:
-    part = PartShapes(
-        source=source, layout=DECODER, prefix="decoder.", shapes=below(there, "decoder.")
-    )
-    values = part.size(Place("pred.weight", 0), Place("pred.bias", 0))
-    patch = math.isqrt(values // 3)
-    if 3 * patch * patch != values:
-        raise CheckpointError(
-            f"{source}: {part.named('pred.weight')} gives {values} values per token, which are no square "
-            "patch of three colours"
-        )
-    return DecoderSizes(
-        features=part.size(Place("embed.weight", 1)),
-        width=part.size(
-            Place("norm.weight", 0), Place("cls_token", 2), Place("positions", 2),
-            Place("blocks.{n}.norm1.weight", 0), Place("blocks.{n}.norm2.weight", 0),
-        ),
-        depth=part.depth(),
-        hidden=_hidden(part, "blocks.{n}.mlp"),
-        patch=patch,
-        side=part.side(Place("positions", 1), beside=1),
-    )  # fmt: skip
-
-
-def _bridge_config(there: Shapes, source: str, width: int) -> BridgeConfig:
-    if not any(name.startswith(_BRIDGE_ROLES) for name in there):
-        return IdentityBridgeConfig(name="identity")
-    part = PartShapes(source=source, layout=BRIDGE, prefix="", shapes=there)
-    channels = part.size(
-        Place("decoder.in_proj.weight", 1), Place("encoder.moments.weight", 0, 2),
-        Place("encoder.moments.bias", 0, 2),
-    )  # fmt: skip
-    config = VariationalBridgeConfig(
-        name="variational", latent_channels=channels, decoder_layers=part.depth(),
-        encoder_mlp_ratio=ratio(_hidden(part, "encoder.mlp"), width),
-    )  # fmt: skip
-    if not config.decoder_layers:
-        return config
-    return evolve(config, decoder_mlp_ratio=ratio(_hidden(part, "decoder.blocks.{n}.mlp"), width))
-
-
-def _hidden(part: PartShapes, mlp: str) -> int:
-    """Width of an MLP's hidden layer."""
-    return part.size(
-        Place(f"{mlp}.fc1.weight", 0), Place(f"{mlp}.fc1.bias", 0), Place(f"{mlp}.fc2.weight", 1)
-    )
-
-
 def _check_file(
     there: Shapes,
     encoder: ForeignEncoder,
@@ -290,11 +190,8 @@ def _check_file(
     facts: Facts,
 ) -> None:
     """Refuse a file that does not hold a tokenizer whole."""
-    expected = {**encoder.expected(), **_under("decoder.", _decoder_shapes(decoder))}
-    if isinstance(bridge, VariationalBridgeConfig):
-        with torch.device("meta"):
-            built = evolve(bridge, features=encoder.width).build()
-        expected |= shapes(bridge_to_reference(built.state_dict()))
+    expected = {**encoder.expected(), **under("decoder.", decoder.shapes())}
+    expected |= bridge_shapes(bridge, encoder.width)
     check_whole(
         facts.source, "a tokenizer of the reference", expected, there,
         unused=(_REPLICA, *encoder.unused()),
@@ -303,12 +200,6 @@ def _check_file(
         facts.notes.append(
             f"left out the replica ({len(replica)} tensors under {_REPLICA}): it is for training"
         )
-
-
-def _decoder_shapes(sizes: DecoderSizes) -> Shapes:
-    with torch.device("meta"):
-        decoder = sizes.config(heads=1).build()
-    return shapes(decoder_to_reference(decoder.state_dict()))
 
 
 def _check_final_norm(state: State, encoder: ForeignEncoder, facts: Facts) -> None:
@@ -321,55 +212,6 @@ def _check_final_norm(state: State, encoder: ForeignEncoder, facts: Facts) -> No
                 f"{facts.source}: {prefix}{name} is not {neutral:g}, so the encoder's final norm has a "
                 "weight and a bias (normalize: false in the reference); encoders here have none"
             )
-
-
-def _contradictions(
-    table: Table, encoder: ForeignEncoder, decoder: DecoderSizes, bridge: BridgeConfig
-) -> Iterator[str]:
-    """What the reference's parameters say against the tensors."""
-    yield from _of_decoder(table, decoder)
-    size, wanted = table.get("encoder_input_size"), decoder.side * encoder.patch
-    if size is not None and size != wanted:
-        yield (
-            f"encoder_input_size is {shown(size)}, and {decoder.side} patches of {encoder.patch} "
-            f"pixels are {wanted}"
-        )
-    classes = {name for kind in KINDS for name in kind.classes}
-    named = table.get("encoder_cls")
-    if named in classes and named not in encoder.kind.classes:
-        yield f"encoder_cls is {shown(named)}, and the tensors are {encoder.kind.what}"
-    channels = getattr(bridge, "latent_channels", None)
-    said = table.get("vb_latent_dim", channels)
-    if said != channels and channels is not None:
-        yield f"vb_latent_dim is {shown(said)}, and the tensors have {channels}"
-    parameters = table.get("encoder_params")
-    if isinstance(parameters, dict) and parameters.get("normalize") is False:
-        yield "its encoder does not normalise its features (normalize), as encoders here do"
-
-
-def _of_decoder(table: Table, decoder: DecoderSizes) -> Iterator[str]:
-    patch = table.get("decoder_patch_size", decoder.patch)
-    if patch != decoder.patch:
-        yield f"decoder_patch_size is {shown(patch)}, and the tensors have {decoder.patch}"
-
-
-def _decoder_heads(decoder: DecoderSizes, facts: Facts) -> int:
-    for key, ours in (("layer_norm_eps", _DECODER_EPS), ("hidden_act", _DECODER_ACTIVATION)):
-        said = facts.said(decoder.fits, key)
-        if said is not None and said[0] != ours:
-            raise UsageError(
-                f"{said[1]} says {key} = {shown(said[0])} of the decoder, which is {ours} here and in "
-                "the reference"
-            )
-    heads = facts.settle(
-        f"attention heads of the decoder (width {decoder.width}, {decoder.depth} layers)",
-        told=facts.told.decoder_heads,
-        said=facts.said(decoder.fits, "decoder_num_attention_heads"),
-        known=_DECODER_HEADS.get((decoder.width, decoder.depth, decoder.hidden)),
-        known_of="the published decoder of this size",
-        option="--decoder-heads N, Python: decoder_heads",
-    )
-    return int(heads or 1)
 
 
 def _statistics_file(params: Table, where: Path | None, facts: Facts) -> str:
@@ -402,17 +244,3 @@ def _normalise(
     )  # fmt: skip
     model.register_buffer("feature_mean", mean)
     model.register_buffer("feature_var", var)
-
-
-def _decoder_state(state: State, sizes: DecoderSizes) -> State:
-    own = {name: tensor for name, tensor in state.items() if name.startswith("decoder.")}
-    return decoder_from_reference(own, grid=(sizes.side, sizes.side))
-
-
-def _bridge_state(state: State) -> State:
-    own = {name: tensor for name, tensor in state.items() if name.startswith(_BRIDGE_ROLES)}
-    return bridge_from_reference(own) if own else {}
-
-
-def _under(prefix: str, names: Mapping[str, T]) -> dict[str, T]:
-    return {prefix + name: value for name, value in names.items()}

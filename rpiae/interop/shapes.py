@@ -56,7 +56,7 @@ class PartShapes:
         """
         found: Counter[int] = Counter()
         for own, dimension, times in places:
-            pattern = re.compile(re.escape(self._foreign(own, "0")).replace(r"\.0\.", r"\.\d+\."))
+            pattern = re.compile(re.escape(self._foreign(own, "\0")).replace("\0", r"\d+"))
             found.update(
                 shape[dimension] // times
                 for name, shape in self.shapes.items()
