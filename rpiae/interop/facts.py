@@ -172,6 +172,26 @@ class Facts:
         self.asked.append(f"{what} ({option})")
         return None
 
+    def heads(self, what: str, width: int, **sources: Any) -> int:
+        """Attention heads, which divide the width; 1 where nobody says them, which is then asked for.
+
+        Args:
+            what: whose, in words.
+            width: of the tokens.
+            sources: see ``settle``.
+
+        Raises:
+            UsageError: if they do not divide it.
+        """
+        heads = self.settle(f"attention heads of {what}", **sources)
+        if heads is None:
+            return 1
+        if type(heads) is not int or heads < 1 or width % heads:
+            raise UsageError(
+                f"{shown(heads)} attention heads of {what} do not divide the width of {width}"
+            )
+        return heads
+
     def check_none_asked(self) -> None:
         """Ask for everything that is still open at once.
 
@@ -265,7 +285,7 @@ def referred(document: Document, *keys: str) -> list[Path]:
 def located(config: Path, name: str) -> Path | None:
     """What a path in a config means: seen from its folder or one above it, or from here."""
     bases = (*config.resolve().parents, Path.cwd())
-    return next((base / name for base in bases if name and (base / name).exists()), None)
+    return next((base / name for base in bases if name and os.path.exists(base / name)), None)
 
 
 def _configs_of(path: Path) -> list[Path]:

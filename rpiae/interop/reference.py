@@ -9,23 +9,40 @@ Source: method.md section 6; the reference implementations of arXiv 2603.19206 a
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 from attrs import evolve, fields_dict
 from torch import Tensor
 
-from rpiae.bridges.configs import IdentityBridgeConfig
+from rpiae.bridges.configs import IdentityBridgeConfig, VariationalBridgeConfig
 from rpiae.core.config.parts import BridgeConfig, DecoderConfig, EncoderConfig
 from rpiae.core.errors import CheckpointError, UsageError
+from rpiae.core.model.adapters import bridge_to_reference, decoder_to_reference
+from rpiae.core.model.blocks import sincos_positions
 from rpiae.core.model.build import build_tokenizer
 from rpiae.core.model.layouts import State
 from rpiae.core.model.resolve import part_config, resolve_tokenizer
 from rpiae.core.model.state import load_state
 from rpiae.core.model.tokenizer import NORM_EPS, RPiAE
+from rpiae.core.runtime.files import whole
 from rpiae.core.runtime.names import printable, shown
 from rpiae.core.runtime.weights import Shapes, Signature, read_weights, shapes
+from rpiae.decoders.configs import VitDecoderConfig
+from rpiae.encoders.timm import TimmEncoder
 from rpiae.interop.facts import Facts, Table, Told, find_documents, located
+from rpiae.interop.reference_files import (
+    DECODER,
+    ENCODER,
+    STATISTICS_FILE,
+    WEIGHTS_FILE,
+    YAML_FILE,
+    write_decoder,
+    write_encoder,
+    write_yaml,
+)
 from rpiae.interop.reference_parts import (
     DecoderSizes,
     bridge_config,
@@ -36,8 +53,15 @@ from rpiae.interop.reference_parts import (
     under,
 )
 from rpiae.interop.shapes import check_whole
-from rpiae.interop.statistics import read_statistics
-from rpiae.interop.transformers import ForeignEncoder, foreign_encoder, read_encoder
+from rpiae.interop.statistics import read_statistics, write_statistics
+from rpiae.interop.transformers import (
+    ForeignEncoder,
+    encoder_files,
+    foreign_encoder,
+    read_encoder,
+    without_final_norm,
+)
+from rpiae.interop.transformers_kinds import REGISTERS, Kind
 
 #: Any of these shows a decoder of the reference; a file with one key renamed has the others.
 _DECODER_SIGNS = ("decoder_embed.weight", "decoder_pred.weight", "decoder_pos_embed")
@@ -238,9 +262,137 @@ def _normalise(
     if not statistics:
         return
     facts.note_read(Path(statistics))
+    eps = _number(params.get("eps", NORM_EPS))
+    if eps is None:
+        raise UsageError(
+            f"{facts.source}: eps of its config is {shown(params['eps'])}, which is no number"
+        )
     mean, var = read_statistics(
         statistics, width=decoder.features, grid=(decoder.side, decoder.side),
-        eps=float(params.get("eps", NORM_EPS)),
+        eps=eps,
     )  # fmt: skip
     model.register_buffer("feature_mean", mean)
     model.register_buffer("feature_var", var)
+
+
+def _number(value: Any) -> float | None:
+    """A number of a YAML file, which has 1e-5 as a text."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def write_reference(model: RPiAE, folder: Path) -> list[str]:
+    """A tokenizer in the official layout: weights, the configs of what they do not say, and statistics.
+
+    Reading it again gives the same features and images bit for bit, which is tried out. What timm's
+    layout folds stays folded: a class token holds its position, which is zero there, as the mask token is.
+
+    Args:
+        model: a ViT of timm of a class that transformers has, the variational bridge or none, and the ViT
+            decoder.
+        folder: where to; made if it is not there.
+
+    Returns:
+        sentences on what was written and what was left out.
+
+    Raises:
+        UsageError: if the official layout has no place for the model, with the reason.
+        RunError: if the folder cannot be written.
+    """
+    encoder, bridge, decoder, side = _writable(model)
+    copy = deepcopy(model).cpu().float().eval()
+    own = {role: part.state_dict() for role, part in copy.roles.items()}
+    if not decoder.stored_grid:
+        positions = sincos_positions(side, side, decoder.width)
+        own["decoder"]["positions"] = positions.reshape(1, side, side, decoder.width)
+    kind, weights, config, processor = encoder_files(encoder)
+    state = {
+        **under("encoder.encoder.", without_final_norm(kind, weights)),
+        **under("decoder.", decoder_to_reference(own["decoder"])),
+        **(bridge_to_reference(own["bridge"]) if own["bridge"] else {}),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_encoder(folder / ENCODER, weights, config, processor)
+    write_decoder(folder / DECODER, decoder, side)
+    if copy.feature_mean is not None and copy.feature_var is not None:
+        write_statistics(folder / STATISTICS_FILE, copy.feature_mean, copy.feature_var)
+    assert decoder.patch is not None
+    write_yaml(
+        folder / YAML_FILE, kind, input_size=side * encoder.patch[1], output_patch=decoder.patch,
+        channels=bridge.latent_channels if isinstance(bridge, VariationalBridgeConfig) else 0,
+        normalised=copy.feature_mean is not None,
+    )  # fmt: skip
+    with whole(folder / WEIGHTS_FILE) as path:
+        torch.save({name: value.clone().contiguous() for name, value in state.items()}, path)
+    _check_same(copy, folder / WEIGHTS_FILE, side * decoder.patch)
+    return _sentences(model, kind, folder)
+
+
+def _writable(model: RPiAE) -> tuple[TimmEncoder, BridgeConfig, VitDecoderConfig, int]:
+    """The parts of a model that the official layout has a place for, and the side of its grid."""
+    if model.config is None:
+        raise UsageError(
+            "this tokenizer was put together by hand and has no config to write: make it with rpiae.build"
+        )
+    bridge, decoder = model.config.bridge, model.config.decoder
+    encoder = model.roles["encoder"]
+    reasons = {
+        f"its encoder {model.config.encoder.label!r} is none of timm's": (
+            not isinstance(encoder, TimmEncoder)
+        ),
+        f"its bridge {bridge.label!r} is not the variational one": not isinstance(
+            bridge, VariationalBridgeConfig | IdentityBridgeConfig
+        ),
+        f"its decoder {decoder.label!r} is not the ViT one": not isinstance(
+            decoder, VitDecoderConfig
+        ),
+        "its features are made of several layers": isinstance(encoder, TimmEncoder)
+        and (len(encoder.layers) > 1 or encoder.add_final_mean),
+    }
+    if wrong := [reason for reason, holds in reasons.items() if holds]:
+        raise UsageError(f"the official layout has no place for this tokenizer: {', '.join(wrong)}")
+    assert isinstance(encoder, TimmEncoder)
+    assert isinstance(decoder, VitDecoderConfig)
+    size = model.trained_size or model.config.encoder_facts.image_size
+    rows, columns = decoder.stored_grid or model.geometry(size, size).grid[1:]
+    if rows != columns:
+        raise UsageError(
+            f"the official layout has square grids alone, and the decoder's is {rows}×{columns}"
+        )
+    return encoder, bridge, decoder, rows
+
+
+def _check_same(model: RPiAE, path: Path, size: int) -> None:
+    """Refuse a file that gives another model when it is read again."""
+    again, _ = read_tokenizer(path, Told())
+    image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        same = torch.equal(model.features(image).tokens, again.features(image).tokens)
+        same = same and torch.equal(model.reconstruct(image), again.reconstruct(image))
+    if not same:
+        raise UsageError(
+            "the official layout cannot hold this tokenizer: what was read from it again gives other "
+            "features or images, as its encoder follows other rules than those of transformers"
+        )
+
+
+def _sentences(model: RPiAE, kind: Kind, folder: Path) -> list[str]:
+    """What was written and what was left out."""
+    said = [
+        f"{WEIGHTS_FILE}: weights, as a state dict; {YAML_FILE}: what the reference is built from, with "
+        f"paths seen from its folder; {ENCODER} ({kind.what}) and {DECODER}: their configs for transformers"
+    ]
+    if model.feature_mean is not None:
+        said.append(f"{STATISTICS_FILE}: mean and var of the features")
+    if model.latent_mean is not None:
+        said.append("left out latent_norm, which the official layout has no place for")
+    if model.dtype != torch.float32:
+        said.append(f"weights were {model.dtype} and were written in float32")
+    said.append(
+        "the class token holds its position, as timm keeps it, and the mask token is zero"
+        if kind is REGISTERS
+        else "tensors that tokens do not need (mask token, final norm, head) are neutral or left out"
+    )
+    return said

@@ -93,15 +93,15 @@ class DecoderSizes:
                     f"{said[1]} says {key} = {shown(said[0])} of the decoder, which is {ours} here and "
                     "in the reference"
                 )
-        heads = facts.settle(
-            f"attention heads of the decoder (width {self.width}, {self.depth} layers)",
+        return facts.heads(
+            f"the decoder (width {self.width}, {self.depth} layers)",
+            self.width,
             told=facts.told.decoder_heads,
             said=facts.said(self.fits, "decoder_num_attention_heads"),
             known=_DECODER_HEADS.get((self.width, self.depth, self.hidden)),
             known_of="the published decoder of this size",
             option="--decoder-heads N, Python: decoder_heads",
         )
-        return int(heads or 1)
 
     def shapes(self) -> Shapes:
         """Shapes of the tensors that such a decoder has, by the reference's names."""
@@ -204,7 +204,7 @@ def contradictions(
             f"pixels are {wanted}"
         )
     classes = {name for kind in KINDS for name in kind.classes}
-    named = table.get("encoder_cls")
+    named = str(table.get("encoder_cls"))
     if named in classes and named not in encoder.kind.classes:
         yield f"encoder_cls is {shown(named)}, and the tensors are {encoder.kind.what}"
     channels = getattr(bridge, "latent_channels", None)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import frozen
-from torch import Tensor
+from torch import Tensor, nn
 
 from rpiae.core.config.parts import EncoderConfig
 from rpiae.core.errors import CheckpointError, UsageError
@@ -26,6 +26,9 @@ from rpiae.core.runtime.weights import Shapes, Signature, read_weights, shapes
 from rpiae.interop.facts import Facts, Table, Told, find_documents
 from rpiae.interop.shapes import PartShapes, Place, below, check_whole, ratio
 from rpiae.interop.transformers_kinds import PLAIN, REGISTERS, SIGLIP, VIT_MAE, Kind
+
+if TYPE_CHECKING:
+    from rpiae.encoders.timm import TimmEncoder
 
 #: transformers' names of activations → timm's; DINOv2, ViT and SigLIP are trained with one of them.
 ACTIVATIONS = {
@@ -82,8 +85,9 @@ class ForeignEncoder:
         Raises:
             UsageError: if a config file says something that ours cannot do.
         """
-        heads = facts.settle(
-            f"attention heads of the encoder (width {self.width}, {self.depth} blocks)",
+        heads = facts.heads(
+            f"the encoder (width {self.width}, {self.depth} blocks)",
+            self.width,
             told=facts.told.num_heads,
             said=facts.said(self.fits, "num_attention_heads"),
             known=self.kind.heads.get((self.width, self.depth)),
@@ -109,9 +113,9 @@ class ForeignEncoder:
         arguments = self.sizes() | self._activation(facts)
         tree = {
             "name": "timm", "pretrained": False, "mean": list(mean), "std": list(std),
-            "eps": float(eps), "output_patch": output_patch, "image_size": image_size,
+            "eps": eps, "output_patch": output_patch, "image_size": image_size,
             "model": _GATED if self.gated else self.kind.model,
-            "model_args": arguments | {"num_heads": heads or 1},
+            "model_args": arguments | {"num_heads": heads},
         }  # fmt: skip
         config = part_config("encoders", tree)
         assert isinstance(config, EncoderConfig)
@@ -160,16 +164,33 @@ class ForeignEncoder:
         without = (*self.kind.unused, self.kind.final_norm)
         return self.kind.here({n: t for n, t in bare.items() if not n.startswith(without)})
 
+    def mlp(self) -> dict[str, Any]:
+        """What its ``config.json`` says of its MLPs.
+
+        Raises:
+            UsageError: if that class cannot have them.
+        """
+        if self.gated:  # there, two thirds of the hidden layer, rounded up to a multiple of 8
+            wide = 3 * self.hidden / 4 / self.width
+            if (int(int(self.width * wide) * 2 / 3) + 7) // 8 * 8 * 2 != self.hidden:
+                raise UsageError(
+                    f"{self.kind.what} has no gated MLP of {self.hidden // 2} channels"
+                )
+            return {"use_swiglu_ffn": True, "mlp_ratio": wide}
+        if self.kind.has_ratio:
+            return {"mlp_ratio": ratio(self.hidden, self.width)}
+        return {"intermediate_size": self.hidden}
+
     def _activation(self, facts: Facts) -> dict[str, Any]:
         said = facts.said(self.fits, "hidden_act")
         if self.gated or said is None or said[0] == self.kind.activation:
             return {}
-        if said[0] not in ACTIVATIONS:
+        if str(said[0]) not in ACTIVATIONS:
             raise UsageError(
                 f"{said[1]} says hidden_act = {shown(said[0])}, which encoders here do not have: "
                 f"{', '.join(ACTIVATIONS)}"
             )
-        return {"act_layer": ACTIVATIONS[said[0]]}
+        return {"act_layer": ACTIVATIONS[str(said[0])]}
 
 
 def foreign_encoder(there: Shapes, *, source: str, prefix: str = "") -> ForeignEncoder:
@@ -285,3 +306,72 @@ def _is_processor(table: Table) -> bool:
         and all(isinstance(value, (int, float)) for value in values)
         for key in ("image_mean", "image_std")
     )
+
+
+def encoder_files(encoder: TimmEncoder) -> tuple[Kind, State, Table, Table]:
+    """An encoder as a folder of transformers has it.
+
+    Returns:
+        its class; its tensors, with a neutral final norm (and mask token) in place of what it has no use
+        for; ``config.json``; ``preprocessor_config.json``.
+
+    Raises:
+        UsageError: if no class of transformers known here is of its kind.
+    """
+    own = encoder.state_dict()
+    kind = _kind_of(own)
+    try:
+        foreign = kind.there(own)
+    except CheckpointError as error:
+        raise UsageError(f"the encoder is none of transformers known here: {error}") from None
+    found = _measured(kind, shapes(foreign), "the encoder", "")
+    block = encoder.network.blocks[0]
+    activation = _activation_of(block.mlp.act)
+    if activation is None:
+        raise UsageError(
+            f"the encoder's MLPs have {type(block.mlp.act).__name__}, which encoders of transformers known "
+            f"here do not: {', '.join(ACTIVATIONS)}"
+        )
+    neutral = {
+        kind.final_norm + "weight": torch.ones(found.width),
+        kind.final_norm + "bias": torch.zeros(found.width),
+        **{
+            name: torch.zeros(1, found.width) for name in kind.unused if name.endswith("mask_token")
+        },
+    }
+    config = {
+        "architectures": [kind.architecture], "model_type": kind.model_types[0],
+        "hidden_size": found.width, "num_hidden_layers": found.depth,
+        "num_attention_heads": block.attn.num_heads, "hidden_act": activation,
+        "layer_norm_eps": block.norm1.eps, "image_size": found.side * found.patch,
+        "patch_size": found.patch, "num_channels": 3, "qkv_bias": True, **found.mlp(),
+        **({"num_register_tokens": found.registers} if found.registers else {}),
+    }  # fmt: skip
+    processor = {
+        "image_processor_type": kind.processor, "image_mean": list(encoder.mean),
+        "image_std": list(encoder.std),
+    }  # fmt: skip
+    return kind, neutral | foreign, config, processor
+
+
+def without_final_norm(kind: Kind, weights: State) -> State:
+    """An encoder's tensors as the reference keeps them: its final norm has none."""
+    return {name: t for name, t in weights.items() if not name.startswith(kind.final_norm)}
+
+
+def _kind_of(own: Mapping[str, Tensor]) -> Kind:
+    if "network.reg_token" in own:
+        return REGISTERS
+    if any(name.endswith(".ls1.gamma") for name in own):
+        return PLAIN
+    return VIT_MAE if "network.cls_token" in own else SIGLIP
+
+
+def _activation_of(module: nn.Module) -> str | None:
+    """transformers' name of an activation."""
+    if getattr(module, "approximate", "none") == "tanh":
+        return "gelu_pytorch_tanh"
+    return {
+        "GELU": "gelu", "GELUTanh": "gelu_pytorch_tanh", "QuickGELU": "quick_gelu", "ReLU": "relu",
+        "SiLU": "silu", "Swish": "silu",
+    }.get(type(module).__name__)  # fmt: skip

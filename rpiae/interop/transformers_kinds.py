@@ -33,8 +33,10 @@ class Kind:
 
     Attributes:
         what: the class in words.
+        architecture, processor: its class there, and that of its input.
         model_types: in its ``config.json``.
         classes: of the reference, that wrap it.
+        path_argument: what they call the folder that they load it from.
         layout: its names, without what stands before all of them.
         model: timm's architecture of the same rules.
         model_args: what of that architecture is replaced.
@@ -45,11 +47,15 @@ class Kind:
         heads: (width, blocks) → attention heads of the published sizes.
         unused: names that patch tokens do not need, and beginnings of such.
         final_norm: beginning of the final norm's names.
+        has_ratio: whether ``config.json`` has the MLP's width as ``mlp_ratio``, not ``intermediate_size``.
     """
 
     what: str
+    architecture: str
+    processor: str
     model_types: tuple[str, ...]
     classes: tuple[str, ...]
+    path_argument: str
     layout: Layout
     model: str
     here: Callable[[Mapping[str, Tensor]], State]
@@ -63,14 +69,19 @@ class Kind:
     statistics: tuple[Triple, Triple] = IMAGENET
     unused: tuple[str, ...] = ("embeddings.mask_token",)
     final_norm: str = "layernorm."
+    has_ratio: bool = False
 
 
 _DINO_HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1536, 40): 24}
 
 REGISTERS = Kind(
     what="a DINOv2 encoder with registers",
+    architecture="Dinov2WithRegistersModel",
+    processor="BitImageProcessor",
+    has_ratio=True,
     model_types=("dinov2_with_registers",),
     classes=("Dinov2withNorm",),
+    path_argument="dinov2_path",
     layout=encoder_layout(registers=True),
     model="vit_small_patch14_reg4_dinov2",
     here=encoder_from_reference,
@@ -81,8 +92,12 @@ REGISTERS = Kind(
 #: timm's own DINOv2 without registers resamples positions as the original code does, not as transformers.
 PLAIN = Kind(
     what="a DINOv2 encoder without registers",
+    architecture="Dinov2Model",
+    processor="BitImageProcessor",
+    has_ratio=True,
     model_types=("dinov2",),
     classes=("Dinov2withNorm",),
+    path_argument="dinov2_path",
     layout=encoder_layout(registers=False),
     model="vit_small_patch16_224",
     model_args={"init_values": 1e-5},
@@ -93,8 +108,11 @@ PLAIN = Kind(
 
 VIT_MAE = Kind(
     what="a ViT-MAE encoder",
+    architecture="ViTMAEModel",
+    processor="ViTImageProcessor",
     model_types=("vit_mae", "vit"),
     classes=("MAEwNorm",),
+    path_argument="model_name",
     layout=VIT_ENCODER,
     model="vit_base_patch16_224",
     here=vit_encoder_from_transformers,
@@ -118,8 +136,11 @@ def _siglip_there(state: Mapping[str, Tensor]) -> State:
 
 SIGLIP = Kind(
     what="a SigLIP vision encoder",
+    architecture="SiglipVisionModel",
+    processor="SiglipImageProcessor",
     model_types=("siglip", "siglip_vision_model"),
     classes=("SigLIP2wNorm", "SigLIPwNorm"),
+    path_argument="model_name",
     layout=evolve(
         SIGLIP_ENCODER,
         blocks=(SIGLIP_ENCODER.blocks[0].removeprefix(_TOWER), SIGLIP_ENCODER.blocks[1]),
