@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from rpiae.encoders import ENCODERS
     from rpiae.evaluation import METRICS
     from rpiae.generators import GENERATORS
+    from rpiae.interop.autoencoder_rpiae import AutoencoderRPiAE
     from rpiae.interop.sampling import sampling_of_reference
     from rpiae.losses import CRITICS, LOSSES
     from rpiae.recipes import RECIPES
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from rpiae.sampling import load_generator
 
 _WHERE = {
+    "AutoencoderRPiAE": "rpiae.interop.autoencoder_rpiae",
     "BRIDGES": "rpiae.bridges",
     "BridgeConfig": "rpiae.core.config.parts",
     "CRITICS": "rpiae.losses",
@@ -89,6 +91,7 @@ __all__ = [
     "LOSSES",
     "METRICS",
     "RECIPES",
+    "AutoencoderRPiAE",
     "BridgeConfig",
     "DatasetConfig",
     "DecoderConfig",
