@@ -7,6 +7,7 @@ tensors; one that merely lies beside the weights counts where it does.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from attrs import field, frozen
 from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.runtime.files import nested_too_deeply, open_regular, read_json
 from rpiae.core.runtime.names import printable, shown
+
+logger = logging.getLogger(__name__)
 
 Triple = tuple[float, float, float]
 Table = Mapping[str, Any]
@@ -106,7 +109,7 @@ class Facts:
     Attributes:
         source: the file, for messages.
         told: what the user said.
-        documents: config files.
+        documents: config files, those that count first at the front.
         notes: sentences on what was assumed or left out.
         read: the files that were read.
         asked: what nobody answered.
@@ -126,7 +129,7 @@ class Facts:
             UsageError: if two of them that count alike disagree.
         """
         found: list[tuple[Any, Document]] = []
-        for document in sorted(self.documents, key=lambda each: each.rank):
+        for document in self.documents:
             if found and document.rank > found[0][1].rank:
                 break
             found += [(t[key], document) for t in document.tables() if key in t and fits(t)]
@@ -257,15 +260,16 @@ def find_documents(folder: Path, named: Sequence[str]) -> tuple[Document, ...]:
     for path in _configs_in(folder):
         try:
             found.append(Document(path=path, content=_content(path), rank=_BESIDE))
-        except (CheckpointError, UsageError):  # nobody said that it is a config of ours to read
-            continue
+        except (CheckpointError, UsageError) as error:  # nobody said that it belongs to the weights
+            logger.warning("%s, and does not count", error)
     for document in tuple(found):
         for folder in referred(document, "encoder_config_path", "decoder_config_path"):
             found += [
                 Document(path=path, content=_content(path), rank=max(document.rank, _REFERRED))
                 for path in _configs_in(folder)
             ]
-    return tuple({each.path.resolve(): each for each in reversed(found)}.values())
+    found.sort(key=lambda each: each.rank)
+    return tuple({each.path.resolve(): each for each in reversed(found)}.values())[::-1]
 
 
 def referred(document: Document, *keys: str) -> list[Path]:

@@ -9,7 +9,6 @@ Source: method.md section 6; the reference implementations of arXiv 2603.19206 a
 
 from __future__ import annotations
 
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,13 @@ from rpiae.core.model.build import build_tokenizer
 from rpiae.core.model.layouts import State
 from rpiae.core.model.resolve import part_config, resolve_tokenizer
 from rpiae.core.model.state import load_state
-from rpiae.core.model.tokenizer import NORM_EPS, RPiAE
+from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.files import whole
-from rpiae.core.runtime.names import printable, shown
+from rpiae.core.runtime.names import printable
 from rpiae.core.runtime.weights import Shapes, Signature, read_weights, shapes
 from rpiae.decoders.configs import VitDecoderConfig
 from rpiae.encoders.timm import TimmEncoder
-from rpiae.interop.facts import Facts, Table, Told, find_documents, located
+from rpiae.interop.facts import Facts, Told, find_documents
 from rpiae.interop.reference_files import (
     DECODER,
     ENCODER,
@@ -53,7 +52,7 @@ from rpiae.interop.reference_parts import (
     under,
 )
 from rpiae.interop.shapes import check_whole
-from rpiae.interop.statistics import read_statistics, write_statistics
+from rpiae.interop.statistics import normalise, statistics_file, write_statistics
 from rpiae.interop.transformers import (
     ForeignEncoder,
     encoder_files,
@@ -123,7 +122,7 @@ def _whole(state: State, facts: Facts) -> RPiAE:
     params, where = facts.params(lambda table: contradictions(table, encoder, decoder, bridge))
     config = encoder.config(facts, output_patch=decoder.patch, image_size=decoder.image_size)
     heads = decoder.heads(facts)
-    statistics = _statistics_file(params, where, facts)
+    statistics = statistics_file(params, where, facts)
     facts.check_none_asked()
     model = _built(config, bridge, decoder.config(heads), decoder, facts)
     own = {
@@ -132,7 +131,7 @@ def _whole(state: State, facts: Facts) -> RPiAE:
         **under("bridge.", bridge_state(state)),
     }
     load_state(model, own, source=facts.source)
-    _normalise(model, statistics, params, decoder, facts)
+    normalise(model, statistics, params, grid=(decoder.side, decoder.side), facts=facts)
     return model
 
 
@@ -145,7 +144,7 @@ def _decoder_alone(state: State, facts: Facts) -> RPiAE:
     heads = decoder.heads(facts)
     named = _named_encoder(decoder, facts)
     params, where = facts.params(decoder.contradictions)
-    statistics = _statistics_file(params, where, facts)
+    statistics = statistics_file(params, where, facts)
     facts.check_none_asked()
     assert named is not None
     encoder, weights = named
@@ -154,7 +153,7 @@ def _decoder_alone(state: State, facts: Facts) -> RPiAE:
     own = model.state_dict()
     own |= under("encoder.", weights) | under("decoder.", decoder.own(state))
     load_state(model, own, source=facts.source)
-    _normalise(model, statistics, params, decoder, facts)
+    normalise(model, statistics, params, grid=(decoder.side, decoder.side), facts=facts)
     return model
 
 
@@ -238,51 +237,6 @@ def _check_final_norm(state: State, encoder: ForeignEncoder, facts: Facts) -> No
             )
 
 
-def _statistics_file(params: Table, where: Path | None, facts: Facts) -> str:
-    """The file of statistics that features are normalised with, or nothing."""
-    named = params.get("normalization_stat_path")
-    if facts.told.stats:
-        return facts.told.stats
-    if not named:
-        facts.notes.append("features are not normalised, as no statistics are named (--stats)")
-        return ""
-    assert where is not None
-    for name in (str(named), Path(str(named)).name):
-        if found := located(where, name):
-            return str(found)
-    facts.asked.append(
-        f"the statistics of features, which {where} has in {shown(named)} (--stats FILE, Python: stats)"
-    )
-    return ""
-
-
-def _normalise(
-    model: RPiAE, statistics: str, params: Table, decoder: DecoderSizes, facts: Facts
-) -> None:
-    if not statistics:
-        return
-    facts.note_read(Path(statistics))
-    eps = _number(params.get("eps", NORM_EPS))
-    if eps is None:
-        raise UsageError(
-            f"{facts.source}: eps of its config is {shown(params['eps'])}, which is no number"
-        )
-    mean, var = read_statistics(
-        statistics, width=decoder.features, grid=(decoder.side, decoder.side),
-        eps=eps,
-    )  # fmt: skip
-    model.register_buffer("feature_mean", mean)
-    model.register_buffer("feature_var", var)
-
-
-def _number(value: Any) -> float | None:
-    """A number of a YAML file, which has 1e-5 as a text."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
 def write_reference(model: RPiAE, folder: Path) -> list[str]:
     """A tokenizer in the official layout: weights, the configs of what they do not say, and statistics.
 
@@ -302,7 +256,7 @@ def write_reference(model: RPiAE, folder: Path) -> list[str]:
         RunError: if the folder cannot be written.
     """
     encoder, bridge, decoder, side = _writable(model)
-    copy = deepcopy(model).cpu().float().eval()
+    copy = _in_float32(model)
     own = {role: part.state_dict() for role, part in copy.roles.items()}
     if not decoder.stored_grid:
         positions = sincos_positions(side, side, decoder.width)
@@ -328,6 +282,18 @@ def write_reference(model: RPiAE, folder: Path) -> list[str]:
         torch.save({name: value.clone().contiguous() for name, value in state.items()}, path)
     _check_same(copy, folder / WEIGHTS_FILE, side * decoder.patch)
     return _sentences(model, kind, folder)
+
+
+def _in_float32(model: RPiAE) -> RPiAE:
+    """The same tokenizer in float32 on CPU."""
+    assert model.config is not None
+    copy = build_tokenizer(model.config, trained_size=model.trained_size)
+    state = {name: value.cpu().float() for name, value in model.state_dict().items()}
+    for name in ("feature_mean", "feature_var", "latent_mean", "latent_std"):
+        if name in state:
+            copy.register_buffer(name, state[name])
+    load_state(copy, state, source="the tokenizer")
+    return copy.eval()
 
 
 def _writable(model: RPiAE) -> tuple[TimmEncoder, BridgeConfig, VitDecoderConfig, int]:

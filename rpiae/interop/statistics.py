@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rpiae.core.errors import CheckpointError
-from rpiae.core.model.tokenizer import NORM_EPS
-from rpiae.core.runtime.names import printable
+from rpiae.core.errors import CheckpointError, UsageError
+from rpiae.core.model.tokenizer import NORM_EPS, RPiAE
+from rpiae.core.runtime.names import printable, shown
 from rpiae.core.runtime.weight_files import named_file, opened
 from rpiae.core.runtime.weights import check_finite, check_plain
+from rpiae.interop.facts import Facts, Table, located
 
 NAMES = ("mean", "var")
 
@@ -55,6 +57,61 @@ def read_statistics(
     return mean.float().contiguous(), var.float().contiguous()
 
 
+def statistics_file(params: Table, where: Path | None, facts: Facts) -> str:
+    """The file of statistics that features are normalised with, or nothing.
+
+    Args:
+        params: the reference's parameters, which may name one.
+        where: their file.
+        facts: what the user says; a file that is not there is asked for.
+    """
+    named = params.get("normalization_stat_path")
+    if facts.told.stats:
+        return facts.told.stats
+    if not named:
+        facts.notes.append("features are not normalised, as no statistics are named (--stats)")
+        return ""
+    assert where is not None
+    for name in (str(named), Path(str(named)).name):
+        if found := located(where, name):
+            return str(found)
+    facts.asked.append(
+        f"the statistics of features, which {where} has in {shown(named)} (--stats FILE, Python: stats)"
+    )
+    return ""
+
+
+def normalise(
+    model: RPiAE, file: str, params: Table, *, grid: tuple[int, int], facts: Facts
+) -> None:
+    """Have a tokenizer normalise its features by a file of statistics, where there is one.
+
+    Args:
+        model: takes them as its ``feature_norm``.
+        file: the file, or nothing.
+        params: the reference's parameters, which may have another epsilon.
+        grid: that its decoder was trained on.
+        facts: where the file is noted.
+
+    Raises:
+        CheckpointError: see ``read_statistics``.
+        UsageError: if the epsilon is no number.
+    """
+    if not file:
+        return
+    eps = _number(params.get("eps", NORM_EPS))
+    if eps is None:
+        raise UsageError(
+            f"{facts.source}: eps of its config is {shown(params['eps'])}, which is no number"
+        )
+    assert model.config is not None
+    width = model.config.encoder_facts.width
+    mean, var = read_statistics(file, width=width, grid=grid, eps=eps)
+    model.register_buffer("feature_mean", mean)
+    model.register_buffer("feature_var", var)
+    facts.note_read(Path(file))
+
+
 def write_statistics(path: Path, mean: Tensor, var: Tensor) -> None:
     """A file of statistics; see ``read_statistics``."""
     torch.save({"mean": mean.cpu().clone(), "var": var.cpu().clone()}, path)
@@ -72,3 +129,11 @@ def _shaped(source: str, name: str, value: Tensor, width: int, grid: tuple[int, 
             f"({width}, 1, 1) or {(width, *grid)}"
         )
     return value.reshape(shape).double()
+
+
+def _number(value: Any) -> float | None:
+    """A number of a YAML file, which has 1e-5 as a text."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None

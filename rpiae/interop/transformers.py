@@ -42,6 +42,12 @@ SIGNATURES: tuple[Signature, ...] = (
     ("embeddings.patch_embedding.weight", "embeddings.position_embedding.weight"),
 )
 
+#: Any of these shows an encoder; a file with one key renamed has the others.
+_SIGNS = (
+    "embeddings.patch_embeddings.projection.weight", "embeddings.patch_embedding.weight",
+    "embeddings.position_embeddings", "embeddings.position_embedding.weight",
+)  # fmt: skip
+
 #: Where transformers' folders hold weights.
 WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
@@ -204,19 +210,20 @@ def foreign_encoder(there: Shapes, *, source: str, prefix: str = "") -> ForeignE
     Raises:
         CheckpointError: if they are of no known class, or a tensor that tells a size is missing.
     """
-    found, inner = below(there, prefix), ""
-    for first, *_ in SIGNATURES:
-        ends = [n for n in found if n == first or n.endswith(f".{first}")]
-        if ends:
-            inner = min(ends, key=len).removesuffix(first)
-            found = below(found, inner)
-            break
-    else:
+    found = below(there, prefix)
+    before = [
+        name.removesuffix(sign)
+        for name in found
+        for sign in _SIGNS
+        if f".{name}".endswith(f".{sign}")
+    ]
+    if not before:
         raise CheckpointError(
-            f"{source}: no encoder of transformers is recognised, as {prefix}{SIGNATURES[0][0]} (DINOv2, "
-            f"MAE) and {prefix}{SIGNATURES[1][0]} (SigLIP) are missing; it has "
-            f"{printable(', '.join(sorted(found)[:3]))}"
+            f"{source}: there is no encoder of transformers{f' under {prefix}' if prefix else ''}, whose "
+            f"names end in {' or '.join(_SIGNS[:2])}; it has {printable(', '.join(sorted(found)[:3]))}"
         )
+    inner = min(before, key=len)
+    found = below(found, inner)
     return _measured(_kind(found), found, source, prefix + inner)
 
 
@@ -263,7 +270,7 @@ def check_encoder(found: ForeignEncoder, there: Shapes, source: str) -> None:
 
 
 def _kind(found: Shapes) -> Kind:
-    if "embeddings.patch_embedding.weight" in found:
+    if {"embeddings.patch_embedding.weight", "embeddings.position_embedding.weight"} & found.keys():
         return SIGLIP
     if any(".layernorm_before." in name for name in found):
         return VIT_MAE
