@@ -174,18 +174,17 @@ class ForeignEncoder:
         """What its ``config.json`` says of its MLPs.
 
         Raises:
-            UsageError: if that class cannot have them.
+            UsageError: if its class has none of that size.
         """
-        if self.gated:  # there, two thirds of the hidden layer, rounded up to a multiple of 8
-            wide = 3 * self.hidden / 4 / self.width
-            if (int(int(self.width * wide) * 2 / 3) + 7) // 8 * 8 * 2 != self.hidden:
-                raise UsageError(
-                    f"{self.kind.what} has no gated MLP of {self.hidden // 2} channels"
-                )
-            return {"use_swiglu_ffn": True, "mlp_ratio": wide}
-        if self.kind.has_ratio:
-            return {"mlp_ratio": ratio(self.hidden, self.width)}
-        return {"intermediate_size": self.hidden}
+        if not self.kind.has_ratio:
+            return {"intermediate_size": self.hidden}
+        if not self.gated:
+            return {"mlp_ratio": _whole_where_it_is(ratio(self.hidden, self.width))}
+        # Two thirds of the hidden layer, rounded up to a multiple of 8, and both halves in one.
+        wide = 3 * self.hidden / 4 / self.width
+        if (int(int(self.width * wide) * 2 / 3) + 7) // 8 * 8 * 2 != self.hidden:
+            raise UsageError(f"{self.kind.what} has no gated MLP of {self.hidden // 2} channels")
+        return {"use_swiglu_ffn": True, "mlp_ratio": _whole_where_it_is(wide)}
 
     def _activation(self, facts: Facts) -> dict[str, Any]:
         said = facts.said(self.fits, "hidden_act")
@@ -382,3 +381,8 @@ def _activation_of(module: nn.Module) -> str | None:
         "GELU": "gelu", "GELUTanh": "gelu_pytorch_tanh", "QuickGELU": "quick_gelu", "ReLU": "relu",
         "SiLU": "silu", "Swish": "silu",
     }.get(type(module).__name__)  # fmt: skip
+
+
+def _whole_where_it_is(number: float) -> float:
+    """An int where it is one: newer versions of transformers take no other."""
+    return int(number) if number == int(number) else number
