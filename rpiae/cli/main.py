@@ -84,6 +84,7 @@ VERBS: Mapping[str, Verb] = {
     "import": Verb(
         "import_", "a tokenizer or generator of somebody else's, from its file or the hub"
     ),
+    "push": Verb("push", "a tokenizer or generator to the Hugging Face hub, with its card"),
     "eval": Verb("eval", "measure a tokenizer: reconstruction, semantics, latents"),
     "probe": Verb("probe", "linear probe and k-NN of any encoder, pivot or fine-tuned"),
 }

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 def options(parser: argparse.ArgumentParser) -> None:
     """A tokenizer, a photograph or a clip, and where what becomes of it goes."""
-    parser.add_argument("run", help="a run's or tokenizer's folder")
+    parser.add_argument(
+        "run", help="a run's or tokenizer's folder, or user/name[@revision] of the hub"
+    )
     parser.add_argument("source", help="a photograph, a video file or a folder of numbered frames")
     parser.add_argument(
         "--out", required=True, metavar="FILE", type=nonempty,

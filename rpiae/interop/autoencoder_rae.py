@@ -126,7 +126,7 @@ def _options(folder: Path) -> RaeOptions:
     if name != CLASS:
         raise CheckpointError(
             f"{printable(str(path))} is of {shown(name) if name else 'nothing that diffusers saved'}, "
-            f"and a {CLASS} is wanted"
+            f"and an {CLASS} is wanted"
         )
     tree = {
         option: value

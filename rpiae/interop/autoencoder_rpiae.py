@@ -19,6 +19,7 @@ from rpiae.core.model.folders import load_tokenizer, save_tokenizer
 from rpiae.core.model.geometry import at_least_fp32, pad_to
 from rpiae.core.model.tiling import Tiling
 from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.runtime.devices import choose_device
 from rpiae.core.runtime.names import shown
 
 try:
@@ -90,6 +91,7 @@ class AutoencoderRPiAE(ModelMixin, AutoencoderMixin, ConfigMixin):  # type: igno
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
+        revision: str | None = None,
         subfolder: str | None = None,
         torch_dtype: torch.dtype | None = None,
         dtype: torch.dtype | None = None,
@@ -100,30 +102,34 @@ class AutoencoderRPiAE(ModelMixin, AutoencoderMixin, ConfigMixin):  # type: igno
         """The autoencoder of a saved tokenizer, whole or not at all, in eval mode.
 
         Args:
-            pretrained_model_name_or_path: folder of a tokenizer, or of its run, as ``rpiae.load`` takes it.
-            subfolder: below it.
+            pretrained_model_name_or_path: a tokenizer's folder, or its run's, or ``user/name`` on the hub,
+                as ``rpiae.load`` takes it.
+            revision: branch, tag or commit on the hub.
+            subfolder: below the folder, or in the repository.
             torch_dtype, dtype: of the weights; as saved where neither is given.
-            device_map: a device, or ``{"": device}``.
+            device_map: a device, ``{"": device}`` or ``"auto"``; the CPU where it is not given.
             variant: None; there is one set of weights.
             options: of diffusers about memory while loading, which make no difference.
 
         Raises:
             CheckpointError: if there is no tokenizer, or it is damaged.
-            UsageError: if an option is unknown.
+            FetchError: if it is on the hub and cannot be had.
+            UsageError: if an option is unknown, or makes no sense for it.
         """
-        unknown = sorted(options.keys() - _ABOUT_MEMORY)
-        if unknown or variant is not None:
+        if variant is not None:
+            raise UsageError(f"a tokenizer has one set of weights, and no variant {shown(variant)}")
+        if unknown := sorted(options.keys() - _ABOUT_MEMORY):
             raise UsageError(
-                f"a tokenizer is not loaded with {unknown[0] if unknown else f'variant {shown(variant)}'}: its "
-                "folder has one set of weights"
+                f"AutoencoderRPiAE is not loaded with {unknown[0]}: it takes revision, subfolder, torch_dtype "
+                "and device_map"
             )
-        path = Path(pretrained_model_name_or_path, subfolder or "")
-        autoencoder: AutoencoderRPiAE = cls(load_tokenizer(path)).eval()
-        autoencoder.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
-        autoencoder.model.to(
-            device=device_map.get("") if isinstance(device_map, dict) else device_map,
-            dtype=dtype or torch_dtype,
+        device = _device(device_map)
+        model = load_tokenizer(
+            pretrained_model_name_or_path, revision=revision or "", subfolder=subfolder or ""
         )
+        autoencoder: AutoencoderRPiAE = cls(model).eval()
+        autoencoder.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        autoencoder.model.to(device=device, dtype=dtype or torch_dtype)
         return autoencoder
 
     def save_pretrained(
@@ -265,6 +271,21 @@ class AutoencoderRPiAE(ModelMixin, AutoencoderMixin, ConfigMixin):  # type: igno
         tiling = self._tiling((z.shape[-2] * rows, z.shape[-1] * columns))
         pixels = tiling.blended([self.model.decode(tile) for tile in tiling.latent_tiles(z)])
         return pixels * 2 - 1
+
+
+def _device(device_map: Any) -> torch.device | None:
+    """The one device of a map of diffusers."""
+    if isinstance(device_map, dict):
+        if set(device_map) != {""}:
+            raise UsageError(
+                f"a tokenizer goes to one device as a whole, not to {shown(device_map)}"
+            )
+        device_map = device_map[""]
+    if isinstance(device_map, int):
+        device_map = f"cuda:{device_map}"
+    if isinstance(device_map, torch.device) and device_map.type != "cuda":
+        return device_map
+    return None if device_map is None else choose_device(str(device_map))
 
 
 def _step(model: RPiAE) -> tuple[int, int]:

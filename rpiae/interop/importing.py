@@ -7,7 +7,6 @@ folders of diffusers' ``AutoencoderRAE``.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from attrs import fields_dict, frozen
 
 from rpiae.core.errors import CheckpointError, FetchError, UsageError
 from rpiae.core.model.latent_generator import LatentGenerator
+from rpiae.core.model.places import hub_place
 from rpiae.core.model.saved import CONFIG_FILE, GENERATOR, TOKENIZER
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.download import fetch_hub
@@ -43,8 +43,6 @@ _TOKENIZER_FILE, _GENERATOR_FILE = "rpiae_stage3_1_c64_ema.pt", "LightningDiT/ep
 
 #: What diffusers' folders have.
 _DIFFUSERS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 #: What is told of each layout, and of sources in general.
 _OF_ALL = {"file", "revision"}
@@ -84,7 +82,8 @@ def import_model(source: str | os.PathLike[str], *, told: Told | None = None) ->
     """A model of another project, whose layout is recognised.
 
     Args:
-        source: a file, a folder, or a repository of the Hugging Face hub (owner and name).
+        source: a file, a folder, or a repository of the Hugging Face hub: ``owner/name``, also with
+            ``@revision`` and ``:folder``.
         told: what the user says beside.
 
     Raises:
@@ -160,25 +159,29 @@ def _unknown(path: Path) -> CheckpointError:
 def _found(source: str, told: Told) -> Path:
     """A file or folder of this machine, downloaded where it is of the hub."""
     path = expanded(source)
-    on_hub = _REPOSITORY.fullmatch(source) and not source.endswith(_SUFFIXES)
-    if os.path.lexists(path) or not on_hub:
+    place = None if source.endswith(_SUFFIXES) else hub_place(source)
+    if place is None:
         if told.revision:
             raise UsageError(
                 f"--revision is of repositories of the hub, and {printable(source)} is none"
             )
+        if not os.path.lexists(path):
+            raise CheckpointError(f"there is no file or folder {printable(source)}")
         return path
     wanted = _GENERATOR_FILE if told.tokenizer else _TOKENIZER_FILE
     files = (told.file,) if told.file else (wanted, *(() if told.tokenizer else _DIFFUSERS_FILES))
-    revision = told.revision or "main"
+    files = tuple("/".join(part for part in (place.subfolder, name) if part) for name in files)
+    revision = told.revision or place.revision
     try:
-        file = fetch_hub(source, revision, files)
+        file = fetch_hub(place.repository, revision, files)
         if file.name in _DIFFUSERS_FILES and not told.file:
-            return fetch_hub(source, file.parent.name, [CONFIG_FILE]).parent
+            config = f"{place.subfolder}/{CONFIG_FILE}" if place.subfolder else CONFIG_FILE
+            return fetch_hub(place.repository, revision, [config]).parent
     except FetchError as error:
         raise FetchError(
             f"there is no file or folder {printable(source)}, and {', '.join(files)} of the hub's "
-            f"repository of that name (revision {printable(revision)}) cannot be had: {error}. Ways out: name "
-            "another file in it with --file; or download it where there is a network, and name the file"
+            f"repository {place.repository} (revision {printable(revision)}) cannot be had: {error}. Ways out: "
+            "name another file in it with --file; or download it where there is a network, and name the file"
         ) from None
     return file
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor
 import rpiae
 from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.model.tokenizer import RPiAE
+from tests.hub import TOKEN, hub_at_work
 from tests.toys import BRIDGES, DECODERS, ENCODERS
 
 diffusers = pytest.importorskip(
@@ -219,6 +221,16 @@ def test_what_it_does_not_do_is_refused(tmp_path: Path) -> None:
         autoencoder.decode(torch.zeros(1, 5, 8, 8))
 
 
+def test_it_goes_to_one_device(tmp_path: Path) -> None:
+    rpiae.AutoencoderRPiAE(tokenizer()).save_pretrained(tmp_path)
+    for device_map in ("cpu", torch.device("cpu"), {"": "cpu"}):
+        found = rpiae.AutoencoderRPiAE.from_pretrained(tmp_path, device_map=device_map)
+        assert found.device == torch.device("cpu")
+    for strange in ({"encoder": "cpu", "decoder": "cpu"}, "nowhere"):
+        with pytest.raises(UsageError):
+            rpiae.AutoencoderRPiAE.from_pretrained(tmp_path, device_map=strange)
+
+
 def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     rpiae.AutoencoderRPiAE(tokenizer()).save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
@@ -229,29 +241,29 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
         rpiae.AutoencoderRPiAE.from_pretrained(tmp_path / "nowhere")
 
 
-def test_pushing_uploads_the_tokenizers_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub = pytest.importorskip("diffusers.utils.hub_utils")
-    uploaded: dict[str, Any] = {}
-
-    class Card:
-        def save(self, path: str) -> None:
-            Path(path).write_text("a card", "utf-8")
-
-    def upload(self: Any, folder: str, repository: str, **options: Any) -> str:
-        uploaded[repository] = {path.name for path in Path(folder).iterdir()}
-        return repository
-
-    repository = type("Repository", (), {"repo_id": "user/name"})
-    monkeypatch.setattr(hub, "create_repo", lambda *_, **__: repository)
-    monkeypatch.setattr(hub, "load_or_create_model_card", lambda *_, **__: Card())
-    monkeypatch.setattr(hub, "populate_model_card", lambda card: card)
-    monkeypatch.setattr(hub.PushToHubMixin, "_upload_folder", upload)
+def test_pushed_it_is_loaded_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     autoencoder = rpiae.AutoencoderRPiAE(tokenizer())
-    autoencoder.push_to_hub("user/name")
-    autoencoder.save_pretrained(tmp_path / "there", push_to_hub=True, repo_id="user/name")
-    assert uploaded == {"user/name": {"config.json", "model.safetensors", "README.md"}}
+    with hub_at_work(tmp_path / "cache") as hub:
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.endpoint)
+        autoencoder.push_to_hub("user/name")
+        files = {"config.json", "model.safetensors", "README.md"}
+        assert set(hub.repositories["user/name"].files) == files
+        autoencoder.save_pretrained(
+            tmp_path / "there", push_to_hub=True, repo_id="user/other", subfolder="vae"
+        )
+        assert set(hub.repositories["user/other"].files) == {
+            "vae/config.json", "vae/model.safetensors",
+        }  # fmt: skip
+        first = rpiae.AutoencoderRPiAE.from_pretrained("user/name", revision="main")
+        second = rpiae.AutoencoderRPiAE.from_pretrained("user/other", subfolder="vae")
+    x = pixels(32, 32)
+    with torch.inference_mode():
+        wanted = autoencoder(x).sample
+        assert torch.equal(first(x).sample, wanted)
+        assert torch.equal(second(x).sample, wanted)
 
 
 def test_retrieve_latents_of_diffusers() -> None:
@@ -350,14 +362,14 @@ def test_a_pipeline_of_diffusers_samples_saves_and_loads_with_it(tmp_path: Path)
     pipeline = dit_pipeline(rpiae.AutoencoderRPiAE(tokenizer()))
 
     def sampled(pipe: Any) -> Tensor:
-        images: Tensor = pipe(
-            class_labels=[1, 7], num_inference_steps=2, output_type="pt",
+        images = pipe(
+            class_labels=[1, 7], num_inference_steps=2, output_type="np",
             generator=torch.Generator().manual_seed(0),
         ).images  # fmt: skip
-        return images
+        return torch.from_numpy(images)
 
     images = sampled(pipeline)
-    assert images.shape == (2, 3, 32, 32)
+    assert images.shape == (2, 32, 32, 3)
     assert 0 <= images.min() < images.max() <= 1
     pipeline.save_pretrained(tmp_path / "pipeline")
     assert {p.name for p in (tmp_path / "pipeline" / "vae").iterdir()} == {
@@ -380,7 +392,7 @@ def test_a_pipeline_from_images_to_images_works_with_it() -> None:
     )  # fmt: skip
     pipeline = diffusers.StableDiffusionImg2ImgPipeline(
         vae=vae, text_encoder=None, tokenizer=None, unet=unet,
-        scheduler=diffusers.DDIMScheduler(), safety_checker=None, feature_extractor=None,
+        scheduler=diffusers.DDIMScheduler(steps_offset=1, clip_sample=False), safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)

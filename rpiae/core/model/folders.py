@@ -13,15 +13,11 @@ from torch import Tensor
 from rpiae.core.config.recipe import ROLES
 from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.model.build import build_tokenizer, resolved_parts
+from rpiae.core.model.places import Word, named_place, unknown_word
 from rpiae.core.model.resolve import ResolvedTokenizer
-from rpiae.core.model.saved import (
-    FORMAT,
-    SavedModel,
-    TensorFacts,
-    open_model,
-    write_model,
-)
+from rpiae.core.model.saved import FORMAT, TOKENIZER, SavedModel, open_model, write_model
 from rpiae.core.model.saved_parts import FLOATS, fitting, read_parts, written_parts
+from rpiae.core.model.saved_tensors import TensorFacts
 from rpiae.core.model.state import load_state
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.weights import check_architecture, shapes
@@ -47,26 +43,33 @@ def save_tokenizer(model: RPiAE, folder: str | os.PathLike[str]) -> Path:
     return target
 
 
-def load_tokenizer(folder: str | os.PathLike[str]) -> RPiAE:
-    """Load a saved tokenizer, on CPU and in eval mode; offline, running no code from it.
+def load_tokenizer(folder: Word, *, revision: str = "", subfolder: str = "") -> RPiAE:
+    """Load a saved tokenizer, on CPU and in eval mode; running no code from it.
 
     Args:
-        folder: a tokenizer's folder, or a run's (its ``tokenizer/`` is taken).
+        folder: a tokenizer's folder, or a run's (its ``tokenizer/`` is taken); a model that ships with
+            rpiae; or ``user/name`` on the hub. See ``named_place``, of which the rest is too.
 
     Raises:
         CheckpointError: if it is missing, damaged, of another format, or needs a plugin that is not
             installed.
+        FetchError: if it is on the hub and cannot be had.
+        UsageError: if revision or subfolder make no sense for it.
     """
-    return load_saved(open_model(tokenizer_folder(folder))).eval()
+    place = tokenizer_folder(folder, revision=revision, subfolder=subfolder)
+    return load_saved(open_model(place)).eval()
 
 
-def tokenizer_folder(folder: str | os.PathLike[str]) -> Path:
-    """The folder that holds ``config.json``: ``folder`` itself or its ``tokenizer/``.
+def tokenizer_folder(folder: Word, *, revision: str = "", subfolder: str = "") -> Path:
+    """The folder that holds ``config.json``: the named one or its ``tokenizer/``; see
+    ``load_tokenizer``.
 
     Raises:
         CheckpointError: if there is none.
+        FetchError: if it is on the hub and cannot be had.
+        UsageError: if revision or subfolder make no sense for it.
     """
-    path = Path(folder)
+    path = named_place(folder, TOKENIZER, revision=revision, subfolder=subfolder)
     for candidate in (path, path / "tokenizer"):
         if os.path.lexists(candidate / "config.json"):
             return candidate
@@ -77,6 +80,7 @@ def tokenizer_folder(folder: str | os.PathLike[str]) -> Path:
         what = "holds a generator and no tokenizer"
     raise CheckpointError(
         f"{path} {what}: expected config.json and model.safetensors there or in {path / 'tokenizer'}"
+        f"{unknown_word(folder)}"
     )
 
 

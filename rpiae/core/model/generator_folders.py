@@ -18,6 +18,7 @@ from rpiae.core.config.tree import unparse
 from rpiae.core.errors import CheckpointError, ConfigError, UsageError
 from rpiae.core.model.latent_generator import LatentFacts, LatentGenerator
 from rpiae.core.model.naming import converter
+from rpiae.core.model.places import Word, named_place, unknown_word
 from rpiae.core.model.saved import FORMAT, GENERATOR, SavedModel, open_model, write_model
 from rpiae.core.model.saved_parts import FLOATS, fitting, read_parts, written_parts
 from rpiae.core.model.state import load_state
@@ -90,16 +91,16 @@ def save_generator(model: LatentGenerator, folder: str | os.PathLike[str]) -> Pa
     return target
 
 
-def load_generator_model(folder: str | os.PathLike[str]) -> LatentGenerator:
-    """Load a saved generator without its tokenizer, on CPU and in eval mode; offline, running no code
-    from it.
+def load_generator_model(folder: Word) -> LatentGenerator:
+    """Load a saved generator without its tokenizer, on CPU and in eval mode; running no code from it.
 
     Args:
-        folder: a generator's folder, or a run's (its ``generator/`` is taken).
+        folder: as of ``generator_folder``.
 
     Raises:
         CheckpointError: if it is missing, damaged, of another format or kind, or needs a plugin that
             is not installed.
+        FetchError: if it is on the hub and cannot be had.
     """
     saved = open_model(generator_folder(folder), GENERATOR)
     source = str(saved.folder)
@@ -125,13 +126,19 @@ def load_generator_model(folder: str | os.PathLike[str]) -> LatentGenerator:
     return model.requires_grad_(False).eval()
 
 
-def generator_folder(folder: str | os.PathLike[str]) -> Path:
-    """The folder that holds ``config.json``: ``folder`` itself or its ``generator/``.
+def generator_folder(folder: Word, *, revision: str = "", subfolder: str = "") -> Path:
+    """The folder that holds ``config.json``: the named one or its ``generator/``.
+
+    Args:
+        folder: a generator's folder, or a run's; a model that ships with rpiae; or ``user/name`` on the
+            hub. See ``named_place``, of which the rest is too.
 
     Raises:
         CheckpointError: if there is none.
+        FetchError: if it is on the hub and cannot be had.
+        UsageError: if revision or subfolder make no sense for it.
     """
-    path = Path(folder)
+    path = named_place(folder, GENERATOR, revision=revision, subfolder=subfolder)
     for candidate in (path, path / GENERATOR):
         if os.path.lexists(candidate / "config.json"):
             return candidate
@@ -142,6 +149,7 @@ def generator_folder(folder: str | os.PathLike[str]) -> Path:
         what = "holds a tokenizer and no generator"
     raise CheckpointError(
         f"{path} {what}: expected config.json and model.safetensors there or in {path / GENERATOR}"
+        f"{unknown_word(folder)}"
     )
 
 
