@@ -21,7 +21,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "photos"
     folder.mkdir()
     for index in range(4):
-        Image.effect_noise((40, 36), 30 + index).convert("RGB").save(folder / f"{index}.png")
+        Image.effect_noise((32, 32), 30 + index).convert("RGB").save(folder / f"{index}.png")
     return folder
 
 
@@ -55,7 +55,7 @@ def diffusers(folder: Path) -> list[str]:
     """A folder of AutoencoderRAE."""
     encoder = {
         "name": "timm", "model": "vit_small_patch14_reg4_dinov2", "pretrained": False, "eps": 1e-6,
-        "output_patch": 8, "image_size": 32,
+        "output_patch": 2, "image_size": 32,
         "model_args": {"embed_dim": 64, "depth": 1, "num_heads": 1},
     }  # fmt: skip
     model = library.build(encoder=encoder, bridge="identity", decoder=DECODERS["vit"])
@@ -73,9 +73,9 @@ def test_imported_and_used(layout: object, photos: Path, tmp_path: Path) -> None
     assert "wrote model: " in out
     assert "images of 32×32 pixels to latents of" in out
     out, _ = rpiae("reconstruct", "model", str(photos / "0.png"), "--out", "both.png", cwd=tmp_path)
-    assert "36×40 through a latent of" in out
+    assert "32×32 through a latent of" in out
     with Image.open(tmp_path / "both.png") as picture:
-        assert picture.size == (84, 36)
+        assert picture.size == (68, 32)
     data = ("--data", f"folder:{photos}")
     rpiae("eval", "model", *data, "--metrics", "psnr,ssim", "--device", "cpu", cwd=tmp_path)
     evaluations = json.loads((tmp_path / "model" / "evaluation.json").read_text())
