@@ -18,10 +18,11 @@ from torch import Tensor
 
 from rpiae.bridges.configs import IdentityBridgeConfig, VariationalBridgeConfig
 from rpiae.core.config.parts import BridgeConfig, DecoderConfig, EncoderConfig
-from rpiae.core.errors import CheckpointError, UsageError
+from rpiae.core.errors import CheckpointError, FetchError, UsageError
 from rpiae.core.model.adapters import bridge_to_reference, decoder_to_reference
 from rpiae.core.model.blocks import sincos_positions
 from rpiae.core.model.build import build_tokenizer
+from rpiae.core.model.fetching import ADVICE
 from rpiae.core.model.layouts import State
 from rpiae.core.model.resolve import part_config, resolve_tokenizer
 from rpiae.core.model.state import load_state
@@ -149,7 +150,16 @@ def _decoder_alone(state: State, facts: Facts) -> RPiAE:
     assert named is not None
     encoder, weights = named
     bridge = IdentityBridgeConfig(name="identity")
-    model = _built(encoder, bridge, decoder.config(heads), decoder, facts, pretrained=not weights)
+    try:
+        model = _built(
+            encoder, bridge, decoder.config(heads), decoder, facts, pretrained=not weights
+        )
+    except FetchError as error:
+        raise FetchError(
+            f"{str(error).partition(ADVICE)[0]}{ADVICE}: run `rpiae fetch {encoder.label}` on a machine "
+            "with network and copy its cache (HF_HOME); or name a file with --encoder-weights (Python: "
+            "encoder_weights)"
+        ) from None
     own = model.state_dict()
     own |= under("encoder.", weights) | under("decoder.", decoder.own(state))
     load_state(model, own, source=facts.source)

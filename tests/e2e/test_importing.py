@@ -80,7 +80,9 @@ def test_imported_and_used(layout: object, photos: Path, tmp_path: Path) -> None
     rpiae("eval", "model", *data, "--metrics", "psnr,ssim", "--device", "cpu", cwd=tmp_path)
     evaluations = json.loads((tmp_path / "model" / "evaluation.json").read_text())
     assert "psnr" in json.dumps(evaluations)
-    rpiae("encode", "model", f"folder:{photos}", "--out", "latents", "--device", "cpu", cwd=tmp_path)
+    rpiae(
+        "encode", "model", f"folder:{photos}", "--out", "latents", "--device", "cpu", cwd=tmp_path
+    )
     assert any((tmp_path / "latents").iterdir())
 
 

@@ -12,7 +12,7 @@ import torch
 
 import rpiae
 from rpiae.cli import main
-from rpiae.core.errors import FetchError, UsageError
+from rpiae.core.errors import CheckpointError, FetchError, UsageError
 from rpiae.core.model.adapters import decoder_to_reference
 from rpiae.core.model.blocks import sincos_positions
 from rpiae.core.model.tokenizer import RPiAE
@@ -63,6 +63,20 @@ def test_a_decoder_with_a_preset(tmp_path: Path) -> None:
     found = rpiae.load(tmp_path / "out")
     assert same(found, model)
     assert main([*command, "--encoder", "tyni", "--decoder-heads", "2"]) == 2
+
+
+def test_a_preset_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = {**ENCODERS["timm"], "model_args": {"embed_dim": 384, "depth": 1, "num_heads": 6}}
+    there = official(tmp_path / "there", tokenizer(bridge="identity", encoder=encoder))
+    file = decoder_alone(tmp_path / "decoder.pt", state_of(there))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(FetchError, match=r"fetch dinov2-s` .* --encoder-weights") as caught:
+        import_model(file, told=Told(encoder="dinov2-s", decoder_heads=2))
+    assert "--set" not in str(caught.value)
+    told = Told(encoder="dinov2-s", encoder_weights=str(tmp_path / "none.pt"), decoder_heads=2)
+    with pytest.raises(CheckpointError, match="weights of encoder 'dinov2-s': there is no file"):
+        import_model(file, told=told)
 
 
 def test_a_repository_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
