@@ -29,7 +29,7 @@ from rpiae.core.model.state import load_state
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.files import whole
 from rpiae.core.runtime.names import printable
-from rpiae.core.runtime.weights import Shapes, Signature, read_weights, shapes
+from rpiae.core.runtime.weights import Shapes, Signature, holds, read_weights, shapes
 from rpiae.decoders.configs import VitDecoderConfig
 from rpiae.encoders.timm import TimmEncoder
 from rpiae.interop.facts import Facts, Told, find_documents
@@ -99,11 +99,11 @@ def read_tokenizer(path: Path, told: Told) -> tuple[RPiAE, Facts]:
 
 def _read(path: Path, key: str) -> dict[str, Tensor]:
     """The tensors of a file, a decoder's under ``decoder.``, halves as fp32."""
-    try:
+    if holds(path, WHOLE):
         state = read_weights(path, what=WHAT, signatures=WHOLE, key=key)
-    except CheckpointError:
+    else:
         alone = read_weights(path, what=WHAT, signatures=DECODER_ALONE, key=key)
-        state = {f"decoder.{name}": tensor for name, tensor in alone.items()}
+        state = under("decoder.", alone)
     return {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
 
 
@@ -176,12 +176,15 @@ def _named_encoder(decoder: DecoderSizes, facts: Facts) -> tuple[EncoderConfig, 
             "as dinov2-b, or FOLDER of transformers; Python: encoder)"
         )
         return None
-    if Path(told.encoder).is_dir():
+    is_folder = Path(told.encoder).is_dir()
+    _check_of_encoder(told, is_folder)
+    if is_folder:
         config, weights, own = read_encoder(
             Path(told.encoder), told, output_patch=decoder.patch, image_size=decoder.image_size
         )
         facts.read.extend(own.read)
         facts.notes.extend(own.notes)
+        facts.asked.extend(own.asked)
         return config, weights
     given = part_config("encoders", told.encoder)
     assert isinstance(given, EncoderConfig)
@@ -191,6 +194,19 @@ def _named_encoder(decoder: DecoderSizes, facts: Facts) -> tuple[EncoderConfig, 
     }  # fmt: skip
     known = fields_dict(type(given))
     return evolve(given, **{name: value for name, value in changes.items() if name in known}), {}
+
+
+def _check_of_encoder(told: Told, is_folder: bool) -> None:
+    """Refuse what is told of an encoder that knows it itself."""
+    of_presets = {"--encoder-weights": told.encoder_weights}
+    of_folders = {
+        "--heads": told.num_heads, "--eps": told.eps, "--mean": told.mean, "--std": told.std,
+    }  # fmt: skip
+    if idle := [name for name, value in (of_presets if is_folder else of_folders).items() if value]:
+        kind = "a folder of transformers" if is_folder else "a preset"
+        raise UsageError(
+            f"--encoder {told.encoder} is {kind}, to which {', '.join(idle)} does not belong: leave it out"
+        )
 
 
 def _built(
@@ -291,7 +307,7 @@ def write_reference(model: RPiAE, folder: Path) -> list[str]:
     with whole(folder / WEIGHTS_FILE) as path:
         torch.save({name: value.clone().contiguous() for name, value in state.items()}, path)
     _check_same(copy, folder / WEIGHTS_FILE, side * decoder.patch)
-    return _sentences(model, kind, folder)
+    return _sentences(model, kind)
 
 
 def _in_float32(model: RPiAE) -> RPiAE:
@@ -354,7 +370,7 @@ def _check_same(model: RPiAE, path: Path, size: int) -> None:
         )
 
 
-def _sentences(model: RPiAE, kind: Kind, folder: Path) -> list[str]:
+def _sentences(model: RPiAE, kind: Kind) -> list[str]:
     """What was written and what was left out."""
     said = [
         f"{WEIGHTS_FILE}: weights, as a state dict; {YAML_FILE}: what the reference is built from, with "

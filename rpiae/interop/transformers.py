@@ -16,10 +16,7 @@ from torch import Tensor, nn
 
 from rpiae.core.config.parts import EncoderConfig
 from rpiae.core.errors import CheckpointError, UsageError
-from rpiae.core.model.layouts import (
-    State,
-    encoder_layout,
-)
+from rpiae.core.model.layouts import State, encoder_layout
 from rpiae.core.model.resolve import part_config
 from rpiae.core.runtime.names import printable, shown
 from rpiae.core.runtime.weights import Shapes, Signature, read_weights, shapes
@@ -237,11 +234,11 @@ def read_encoder(
         output_patch, image_size: see ``ForeignEncoder.config``.
 
     Returns:
-        config, state of the encoder by our names, and what was read and assumed.
+        config, state of the encoder by our names, and what was read, assumed and is still to be asked for.
 
     Raises:
         CheckpointError: if weights are missing, damaged or of something else.
-        UsageError: if something is left open.
+        UsageError: if a config contradicts another one, or says what ours cannot do.
     """
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
@@ -255,7 +252,6 @@ def read_encoder(
     found = foreign_encoder(shapes(state), source=source)
     check_encoder(found, shapes(state), source)
     config = found.config(facts, output_patch=output_patch, image_size=image_size)
-    facts.check_none_asked()
     return config, found.own(state), facts
 
 

@@ -106,7 +106,14 @@ def test_other_statistics_and_heads(tmp_path: Path) -> None:
     assert model.encoder.mean == (0.1, 0.2, 0.3)
     assert model.encoder.std == (0.4, 0.5, 0.6)
     (tmp_path / "encoder" / "config.json").unlink()
-    with pytest.raises(UsageError, match=r"attention heads of the encoder \(width 32, 2 blocks\)"):
+    told = Told(encoder=str(tmp_path / "encoder"))
+    both = (
+        r"decoder \(width 32, 1 layers\) .* attention heads of the encoder \(width 32, 2 blocks\)"
+    )
+    with pytest.raises(UsageError, match=both):
+        import_model(file, told=told)
+    told = Told(encoder=str(tmp_path / "encoder"), encoder_weights="x.pt")
+    with pytest.raises(UsageError, match="is a folder of transformers, to which --encoder-weights"):
         import_model(file, told=told)
 
 

@@ -74,6 +74,8 @@ def test_a_preset_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(FetchError, match=r"fetch dinov2-s` .* --encoder-weights") as caught:
         import_model(file, told=Told(encoder="dinov2-s", decoder_heads=2))
     assert "--set" not in str(caught.value)
+    with pytest.raises(UsageError, match="is a preset, to which --heads, --eps does not belong"):
+        import_model(file, told=Told(encoder="dinov2-s", num_heads=6, eps=1e-6, decoder_heads=2))
     told = Told(encoder="dinov2-s", encoder_weights=str(tmp_path / "none.pt"), decoder_heads=2)
     with pytest.raises(CheckpointError, match="weights of encoder 'dinov2-s': there is no file"):
         import_model(file, told=told)
