@@ -131,3 +131,35 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read as weights"):
         import_model(file, told=told)
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments"),
+    [
+        ("vit_base_patch16_224", {}),
+        ("vit_base_patch16_siglip_224", {}),
+        ("vit_small_patch16_224", {"init_values": 1e-5}),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["encoder.encoder.", "encoder.model.vision_model.", "encoder."])
+def test_a_tokenizer_around_other_encoders(
+    tmp_path: Path, model: str, arguments: dict[str, Any], prefix: str
+) -> None:
+    encoder = {
+        "name": "timm", "model": model, "pretrained": False, "image_size": 32,
+        "model_args": {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 48, **arguments},
+    }  # fmt: skip
+    own = tokenizer(encoder=encoder)
+    folder = official(tmp_path / "there", own)
+    named = {n.replace("encoder.encoder.", prefix, 1): v for n, v in state_of(folder).items()}
+    torch.save({"ema": named}, folder / "rpiae.pt")
+    found = import_model(folder).model
+    assert isinstance(found, RPiAE)
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(found.reconstruct(images), own.reconstruct(images))
+    renamed = next(n for n in named if n.endswith("norm1.bias") or "norm_before.bias" in n)
+    named[f"{renamed}x"] = named.pop(renamed)
+    torch.save(named, folder / "rpiae.pt")
+    with pytest.raises(CheckpointError, match=f"missing: {renamed}. unexpected: {renamed}x"):
+        import_model(folder)
