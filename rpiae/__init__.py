@@ -163,18 +163,27 @@ def load(
 from_pretrained = load
 
 
-def save(model: RPiAE, folder: str | os.PathLike[str]) -> Path:
+def save(
+    model: RPiAE, folder: str | os.PathLike[str], *, rounded_to: torch.dtype | None = None
+) -> Path:
     """Write a tokenizer's ``config.json`` and ``model.safetensors`` into a folder; the folder.
 
     A process that is killed meanwhile leaves the old tokenizer or the new one.
 
+    Args:
+        model: the tokenizer.
+        folder: where to.
+        rounded_to: writes its parameters in a narrower dtype, ``torch.float16`` or ``torch.bfloat16``, to
+            half the bytes; they are loaded in fp32 again. Without it they are written, and loaded, as they are.
+
     Raises:
-        UsageError: if the tokenizer was put together without configs.
+        UsageError: if the tokenizer was put together without configs, or its values are too large for
+            the narrower dtype.
         CheckpointError: if the folder cannot be written.
     """
     from rpiae.core.model.folders import save_tokenizer
 
-    return save_tokenizer(model, folder)
+    return save_tokenizer(model, folder, rounded_to=rounded_to)
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,9 @@ _LICENCES = {"Apache-2.0": "apache-2.0", "MIT": "mit", "CC-BY-NC-4.0": "cc-by-nc
 
 _TASKS = {TOKENIZER: "image-to-image", GENERATOR: "unconditional-image-generation"}
 
+#: Of an evaluation's protocol: where samples, real images and those that are learned from have facts.
+_SECTIONS = ("samples", "real", "training")
+
 #: What the end of a run's training has measured, on its own held-out images.
 _SUMMARISED = ("psnr", "ssim", "drift", "psnr_mean_colour", "psnr_pca")
 
@@ -207,16 +210,15 @@ def _measurements(described: Described) -> list[dict[str, Any]]:
     for record in reversed(described.evaluations):
         protocol = record["protocol"]
         software = ", ".join(f"{k} {v}" for k, v in protocol.get("software", {}).items())
-        conditions = [_told(name, protocol[name]) for name in CONDITIONS if name in protocol]
-        where = f"On {code(protocol.get('location', 'images'))}: " if "location" in protocol else ""
+        conditions = [_told(name, each) for name, each in _conditions(protocol).items()]
         facts = protocol.get("metrics", {})
         found.append(
             {
-                "heading": where + ", ".join(conditions) + (f" ({software})." if software else "."),
+                "heading": ", ".join(conditions) + (f" ({software})." if software else "."),
                 "rows": [
                     {
                         "name": code(name), "value": f"{value:.5g}",
-                        "protocol": ", ".join(_flat(facts.get(name, {}))),
+                        "protocol": ", ".join(_flat(_table(facts, name), but=_SECTIONS)),
                     }
                     for name, value in record["metrics"].items()
                 ],
@@ -232,10 +234,24 @@ def _measurements(described: Described) -> list[dict[str, Any]]:
     return found
 
 
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[str]:
+def _conditions(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """What all numbers of an evaluation depend on, of images or of samples and the real ones."""
+    found = {name: protocol[name] for name in ("location", *CONDITIONS) if name in protocol}
+    for section in _SECTIONS:
+        facts = _table(protocol, section)
+        found |= {f"{section}.{n}": v for n, v in facts.items() if not isinstance(v, Mapping)}
+    return {name: value for name, value in found.items() if value not in ("", None, [], ())}
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "", *, but: Sequence[str] = ()) -> list[str]:
+    """Nested facts as ``name `value```; of a part's config, what the part is called."""
     lines = []
     for name, value in facts.items():
-        if isinstance(value, Mapping):
+        if name in but:
+            continue
+        if isinstance(value, Mapping) and "name" in value:
+            lines.append(_told(f"{prefix}{name}", _label(value)))
+        elif isinstance(value, Mapping):
             lines += _flat(value, f"{prefix}{name}.")
         elif value not in ("", None, [], ()):
             lines.append(_told(f"{prefix}{name}", value))
@@ -255,10 +271,10 @@ def _results(described: Described) -> list[Any]:
         return []
     record = described.evaluations[-1]
     protocol = record["protocol"]
-    location = printable(str(protocol.get("location", "images")))
-    data = protocol.get("data")
-    kind = data.get("name", "images") if isinstance(data, Mapping) else "images"
-    conditions = {name: protocol[name] for name in CONDITIONS if name in protocol}
+    of = _table(protocol, "real") or protocol
+    location = printable(str(of.get("location", "images")))
+    kind = _table(of, "data").get("name", "images")
+    conditions = _conditions(protocol)
     return [
         EvalResult(
             task_type=_TASKS[described.kind], dataset_type=printable(str(kind)), dataset_name=location,

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from rpiae.bridges.identity import IdentityBridge
-from rpiae.core.errors import CheckpointError
+from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.model.folders import save_tokenizer
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.files import whole, write_text
@@ -45,11 +45,16 @@ def write_diffusers(model: RPiAE, folder: Path, *, size: int | None = None) -> l
         What was written, what was left out and how it is loaded, in sentences.
 
     Raises:
-        UsageError: if the tokenizer is more than an ``AutoencoderRAE`` can be; with every reason, and
-            nothing is written.
+        UsageError: if the tokenizer is more than an ``AutoencoderRAE`` can be, with every reason, or has a
+            bridge and a size is given; nothing is written.
         CheckpointError: if the folder cannot be written.
     """
     if not isinstance(model.bridge, IdentityBridge):
+        if size is not None:
+            raise UsageError(
+                f"this tokenizer has a bridge, so it becomes no {CLASS} but stays one for images of any "
+                "size: leave size out"
+            )
         save_tokenizer(model, folder)
         return [
             f"It has a bridge, which {CLASS} has not, so this is a tokenizer's folder: load it with "

@@ -66,6 +66,7 @@ class _Pushed:
         models: its saved models, by their folders in the repository.
         fingerprints: sha256 of it, by the name in evaluations.
         results: the folder of its run, or its own.
+        measured: where its numbers may be.
         label_names: of a generator's classes.
     """
 
@@ -73,6 +74,7 @@ class _Pushed:
     models: Mapping[str, SavedModel]
     fingerprints: Mapping[str, str]
     results: Path
+    measured: tuple[Path, ...] = ()
     label_names: tuple[str, ...] = ()
 
 
@@ -124,10 +126,12 @@ def _opened(source: Source, spare: Path) -> _Pushed:
         return _generator(save_generator(source.model, spare / GENERATOR), spare)
     place = named_place(source)
     if is_generation(place):
-        named = generator_named(place)
-        return _generator(named, results_folder(named))
-    named = tokenizer_folder(place)
-    return _tokenizer(named, results_folder(named))
+        pushed = _generator(generator_named(place), place)
+    else:
+        pushed = _tokenizer(tokenizer_folder(place), place)
+    around = results_folder(place)
+    own = place if (place / RUN_FILE).is_file() else around
+    return evolve(pushed, results=own, measured=tuple(dict.fromkeys((own, around))))
 
 
 def _tokenizer(folder: Path, results: Path) -> _Pushed:
@@ -200,7 +204,13 @@ def _write(pushed: _Pushed, folder: Path, repository: str) -> None:
 def _run_of(pushed: _Pushed) -> dict[str, Any]:
     """The run's config; empty where it is from none."""
     path = pushed.results / RUN_FILE
-    return read_toml(path) if path.is_file() else {}
+    return _of_kind(pushed, read_toml(path)) if path.is_file() else {}
+
+
+def _of_kind(pushed: _Pushed, found: Any) -> dict[str, Any]:
+    """What lies in the results' folder; nothing where it is of a generator's run around a tokenizer."""
+    is_ours = isinstance(found, dict) and (GENERATOR in found) == (pushed.kind == GENERATOR)
+    return found if is_ours else {}
 
 
 def _without_places(run: dict[str, Any]) -> dict[str, Any]:
@@ -217,24 +227,20 @@ def _without_places(run: dict[str, Any]) -> dict[str, Any]:
 
 def _summary_of(pushed: _Pushed) -> dict[str, Any]:
     path = pushed.results / "summary.json"
-    found = read_json(path) if path.is_file() else {}
-    return found if isinstance(found, dict) else {}
+    return _of_kind(pushed, read_json(path)) if path.is_file() else {}
 
 
 def _evaluations_of(pushed: _Pushed) -> list[dict[str, Any]]:
     """What was measured of these weights, oldest first."""
-    path = pushed.results / EVALUATION_FILE
-    try:
-        found = read_evaluations(path)
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
-    own = pushed.fingerprints
-    return [
-        dict(each) for each in found
-        if any(name in each for name in own) and all(each.get(n, own[n]) == own[n] for n in own)
-    ]  # fmt: skip
+    found: list[dict[str, Any]] = []
+    for path in (folder / EVALUATION_FILE for folder in pushed.measured):
+        try:
+            found += map(dict, read_evaluations(path))
+        except OSError as error:
+            raise RunError(f"cannot read {path}: {error.strerror}") from None
+        except ValueError as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from None
+    return [e for e in found if {n: e[n] for n in WEIGHTS if n in e} == pushed.fingerprints]
 
 
 def _described(pushed: _Pushed, repository: str) -> Described:

@@ -247,6 +247,9 @@ def test_siglip_2_is_written_as_transformers_has_it(tmp_path: Path) -> None:
 
 def test_with_a_bridge_it_is_a_tokenizers_folder(tmp_path: Path) -> None:
     model = rpiae.build(encoder=TOY_ENCODERS["vit"], bridge=BRIDGES["vb4"], decoder=DECODERS["vit"])
+    with pytest.raises(UsageError, match="leave size out"):
+        write_diffusers(model, tmp_path / "sized", size=64)
+    assert not (tmp_path / "sized").exists()
     (told,) = write_diffusers(model, tmp_path)
     assert "AutoencoderRPiAE" in told
     assert same(rpiae.load(tmp_path), model)

@@ -166,6 +166,28 @@ def _digest(tokenizer: rpiae.RPiAE) -> str:
     return tokenizer_digest(tokenizer)
 
 
+def test_a_generator_s_numbers_say_how_it_was_sampled(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", count=6, size=32)
+    write_run(tmp_path / "g")
+    command(
+        "eval", "g", "--data", f"folder:{images}", "--metrics", "gfd:tiny", "--count", "4", "--steps",
+        "3", cwd=tmp_path,
+    )  # fmt: skip
+    files = write_repository(tmp_path / "g", tmp_path / "there", repository=NAME)
+    assert "evaluation.json" in files
+    card = ModelCard.load(tmp_path / "there" / "README.md")
+    for said in (
+        "samples.steps `3`",
+        "samples.count `4`",
+        "samples.seed `0`",
+        "real.location `images`",
+    ):
+        assert said in card.text
+    assert card.data.eval_results[0].metric_args["samples.steps"] == 3
+    for name, text in texts(tmp_path / "there").items():
+        assert not leaks(text, str(tmp_path)), name
+
+
 def test_models_in_memory_are_written_too(tmp_path: Path) -> None:
     model = toy_tokenizer().to(torch.bfloat16)
     write_repository(model, tmp_path / "t", repository=NAME)
@@ -223,6 +245,12 @@ def test_a_push_is_one_commit_that_loads(hub: Hub, run: Path, tmp_path: Path) ->
     assert told["commit"] == repository.branches["main"]
     assert sorted(told["files"]) == sorted(repository.files)
     assert told["replaced"] == told["others"] == []
+    card = repository.files["README.md"].decode()
+    example = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert example is not None
+    names: dict[str, Any] = {"images": torch.rand(1, 3, 32, 32)}
+    exec(example[1], names)
+    assert names["images"].shape == (1, 3, 32, 32)
     pushed, own = rpiae.load(NAME).state_dict(), rpiae.load(run).state_dict()
     assert all(map(torch.equal, pushed.values(), own.values()))
     assert not list(tmp_path.glob("*.part"))

@@ -21,7 +21,7 @@ from rpiae.core.model.naming import converter
 from rpiae.core.model.places import Word, named_place, unknown_word
 from rpiae.core.model.saved import FORMAT, GENERATOR, SavedModel, open_model, write_model
 from rpiae.core.model.saved_parts import FLOATS, fitting, read_parts, written_parts
-from rpiae.core.model.state import load_state
+from rpiae.core.model.state import load_state, written_state
 from rpiae.core.runtime.draws import key
 from rpiae.core.runtime.weights import check_architecture, shapes
 
@@ -69,17 +69,28 @@ def build_generator(
     return model if device == "meta" else model.to(device)
 
 
-def save_generator(model: LatentGenerator, folder: str | os.PathLike[str]) -> Path:
+def save_generator(
+    model: LatentGenerator,
+    folder: str | os.PathLike[str],
+    *,
+    rounded_to: torch.dtype | None = None,
+) -> Path:
     """Write ``config.json`` and ``model.safetensors``, which know each other by digest.
 
+    Args:
+        model: the generator.
+        folder: where to.
+        rounded_to: writes its parameters in a narrower dtype; they come back in fp32.
+
     Raises:
-        UsageError: if the generator was put together without a config.
+        UsageError: if the generator was put together without a config, or its values are too large for
+            the narrower dtype.
         CheckpointError: if the folder cannot be written.
     """
     if model.config is None:
         raise UsageError("this generator was put together by hand and has no config to save")
     target = Path(folder)
-    state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    state = written_state(model, rounded_to)
     tree = {
         "format": FORMAT,
         "kind": GENERATOR,
