@@ -13,13 +13,18 @@ import torch
 import rpiae
 from rpiae.cli import main
 from rpiae.core.errors import CheckpointError, FetchError, UsageError
-from rpiae.core.model.adapters import decoder_to_reference
+from rpiae.core.model.adapters import decoder_to_reference, tokenizer_to_reference
 from rpiae.core.model.blocks import sincos_positions
+from rpiae.core.model.build import build_tokenizer, resolved_parts
 from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.runtime.weights import shapes
+from rpiae.encoders.configs import TimmEncoderConfig
 from rpiae.interop import importing
-from rpiae.interop.facts import Told
+from rpiae.interop.facts import Facts, Told
 from rpiae.interop.importing import import_model
 from rpiae.interop.reference import write_reference
+from rpiae.interop.reference_parts import bridge_config, decoder_sizes
+from rpiae.interop.transformers import foreign_encoder
 from tests.official import ENCODER, alone, decoder_alone, official, state_of, tokenizer
 from tests.toys import DECODERS, ENCODERS
 
@@ -172,3 +177,27 @@ def test_what_the_official_layout_has_no_place_for(tmp_path: Path, case: str) ->
     model = rpiae.build(**given, pretrained=False)
     with pytest.raises(UsageError, match=re.escape(reason) if "*" not in reason else reason):
         write_reference(model, tmp_path / "there")
+
+
+def test_the_released_sizes_need_nothing_told() -> None:
+    """dinov2-b, 64 channels and the decoder XL, without their memory."""
+    decoder = {"name": "vit", "width": 1152, "depth": 28, "num_heads": 16, "mlp_hidden": 4096}
+    resolved = resolved_parts("dinov2-b", "vb64", {**decoder, "stored_grid": [16, 16]})
+    model = build_tokenizer(resolved, device="meta")
+    there = shapes(tokenizer_to_reference(model.state_dict()))
+    facts = Facts("the released file")
+    encoder = foreign_encoder(there, source="the file", prefix="encoder.")
+    sizes = decoder_sizes(there, "the file")
+    config = encoder.config(facts, output_patch=sizes.patch, image_size=sizes.image_size)
+    assert (sizes.heads(facts), sizes.image_size) == (16, 256)
+    facts.check_none_asked()
+    assert config.describe() == resolved.encoder_facts
+    assert isinstance(config, TimmEncoderConfig)
+    assert config.model_args["num_heads"] == 12
+    assert [note.partition(":")[0] for note in facts.notes] == [
+        "attention heads of the encoder (width 768, 12 blocks)", "epsilon of the encoder's norms",
+        "mean of the encoder's input", "std of the encoder's input",
+        "attention heads of the decoder (width 1152, 28 layers)",
+    ]  # fmt: skip
+    bridge = bridge_config(there, "the file", encoder.width)
+    assert bridge.describe() == resolved.bridge_facts
