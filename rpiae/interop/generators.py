@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 
 from rpiae.core.config.generation import FlowConfig
 from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.model.folders import load_tokenizer
 from rpiae.core.model.generator_folders import build_generator
 from rpiae.core.model.latent_generator import LatentFacts, LatentGenerator
+from rpiae.core.model.places import lasting_name, named_place
+from rpiae.core.model.saved import TOKENIZER
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.names import printable
 from rpiae.core.runtime.weight_files import named_file
@@ -48,7 +49,8 @@ def import_generator(
 
     Args:
         file: a checkpoint of its training, of which the averaged weights are taken, or a state dict.
-        tokenizer: folder of the tokenizer, or of its run, whose latents it was trained on.
+        tokenizer: folder of the tokenizer, or of its run, whose latents it was trained on; or ``user/name`` of
+            the hub.
         weights_key: takes other weights of the file, such as ``"model"``.
         told: what the file leaves open.
 
@@ -80,7 +82,7 @@ def import_generator(
     _tell_of_other_sizes(source, shape, model)
     facts = LatentFacts(
         shape=shape,
-        tokenizer=str(Path(tokenizer).absolute()),
+        tokenizer=lasting_name(named_place(tokenizer, TOKENIZER)),
         tokenizer_sha256=tokenizer_digest(model),
         num_classes=config.num_classes,
     )
