@@ -298,7 +298,7 @@ def _resampling(model: str, network: Any) -> _Rule:
     """The rule of the code that the weights were published with; docs/encoders.md names it."""
     config = network.pretrained_cfg
     if "dinov2" in model or "dinov2" in str(config.get("hf_hub_id") or ""):
-        if getattr(network, "reg_token", None) is not None:
+        if getattr(network, "no_embed_class", False):  # those with registers
             return _Rule("bicubic", antialias=True)
         return _Rule("bicubic", antialias=False, offset=0.1)
     if config.get("tag") == "dino":

@@ -29,6 +29,7 @@ from rpiae.core.model.adapters import (
 )
 from rpiae.core.model.blocks import sincos_at
 from rpiae.core.model.layouts import DECODER, Layout, State
+from rpiae.interop.transformers_names import SHORTER_ATTENTION, SHORTER_VIT_MLP
 
 CLASS = "AutoencoderRAE"
 CONFIG_FILE = "config.json"
@@ -192,19 +193,12 @@ def _pooling_head(width: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-_SHORTER_ATTENTION = (
-    (".attention.attention.query.", ".attention.q_proj."),
-    (".attention.attention.key.", ".attention.k_proj."),
-    (".attention.attention.value.", ".attention.v_proj."),
-    (".attention.output.dense.", ".attention.o_proj."),
-)  # fmt: skip
-
 ENCODERS: Mapping[EncoderType, RaeEncoder] = {
     "dinov2": RaeEncoder(
         what="DINOv2 with registers", model="vit_small_patch14_reg4_dinov2", transformer="Dinov2WithRegisters",
         pixels=518, mlp=lambda width: 4 * width, eps=1e-6,
         prefix_tokens=5, antialias=True, here=encoder_from_reference, there=encoder_to_reference,
-        shorter=_SHORTER_ATTENTION, unused=("embeddings.mask_token", "layernorm."),
+        shorter=SHORTER_ATTENTION, unused=("embeddings.mask_token", "layernorm."),
         filled=lambda width: {"embeddings.mask_token": (1, width)},
     ),
     "siglip2": RaeEncoder(
@@ -223,8 +217,7 @@ ENCODERS: Mapping[EncoderType, RaeEncoder] = {
         pixels=224, mlp=lambda _: 3_072, eps=1e-12, prefix_tokens=1,
         here=vit_encoder_from_transformers, there=vit_encoder_to_transformers,
         shorter=(
-            *_SHORTER_ATTENTION, (".intermediate.dense.", ".mlp.fc1."),
-            (".output.dense.", ".mlp.fc2."), ("encoder.layer.", "layers."),
+            *SHORTER_ATTENTION, *SHORTER_VIT_MLP, ("encoder.layer.", "layers."),
         ),
         unused=("layernorm.",),
     ),

@@ -125,6 +125,8 @@ class Facts:
     def said(self, fits: Callable[[Table], bool], key: str) -> tuple[Any, str] | None:
         """What the config files say of a key, in the tables that fit, and the file that says it.
 
+        A null says nothing.
+
         Raises:
             UsageError: if two of them that count alike disagree.
         """
@@ -132,7 +134,8 @@ class Facts:
         for document in self.documents:
             if found and document.rank > found[0][1].rank:
                 break
-            found += [(t[key], document) for t in document.tables() if key in t and fits(t)]
+            tables = (t for t in document.tables() if t.get(key) is not None and fits(t))
+            found += [(table[key], document) for table in tables]
         if not found:
             return None
         value, first = found[0]
@@ -326,6 +329,8 @@ def _read_yaml(path: Path) -> Any:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise UsageError(f"{path} uses YAML's aliases: write out what they stand for")
         content = yaml.safe_load(text)
+    except UsageError:  # a ValueError too
+        raise
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:

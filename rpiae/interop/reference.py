@@ -23,13 +23,13 @@ from rpiae.core.model.adapters import bridge_to_reference, decoder_to_reference
 from rpiae.core.model.blocks import sincos_positions
 from rpiae.core.model.build import build_tokenizer
 from rpiae.core.model.fetching import ADVICE
-from rpiae.core.model.layouts import State
+from rpiae.core.model.layouts import FOREIGN_REGISTERS, State
 from rpiae.core.model.resolve import part_config, resolve_tokenizer
 from rpiae.core.model.state import load_state
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.files import whole
 from rpiae.core.runtime.names import printable
-from rpiae.core.runtime.weights import Shapes, Signature, holds, read_weights, shapes
+from rpiae.core.runtime.weights import Signature, holds, read_weights, shapes
 from rpiae.decoders.configs import VitDecoderConfig
 from rpiae.encoders.timm import TimmEncoder
 from rpiae.interop.facts import Facts, Told, find_documents
@@ -52,7 +52,7 @@ from rpiae.interop.reference_parts import (
     decoder_sizes,
     under,
 )
-from rpiae.interop.shapes import check_whole
+from rpiae.interop.shapes import below, check_values, check_whole
 from rpiae.interop.statistics import normalise, statistics_file, write_statistics
 from rpiae.interop.transformers import (
     ForeignEncoder,
@@ -62,6 +62,7 @@ from rpiae.interop.transformers import (
     without_final_norm,
 )
 from rpiae.interop.transformers_kinds import REGISTERS, Kind
+from rpiae.interop.transformers_names import with_long_names
 
 #: Any of these shows a decoder of the reference; a file with one key renamed has the others.
 _DECODER_SIGNS = ("decoder_embed.weight", "decoder_pred.weight", "decoder_pos_embed")
@@ -98,13 +99,15 @@ def read_tokenizer(path: Path, told: Told) -> tuple[RPiAE, Facts]:
 
 
 def _read(path: Path, key: str) -> dict[str, Tensor]:
-    """The tensors of a file, a decoder's under ``decoder.``, halves as fp32."""
+    """The tensors of a file under long names, a decoder's under ``decoder.``, halves as fp32."""
     if holds(path, WHOLE):
         state = read_weights(path, what=WHAT, signatures=WHOLE, key=key)
     else:
         alone = read_weights(path, what=WHAT, signatures=DECODER_ALONE, key=key)
         state = under("decoder.", alone)
-    return {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
+    return with_long_names(
+        {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
+    )
 
 
 def _whole(state: State, facts: Facts) -> RPiAE:
@@ -118,7 +121,7 @@ def _whole(state: State, facts: Facts) -> RPiAE:
     encoder = foreign_encoder(there, source=facts.source, prefix="encoder.")
     decoder = evolve(decoder_sizes(there, facts.source), features=encoder.width)
     bridge = bridge_config(there, facts.source, encoder.width)
-    _check_file(there, encoder, decoder, bridge, facts)
+    _check_file(state, encoder, decoder, bridge, facts)
     _check_final_norm(state, encoder, facts)
     params, where = facts.params(lambda table: contradictions(table, encoder, decoder, bridge))
     config = encoder.config(facts, output_patch=decoder.patch, image_size=decoder.image_size)
@@ -142,6 +145,7 @@ def _decoder_alone(state: State, facts: Facts) -> RPiAE:
     decoder = decoder_sizes(there, facts.source)
     expected = under("decoder.", decoder.shapes())
     check_whole(facts.source, "a decoder of the reference", expected, there)
+    check_values(facts.source, expected, state)
     heads = decoder.heads(facts)
     named = _named_encoder(decoder, facts)
     params, where = facts.params(decoder.contradictions)
@@ -232,7 +236,7 @@ def _built(
 
 
 def _check_file(
-    there: Shapes,
+    state: State,
     encoder: ForeignEncoder,
     decoder: DecoderSizes,
     bridge: BridgeConfig,
@@ -241,11 +245,15 @@ def _check_file(
     """Refuse a file that does not hold a tokenizer whole."""
     expected = {**encoder.expected(), **under("decoder.", decoder.shapes())}
     expected |= bridge_shapes(bridge, encoder.width)
+    replica = under("encoder.", below(shapes(state), _REPLICA))
+    # Without them the encoder is of another class, which is whole too; the replica is of the same one.
+    expected |= {n: s for n, s in replica.items() if n.endswith(f".{FOREIGN_REGISTERS}")}
     check_whole(
-        facts.source, "a tokenizer of the reference", expected, there,
+        facts.source, "a tokenizer of the reference", expected, shapes(state),
         unused=(_REPLICA, *encoder.unused()),
     )  # fmt: skip
-    if replica := [name for name in there if name.startswith(_REPLICA)]:
+    check_values(facts.source, expected, state)
+    if replica:
         facts.notes.append(
             f"left out the replica ({len(replica)} tensors under {_REPLICA}): it is for training"
         )

@@ -13,11 +13,12 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from attrs import frozen
+from torch import Tensor
 
 from rpiae.core.errors import CheckpointError, nearest
 from rpiae.core.model.layouts import Layout
 from rpiae.core.runtime.names import printable
-from rpiae.core.runtime.weights import Shapes
+from rpiae.core.runtime.weights import Shapes, check_finite
 
 #: Names of one kind that a message has, at most.
 MOST_NAMES = 8
@@ -145,6 +146,25 @@ def check_whole(
     }
     if problems := [f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names]:
         raise CheckpointError(f"{source} does not hold {what} whole. {'. '.join(problems)}")
+
+
+def check_values(source: str, names: Iterable[str], state: Mapping[str, Tensor]) -> None:
+    """Refuse tensors of a model that no weights are, by the file's names.
+
+    Args:
+        source: the file, for messages.
+        names: the model's tensors.
+        state: the file's; has them all.
+
+    Raises:
+        CheckpointError: if one of them has no floats, or values that are not finite.
+    """
+    for name in names:
+        if not state[name].is_floating_point():
+            raise CheckpointError(
+                f"{source}: {name} is of {state[name].dtype}, and weights are floats"
+            )
+        check_finite(source, name, state[name])
 
 
 def _listed(names: list[str]) -> str:

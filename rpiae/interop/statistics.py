@@ -54,7 +54,10 @@ def read_statistics(
         raise CheckpointError(
             f"{source}: var is {var.min().item():g} at least, and variances are not negative"
         )
-    return mean.float().contiguous(), var.float().contiguous()
+    statistics = {"mean": mean.float().contiguous(), "var": var.float().contiguous()}
+    for name, value in statistics.items():
+        check_finite(source, name, value)
+    return statistics["mean"], statistics["var"]
 
 
 def statistics_file(params: Table, where: Path | None, facts: Facts) -> str:
@@ -99,11 +102,10 @@ def normalise(
     """
     if not file:
         return
-    eps = _number(params.get("eps", NORM_EPS))
+    said = params.get("eps")
+    eps = NORM_EPS if said is None else _number(said)
     if eps is None:
-        raise UsageError(
-            f"{facts.source}: eps of its config is {shown(params['eps'])}, which is no number"
-        )
+        raise UsageError(f"{facts.source}: eps of its config is {shown(said)}, which is no number")
     assert model.config is not None
     width = model.config.encoder_facts.width
     mean, var = read_statistics(file, width=width, grid=grid, eps=eps)

@@ -16,13 +16,15 @@ from torch import Tensor, nn
 
 from rpiae.core.config.parts import EncoderConfig
 from rpiae.core.errors import CheckpointError, UsageError
+from rpiae.core.model.adapters import is_for_registers
 from rpiae.core.model.layouts import State, encoder_layout
 from rpiae.core.model.resolve import part_config
 from rpiae.core.runtime.names import printable, shown
 from rpiae.core.runtime.weights import Shapes, Signature, read_weights, shapes
 from rpiae.interop.facts import Facts, Table, Told, find_documents
-from rpiae.interop.shapes import PartShapes, Place, below, check_whole, ratio
+from rpiae.interop.shapes import PartShapes, Place, below, check_values, check_whole, ratio
 from rpiae.interop.transformers_kinds import PLAIN, REGISTERS, SIGLIP, VIT_MAE, Kind
+from rpiae.interop.transformers_names import with_long_names
 
 if TYPE_CHECKING:
     from rpiae.encoders.timm import TimmEncoder
@@ -127,7 +129,7 @@ class ForeignEncoder:
     def sizes(self) -> dict[str, Any]:
         """Arguments of timm's architecture that shapes tell."""
         arguments = dict(self.kind.model_args)
-        if self.registers:
+        if self.kind is REGISTERS:
             arguments["reg_tokens"] = self.registers
         return arguments | {
             "embed_dim": self.width, "depth": self.depth, "patch_size": self.patch,
@@ -246,22 +248,26 @@ def read_encoder(
             f"{folder} has no weights of an encoder: expected one of {', '.join(WEIGHTS)}"
         )
     source = printable(str(path))
-    state = read_weights(path, what="an encoder of transformers", signatures=SIGNATURES)
+    state = with_long_names(
+        read_weights(path, what="an encoder of transformers", signatures=SIGNATURES)
+    )
     facts = Facts(source, told, find_documents(folder, told.configs))
     facts.note_read(path)
     found = foreign_encoder(shapes(state), source=source)
-    check_encoder(found, shapes(state), source)
+    check_encoder(found, state, source)
     config = found.config(facts, output_patch=output_patch, image_size=image_size)
     return config, found.own(state), facts
 
 
-def check_encoder(found: ForeignEncoder, there: Shapes, source: str) -> None:
+def check_encoder(found: ForeignEncoder, state: State, source: str) -> None:
     """Refuse a file that does not hold its encoder whole, or holds more.
 
     Raises:
-        CheckpointError: with what is missing, unexpected and of another shape.
+        CheckpointError: with what is missing, unexpected and of another shape, or has no finite floats.
     """
-    check_whole(source, found.kind.what, found.expected(), there, unused=found.unused())
+    expected = found.expected()
+    check_whole(source, found.kind.what, expected, shapes(state), unused=found.unused())
+    check_values(source, expected, state)
 
 
 def _kind(found: Shapes) -> Kind:
@@ -347,7 +353,7 @@ def encoder_files(encoder: TimmEncoder) -> tuple[Kind, State, Table, Table]:
         "num_attention_heads": block.attn.num_heads, "hidden_act": activation,
         "layer_norm_eps": block.norm1.eps, "image_size": found.side * found.patch,
         "patch_size": found.patch, "num_channels": 3, "qkv_bias": True, **found.mlp(),
-        **({"num_register_tokens": found.registers} if found.registers else {}),
+        **({"num_register_tokens": found.registers} if kind is REGISTERS else {}),
     }  # fmt: skip
     processor = {
         "image_processor_type": kind.processor, "image_mean": list(encoder.mean),
@@ -362,10 +368,8 @@ def without_final_norm(kind: Kind, weights: State) -> State:
 
 
 def _kind_of(own: Mapping[str, Tensor]) -> Kind:
-    if "network.reg_token" in own:
-        return REGISTERS
     if any(name.endswith(".ls1.gamma") for name in own):
-        return PLAIN
+        return REGISTERS if is_for_registers(own) else PLAIN
     return VIT_MAE if "network.cls_token" in own else SIGLIP
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.model.tokenizer import RPiAE
@@ -25,6 +26,7 @@ CLASSES: dict[str, tuple[str, dict[str, Any], int]] = {
         {"num_register_tokens": 4, "mlp_ratio": 3, "use_swiglu_ffn": True},
         5,
     ),
+    "no registers": ("Dinov2WithRegisters", {"num_register_tokens": 0}, 1),
     "plain": ("Dinov2", {"mlp_ratio": 3, "layer_norm_eps": 1e-5}, 1),
     "mae": ("ViTMAE", {"intermediate_size": 40, "mask_ratio": 0.0}, 1),
     "siglip": ("SiglipVision", {"intermediate_size": 40}, 0),
@@ -92,6 +94,38 @@ def test_tokens_and_the_way_back(tmp_path: Path, name: str) -> None:
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     assert tuple(processor.image_mean) == model.encoder.mean
     assert tuple(processor.image_std) == model.encoder.std
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_names_in_memory(tmp_path: Path, name: str) -> None:
+    """A state dict that was saved as it is has the names of the transformers that made it."""
+    known = theirs(name, tmp_path / "encoder")
+    file = decoder(tmp_path / "rae")
+    told = Told(encoder=str(tmp_path / "encoder"), decoder_heads=2)
+    wanted = import_model(file, told=told).model
+    alone = torch.load(file, weights_only=True)
+    state = {f"encoder.encoder.{n}": t for n, t in known.state_dict().items()}
+    state |= {f"decoder.{n}": t for n, t in alone.items()}
+    torch.save(state, tmp_path / "rpiae.pt")
+    told = Told(configs=(str(tmp_path / "encoder"),), decoder_heads=2)
+    found = import_model(tmp_path / "rpiae.pt", told=told).model
+    assert isinstance(found, RPiAE)
+    assert isinstance(wanted, RPiAE)
+    torch.testing.assert_close(found.state_dict(), wanted.state_dict(), rtol=0, atol=0)
+
+
+def test_half_of_a_gated_mlp(tmp_path: Path) -> None:
+    file = decoder(tmp_path / "rae")
+    theirs("gated", tmp_path / "encoder")
+    path = tmp_path / "encoder" / "model.safetensors"
+    state = load_file(path)
+    both = state.pop("encoder.layer.1.mlp.weights_in.weight")
+    state["encoder.layer.1.mlp.gate_proj.weight"] = both.chunk(2)[0].clone()
+    save_file(state, path)
+    told = Told(encoder=str(tmp_path / "encoder"), decoder_heads=2)
+    wrong = r"missing: \S+1\.mlp\.weights_in\.weight\. unexpected: \S+1\.mlp\.gate_proj\.weight"
+    with pytest.raises(CheckpointError, match=wrong):
+        import_model(file, told=told)
 
 
 def test_other_statistics_and_heads(tmp_path: Path) -> None:

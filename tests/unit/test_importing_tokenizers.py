@@ -162,6 +162,16 @@ def test_a_replica_and_a_neutral_final_norm_are_left_out(there: Path, tmp_path: 
         import_model(saved(state | norm, file), told=HEADS)
 
 
+def test_registers_that_only_the_replica_has(there: Path, tmp_path: Path) -> None:
+    """Without them, an encoder of another class would be whole."""
+    state = state_of(there)
+    replica = {f"teacher_{n}": v for n, v in state.items() if n.startswith("encoder.")}
+    name = "encoder.encoder.embeddings.register_tokens"
+    del state[name]
+    with pytest.raises(CheckpointError, match=f"missing: {name}"):
+        import_model(saved(state | replica, tmp_path / "ck.pt"), told=HEADS)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -226,11 +236,24 @@ def test_all_that_is_wrong_is_listed(there: Path, tmp_path: Path) -> None:
     assert "of another shape: decoder.decoder_pred.bias is (3,), expected (768,)" in text
 
 
-def test_values_that_are_not_finite(there: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "encoder.encoder.encoder.layer.0.norm1.bias", "decoder.decoder_norm.bias",
+        "vb_feature_encoder.norm1.bias",
+    ],
+)  # fmt: skip
+def test_values_that_are_no_weights(there: Path, tmp_path: Path, name: str) -> None:
+    """The message has the file, and its name of the tensor."""
     state = state_of(there)
-    state["vb_feature_encoder.norm1.bias"][2] = torch.nan
-    with pytest.raises(CheckpointError, match=r"vb_feature_encoder\.norm1\.bias has values that"):
+    whole = state[name].long()
+    state[name][2] = torch.nan
+    with pytest.raises(
+        CheckpointError, match=rf"/ck\.pt: {re.escape(name)} has values that are not"
+    ):
         import_model(saved(state, tmp_path / "ck.pt"), told=HEADS)
+    with pytest.raises(CheckpointError, match=rf"/ck\.pt: {re.escape(name)} is of torch\.int64"):
+        import_model(saved(state | {name: whole}, tmp_path / "ck.pt"), told=HEADS)
 
 
 class _Runs:
@@ -329,6 +352,10 @@ def test_statistics_of_all_shapes(there: Path, tmp_path: Path, kind: str) -> Non
         ({"var": torch.ones(32)}, r"expected floats \(32, 1, 1\) or \(32, 2, 2\)"),
         ({"mean": torch.zeros(32, 1, 1).long()}, r"mean is torch\.int64"),
         ({"mean": torch.full((32, 1, 1), torch.inf)}, "mean has values that are not finite"),
+        (
+            {"var": torch.full((32, 1, 1), 1e300, dtype=torch.float64)},
+            "var has values that are not finite",
+        ),
         ({"var": -torch.ones(32, 1, 1)}, "variances are not negative"),
         ({"std": torch.ones(32, 1, 1)}, "has neither mean nor var"),
     ],
@@ -399,6 +426,9 @@ def test_configs_that_disagree_or_cannot_be_done(there: Path, tmp_path: Path) ->
     assert same(read(file, named()), tokenizer())
     activated = read(file, named(hidden_act="gelu_pytorch_tanh"))
     assert not same(activated, tokenizer())
+    with pytest.raises(UsageError, match=r"attention heads of the encoder .* \(--heads N"):
+        import_model(file, told=named(num_attention_heads=None))
+    assert same(read(file, named(layer_norm_eps=None, hidden_act=None)), tokenizer())
     with pytest.raises(UsageError, match="hidden_act = 'mish', which encoders here do not have"):
         import_model(file, told=named(hidden_act="mish"))
     told = named(num_attention_heads=4)
@@ -419,7 +449,7 @@ def test_configs_that_cannot_be_read(there: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     for text, message in (
         ("a: [", "is not a YAML file"), ("[1, 2]", "holds no table"),
-        ("a: &x [1]\nb: *x", "uses YAML's aliases"),
+        ("a: &x [1]\nb: *x", r"^\S+a\.yaml uses YAML's aliases"),
     ):  # fmt: skip
         path.write_text(text)
         with pytest.raises(UsageError, match=message):

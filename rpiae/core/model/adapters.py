@@ -11,6 +11,7 @@ Dinov2Model, Dinov2WithRegistersModel, ViTMAEModel (and ViTModel), SiglipVisionM
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -20,6 +21,7 @@ from rpiae.core.errors import CheckpointError
 from rpiae.core.model.layouts import (
     BRIDGE,
     DECODER,
+    FOREIGN_CLASS,
     FOREIGN_POSITIONS,
     FOREIGN_REGISTERS,
     SIGLIP_ENCODER,
@@ -50,6 +52,8 @@ def encoder_from_reference(state: Mapping[str, Tensor]) -> State:
         own["network.cls_token"], own["network.pos_embed"] = _folded(
             own["network.cls_token"], own["network.pos_embed"]
         )
+        if not own["network.reg_token"].numel():
+            del own["network.reg_token"]
     return own
 
 
@@ -61,9 +65,21 @@ def encoder_to_reference(state: Mapping[str, Tensor]) -> State:
     """
     layout = encoder_layout(registers="network.reg_token" in state, gated=_is_gated(state))
     foreign = restored(layout, state)
-    if FOREIGN_REGISTERS in foreign:
+    if is_for_registers(state):
         foreign[FOREIGN_POSITIONS] = _with_empty_row(foreign[FOREIGN_POSITIONS])
+        foreign.setdefault(FOREIGN_REGISTERS, foreign[FOREIGN_CLASS][:, :0])
     return foreign
+
+
+def is_for_registers(state: Mapping[str, Tensor]) -> bool:
+    """Whether an encoder of ours is of the class with registers, of which it may have none.
+
+    Its positions are then those of patches alone, a square grid of them where there are no registers.
+    """
+    if "network.reg_token" in state:
+        return True
+    positions = state.get("network.pos_embed")
+    return positions is not None and positions.shape[1] == math.isqrt(positions.shape[1]) ** 2
 
 
 def _is_gated(state: Mapping[str, Tensor]) -> bool:
