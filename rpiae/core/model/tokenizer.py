@@ -150,7 +150,7 @@ class RPiAE(nn.Module):
                 f"latents must be tensors (batch, {channels}, h, w), or (batch, {channels}, t, h, w) "
                 f"of clips, not {given}; a posterior gives them with mode() or sample()"
             )
-        if not latent.shape[2:].numel():
+        if 0 in latent.shape[2:]:
             raise UsageError(f"the latent is empty: its shape is {tuple(latent.shape)}")
         sides = latent.ndim - 2
         if size is not None and len(size) != sides:
