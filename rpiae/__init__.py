@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from rpiae.encoders import ENCODERS
     from rpiae.evaluation import METRICS
     from rpiae.generators import GENERATORS
+    from rpiae.interop.exporting import export_model
     from rpiae.interop.sampling import sampling_of_reference
     from rpiae.losses import CRITICS, LOSSES
     from rpiae.recipes import RECIPES
@@ -71,6 +72,7 @@ _WHERE = {
     "RpiaeError": "rpiae.core.errors",
     "RunConfig": "rpiae.core.config.recipe",
     "build": "rpiae.core.model.build",
+    "export_model": "rpiae.interop.exporting",
     "load_generator": "rpiae.sampling",
     "resume": "rpiae.runs",
     "resume_generator": "rpiae.runs.generating",
@@ -104,6 +106,7 @@ __all__ = [
     "RpiaeError",
     "RunConfig",
     "build",
+    "export_model",
     "load",
     "load_generator",
     "resume",
