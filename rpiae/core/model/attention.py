@@ -15,8 +15,8 @@ count in frames where several tokens make one. More entries than kernels take go
 
 Under ``torch.compile`` the choice is made once per traced graph, while it is traced, and is a
 constant in it: set context or environment before the first call. Left alone, it is ``sdpa`` there
-instead of ``xformers``, which cannot be traced. A graph that ``torch.export`` makes has ``sdpa``, on whatever
-machine it will run, and no chunks.
+instead of ``xformers``, which cannot be traced. What ``torch.export`` traces has ``sdpa``, as it may run
+anywhere, and no chunks.
 """
 
 from __future__ import annotations
