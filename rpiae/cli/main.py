@@ -85,6 +85,7 @@ VERBS: Mapping[str, Verb] = {
         "export", "a tokenizer as files of others: reference, diffusers, ONNX, torch.export"
     ),
     "import": Verb("import_", "a generator of the reference, from its file"),
+    "push": Verb("push", "a tokenizer or generator to the Hugging Face hub, with its card"),
     "eval": Verb("eval", "measure a tokenizer: reconstruction, semantics, latents"),
     "probe": Verb("probe", "linear probe and k-NN of any encoder, pivot or fine-tuned"),
 }

@@ -32,6 +32,9 @@ TOLERANCES: Mapping[torch.dtype, float] = {
 #: Rows and columns of latent positions that dynamic graphs are traced and compared with.
 _EXAMPLE, _OTHERS = (3, 5), ((2, 7), (6, 2))
 
+#: What messages advise where sides vary.
+WAY_OUT = ". Export one fixed size instead: --size H W"
+
 Sides = tuple[int, int]
 
 
@@ -66,6 +69,11 @@ class Graph:
     shapes: Mapping[str, tuple[int | str, ...]]
     trials: tuple[Tensor, ...]
 
+    @property
+    def way_out(self) -> str:
+        """What messages advise where sides vary."""
+        return WAY_OUT if "rows" in str(self.shapes) else ""
+
     def check(
         self, run: Callable[[Tensor], Sequence[Tensor]], what: str, tolerance: float
     ) -> float:
@@ -80,13 +88,20 @@ class Graph:
             The largest difference found, as a share of the largest value (1, where that is less).
 
         Raises:
-            RunError: if it is larger than ``tolerance``.
+            RunError: if it is larger than ``tolerance``, or an input cannot be run.
         """
         found = []
         for trial in self.trials:
             with torch.no_grad():
                 wanted = self.model(trial)
-            for made, value in zip(run(trial), wanted, strict=True):
+            try:
+                outputs = run(trial)
+            except Exception as error:  # of torch or onnxruntime, each in its own ways
+                raise RunError(
+                    f"{what} does not run on other sizes than it was traced with, which a part keeps "
+                    f"as a constant: {reason_of(error)}{self.way_out}"
+                ) from error
+            for made, value in zip(outputs, wanted, strict=True):
                 scale = max(1.0, value.abs().max().item())
                 found.append((made - value).abs().max() / scale)
         largest = torch.stack(found).max().item()  # not a number, where one is none
@@ -215,6 +230,12 @@ def graphs(model: RPiAE, sizes: Sizes) -> Iterator[Graph]:
         yield Graph(name=name, program=program, model=half, shapes=shapes, trials=inputs)
 
 
+def reason_of(error: Exception) -> str:
+    """The first line of a library's error."""
+    lines = str(error).splitlines() or [""]
+    return printable(lines[0])[:300].rstrip(".") or type(error).__name__
+
+
 def _latent_sides(model: RPiAE, size: Sides) -> Sides:
     _, rows, columns = model.geometry(*size).grid
     return rows // model.bridge.downsampling, columns // model.bridge.downsampling
@@ -232,10 +253,9 @@ def _traced(
         with torch.no_grad():
             program = torch.export.export(half, (example,), dynamic_shapes=(varying,))
     except Exception as error:  # it fails in many ways, on what a part does
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        instead = "" if fixed else ". One fixed size may work"
+        instead = "" if fixed else WAY_OUT
         raise RunError(
-            f"torch.export cannot trace the {name}: {printable(reason)[:300]}{instead}"
+            f"torch.export cannot trace the {name}: {reason_of(error)}{instead}"
         ) from error
     fold_constants(program)
     return program

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from rpiae.core.errors import MissingExtraError, RunError, UsageError
-from rpiae.core.runtime.names import printable
-from rpiae.interop.graphs import Graph
+from rpiae.interop.graphs import Graph, reason_of
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
@@ -75,10 +74,8 @@ def save_onnx(graph: Graph, path: Path) -> Callable[[Tensor], Sequence[Tensor]]:
     except OSError:
         raise
     except Exception as error:  # of torch, onnxscript or onnxruntime, each in its own ways
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise RunError(
-            f"the {graph.name} cannot be exported to ONNX: {printable(reason)[:300]}. --to "
-            "torch-export may work"
+            f"the {graph.name} cannot be exported to ONNX: {reason_of(error)}{graph.way_out}"
         ) from error
 
     def run(values: Tensor) -> Sequence[Tensor]:
