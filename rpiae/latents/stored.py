@@ -43,6 +43,9 @@ class Stored(Protocol):
     def name(self, index: int) -> str:
         """What the source calls what an item is of."""
 
+    def position(self, index: int) -> int:
+        """Index in the source of what an item is of."""
+
     def rate(self, index: int) -> Fraction | None:
         """Frames per second of what an item is of; None of an image."""
 
@@ -97,6 +100,10 @@ class Shards:
         """What the source calls an image or clip."""
         number, row = self._locate(index)
         return self._names_of(number)[row]
+
+    def position(self, index: int) -> int:
+        """Index of an image or clip in the source."""
+        return int(self.read(index, "position"))
 
     def rate(self, index: int) -> Fraction | None:
         """Frames per second of a clip; None of images."""

@@ -108,6 +108,10 @@ class VideoWindows:
         """What the source calls the video of an item."""
         return self.window(index)[0].name
 
+    def position(self, index: int) -> int:
+        """Index in the source of the video of an item."""
+        return self.window(index)[0].position
+
     def rate(self, index: int) -> Fraction:
         """Frames per second of the video of an item."""
         return self.window(index)[0].frame_rate
