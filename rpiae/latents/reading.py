@@ -246,9 +246,10 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         """What the source calls an image, a clip, or the video of a window."""
         return self._stored.name(index)
 
-    def position(self, index: int) -> int:
-        """Index in the source of an image, a clip, or the video of a window."""
-        return self._stored.position(index)
+    @property
+    def positions(self) -> Tensor:
+        """Index in the source of every image, every clip, or the video of every window, (n,), int64."""
+        return self._stored.positions
 
     @property
     def windows(self) -> VideoWindows | None:

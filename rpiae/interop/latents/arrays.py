@@ -49,7 +49,10 @@ def arrays(latents: LatentDataset, index: int) -> dict[str, NDArray[np.floating]
 def origin(latents: LatentDataset, index: int) -> dict[str, Any]:
     """What an item is of: ``name`` and ``position`` in the source, ``frame_rate`` of clips and videos, and
     of videos also ``frames``, ``height`` and ``width`` of the frames, and ``problem``."""
-    found: dict[str, Any] = {"name": latents.name(index), "position": latents.position(index)}
+    found: dict[str, Any] = {
+        "name": latents.name(index),
+        "position": int(latents.positions[index]),
+    }
     if (rate := latents.frame_rate(index)) is not None:
         found["frame_rate"] = str(rate)
     if latents.windows is not None:

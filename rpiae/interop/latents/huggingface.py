@@ -100,7 +100,7 @@ def write_datasets(folder: str | os.PathLike[str], out: str | os.PathLike[str]) 
         write_facts(latents, made)
     return [
         f"{len(latents)} rows with columns {', '.join(features)} in {files} Parquet files under data/",
-        f'datasets.load_dataset("{out}", split="train") reads them',
+        'datasets.load_dataset reads the folder; its split is "train"',
         f"{FACTS_FILE} has latents_mean and latents_std, the names of the classes and the tokenizer's "
         "fingerprint",
         *remarks(latents, "label"),
