@@ -26,6 +26,7 @@ from rpiae.data.listed import EveryImage
 from rpiae.data.video.listed import EveryClip
 from rpiae.interop.latents import as_dataset, write_datasets, write_webdataset
 from rpiae.interop.latents import webdataset as tars
+from rpiae.interop.latents.arrays import array_type
 from rpiae.latents import LatentDataset
 from rpiae.latents.layout import DTYPES, TIME_FORMAT, Plan, Settings
 from rpiae.latents.shards import finished_index, write_shard
