@@ -33,7 +33,7 @@ def save_tokenizer(model: RPiAE, folder: str | os.PathLike[str]) -> Path:
     A process that is killed meanwhile leaves the old tokenizer or the new one.
 
     Raises:
-        UsageError: if the tokenizer was put together without configs.
+        UsageError: if the tokenizer was put together without configs, or has other weights than they give.
         CheckpointError: if the folder cannot be written.
     """
     if model.config is None:
@@ -41,6 +41,7 @@ def save_tokenizer(model: RPiAE, folder: str | os.PathLike[str]) -> Path:
             "this tokenizer was put together by hand and has no config to save: make it with "
             "rpiae.build, or pass config"
         )
+    model = _as_configured(model, model.config)
     target = Path(folder)
     state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     write_model(target, _config_of(model), state)
@@ -104,6 +105,25 @@ def load_saved(saved: SavedModel) -> RPiAE:
         if name in state:
             model.register_buffer(name, state[name])
     load_state(model, state, source=source, exact=True)
+    return model
+
+
+def _as_configured(model: RPiAE, config: ResolvedTokenizer) -> RPiAE:
+    """The tokenizer itself, out of ``torch.compile``.
+
+    Raises:
+        UsageError: if it has other weights than its config gives, so that it could not be loaded.
+    """
+    model = getattr(model, "_orig_mod", model)
+    wanted = shapes(build_tokenizer(config, device="meta").state_dict())
+    found = shapes(model.state_dict())
+    wrong = [n for n in {**wanted, **found} if n not in _NORMS and wanted.get(n) != found.get(n)]
+    if wrong:
+        raise UsageError(
+            "this tokenizer has other weights than its parts' configs give, so it could not be loaded: "
+            f"{len(wrong)} differ, such as {wrong[0]}. If a part was wrapped or parametrized, undo that "
+            "first; model.encoder.compile() compiles a part in place"
+        )
     return model
 
 

@@ -77,6 +77,7 @@ def save_generator(model: LatentGenerator, folder: str | os.PathLike[str]) -> Pa
     """
     if model.config is None:
         raise UsageError("this generator was put together by hand and has no config to save")
+    model = getattr(model, "_orig_mod", model)  # out of torch.compile
     target = Path(folder)
     state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     tree = {
