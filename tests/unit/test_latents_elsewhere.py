@@ -6,6 +6,8 @@ import gc
 import json
 import os
 import pickle
+import re
+import shutil
 import sys
 import tarfile
 import warnings
@@ -458,3 +460,62 @@ def test_without_the_library(plain: Path, tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(MissingExtraError, match=r'pip install "rpiae\[hf\]"'):
             call()
     assert not (tmp_path / "out").exists()
+
+
+@WRITERS
+def test_an_interrupted_call_leaves_nothing(
+    write: Any, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = LatentDataset.tensor
+
+    def interrupted(self: LatentDataset, index: int, name: str) -> torch.Tensor:
+        if index == 9:
+            raise KeyboardInterrupt
+        return read(self, index, name)
+
+    monkeypatch.setattr(LatentDataset, "tensor", interrupted)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        write(plain, tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+# --- the page ----------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[2] / "docs" / "interop.md").read_text("utf-8")
+
+
+def snippets(heading: str) -> list[str]:
+    section = PAGE.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+
+
+def test_the_pages_way_to_read_them(plain: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for write, code in zip(
+        (write_webdataset, write_datasets, write_datasets),
+        snippets("Latents as WebDataset and `datasets`"),
+        strict=True,
+    ):
+        write("latents", "there")
+        found: dict[str, Any] = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            exec(code, found)
+            latent = found["latent"] if "latent" in found else found["data"][0]["latent"]
+            assert latent.shape == (3, 2, 5)
+            if "stream" in found:
+                assert len(list(found["stream"])) == COUNT
+            found.clear()
+            gc.collect()
+        shutil.rmtree("there")
+
+
+def test_the_pages_way_to_use_a_tokenizer(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    videos.saved(tmp_path / "runs" / "a" / "tokenizer")
+    (code,) = snippets("As a library")
+    found: dict[str, Any] = {"images": torch.rand(1, 3, 32, 32)}
+    exec(code, found)
+    assert found["latent"].shape[:2] == (1, 4)
+    assert found["twin"].dtype == torch.bfloat16
