@@ -75,17 +75,17 @@ def save_generator(model: LatentGenerator, folder: str | os.PathLike[str]) -> Pa
         UsageError: if the generator was put together without a config.
         CheckpointError: if the folder cannot be written.
     """
-    if model.config is None:
+    whole: LatentGenerator = getattr(model, "_orig_mod", model)  # out of torch.compile
+    if whole.config is None:
         raise UsageError("this generator was put together by hand and has no config to save")
-    model = getattr(model, "_orig_mod", model)  # out of torch.compile
     target = Path(folder)
-    state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    state = {name: t.detach().cpu().contiguous() for name, t in whole.state_dict().items()}
     tree = {
         "format": FORMAT,
         "kind": GENERATOR,
-        **written_parts({GENERATOR: model.config}),
-        "flow": unparse(model.flow),
-        "latents": _listed(asdict(model.facts)),
+        **written_parts({GENERATOR: whole.config}),
+        "flow": unparse(whole.flow),
+        "latents": _listed(asdict(whole.facts)),
     }
     write_model(target, tree, state)
     return target
