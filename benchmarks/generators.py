@@ -4,9 +4,9 @@
         [--device cuda --precision bf16 --compile]
 
 A training step is forward and backward, a sampling step forward alone. The loops have a linear layer, as
-many blocks as wide, a norm and a linear layer; ``alike`` has blocks with what ours have too (RMSNorm,
-QK-norm, rotary positions, SwiGLU), ``plain`` those of a ViT (LayerNorm, GELU). Neither has modulation,
-which the generator has on top. The three take turns, round by round; the best round of each counts.
+many blocks as wide, a norm and a linear layer; ``modulated`` has blocks with all that ours have (RMSNorm,
+QK-norm, rotary positions, SwiGLU, and scales, shifts and gates by time and label), ``alike`` the same without
+modulation, ``plain`` those of a ViT (LayerNorm, GELU). They take turns, round by round; the best round of each counts.
 ``--cpu-time`` counts the process's own time, on a machine that has other things to do.
 """
 
@@ -62,6 +62,58 @@ class TimmLoop(nn.Module):
         return self.final(self.norm(tokens)).mT.reshape(latents.shape)
 
 
+class ModulatedTimmBlock(nn.Module):
+    """The parts of a timm block, its two branches scaled, shifted and gated as DiT's are.
+
+    Args:
+        block: whose parts they are.
+        width: channels of the tokens.
+    """
+
+    def __init__(self, block: EvaBlock, width: int) -> None:
+        super().__init__()
+        self.block = block
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, tokens: Tensor, condition: Tensor, rope: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)
+        block = self.block
+        tokens = tokens + gate1 * block.attn(block.norm1(tokens) * (1 + scale1) + shift1, rope=rope)
+        return tokens + gate2 * block.mlp(block.norm2(tokens) * (1 + scale2) + shift2)
+
+
+class ModulatedTimmLoop(TimmLoop):
+    """As ``TimmLoop``, modulated by an embedding of time and label."""
+
+    def __init__(
+        self, block: Callable[..., EvaBlock], rotary: nn.Module, channels: int, config: Any
+    ):
+        super().__init__(
+            lambda width, heads: ModulatedTimmBlock(block(width, heads), width),
+            rotary, channels, config,
+        )  # fmt: skip
+        width = config.width
+        self.time = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        self.labels = nn.Embedding(CLASSES + 1, width)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, latents: Tensor, time: Tensor, labels: Tensor) -> Tensor:
+        """Latents (b, C, h, w) → the same."""
+        moment = self.time(fourier_embed(time, torch.arange(128, device=time.device)))
+        condition = (moment + self.labels(labels)).unsqueeze(1)
+        tokens, rope = self.embed(latents.flatten(2).mT), self.rotary.get_embed()
+        for block in self.blocks:
+            tokens = block(tokens, condition, rope)
+        shift, scale = self.modulation(condition).chunk(2, dim=-1)
+        return self.final(self.norm(tokens) * (1 + scale) + shift).mT.reshape(latents.shape)
+
+
+def fourier_embed(time: Tensor, frequencies: Tensor) -> Tensor:
+    """Cosines and sines of times (b,), (b, 2·frequencies)."""
+    angle = time.unsqueeze(1) * frequencies
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
 def models(arguments: argparse.Namespace) -> dict[str, nn.Module]:
     """The generator and the loops, on the device."""
     side, channels = arguments.side, arguments.channels
@@ -79,6 +131,7 @@ def models(arguments: argparse.Namespace) -> dict[str, nn.Module]:
     )
     found = {
         arguments.generator: config.build(),
+        "timm, modulated": ModulatedTimmLoop(alike, rotary, channels, config),
         "timm, alike": TimmLoop(alike, rotary, channels, config),
         "timm, plain": TimmLoop(plain, None, channels, config),
     }
@@ -152,7 +205,7 @@ def main() -> None:
         own = best[arguments.generator]
         for name, taken in best.items():
             print(
-                f"{'training' if trains else 'sampling'} step  {name:12} "
+                f"{'training' if trains else 'sampling'} step  {name:16} "
                 f"{arguments.batch_size / taken:9.2f} images/s  ratio {taken / own:.2f}"
             )
 

@@ -2,7 +2,7 @@
 
     model = rpiae.build(encoder="tiny", bridge="vb16", decoder="vit-t")
     for event in rpiae.run({"encoder": "tiny", "out": "runs/a"}): ...
-    model = rpiae.load("runs/a")  # and rpiae.save(model, "there")
+    model = rpiae.load("runs/a")  # or "user/name"; and rpiae.save(model, "there")
     latent = model.encode(images).mode()
 
 Names are loaded when they are first used, so that ``import rpiae`` is light.
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from rpiae.encoders import ENCODERS
     from rpiae.evaluation import METRICS
     from rpiae.generators import GENERATORS
+    from rpiae.interop.autoencoder_rpiae import AutoencoderRPiAE
+    from rpiae.interop.hub import push_to_hub
     from rpiae.interop.sampling import sampling_of_reference
     from rpiae.losses import CRITICS, LOSSES
     from rpiae.recipes import RECIPES
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from rpiae.sampling import load_generator
 
 _WHERE = {
+    "AutoencoderRPiAE": "rpiae.interop.autoencoder_rpiae",
     "BRIDGES": "rpiae.bridges",
     "BridgeConfig": "rpiae.core.config.parts",
     "CRITICS": "rpiae.losses",
@@ -72,6 +75,7 @@ _WHERE = {
     "RunConfig": "rpiae.core.config.recipe",
     "build": "rpiae.core.model.build",
     "load_generator": "rpiae.sampling",
+    "push_to_hub": "rpiae.interop.hub",
     "resume": "rpiae.runs",
     "resume_generator": "rpiae.runs.generating",
     "run": "rpiae.runs",
@@ -89,6 +93,7 @@ __all__ = [
     "LOSSES",
     "METRICS",
     "RECIPES",
+    "AutoencoderRPiAE",
     "BridgeConfig",
     "DatasetConfig",
     "DecoderConfig",
@@ -104,8 +109,10 @@ __all__ = [
     "RpiaeError",
     "RunConfig",
     "build",
+    "from_pretrained",
     "load",
     "load_generator",
+    "push_to_hub",
     "resume",
     "resume_generator",
     "run",
@@ -120,41 +127,63 @@ __version__ = "0.1.0"
 def load(
     folder: str | os.PathLike[str],
     *,
+    revision: str = "",
+    subfolder: str = "",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> RPiAE:
-    """Load a saved tokenizer from its folder or its run's, in eval mode; offline, running no code
-    from it.
+    """Load a saved tokenizer, in eval mode; running no code from its files.
+
+    Everything that it has must be there and nothing else, in the dtype that it was saved in. A folder
+    that is there, and what can only be a path, never lead to the hub.
 
     Args:
-        folder: of the tokenizer or the run.
+        folder: of the tokenizer or the run; a model that ships with rpiae; or on the hub ``user/name``,
+            ``user/name@revision`` or ``user/name@revision:subfolder``.
+        revision: branch, tag or commit on the hub; ``main`` where nobody says.
+        subfolder: below the folder, or in the repository.
         device: where to, such as ``"cuda"``; the CPU where it is not given.
         dtype: of its weights, such as ``torch.bfloat16``; as saved where it is not given.
 
     Raises:
         CheckpointError: if there is no tokenizer, or it is damaged.
-        UsageError: if there is no such device.
+        FetchError: if it is on the hub and cannot be had.
+        UsageError: if there is no such device, or revision or subfolder make no sense for the folder.
     """
     from rpiae.core.model.folders import load_tokenizer
     from rpiae.core.runtime.devices import choose_device
 
     if device is not None and (isinstance(device, str) or device.type == "cuda"):
         device = choose_device(str(device))
-    return load_tokenizer(folder).to(device=device, dtype=dtype)
+    model = load_tokenizer(folder, revision=revision, subfolder=subfolder)
+    return model.to(device=device, dtype=dtype)
 
 
-def save(model: RPiAE, folder: str | os.PathLike[str]) -> Path:
+#: By the name that it has in the libraries around.
+from_pretrained = load
+
+
+def save(
+    model: RPiAE, folder: str | os.PathLike[str], *, rounded_to: torch.dtype | None = None
+) -> Path:
     """Write a tokenizer's ``config.json`` and ``model.safetensors`` into a folder; the folder.
 
     A process that is killed meanwhile leaves the old tokenizer or the new one.
 
+    Args:
+        model: the tokenizer.
+        folder: where to.
+        rounded_to: writes its parameters in a narrower dtype, ``torch.float16`` or ``torch.bfloat16``, to
+            half the bytes; they are loaded in fp32 again. Without it they are written, and loaded, as they are.
+
     Raises:
-        UsageError: if the tokenizer was put together without configs.
+        UsageError: if the tokenizer was put together without configs, or its values are too large for
+            the narrower dtype.
         CheckpointError: if the folder cannot be written.
     """
     from rpiae.core.model.folders import save_tokenizer
 
-    return save_tokenizer(model, folder)
+    return save_tokenizer(model, folder, rounded_to=rounded_to)
 
 
 def __getattr__(name: str) -> Any:

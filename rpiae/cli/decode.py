@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rpiae.cli.options import computing_options, nonempty, positive, rate
 from rpiae.cli.progress import Bar
 from rpiae.cli.screen import stderr, stdout
-from rpiae.core.errors import CheckpointError, UsageError
+from rpiae.core.errors import CheckpointError, FetchError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,17 +88,18 @@ def run(arguments: argparse.Namespace) -> int:
 def _tokenizer(arguments: argparse.Namespace, latents: LatentDataset | Tensor) -> RPiAE:
     """The tokenizer that made some latents, or the one that is named instead."""
     from rpiae.core.model.folders import load_tokenizer
+    from rpiae.core.model.places import recorded_word
     from rpiae.latents import LatentDataset
     from rpiae.latents.encoding import tokenizer_digest
 
     source = arguments.latents
     made_by = latents.index["tokenizer"] if isinstance(latents, LatentDataset) else None
-    run = arguments.run or (made_by and made_by["path"])
+    run = arguments.run or (made_by and recorded_word(made_by["path"]))
     if run is None:
         raise UsageError(f"{source} does not say what made it: name a tokenizer with --run")
     try:
         model = load_tokenizer(run)
-    except CheckpointError as error:
+    except (CheckpointError, FetchError) as error:
         if arguments.run is None:
             raise CheckpointError(
                 f"the tokenizer that made {source} is gone or damaged ({error}): name it with --run"

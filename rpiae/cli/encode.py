@@ -20,7 +20,7 @@ from rpiae.core.errors import UsageError
 if TYPE_CHECKING:
     from rpiae.core.model.tokenizer import RPiAE
     from rpiae.data.listed import EveryImage
-    from rpiae.latents.layout import Plan, Settings
+    from rpiae.latents.layout import Plan
     from rpiae.latents.video.layout import VideoPlan
     from rpiae.latents.video.source import WholeVideos
 
@@ -118,7 +118,8 @@ def _encode(arguments: argparse.Namespace) -> int:
     from rpiae.latents.video.source import WholeVideos
     from rpiae.latents.video.writing import encode_videos
 
-    model = load_tokenizer(arguments.run)
+    folder = tokenizer_folder(arguments.run)
+    model = load_tokenizer(folder)
     found, data = dataset(arguments, model)
     settings = Settings(
         posterior=arguments.posterior, flip=arguments.flip, dtype=arguments.dtype,
@@ -126,11 +127,11 @@ def _encode(arguments: argparse.Namespace) -> int:
         shard_size=arguments.shard_size or SHARD_SIZE,
     )  # fmt: skip
     if arguments.processes > 1 and not launched():
-        _check_first(arguments, model, found, settings, data)
+        _check_first(arguments, model, found, settings=settings, data=data, tokenizer=folder)
         return launch(arguments.processes, go_on=f"the same command: {this_command()}")
     runtime = Runtime(device=arguments.device, precision=arguments.precision)
     to: dict[str, Any] = {
-        "data": data, "tokenizer": tokenizer_folder(arguments.run), "settings": settings,
+        "data": data, "tokenizer": folder, "settings": settings,
         "runtime": runtime, "batch_size": arguments.batch_size,
     }  # fmt: skip
     if isinstance(found, WholeVideos):
@@ -152,11 +153,9 @@ def _check_first(
     arguments: argparse.Namespace,
     model: RPiAE,
     found: EveryImage | WholeVideos,
-    settings: Settings,
-    data: dict[str, Any],
+    **to: Any,
 ) -> None:
     """Say once whatever is wrong, before there are several processes to say it."""
-    from rpiae.core.model.folders import tokenizer_folder
     from rpiae.core.runtime.devices import choose_device
     from rpiae.latents.folders import check_folder
     from rpiae.latents.video.encoding import check_sizes
@@ -165,9 +164,6 @@ def _check_first(
     from rpiae.latents.writing import make_plan
 
     choose_device(arguments.device)
-    to: dict[str, Any] = {
-        "settings": settings, "data": data, "tokenizer": tokenizer_folder(arguments.run),
-    }  # fmt: skip
     plan: Plan | VideoPlan
     if isinstance(found, WholeVideos):
         plan = make_video_plan(model, found, tile=arguments.tile, **to)

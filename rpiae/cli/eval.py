@@ -33,8 +33,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Tokenizers or generated images, what is measured of them, and on what."""
     parser.add_argument(
         "runs", nargs="+", metavar="RUN",
-        help="the folder of a tokenizer, a generator or a run of either; a file (.npz) or folder of "
-        "samples",
+        help="the folder of a tokenizer, a generator or a run of either, or user/name[@revision] of the "
+        "hub; a file (.npz) or folder of samples",
     )  # fmt: skip
     parser.add_argument(
         "--data", metavar="DATA", type=nonempty,
@@ -79,9 +79,10 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure tokenizers, or generated images, and print the numbers."""
+    from rpiae.core.model.places import named_place
     from rpiae.evaluation.saved_generation import is_generation
 
-    folders = [Path(folder) for folder in arguments.runs]
+    folders = [named_place(word) for word in arguments.runs]
     of_samples = [folder for folder in folders if is_generation(folder)]
     if of_samples and len(of_samples) < len(folders):
         other = next(folder for folder in folders if folder not in of_samples)

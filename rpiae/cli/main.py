@@ -81,6 +81,7 @@ VERBS: Mapping[str, Verb] = {
     "stats": Verb("stats", "measure and store latent_norm: mean and std of the latents"),
     "sample": Verb("sample", "images, or latents, from a trained generator"),
     "import": Verb("import_", "a generator of the reference, from its file"),
+    "push": Verb("push", "a tokenizer or generator to the Hugging Face hub, with its card"),
     "eval": Verb("eval", "measure a tokenizer: reconstruction, semantics, latents"),
     "probe": Verb("probe", "linear probe and k-NN of any encoder, pivot or fine-tuned"),
 }

@@ -143,6 +143,7 @@ class Job:
 def measured(arguments: argparse.Namespace, job: Job) -> int:
     """Have a job done, in as many processes as are asked for, and tell its results."""
     from rpiae.core.model.fetching import needed
+    from rpiae.core.model.places import is_borrowed, lasting_name
     from rpiae.core.runtime.devices import choose_device
     from rpiae.core.runtime.processes import Runtime
     from rpiae.evaluation.panel import metric_configs
@@ -173,7 +174,8 @@ def measured(arguments: argparse.Namespace, job: Job) -> int:
                     told = told or _advise(bar, event, runtime)
 
             for folder, config in job.configs.items():
-                found[str(folder)] = job.evaluate(
+                name = lasting_name(folder) if is_borrowed(folder) else str(folder)
+                found[name] = job.evaluate(
                     folder, config, runtime=runtime, progress=progress, reference_out=reference
                 )
     except RpiaeError:
@@ -246,6 +248,7 @@ def _report(found: Mapping[str, Evaluation], job: Job, *, as_json: bool) -> None
         job: by which it was.
         as_json: whether it is printed as JSON.
     """
+    from rpiae.core.model.places import is_borrowed
     from rpiae.evaluation.protocol import EVALUATION_FILE
     from rpiae.evaluation.records import printable_tree
 
@@ -266,7 +269,8 @@ def _report(found: Mapping[str, Evaluation], job: Job, *, as_json: bool) -> None
     for lines in dict.fromkeys(map(_skipped, found.values())):
         for line in lines:
             _say(line)
-    stored = [Path(name) for name, each in found.items() if not each.unwritten]
+    named = zip(job.configs, found.values(), strict=False)  # fewer where one of them failed
+    stored = [path for path, each in named if not (each.unwritten or is_borrowed(path))]
     if stored and job.keeps and not as_json:
         where = ", ".join(str(job.results(folder) / EVALUATION_FILE) for folder in stored)
         stdout.print(printable(f"all of it is in {where}"), soft_wrap=True)

@@ -198,7 +198,9 @@ def crop_options(parser: argparse.ArgumentParser) -> None:
 
 def dataset_options(parser: argparse.ArgumentParser) -> None:
     """A tokenizer and a dataset that all of goes through it."""
-    parser.add_argument("run", help="a run's or tokenizer's folder")
+    parser.add_argument(
+        "run", help="a run's or tokenizer's folder, or user/name[@revision] of the hub"
+    )
     parser.add_argument("data", type=nonempty, help="for example folder:PATH, parquet:PATH, sample")
     crop_options(parser)
     parser.add_argument("--workers", type=whole, metavar="N", help="processes that load images")

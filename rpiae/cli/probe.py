@@ -16,7 +16,10 @@ from rpiae.core.runtime.names import printable
 
 def options(parser: argparse.ArgumentParser) -> None:
     """An encoder, and what the probe learns from and is measured on."""
-    parser.add_argument("encoder", help="an encoder's name, or a run's or tokenizer's folder")
+    parser.add_argument(
+        "encoder",
+        help="an encoder's name, a run's or tokenizer's folder, or user/name[@revision] of the hub",
+    )
     parser.add_argument(
         "--train", required=True, metavar="DATA", type=nonempty, help="learned from"
     )

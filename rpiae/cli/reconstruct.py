@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 
 def options(parser: argparse.ArgumentParser) -> None:
     """A tokenizer, a photograph or a clip, and where what becomes of it goes."""
-    parser.add_argument("run", help="a run's or tokenizer's folder")
+    parser.add_argument(
+        "run", help="a run's or tokenizer's folder, or user/name[@revision] of the hub"
+    )
     parser.add_argument("source", help="a photograph, a video file or a folder of numbered frames")
     parser.add_argument(
-        "--out", required=True, metavar="FILE", type=nonempty,
-        help="side-by-side picture of a photograph (.png), or video of a clip (.mp4, .m4v, .mov, .mkv)",
+        "--out", metavar="FILE", type=nonempty,
+        help="side-by-side picture of a photograph (.png), or video of a clip (.mp4, .m4v, .mov, .mkv) "
+        "(default: the source's name with -reconstructed, here)",
     )  # fmt: skip
     parser.add_argument("--tile", action="store_true", help="in blended, overlapping tiles")
     parser.add_argument("--device", default="auto")
@@ -62,7 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
     from rpiae.core.runtime.devices import choose_device
     from rpiae.data.video.writing import WRITTEN
 
-    source, out = Path(arguments.source), Path(arguments.out)
+    source = Path(arguments.source)
+    out = Path(arguments.out) if arguments.out else _own_name(source)
     clip = out.suffix.lower() in WRITTEN
     if clip:
         _check_clip(source, out)
@@ -75,6 +79,21 @@ def run(arguments: argparse.Namespace) -> int:
     _check_picture(Path(arguments.slice) if arguments.slice else None if clip else out)
     model = load_tokenizer(arguments.run).to(choose_device(arguments.device))
     return _clip(arguments, model, source, out) if clip else _photograph(arguments, model, out)
+
+
+def _own_name(source: Path) -> Path:
+    """Where a reconstruction goes when nobody says: into the current folder.
+
+    Raises:
+        UsageError: if something is there already.
+    """
+    from rpiae.data.video.files import VIDEO_EXTENSIONS
+
+    clip = source.is_dir() or source.suffix.lower() in VIDEO_EXTENSIONS
+    out = Path(f"{source.stem}-reconstructed{'.mp4' if clip else '.png'}")
+    if out.exists():
+        raise UsageError(f"{out} is there already: name another file with --out, or remove it")
+    return out
 
 
 def _check_clip(source: Path, out: Path) -> None:

@@ -39,10 +39,13 @@ MOST_COLUMNS = 20
 
 def options(parser: argparse.ArgumentParser) -> None:
     """A generator, what is asked of it, how it is sampled, and what samples become."""
-    parser.add_argument("run", help="a generator's folder or its run's")
     parser.add_argument(
-        "--out", required=True, metavar="NAME", type=nonempty,
-        help="a sheet (.png), ADM's samples (.npz), latents (.safetensors), or a folder of PNG files",
+        "run", help="a generator's folder or its run's, or user/name[@revision] of the hub"
+    )
+    parser.add_argument(
+        "--out", default="samples.png", metavar="NAME", type=nonempty,
+        help="a sheet (.png), ADM's samples (.npz), latents (.safetensors), or a folder of PNG files "
+        "(default: samples.png)",
     )  # fmt: skip
     asked = parser.add_argument_group("what is sampled")
     asked.add_argument(

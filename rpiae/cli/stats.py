@@ -36,11 +36,17 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure latent_norm, print it, and store it with the tokenizer."""
     from rpiae.core.model.folders import load_tokenizer, save_tokenizer, tokenizer_folder
+    from rpiae.core.model.places import is_borrowed
     from rpiae.latents.layout import INDEX_FILE
     from rpiae.latents.statistics import latent_norm
 
-    model = load_tokenizer(arguments.run)
     folder = tokenizer_folder(arguments.run)
+    if is_borrowed(folder) and not arguments.dry_run:
+        raise UsageError(
+            f"{arguments.run} is not yours to write in, so its statistics cannot be stored there: add --dry-run, "
+            "or name a copy of it, which rpiae.save(rpiae.load(...), FOLDER) makes"
+        )
+    model = load_tokenizer(folder)
     made = Path(arguments.data)
     from_latents = (made / INDEX_FILE).is_file()
     mean, std, count = (

@@ -8,6 +8,8 @@ RpiaeError                    everything raised on purpose; the CLI prints it wi
 │   └── MissingExtraError     a part needs a package that is not installed
 └── RunError (RuntimeError)   the call was right and it failed; exit code 1
     ├── FetchError            weights or data could not be fetched
+    │   ├── AbsentFileError       the repository has no such file
+    │   └── UnwritableCacheError  they are not in the cache, and it cannot be written
     ├── CheckpointError       a saved file is missing, damaged or of something else
     ├── DataError             images that cannot be used
     ├── PluginError           an installed plugin is broken
@@ -67,6 +69,14 @@ class RunError(RpiaeError, RuntimeError):
 
 class FetchError(RunError):
     """Weights or data could not be fetched."""
+
+
+class AbsentFileError(FetchError):
+    """What is to be fetched is not in its repository."""
+
+
+class UnwritableCacheError(FetchError):
+    """What is to be fetched is not in the cache, and the cache cannot be written."""
 
 
 class CheckpointError(RunError):

@@ -120,6 +120,11 @@ class TimmEncoder(nn.Module):
         """MLP output weight of the last used block."""
         return self.network.blocks[-1].mlp.fc2.weight  # type: ignore[no-any-return]  # timm is loosely typed
 
+    @property
+    def antialias(self) -> bool:
+        """Whether positions are resampled with antialiasing for grids other than the stored one."""
+        return self._rule.antialias
+
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Features:
         """Final-normed patch tokens of normalised images."""
         after = self.blocks(images, self.layers)

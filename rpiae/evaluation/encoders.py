@@ -16,6 +16,7 @@ from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.model.build import build_tokenizer
 from rpiae.core.model.contracts import Replica
 from rpiae.core.model.folders import load_tokenizer, tokenizer_folder
+from rpiae.core.model.places import hub_place
 from rpiae.core.model.resolve import ResolvedTokenizer, part_config, resolve_tokenizer
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.processes import Runtime
@@ -172,12 +173,12 @@ def _walk(
 def _opened(encoder: str, runtime: Runtime) -> tuple[RPiAE | Replica, ResolvedTokenizer, int]:
     """The encoder, what it is wired with, and the size of its training crops."""
     try:
-        tokenizer_folder(encoder)
+        place = tokenizer_folder(encoder)
     except CheckpointError:
-        if Path(encoder).exists():
+        if Path(encoder).exists() or hub_place(encoder) is not None:
             raise
     else:
-        model = load_tokenizer(encoder).to(runtime.device)
+        model = load_tokenizer(place).to(runtime.device)
         assert model.config is not None
         facts = model.config.encoder_facts
         return model, model.config, model.trained_size or facts.image_size

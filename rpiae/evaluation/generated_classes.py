@@ -86,12 +86,15 @@ class ClassAccuracy(_Described):
     def compute(self) -> Measured:
         """Accuracies, 0 to 1; of every class under details.
 
+        Images without a label count nowhere.
+
         Raises:
             UsageError: if labels are missing, or a class was asked for that no real image has.
         """
         learned, held = self._divided()
-        made = self._made.joined()
-        strange = sorted(set(made["labels"].tolist()) - set(learned["labels"].tolist()) - {-1})
+        generated = self._made.joined()
+        made = _labelled(generated, "samples")
+        strange = sorted(set(made["labels"].tolist()) - set(learned["labels"].tolist()))
         if strange:
             raise UsageError(
                 f"class {strange[0]} was asked for, and no real image has it: nothing can be learned "
@@ -107,6 +110,8 @@ class ClassAccuracy(_Described):
             "extractor": dict(self._space.facts), "learned": len(learned["labels"]),
             "strength": probe.strength, "seed": self._seed,
         }  # fmt: skip
+        if unasked := len(generated["labels"]) - len(made["labels"]):
+            facts["without_class"] = unasked
         return Measured(
             values={f"{name}[{self._space.name}]": value for name, value in found.items()},
             details={"by_class": _by_class(probe, made, self._names)},
@@ -116,11 +121,23 @@ class ClassAccuracy(_Described):
 
     def _divided(self) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
         """What is learned from, and the real images that are read."""
-        training, real = self._training.joined(), self._real.joined()
+        training, real = self._training.joined(), _labelled(self._real.joined(), "real images")
         if training:
-            return training, real
+            return _labelled(training, "training images"), real
         held = torch.from_numpy(apart(real["labels"].numpy(), seed=self._seed))
         return tuple({name: rows[mask] for name, rows in real.items()} for mask in (~held, held))  # type: ignore[return-value]  # two of them
+
+
+def _labelled(rows: Mapping[str, Tensor], what: str) -> Mapping[str, Tensor]:
+    """The rows that have a label.
+
+    Raises:
+        UsageError: if none has.
+    """
+    has = rows["labels"] >= 0
+    if not has.any():
+        raise UsageError(f"class-accuracy needs classes, and none of the {what} has one")
+    return {name: values[has] for name, values in rows.items()}
 
 
 def _by_class(

@@ -10,6 +10,7 @@ from attrs import evolve
 from rpiae.core.config.tree import unparse
 from rpiae.core.errors import DataError, RunError, UsageError
 from rpiae.core.model.contracts import Features
+from rpiae.core.model.places import is_borrowed
 from rpiae.core.model.resolve import ResolvedTokenizer
 from rpiae.core.runtime.processes import Runtime
 from rpiae.data.orders import sampled
@@ -59,7 +60,8 @@ def evaluate_saved(
         progress: is told after every batch.
         reference_out: where the originals' Fréchet statistics are written, if anywhere.
         every: n, to have every n-th frame of clips go through the tokenizer and those in between
-            interpolated; with more than 1 nothing is stored.
+            interpolated; with more than 1 nothing is stored, nor of a tokenizer that is not the user's
+            own: from the hub, or the package.
 
     Returns:
         The outcome; what could not be stored is under ``unwritten``, with the reason.
@@ -75,7 +77,7 @@ def evaluate_saved(
     )
     if not runtime.is_main:
         return found
-    if every > 1:
+    if every > 1 or is_borrowed(folder):
         return evolve(found, notices=("its numbers are not stored",))
     try:
         notices = _store(subject, config, found, runtime)

@@ -16,6 +16,7 @@ from rpiae.core.config.identity import address, identity
 from rpiae.core.config.parts import DatasetConfig
 from rpiae.core.config.tree import read_toml, unparse
 from rpiae.core.errors import CheckpointError, DataError, RunError
+from rpiae.core.model.places import is_borrowed
 from rpiae.core.model.resolve import ResolvedTokenizer, part_config
 from rpiae.core.model.saved import CONFIG_FILE, GENERATOR, TOKENIZER, kind_of
 from rpiae.core.runtime.files import file_digest, read_json
@@ -112,6 +113,8 @@ def evaluate_generated(
     )
     if not runtime.is_main:
         return found
+    if is_borrowed(place):
+        return evolve(found, notices=("its numbers are not stored",))
     try:
         notices = _store(subject, sets, config, found)
     except (RunError, DataError) as error:

@@ -14,6 +14,7 @@ from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.model.contracts import HeldOut, Replica
 from rpiae.core.model.folders import load_tokenizer, tokenizer_folder
 from rpiae.core.model.resolve import part_config
+from rpiae.core.model.saved_tensors import weight_files
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.files import file_digest
 from rpiae.core.runtime.names import printable
@@ -211,7 +212,7 @@ def evaluation_address(folder: Path, config: EvaluationConfig) -> str:
         data = part_config("datasets", given) if given else None
         tree[name] = data_fingerprint(data) if isinstance(data, DatasetConfig) else ""
     run, tokenizer = results_folder(folder), tokenizer_folder(folder)
-    files = [tokenizer / "config.json", tokenizer / "model.safetensors"]
+    files = [tokenizer / "config.json", *weight_files(tokenizer)]
     files += [p for p in (run / "config.toml", run / PIVOT_FILE) if p.is_file()]
     try:
         found = [file_digest(file) for file in files]

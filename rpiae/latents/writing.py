@@ -18,6 +18,7 @@ from torch import Tensor
 from rpiae.core.config.identity import identity
 from rpiae.core.config.tree import Tree
 from rpiae.core.errors import UsageError
+from rpiae.core.model.places import lasting_name
 from rpiae.core.model.resolve import part_config
 from rpiae.core.model.temporal import temporal_downsampling
 from rpiae.core.model.tokenizer import RPiAE
@@ -109,7 +110,7 @@ def make_plan(
     frames = images.frames if isinstance(images, EveryClip) else 0
     return Plan(
         settings=settings,
-        tokenizer={"path": printable(str(tokenizer.absolute())), "sha256": tokenizer_digest(model)},
+        tokenizer={"path": lasting_name(tokenizer), "sha256": tokenizer_digest(model)},
         data=data,
         location=images.location,
         num_images=len(images),

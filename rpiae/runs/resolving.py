@@ -17,7 +17,9 @@ from rpiae.core.config.recipe import AdversarialConfig, RecipeConfig, RunConfig
 from rpiae.core.config.tree import Tree
 from rpiae.core.errors import ConfigError, UsageError
 from rpiae.core.model.fetching import Loading, loading_parts, needed
+from rpiae.core.model.places import pinned_word
 from rpiae.core.model.resolve import ResolvedRun, resolve_run
+from rpiae.core.model.saved import TOKENIZER
 from rpiae.core.registry.importing import MAIN, import_hint
 from rpiae.core.registry.registry import OWN, registry
 from rpiae.core.runtime.processes import Runtime
@@ -48,7 +50,7 @@ def resolve(
 
     Where it fails, what the run requires and is not installed is named too.
     """
-    tree = tree or {}
+    tree = with_pinned(tree or {}, init=TOKENIZER)
     try:
         return resolve_run(
             tree, defaults=DEFAULTS, initial=initial_parts(tree, overrides), overrides=overrides,
@@ -61,6 +63,20 @@ def resolve(
         if isinstance(error, ConfigError):
             raise ConfigError(error.source, [*error.problems, hint]) from None
         raise type(error)(f"{error}. {hint}") from None
+
+
+def with_pinned(tree: Tree, **kinds: str) -> Tree:
+    """A run's tree in which models of the hub are named with the commits that they are at.
+
+    Args:
+        tree: what a file or the command line gave.
+        kinds: of the fields that name models, what these are.
+
+    Raises:
+        UsageError, FetchError, CheckpointError: see ``named_place``.
+    """
+    named = {name: tree[name] for name in kinds if isinstance(tree.get(name), str)}
+    return {**tree, **{name: pinned_word(word, kinds[name]) for name, word in named.items()}}
 
 
 def plan(resolved: ResolvedRun) -> Plan:

@@ -18,6 +18,7 @@ from rpiae.core.config.identity import address, content, identity
 from rpiae.core.config.recipe import RunConfig, StageConfig, batch_size
 from rpiae.core.errors import CheckpointError
 from rpiae.core.model.folders import tokenizer_folder
+from rpiae.core.model.saved_tensors import weight_files
 from rpiae.core.model.state import load_state
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.training.checkpoint import checkpoint_path, read_state, write_state
@@ -211,9 +212,8 @@ def _address(config: RunConfig, stages: tuple[StageConfig, ...], *, bridged: boo
 
 def _initial_identity(init: str) -> Any:
     """The tokenizer that a run starts from, and the pivot that it inherits, by their content."""
-    source = Path(init)
     try:
-        files = [tokenizer_folder(source) / "model.safetensors", find_pivot(source)]
+        files = [*weight_files(tokenizer_folder(init)), find_pivot(Path(init))]
     except CheckpointError:  # a run that has begun does not need it any more
         return init
     return [content(file) for file in files if file is not None]

@@ -13,7 +13,8 @@ from rpiae.core.errors import CheckpointError
 from rpiae.core.model.build import build_tokenizer
 from rpiae.core.model.folders import tokenizer_folder
 from rpiae.core.model.resolve import ResolvedRun, part_config
-from rpiae.core.model.saved import WEIGHTS_FILE, SavedModel, open_model
+from rpiae.core.model.saved import SavedModel, open_model
+from rpiae.core.model.saved_tensors import weight_files
 from rpiae.core.model.state import load_state
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.tasks.tokenizer.pivot import find_pivot
@@ -127,10 +128,11 @@ def _unlike(here: Shapes, there: Shapes) -> str:
 def _saved(folder: str) -> SavedModel:
     """A tokenizer that is there, looked at once as long as it stays as it is."""
     path = tokenizer_folder(folder)
+    weights = weight_files(path)[0]
     try:
-        status = (path / WEIGHTS_FILE).stat()
+        status = weights.stat()
     except OSError as error:
-        raise CheckpointError(f"{path / WEIGHTS_FILE} cannot be read: {error.strerror}") from None
+        raise CheckpointError(f"{weights} cannot be read: {error.strerror}") from None
     return _opened(path, status.st_size, status.st_mtime_ns, status.st_ino)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rpiae.core.errors import RunError, UsageError
 from rpiae.core.model.latent_generator import LatentGenerator
+from rpiae.core.model.places import Word
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.devices import choose_device, sent
 from rpiae.core.runtime.names import shown
@@ -21,7 +22,7 @@ from rpiae.sampling.classes import Class, labels_of
 from rpiae.sampling.configs import SamplingConfig
 from rpiae.sampling.guidance import LabelledVelocity, check_guidable, guided
 from rpiae.sampling.noise import noise_of
-from rpiae.sampling.resolving import Folder, generator_named, load_finite, load_guide, tokenizer_of
+from rpiae.sampling.resolving import generator_named, load_finite, load_guide, tokenizer_of
 from rpiae.sampling.samplers import sample
 from rpiae.sampling.times import sampling_times
 
@@ -199,30 +200,36 @@ class LoadedGenerator:
 
 
 def load_generator(
-    folder: Folder,
+    folder: Word,
     *,
-    tokenizer: Folder | None = None,
-    guide: Folder | None = None,
+    revision: str = "",
+    subfolder: str = "",
+    tokenizer: Word | None = None,
+    guide: Word | None = None,
     device: torch.device | str | None = None,
     precision: Precision = "fp32",
 ) -> LoadedGenerator:
-    """Load a generator and its tokenizer from a run's folder, in eval mode; offline, running no code
-    from it.
+    """Load a generator and its tokenizer, in eval mode; running no code from their files.
 
     Args:
-        folder: a generator's, or its run's.
-        tokenizer: folder of its tokenizer, or that one's run; where it is not given, the one beside the
-            generator, else the one that it was trained with.
-        guide: folder of a weaker generator, or its run, for autoguidance.
+        folder: a generator's, or its run's; a model that ships with rpiae; or on the hub ``user/name``,
+            ``user/name@revision`` or ``user/name@revision:subfolder``.
+        revision: branch, tag or commit on the hub; ``main`` where nobody says.
+        subfolder: below the folder, or in the repository.
+        tokenizer: its tokenizer, named alike; where it is not given, the one beside the generator, else
+            the one that it was trained with.
+        guide: a weaker generator for autoguidance, named alike.
         device: where to, such as ``"cuda"``; the CPU where it is not given.
         precision: what is computed in.
 
     Raises:
         CheckpointError: if something is missing or damaged.
-        UsageError: if the tokenizer or the guide is of other latents, or there is no such device.
+        FetchError: if something is on the hub and cannot be had.
+        UsageError: if the tokenizer or the guide is of other latents, or there is no such device, or
+            revision or subfolder make no sense for the folder.
     """
     target = device if isinstance(device, torch.device) else choose_device(device or "cpu")
-    place = generator_named(folder)
+    place = generator_named(folder, revision=revision, subfolder=subfolder)
     model = load_finite(place)
     own = tokenizer_of(model, place, tokenizer)
     weaker = None if guide is None else load_guide(model, guide)

@@ -7,25 +7,20 @@ from pathlib import Path
 
 import torch
 
-from rpiae.core.errors import CheckpointError, UsageError
+from rpiae.core.errors import CheckpointError, FetchError, UsageError
 from rpiae.core.model.folders import load_tokenizer
 from rpiae.core.model.generator_folders import generator_folder, load_generator_model
 from rpiae.core.model.latent_generator import LatentGenerator
+from rpiae.core.model.places import Word, recorded_word
 from rpiae.core.model.saved import GENERATOR, TOKENIZER
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.names import printable
 from rpiae.latents.encoding import tokenizer_digest
 
-Folder = str | os.PathLike[str]
 
-
-def generator_named(name: Folder) -> Path:
-    """The folder of the generator that a user names: it, or its run's.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
-    return generator_folder(name)
+def generator_named(name: Word, *, revision: str = "", subfolder: str = "") -> Path:
+    """The folder of the generator that a user names; see ``generator_folder``."""
+    return generator_folder(name, revision=revision, subfolder=subfolder)
 
 
 def load_finite(folder: Path) -> LatentGenerator:
@@ -47,23 +42,24 @@ def load_finite(folder: Path) -> LatentGenerator:
     return model
 
 
-def tokenizer_of(model: LatentGenerator, folder: Path, named: Folder | None) -> RPiAE:
+def tokenizer_of(model: LatentGenerator, folder: Path, named: Word | None) -> RPiAE:
     """The tokenizer whose latents a generator makes: the named one, else the one beside it in its run's
     folder, else the one that it was trained with.
 
     Args:
         model: the generator.
         folder: where it is.
-        named: the folder of a tokenizer, or its run.
+        named: the word for a tokenizer, see ``load_tokenizer``.
 
     Raises:
         CheckpointError: if it is missing or damaged.
+        FetchError: if it is on the hub and cannot be had.
         UsageError: if it is another one.
     """
-    place = Path(named) if named is not None else _own_tokenizer(model, folder)
+    place = named if named is not None else own_tokenizer(model, folder)
     try:
         tokenizer = load_tokenizer(place)
-    except CheckpointError as error:
+    except (CheckpointError, FetchError) as error:
         if named is not None:
             raise
         raise CheckpointError(
@@ -79,15 +75,15 @@ def tokenizer_of(model: LatentGenerator, folder: Path, named: Folder | None) -> 
     return tokenizer
 
 
-def _own_tokenizer(model: LatentGenerator, folder: Path) -> Path:
+def own_tokenizer(model: LatentGenerator, folder: Path) -> Word:
     beside = folder.parent / TOKENIZER
     there = (beside / "config.json", beside / TOKENIZER / "config.json")  # it, or its run
     if folder.name == GENERATOR and any(map(os.path.lexists, there)):
         return beside
-    return Path(model.facts.tokenizer)
+    return recorded_word(model.facts.tokenizer)
 
 
-def load_guide(model: LatentGenerator, folder: Folder) -> LatentGenerator:
+def load_guide(model: LatentGenerator, folder: Word) -> LatentGenerator:
     """A weaker generator to be guided away from.
 
     Raises:

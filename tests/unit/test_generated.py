@@ -205,6 +205,24 @@ class TestClasses:
         assert found.values["class_accuracy[tiny]"] == pytest.approx(1 / 3, abs=0.15)
         assert found.values["class_accuracy_real[tiny]"] == 1.0
 
+    def test_images_without_a_label_count_nowhere(self) -> None:
+        whole = measured(
+            "class-accuracy", several(30, seed=0), several(30, seed=1), several(60, seed=2)
+        )
+        partly = [several(count, seed=seed) for count, seed in ((30, 0), (30, 1), (60, 2))]
+        noise = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        none = torch.full((3,), -1, dtype=torch.int64)
+        found = measured(
+            "class-accuracy",
+            *((torch.cat([images, noise]), torch.cat([labels, none])) for images, labels in partly),
+        )
+        assert found.values == whole.values
+        assert found.details == whole.details
+        assert found.facts == {**whole.facts, "without_class": 3}
+        images, labels = several(30, seed=0)
+        with pytest.raises(UsageError, match="none of the samples has one"):
+            value("class-accuracy", (images, torch.full_like(labels, -1)), several(30, seed=1))
+
     def test_of_a_class_that_no_real_image_has(self) -> None:
         images, labels = several(30, seed=0)
         with pytest.raises(UsageError, match=r"class 3 was asked for, and no real image has it"):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from rpiae.core.errors import CheckpointError
+from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.model.build import build
 from rpiae.core.model.folders import load_tokenizer, save_tokenizer
 from rpiae.core.model.saved import open_model, write_model
@@ -184,3 +184,33 @@ def test_damaged_weights_can_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     write_model(tmp_path, {"format": 1}, {"w": torch.ones(2)})
     assert open_model(tmp_path).read()["w"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_parameters_may_be_rounded_to_be_written(tmp_path: Path, dtype: torch.dtype) -> None:
+    whole = model("vb4")
+    whole.register_buffer("latent_mean", torch.tensor([1 / 3, 0.0, 1.0, 2.0]))
+    whole.register_buffer("latent_std", torch.full((4,), 1 / 3))
+    exact, narrow = (
+        save_tokenizer(whole, tmp_path / "exact"),
+        save_tokenizer(whole, tmp_path / "narrow", rounded_to=dtype),
+    )
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (exact, narrow)]
+    assert sizes[1] < 0.6 * sizes[0]
+    loaded = load_tokenizer(narrow)
+    parameters = dict(whole.named_parameters())
+    for name, tensor in loaded.state_dict().items():
+        true = whole.state_dict()[name]
+        assert tensor.dtype == true.dtype
+        assert torch.equal(tensor, true.to(dtype).float() if name in parameters else true)
+    assert same(load_tokenizer(save_tokenizer(loaded, tmp_path / "again")), loaded)
+
+
+def test_values_that_a_narrow_dtype_cannot_hold_are_refused(tmp_path: Path) -> None:
+    large = model("vb4")
+    with torch.no_grad():
+        next(large.decoder.parameters()).fill_(1e5)
+    with pytest.raises(UsageError, match=r"1e\+05, more than float16 can hold"):
+        save_tokenizer(large, tmp_path / "narrow", rounded_to=torch.float16)
+    assert not (tmp_path / "narrow").exists()
+    save_tokenizer(large, tmp_path / "narrow", rounded_to=torch.bfloat16)

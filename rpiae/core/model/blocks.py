@@ -181,14 +181,17 @@ def sincos_positions(height: int, width: int, channels: int) -> Float[Tensor, "n
             "sin-cos positions need a width that is a multiple of 4 and a grid of at least 1×1, not "
             f"{channels} and {height}×{width}"
         )
+    return sincos_at(torch.arange(height), torch.arange(width), channels)
+
+
+def sincos_at(
+    rows: Float[Tensor, " h"], columns: Float[Tensor, " w"], channels: int
+) -> Float[Tensor, "n channels"]:
+    """As ``sincos_positions``, of a grid whose rows and columns lie at these coordinates."""
     frequency = 10000.0 ** -(torch.arange(channels // 4, dtype=torch.float64) / (channels / 4))
-    rows, columns = torch.meshgrid(
-        torch.arange(height, dtype=torch.float64),
-        torch.arange(width, dtype=torch.float64),
-        indexing="ij",
-    )
+    along_rows, along_columns = torch.meshgrid(rows.double(), columns.double(), indexing="ij")
     halves = []
-    for axis in (columns, rows):
+    for axis in (along_columns, along_rows):
         angle = axis.reshape(-1, 1) * frequency
         halves += [angle.sin(), angle.cos()]
     return torch.cat(halves, dim=1).to(torch.get_default_dtype())

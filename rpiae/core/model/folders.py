@@ -13,27 +13,32 @@ from torch import Tensor
 from rpiae.core.config.recipe import ROLES
 from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.model.build import build_tokenizer, resolved_parts
+from rpiae.core.model.places import Word, named_place, unknown_word
 from rpiae.core.model.resolve import ResolvedTokenizer
-from rpiae.core.model.saved import (
-    FORMAT,
-    SavedModel,
-    TensorFacts,
-    open_model,
-    write_model,
-)
+from rpiae.core.model.saved import FORMAT, TOKENIZER, SavedModel, open_model, write_model
 from rpiae.core.model.saved_parts import FLOATS, fitting, read_parts, written_parts
-from rpiae.core.model.state import load_state
+from rpiae.core.model.saved_tensors import TensorFacts
+from rpiae.core.model.state import load_state, written_state
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.weights import check_architecture, shapes
 
 
-def save_tokenizer(model: RPiAE, folder: str | os.PathLike[str]) -> Path:
+def save_tokenizer(
+    model: RPiAE, folder: str | os.PathLike[str], *, rounded_to: torch.dtype | None = None
+) -> Path:
     """Write ``config.json`` and ``model.safetensors``, which know each other by digest.
 
     A process that is killed meanwhile leaves the old tokenizer or the new one.
 
+    Args:
+        model: the tokenizer.
+        folder: where to.
+        rounded_to: writes its parameters in a narrower dtype, ``torch.float16`` or ``torch.bfloat16``, to
+            half the bytes. They come back in fp32, rounded.
+
     Raises:
-        UsageError: if the tokenizer was put together without configs, or has other weights than they give.
+        UsageError: if the tokenizer was put together without configs, has other weights than they give, or
+            its values are too large for the narrower dtype.
         CheckpointError: if the folder cannot be written.
     """
     if model.config is None:
@@ -43,31 +48,40 @@ def save_tokenizer(model: RPiAE, folder: str | os.PathLike[str]) -> Path:
         )
     model = _as_configured(model, model.config)
     target = Path(folder)
-    state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    write_model(target, _config_of(model), state)
+    tree = _config_of(model)
+    if rounded_to is not None:
+        tree[_ROUNDED] = True
+    write_model(target, tree, written_state(model, rounded_to))
     return target
 
 
-def load_tokenizer(folder: str | os.PathLike[str]) -> RPiAE:
-    """Load a saved tokenizer, on CPU and in eval mode; offline, running no code from it.
+def load_tokenizer(folder: Word, *, revision: str = "", subfolder: str = "") -> RPiAE:
+    """Load a saved tokenizer, on CPU and in eval mode; running no code from it.
 
     Args:
-        folder: a tokenizer's folder, or a run's (its ``tokenizer/`` is taken).
+        folder: a tokenizer's folder, or a run's (its ``tokenizer/`` is taken); a model that ships with
+            rpiae; or ``user/name`` on the hub. See ``named_place``, of which the rest is too.
 
     Raises:
         CheckpointError: if it is missing, damaged, of another format, or needs a plugin that is not
             installed.
+        FetchError: if it is on the hub and cannot be had.
+        UsageError: if revision or subfolder make no sense for it.
     """
-    return load_saved(open_model(tokenizer_folder(folder))).eval()
+    place = tokenizer_folder(folder, revision=revision, subfolder=subfolder)
+    return load_saved(open_model(place)).eval()
 
 
-def tokenizer_folder(folder: str | os.PathLike[str]) -> Path:
-    """The folder that holds ``config.json``: ``folder`` itself or its ``tokenizer/``.
+def tokenizer_folder(folder: Word, *, revision: str = "", subfolder: str = "") -> Path:
+    """The folder that holds ``config.json``: the named one or its ``tokenizer/``; see
+    ``load_tokenizer``.
 
     Raises:
         CheckpointError: if there is none.
+        FetchError: if it is on the hub and cannot be had.
+        UsageError: if revision or subfolder make no sense for it.
     """
-    path = Path(folder)
+    path = named_place(folder, TOKENIZER, revision=revision, subfolder=subfolder)
     for candidate in (path, path / "tokenizer"):
         if os.path.lexists(candidate / "config.json"):
             return candidate
@@ -78,6 +92,7 @@ def tokenizer_folder(folder: str | os.PathLike[str]) -> Path:
         what = "holds a generator and no tokenizer"
     raise CheckpointError(
         f"{path} {what}: expected config.json and model.safetensors there or in {path / 'tokenizer'}"
+        f"{unknown_word(folder)}"
     )
 
 
@@ -97,14 +112,16 @@ def load_saved(saved: SavedModel) -> RPiAE:
     _check_header(shapes, resolved, saved.tensors, source)
     with fitting(source):
         model = build_tokenizer(resolved, trained_size=trained_size)
-    for role, dtype in _dtypes(shapes, saved.tensors, source).items():
-        model.roles[role].to(dtype)
+    rounded = saved.config.get(_ROUNDED) is True
+    if not rounded:
+        for role, dtype in _dtypes(shapes, saved.tensors, source).items():
+            model.roles[role].to(dtype)
     state = saved.read()
     _check_norms(state, source)
     for name in _NORMS:
         if name in state:
             model.register_buffer(name, state[name])
-    load_state(model, state, source=source, exact=True)
+    load_state(model, state, source=source, exact=not rounded)
     return model
 
 
@@ -143,6 +160,9 @@ _NORMS = {
     "latent_mean": "latent_norm", "latent_std": "latent_norm",
 }  # fmt: skip
 
+
+#: Entry of a ``config.json`` whose parameters were rounded to be written, and are computed with in fp32.
+_ROUNDED = "rounded"
 
 #: Side of training crops in pixels, at most.
 _LARGEST_SIZE = 1 << 16

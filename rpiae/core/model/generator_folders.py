@@ -18,9 +18,10 @@ from rpiae.core.config.tree import unparse
 from rpiae.core.errors import CheckpointError, ConfigError, UsageError
 from rpiae.core.model.latent_generator import LatentFacts, LatentGenerator
 from rpiae.core.model.naming import converter
+from rpiae.core.model.places import Word, named_place, unknown_word
 from rpiae.core.model.saved import FORMAT, GENERATOR, SavedModel, open_model, write_model
 from rpiae.core.model.saved_parts import FLOATS, fitting, read_parts, written_parts
-from rpiae.core.model.state import load_state
+from rpiae.core.model.state import load_state, written_state
 from rpiae.core.runtime.draws import key
 from rpiae.core.runtime.weights import check_architecture, shapes
 
@@ -68,18 +69,29 @@ def build_generator(
     return model if device == "meta" else model.to(device)
 
 
-def save_generator(model: LatentGenerator, folder: str | os.PathLike[str]) -> Path:
+def save_generator(
+    model: LatentGenerator,
+    folder: str | os.PathLike[str],
+    *,
+    rounded_to: torch.dtype | None = None,
+) -> Path:
     """Write ``config.json`` and ``model.safetensors``, which know each other by digest.
 
+    Args:
+        model: the generator.
+        folder: where to.
+        rounded_to: writes its parameters in a narrower dtype; they come back in fp32.
+
     Raises:
-        UsageError: if the generator was put together without a config.
+        UsageError: if the generator was put together without a config, or its values are too large for
+            the narrower dtype.
         CheckpointError: if the folder cannot be written.
     """
     whole: LatentGenerator = getattr(model, "_orig_mod", model)  # out of torch.compile
     if whole.config is None:
         raise UsageError("this generator was put together by hand and has no config to save")
     target = Path(folder)
-    state = {name: t.detach().cpu().contiguous() for name, t in whole.state_dict().items()}
+    state = written_state(whole, rounded_to)
     tree = {
         "format": FORMAT,
         "kind": GENERATOR,
@@ -91,16 +103,16 @@ def save_generator(model: LatentGenerator, folder: str | os.PathLike[str]) -> Pa
     return target
 
 
-def load_generator_model(folder: str | os.PathLike[str]) -> LatentGenerator:
-    """Load a saved generator without its tokenizer, on CPU and in eval mode; offline, running no code
-    from it.
+def load_generator_model(folder: Word) -> LatentGenerator:
+    """Load a saved generator without its tokenizer, on CPU and in eval mode; running no code from it.
 
     Args:
-        folder: a generator's folder, or a run's (its ``generator/`` is taken).
+        folder: as of ``generator_folder``.
 
     Raises:
         CheckpointError: if it is missing, damaged, of another format or kind, or needs a plugin that
             is not installed.
+        FetchError: if it is on the hub and cannot be had.
     """
     saved = open_model(generator_folder(folder), GENERATOR)
     source = str(saved.folder)
@@ -126,13 +138,19 @@ def load_generator_model(folder: str | os.PathLike[str]) -> LatentGenerator:
     return model.requires_grad_(False).eval()
 
 
-def generator_folder(folder: str | os.PathLike[str]) -> Path:
-    """The folder that holds ``config.json``: ``folder`` itself or its ``generator/``.
+def generator_folder(folder: Word, *, revision: str = "", subfolder: str = "") -> Path:
+    """The folder that holds ``config.json``: the named one or its ``generator/``.
+
+    Args:
+        folder: a generator's folder, or a run's; a model that ships with rpiae; or ``user/name`` on the
+            hub. See ``named_place``, of which the rest is too.
 
     Raises:
         CheckpointError: if there is none.
+        FetchError: if it is on the hub and cannot be had.
+        UsageError: if revision or subfolder make no sense for it.
     """
-    path = Path(folder)
+    path = named_place(folder, GENERATOR, revision=revision, subfolder=subfolder)
     for candidate in (path, path / GENERATOR):
         if os.path.lexists(candidate / "config.json"):
             return candidate
@@ -143,6 +161,7 @@ def generator_folder(folder: str | os.PathLike[str]) -> Path:
         what = "holds a tokenizer and no generator"
     raise CheckpointError(
         f"{path} {what}: expected config.json and model.safetensors there or in {path / GENERATOR}"
+        f"{unknown_word(folder)}"
     )
 
 

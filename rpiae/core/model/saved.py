@@ -17,22 +17,27 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from attrs import frozen
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from rpiae.core.errors import CheckpointError
+from rpiae.core.model.saved_tensors import (
+    WEIGHTS_FILE,
+    TensorFacts,
+    is_in_shards,
+    read_headers,
+    read_tensors,
+)
 from rpiae.core.runtime.files import file_digest, open_regular, replace_durably, sync, until_whole
 from rpiae.core.runtime.names import printable
 
 FORMAT = 1
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-
 #: What was measured of a model; it goes when the model is replaced.
 _RESULTS = ("evaluation.json", "pictures")
 
@@ -57,13 +62,6 @@ _LIMIT = 1 << 24
 logger = logging.getLogger(__name__)
 
 
-class TensorFacts(NamedTuple):
-    """What a file's header says of a tensor; ``dtype`` as in safetensors, such as ``F32``."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-
 @frozen(kw_only=True)
 class SavedModel:
     """A saved tokenizer or generator, its tensors not read yet.
@@ -71,12 +69,14 @@ class SavedModel:
     Attributes:
         folder: where it is.
         config: its ``config.json``.
-        tensors: what its weights file holds, by name.
+        tensors: what its weights hold, by name.
+        files: where each of them is.
     """
 
     folder: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorFacts]
+    files: Mapping[str, Path]
 
     def read(self) -> dict[str, Tensor]:
         """All tensors.
@@ -84,12 +84,7 @@ class SavedModel:
         Raises:
             CheckpointError: if they cannot be read.
         """
-        path = self.folder / WEIGHTS_FILE
-        try:
-            with safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in self.tensors}
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from None
+        return read_tensors(self.files)
 
 
 def write_model(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
@@ -144,7 +139,8 @@ def kind_of(config: Mapping[str, Any]) -> str:
 def open_model(folder: Path, kind: str = TOKENIZER) -> SavedModel:
     """A saved model, its digests checked and its tensors not read yet.
 
-    Files of earlier versions have no digests, which is logged.
+    Files of earlier versions have no digests, which is logged; weights that somebody spread over
+    several files have none that could be compared, which is logged too.
 
     Args:
         folder: where it is.
@@ -154,31 +150,54 @@ def open_model(folder: Path, kind: str = TOKENIZER) -> SavedModel:
         CheckpointError: if it is damaged, of another kind or format.
     """
     weights = folder / WEIGHTS_FILE
-    config = _config_of(weights, _read_config(folder / CONFIG_FILE))
+    config = _read_config(folder / CONFIG_FILE)
+    in_shards = is_in_shards(folder)
+    if not in_shards:
+        config = _config_of(weights, config)
+    _check_config(config, kind, folder)
+    if _WEIGHTS not in config:
+        logger.warning(
+            "%s is of an earlier version and has no digests to check it by: save it again", folder
+        )
+    elif in_shards:
+        logger.warning(
+            "%s has its weights in shards, and %s a digest of one file: names, shapes and lengths "
+            "are checked, values are not", folder, CONFIG_FILE,
+        )  # fmt: skip
+    tensors, files = read_headers(folder)
+    return SavedModel(folder=folder, config=config, tensors=tensors, files=files)
+
+
+def check_config(folder: Path, kind: str = "") -> None:
+    """Refuse a folder by its ``config.json`` alone.
+
+    Args:
+        folder: where it is.
+        kind: what the model has to be; any where it is empty.
+
+    Raises:
+        CheckpointError: if it is damaged, of somebody else's model, or of another kind or format.
+    """
+    config = _read_config(folder / CONFIG_FILE)
+    _check_config(config, kind or kind_of(config), folder)
+
+
+def _check_config(config: Mapping[str, Any], kind: str, folder: Path) -> None:
+    if _FORMAT not in config:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} is not of a model that rpiae saved. `rpiae import` opens checkpoints "
+            "of others"
+        )
     if kind_of(config) != kind:
         raise CheckpointError(
             f"{folder} holds a {printable(kind_of(config))[:40]}, and a {kind} is wanted: name the "
             f"folder of a {kind} or of its run"
         )
-    version = config.get(_FORMAT)
+    version = config[_FORMAT]
     if version != FORMAT:
         raise CheckpointError(
             f"{folder} has {kind} format {version!r}, this rpiae reads format {FORMAT}"
         )
-    if _WEIGHTS not in config:
-        logger.warning(
-            "%s is of an earlier version and has no digests to check it by: save it again", folder
-        )
-    try:
-        with safe_open(weights, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-            tensors = {
-                name: TensorFacts(each.get_dtype(), tuple(each.get_shape()))
-                for name, each in slices.items()
-            }
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{weights} cannot be read: {error}") from None
-    return SavedModel(folder=folder, config=config, tensors=tensors)
 
 
 def _config_of(weights: Path, config: dict[str, Any]) -> dict[str, Any]:

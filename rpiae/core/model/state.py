@@ -10,8 +10,28 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from rpiae.core.errors import CheckpointError
+from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.runtime.weights import check_architecture, shapes
+
+
+def written_state(model: nn.Module, rounded_to: torch.dtype | None = None) -> dict[str, Tensor]:
+    """A model's state as it is written: on the CPU, its parameters rounded to a dtype where one is given.
+
+    Raises:
+        UsageError: if a parameter is too large for that dtype.
+    """
+    state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    if rounded_to is None:
+        return state
+    for name, parameter in model.named_parameters():
+        rounded = state[name].to(rounded_to)
+        if not rounded.isfinite().all():
+            raise UsageError(
+                f"{name} has values up to {parameter.detach().abs().max().item():.3g}, more than "
+                f"{str(rounded_to).removeprefix('torch.')} can hold: round to bfloat16, or not at all"
+            )
+        state[name] = rounded
+    return state
 
 
 def load_state(

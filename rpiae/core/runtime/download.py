@@ -8,24 +8,36 @@ cache that cannot be written serves what it has.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import contextvars
+import errno
 import functools
 import hashlib
 import http.client
 import logging
 import os
 import re
+import shutil
+import tempfile
 import urllib.request
 import uuid
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit
 
 import torch
 
-from rpiae.core.errors import CheckpointError, FetchError
+from rpiae.core.errors import (
+    AbsentFileError,
+    CheckpointError,
+    FetchError,
+    UnwritableCacheError,
+)
 from rpiae.core.runtime.files import file_digest, open_regular, write_text
+from rpiae.core.runtime.hub import snapshot_of
+from rpiae.core.runtime.names import printable, shown
 from rpiae.core.runtime.weight_files import read_index
 
 _log = logging.getLogger(__name__)
@@ -37,6 +49,12 @@ _DIGEST_IN_PATH = re.compile(r"/([0-9a-f]{64})/")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1 << 20
 _TIMEOUT = 60.0
+
+#: What the system says of a folder that cannot be written.
+_UNWRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
+
+#: How to become somebody for the hub.
+LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 _cached_only = contextvars.ContextVar("cached_only", default=False)
 
@@ -116,47 +134,119 @@ def cached_name(url: str) -> Path:
     return Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
 
 
-def fetch_hub(hub_id: str, revision: str, files: Sequence[str]) -> Path:
+def fetch_hub(
+    hub_id: str, revision: str, files: Sequence[str], *, cache: Path | None = None
+) -> Path:
     """Path of a file of a hub repository in the local cache (HF_HOME), downloaded where necessary.
 
-    Honours HF_HOME and HF_TOKEN. Of a file in shards, all shards are there with the index.
+    Honours HF_HOME and HF_TOKEN. Of a file in shards, all shards are there with the index, of the
+    same commit.
 
     Args:
         hub_id: owner and name of the repository.
         revision: branch, tag or commit.
-        files: names to try, in this order.
+        files: names to try, in this order, with ``/`` between folders.
+        cache: another folder of the cache's layout than HF_HOME's.
 
     Raises:
+        AbsentFileError: if the repository has none of them.
+        UnwritableCacheError: if it is not cached, and the cache cannot be written.
         FetchError: with the reason, if none is cached or reachable, or the cached one is damaged.
     """
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     variable = offline_variable()
     reason = f"it is not in the cache, and {variable} is set" if variable else ""
-    local = bool(variable)
+    local, absent = bool(variable), 0
     for name in files:
         try:
-            path = hf_hub_download(hub_id, name, revision=revision, local_files_only=local)
+            file = _hub_file(hub_id, name, revision, local=local, cache=cache)
         except LocalEntryNotFoundError as error:
             local = True
-            cause = _cause(error)
-            reason = reason or f"it is not in the cache and the hub cannot be reached ({cause})"
+            reason = reason or f"it is not in the cache and {_unreachable(error, revision)}"
         except EntryNotFoundError:
-            reason = f"the repository has none of {', '.join(files)}"
-        except (HfHubHTTPError, OSError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            cached = try_to_load_from_cache(hub_id, name, revision=revision)
-            if not isinstance(cached, str):
-                break
+            absent += 1
+        else:
+            for shard in _shards(file):
+                beside = str(PurePosixPath(name).with_name(shard))
+                fetch_hub(hub_id, snapshot_of(file).commit, [beside], cache=cache)
+            return file
+    if absent == len(files):
+        raise AbsentFileError(f"the repository has none of {', '.join(files)}")
+    raise FetchError(reason)
+
+
+def _hub_file(hub_id: str, name: str, revision: str, *, local: bool, cache: Path | None) -> Path:
+    """A file of the hub; where the hub or the disk refuses it, the cached one, which is logged."""
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        found = hf_hub_download(
+            hub_id, name, revision=revision, local_files_only=local, cache_dir=cache
+        )
+    except LocalEntryNotFoundError:
+        known = try_to_load_from_cache(hub_id, name, revision=revision, cache_dir=cache)
+        if known is _CACHED_NO_EXIST:
+            raise EntryNotFoundError(name) from None
+        raise
+    except EntryNotFoundError:
+        raise
+    except hub_failures() as error:
+        reason = refusal(error, revision)
+        cached = try_to_load_from_cache(hub_id, name, revision=revision, cache_dir=cache)
+        if isinstance(cached, str):
             _log.warning("%s of %s is taken from the cache: %s", name, hub_id, reason)
             return _checked(Path(cached))
-        else:
-            file = _checked(Path(path))
-            for shard in _shards(file):
-                fetch_hub(hub_id, file.parent.name, [shard])
-            return file
-    raise FetchError(reason)
+        if type(error) is RuntimeError or getattr(error, "errno", None) in _UNWRITABLE:
+            raise UnwritableCacheError(reason) from None
+        raise FetchError(reason) from None
+    return _checked(Path(found))
+
+
+def hub_failures() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises where the hub, the way to it or the disk fails."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    root: Any = HfHubHTTPError.__mro__[1]  # of the errors of its HTTP library
+    return OSError, root, ValueError, RuntimeError  # the last where there is no home folder
+
+
+def refusal(error: Exception, revision: str = "") -> str:
+    """Why the hub, or the machine, refused a request, in a sentence without its end.
+
+    Args:
+        error: as huggingface_hub raised it.
+        revision: that was asked for.
+    """
+    from huggingface_hub import errors
+
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", 0)
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"it has no revision {shown(revision)}: name a branch, tag or commit of it"
+    if isinstance(error, errors.GatedRepoError):
+        return f"it is gated: ask for access on its page, and {LOG_IN}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"there is no such repository, or it is private: check its name, or {LOG_IN}"
+    if status in (401, 403):
+        said = getattr(error, "server_message", None)
+        why = f" ({printable(said.strip().rstrip('.'))})" if said else ""
+        return f"the hub does not let this token do that{why}: {LOG_IN} with one that may"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@functools.cache
+def temporary_cache() -> Path:
+    """A cache of the hub for this process alone, which is logged."""
+    folder = tempfile.mkdtemp(prefix="rpiae-hub-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _log.warning(
+        "the hub's cache cannot be written: what is downloaded lies in %s until this process ends. "
+        "Set HF_HOME to a folder that can be written to keep it",
+        folder,
+    )
+    return Path(folder)
 
 
 def _shards(path: Path) -> list[str]:
@@ -243,7 +333,13 @@ def _length(response: http.client.HTTPResponse) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def _cause(error: BaseException) -> str:
+def _unreachable(error: BaseException, revision: str) -> str:
+    """Why there was no answer, or which one there was."""
+    from huggingface_hub.errors import HfHubHTTPError
+
     while error.__cause__ is not None:
         error = error.__cause__
-    return type(error).__name__
+        if isinstance(error, HfHubHTTPError):
+            status = error.response.status_code
+            return refusal(error, revision) if status < 500 else f"the hub answers {status}"
+    return f"the hub cannot be reached ({type(error).__name__})"

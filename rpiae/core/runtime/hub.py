@@ -4,9 +4,32 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SNAPSHOT = re.compile(r"/models--([^/]+)/snapshots/([0-9a-f]{40})(?:/(.*))?$", re.DOTALL)
+
+
+class Snapshot(NamedTuple):
+    """Where a file or folder of the cache is from; nothing of it is said where it lies elsewhere.
+
+    Attributes:
+        repository: owner and name.
+        commit: of the repository.
+        name: within it; empty for its top.
+    """
+
+    repository: str = ""
+    commit: str = ""
+    name: str = ""
+
+
+def snapshot_of(path: Path) -> Snapshot:
+    """Where a file or folder of the cache is from, as its path says."""
+    found = _SNAPSHOT.search(path.absolute().as_posix())
+    if found is None:
+        return Snapshot()
+    return Snapshot(found[1].replace("--", "/"), found[2], found[3] or "")
 
 
 def is_commit(revision: str) -> bool:

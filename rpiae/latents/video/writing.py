@@ -15,6 +15,7 @@ from attrs import frozen
 from rpiae.core.config.identity import identity
 from rpiae.core.config.tree import Tree
 from rpiae.core.errors import CheckpointError, DataError
+from rpiae.core.model.places import lasting_name
 from rpiae.core.model.resolve import part_config
 from rpiae.core.model.temporal import temporal_downsampling
 from rpiae.core.model.tokenizer import RPiAE
@@ -102,7 +103,7 @@ def make_video_plan(
     check_streams(model)
     return VideoPlan(
         settings=settings,
-        tokenizer={"path": printable(str(tokenizer.absolute())), "sha256": tokenizer_digest(model)},
+        tokenizer={"path": lasting_name(tokenizer), "sha256": tokenizer_digest(model)},
         data=data,
         location=videos.location,
         num_videos=len(videos),

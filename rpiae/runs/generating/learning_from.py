@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from attrs import frozen
 from torch import Tensor
 
@@ -12,6 +10,7 @@ from rpiae.core.errors import UsageError
 from rpiae.core.model.contracts import BatchSource
 from rpiae.core.model.folders import load_tokenizer
 from rpiae.core.model.latent_generator import LatentFacts
+from rpiae.core.model.places import lasting_word
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.names import shown
 from rpiae.data.building import built_dataset
@@ -81,7 +80,7 @@ def _of_latents(config: GeneratorRunConfig) -> LearnedFrom:
     return LearnedFrom(
         facts=LatentFacts(
             shape=(channels, rows, columns),
-            tokenizer=str(Path(config.tokenizer or path).absolute()),
+            tokenizer=lasting_word(config.tokenizer or path),
             tokenizer_sha256=sha256,
             num_classes=num_classes,
             label_names=latents.label_names if num_classes else (),
@@ -115,7 +114,7 @@ def _of_images(config: GeneratorRunConfig) -> LearnedFrom:
     return LearnedFrom(
         facts=LatentFacts(
             shape=(channels, rows, columns),
-            tokenizer=str(Path(config.tokenizer).absolute()),
+            tokenizer=lasting_word(config.tokenizer),
             tokenizer_sha256=tokenizer_digest(tokenizer),
             num_classes=num_classes,
             label_names=names,

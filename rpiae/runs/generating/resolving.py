@@ -16,12 +16,13 @@ from rpiae.core.model.folders import tokenizer_folder
 from rpiae.core.model.latent_generator import LatentFacts
 from rpiae.core.model.naming import GENERATOR_FIELDS, converter, name_parts
 from rpiae.core.model.resolve import wire
-from rpiae.core.model.saved import open_model
+from rpiae.core.model.saved import GENERATOR, TOKENIZER, open_model
 from rpiae.core.model.saved_parts import read_parts
 from rpiae.core.model.stages import checked_stages
 from rpiae.core.registry.registry import Preset
 from rpiae.recipes.configs import GeneratorRecipeConfig
 from rpiae.runs.generating.learning_from import LearnedFrom, learned_from, moved
+from rpiae.runs.resolving import with_pinned
 
 #: The run that nothing was said about; presets' companions come before.
 DEFAULTS: Mapping[str, str] = {"generator": "dit-s", "recipe": "flow-quick"}
@@ -74,7 +75,7 @@ def resolve_generator(
         CheckpointError: if latents or tokenizer cannot be read.
     """
     named = name_parts(
-        tree or {}, defaults=DEFAULTS, initial={}, overrides=overrides, without=without,
+        with_pinned(tree or {}, init=GENERATOR, tokenizer=TOKENIZER), defaults=DEFAULTS, initial={}, overrides=overrides, without=without,
         fields=GENERATOR_FIELDS,
     )  # fmt: skip
     config = parse(named.tree, GeneratorRunConfig, source=source, converter=converter())
