@@ -391,7 +391,7 @@ def test_a_forked_process_that_asks_for_one_thread() -> None:
 _STATE = """
 import importlib, logging, os, random, signal, sys, threading, warnings
 import numpy, torch
-for name in ("accelerate", "matplotlib", "scipy.stats", "sklearn.decomposition", "sympy", "timm",
+for name in ("accelerate", "matplotlib", "requests", "scipy.stats", "sklearn.decomposition", "sympy", "timm",
              "torch._dynamo", "torchmetrics", "torch.utils.tensorboard", "torchvision"):
     importlib.import_module(name)
 
