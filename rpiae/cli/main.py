@@ -32,7 +32,8 @@ examples:
   rpiae diffuse latents --generator dit-b --out runs/g
   rpiae sample runs/g --classes 0-9 --guidance 1.5 --out samples.png
   rpiae export runs/a --to onnx --out there
-  rpiae import ep-0000800.pt --tokenizer runs/a --out g
+  rpiae import qihoo360/RPiAE --out model
+  rpiae import ep-0000800.pt --tokenizer model --out g
   rpiae eval runs/a --data folder:photos --metrics psnr,ssim,rfd:tiny
   rpiae ablate --vary bridge=vb8,vb16 --seeds 2 --out studies/x && rpiae report studies/x"""
 
@@ -84,7 +85,9 @@ VERBS: Mapping[str, Verb] = {
     "export": Verb(
         "export", "a tokenizer as files of others: reference, diffusers, ONNX, torch.export"
     ),
-    "import": Verb("import_", "a generator of the reference, from its file"),
+    "import": Verb(
+        "import_", "a tokenizer or generator of somebody else's, from its file or the hub"
+    ),
     "push": Verb("push", "a tokenizer or generator to the Hugging Face hub, with its card"),
     "eval": Verb("eval", "measure a tokenizer: reconstruction, semantics, latents"),
     "probe": Verb("probe", "linear probe and k-NN of any encoder, pivot or fine-tuned"),

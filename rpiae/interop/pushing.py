@@ -58,7 +58,7 @@ _DIGESTS = ("sha256", "weights_sha256")
 
 
 @frozen(kw_only=True)
-class _Pushed:
+class _Opened:
     """A model that is whole, and what lies beside it.
 
     Attributes:
@@ -112,7 +112,7 @@ def write_repository(source: Source, folder: Path, *, repository: str) -> list[s
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
-def _opened(source: Source, spare: Path) -> _Pushed:
+def _opened(source: Source, spare: Path) -> _Opened:
     """A source as saved models, loaded once to see that they are whole.
 
     Args:
@@ -126,30 +126,30 @@ def _opened(source: Source, spare: Path) -> _Pushed:
         return _generator(save_generator(source.model, spare / GENERATOR), spare)
     place = named_place(source)
     if is_generation(place):
-        pushed = _generator(generator_named(place), place)
+        opened = _generator(generator_named(place), place)
     else:
-        pushed = _tokenizer(tokenizer_folder(place), place)
+        opened = _tokenizer(tokenizer_folder(place), place)
     around = results_folder(place)
     own = place if (place / RUN_FILE).is_file() else around
-    return evolve(pushed, results=own, measured=tuple(dict.fromkeys((own, around))))
+    return evolve(opened, results=own, measured=tuple(dict.fromkeys((own, around))))
 
 
-def _tokenizer(folder: Path, results: Path) -> _Pushed:
+def _tokenizer(folder: Path, results: Path) -> _Opened:
     saved = open_model(folder)
     model = load_saved(saved)
     _check_finite(model, folder)
-    return _Pushed(
+    return _Opened(
         kind=TOKENIZER, models={"": saved}, results=results,
         fingerprints={"tokenizer_sha256": tokenizer_digest(model)},
     )  # fmt: skip
 
 
-def _generator(folder: Path, results: Path) -> _Pushed:
+def _generator(folder: Path, results: Path) -> _Opened:
     model = load_finite(folder)
     tokenizer = tokenizer_of(model, folder, None)
     _check_finite(tokenizer, folder)
     saved = open_model(tokenizer_folder(own_tokenizer(model, folder)))
-    return _Pushed(
+    return _Opened(
         kind=GENERATOR, models={GENERATOR: open_model(folder, GENERATOR), TOKENIZER: saved},
         results=results, label_names=model.facts.label_names,
         fingerprints={
@@ -165,14 +165,14 @@ def _check_finite(model: RPiAE, folder: Path) -> None:
             raise CheckpointError(f"{folder}: {name} holds values that are not finite")
 
 
-def _write(pushed: _Pushed, folder: Path, repository: str) -> None:
+def _write(opened: _Opened, folder: Path, repository: str) -> None:
     """All files, the card last, which tells of them as they were written."""
-    run = _run_of(pushed)
-    records = _evaluations_of(pushed)
-    summary = _summary_of(pushed)
-    fingerprints = dict(pushed.fingerprints)
+    run = _run_of(opened)
+    records = _evaluations_of(opened)
+    summary = _summary_of(opened)
+    fingerprints = dict(opened.fingerprints)
     for below, saved in reversed(
-        list(pushed.models.items())
+        list(opened.models.items())
     ):  # a generator knows its tokenizer's digest
         config = {n: v for n, v in without_paths(saved.config, run).items() if n not in _DIGESTS}
         if below == GENERATOR:
@@ -194,22 +194,22 @@ def _write(pushed: _Pushed, folder: Path, repository: str) -> None:
         add_evaluation(folder / EVALUATION_FILE, record)
     if run:
         write_text(folder / RUN_FILE, dump_toml(_without_places(run)))
-    described = _described(pushed, repository)
+    described = _described(opened, repository)
     described = evolve(
         described, run=_without_places(run), summary=without_paths(summary), evaluations=cleaned
     )
     write_text(folder / CARD_FILE, model_card(described))
 
 
-def _run_of(pushed: _Pushed) -> dict[str, Any]:
+def _run_of(opened: _Opened) -> dict[str, Any]:
     """The run's config; empty where it is from none."""
-    path = pushed.results / RUN_FILE
-    return _of_kind(pushed, read_toml(path)) if path.is_file() else {}
+    path = opened.results / RUN_FILE
+    return _of_kind(opened, read_toml(path)) if path.is_file() else {}
 
 
-def _of_kind(pushed: _Pushed, found: Any) -> dict[str, Any]:
+def _of_kind(opened: _Opened, found: Any) -> dict[str, Any]:
     """What lies in the results' folder; nothing where it is of a generator's run around a tokenizer."""
-    is_ours = isinstance(found, dict) and (GENERATOR in found) == (pushed.kind == GENERATOR)
+    is_ours = isinstance(found, dict) and (GENERATOR in found) == (opened.kind == GENERATOR)
     return found if is_ours else {}
 
 
@@ -225,30 +225,30 @@ def _without_places(run: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _summary_of(pushed: _Pushed) -> dict[str, Any]:
-    path = pushed.results / "summary.json"
-    return _of_kind(pushed, read_json(path)) if path.is_file() else {}
+def _summary_of(opened: _Opened) -> dict[str, Any]:
+    path = opened.results / "summary.json"
+    return _of_kind(opened, read_json(path)) if path.is_file() else {}
 
 
-def _evaluations_of(pushed: _Pushed) -> list[dict[str, Any]]:
+def _evaluations_of(opened: _Opened) -> list[dict[str, Any]]:
     """What was measured of these weights, oldest first."""
     found: list[dict[str, Any]] = []
-    for path in (folder / EVALUATION_FILE for folder in pushed.measured):
+    for path in (folder / EVALUATION_FILE for folder in opened.measured):
         try:
             found += map(dict, read_evaluations(path))
         except OSError as error:
             raise RunError(f"cannot read {path}: {error.strerror}") from None
         except ValueError as error:
             raise CheckpointError(f"{path} is damaged: {error}") from None
-    return [e for e in found if {n: e[n] for n in WEIGHTS if n in e} == pushed.fingerprints]
+    return [e for e in found if {n: e[n] for n in WEIGHTS if n in e} == opened.fingerprints]
 
 
-def _described(pushed: _Pushed, repository: str) -> Described:
+def _described(opened: _Opened, repository: str) -> Described:
     parts: dict[str, PartConfig] = {}
     counts: dict[str, int] = {}
     sources: set[str] = set()
     facts: list[str] = []
-    for below, saved in pushed.models.items():
+    for below, saved in opened.models.items():
         kind = GENERATOR if below == GENERATOR else TOKENIZER
         families = {GENERATOR: "generators"} if kind == GENERATOR else {r: f"{r}s" for r in ROLES}
         parts |= read_parts(saved.config, families, str(saved.folder))
@@ -256,8 +256,8 @@ def _described(pushed: _Pushed, repository: str) -> Described:
         sources |= set(saved.config.get("sources", {}).values())
         facts += _facts(saved, kind, parts)
     return Described(
-        kind=pushed.kind, repository=repository, parts=parts, parameters=counts,
-        sources=sorted(sources), facts=facts, label_names=pushed.label_names,
+        kind=opened.kind, repository=repository, parts=parts, parameters=counts,
+        sources=sorted(sources), facts=facts, label_names=opened.label_names,
     )  # fmt: skip
 
 

@@ -27,6 +27,14 @@ class Golden:
     states: dict[str, dict[str, Tensor]]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """``pytest -m golden`` runs everything in this folder."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker("golden")
+
+
 Load = Callable[[str], Golden]
 
 

@@ -44,7 +44,8 @@ def encoder_from_reference(state: Mapping[str, Tensor]) -> State:
     Raises:
         CheckpointError: if a key is missing or unknown.
     """
-    own = renamed(encoder_layout(registers=FOREIGN_REGISTERS in state), state)
+    gated = any(".mlp.weights_in." in name for name in state)
+    own = renamed(encoder_layout(registers=FOREIGN_REGISTERS in state, gated=gated), state)
     if "network.reg_token" in own:
         own["network.cls_token"], own["network.pos_embed"] = _folded(
             own["network.cls_token"], own["network.pos_embed"]
@@ -58,10 +59,17 @@ def encoder_to_reference(state: Mapping[str, Tensor]) -> State:
     Raises:
         CheckpointError: if a key is missing or unknown.
     """
-    foreign = restored(encoder_layout(registers="network.reg_token" in state), state)
+    layout = encoder_layout(registers="network.reg_token" in state, gated=_is_gated(state))
+    foreign = restored(layout, state)
     if FOREIGN_REGISTERS in foreign:
         foreign[FOREIGN_POSITIONS] = _with_empty_row(foreign[FOREIGN_POSITIONS])
     return foreign
+
+
+def _is_gated(state: Mapping[str, Tensor]) -> bool:
+    """Whether an encoder's MLPs multiply one half of their first layer's outputs by the other."""
+    rows, columns = (state.get(f"network.blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
+    return rows is not None and columns is not None and rows.shape[0] == 2 * columns.shape[1]
 
 
 def vit_encoder_from_transformers(state: Mapping[str, Tensor]) -> State:

@@ -68,6 +68,12 @@ ENCODER = Layout(
     ignored=("embeddings.mask_token", "layernorm.weight", "layernorm.bias"),
 )
 
+#: DINOv2's largest model has a gated MLP; timm packs it in the same way.
+_GATED = {
+    "network.blocks.{n}.mlp.fc1.{p}": ("encoder.layer.{n}.mlp.weights_in.{p}",),
+    "network.blocks.{n}.mlp.fc2.{p}": ("encoder.layer.{n}.mlp.weights_out.{p}",),
+}
+
 _VIT = "encoder.layer.{n}"
 VIT_ENCODER = Layout(
     what="a transformers ViT or ViT-MAE encoder",
@@ -160,11 +166,11 @@ BRIDGE = Layout(
 )
 
 
-def encoder_layout(*, registers: bool) -> Layout:
-    """The table of a DINOv2 encoder, with or without register tokens."""
-    if registers:
-        return ENCODER
-    names = {own: foreign for own, foreign in ENCODER.names.items() if own != "network.reg_token"}
+def encoder_layout(*, registers: bool, gated: bool = False) -> Layout:
+    """The table of a DINOv2 encoder, with or without register tokens, with a plain or a gated MLP."""
+    names = {**ENCODER.names, **(_GATED if gated else {})}
+    if not registers:
+        del names["network.reg_token"]
     return evolve(ENCODER, names=names)
 
 

@@ -112,6 +112,20 @@ def read_weights(
     return _unwrapped({name.removeprefix(chosen.prefix): v for name, v in tensors.items()})
 
 
+def holds(path: Path, signatures: Sequence[Signature]) -> bool:
+    """Whether a file has weights of a model of one of these layouts, under any prefix.
+
+    Args:
+        path: see ``read_weights``.
+        signatures: names that the model's layouts have, one tuple per layout.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged or of another kind.
+    """
+    with opened(path) as tables:
+        return next(_sets(tables, signatures), None) is not None
+
+
 def load_whole(
     module: nn.Module,
     state: Mapping[str, Tensor],
