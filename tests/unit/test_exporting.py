@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import json
 import re
@@ -22,7 +23,6 @@ from rpiae.core.errors import CheckpointError, MissingExtraError, RunError, Usag
 from rpiae.core.model.folders import save_tokenizer
 from rpiae.core.model.resampling import Mode, weights
 from rpiae.core.model.tokenizer import RPiAE
-from rpiae.interop import graph_files
 from rpiae.interop.exporting import TARGETS, export_model
 from rpiae.interop.graphs import Graph, graphs, sizes_of
 from rpiae.interop.onnx_files import save_onnx
@@ -364,7 +364,7 @@ def test_a_part_that_cannot_be_traced_is_named(
     assert not list(tmp_path.iterdir())
 
 
-def test_every_target_says_what_it_takes() -> None:
-    assert set(TARGETS) >= {"reference", "diffusers", "torch-export", "onnx"}
-    for name in ("torch-export", "onnx"):
-        assert TARGETS[name].load() is getattr(graph_files, TARGETS[name].function.split(":")[1])
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_target_is_there_and_takes_its_options(name: str) -> None:
+    target = TARGETS[name]
+    assert target.options <= set(inspect.signature(target.load()).parameters)
