@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from rpiae.encoders import ENCODERS
     from rpiae.evaluation import METRICS
     from rpiae.generators import GENERATORS
-    from rpiae.interop.autoencoder_rpiae import AutoencoderRPiAE
+    from rpiae.interop.diffusers.autoencoder_rpiae import AutoencoderRPiAE
     from rpiae.interop.exporting import export_model
-    from rpiae.interop.hub import push_to_hub
-    from rpiae.interop.sampling import sampling_of_reference
+    from rpiae.interop.hub.repositories import push_to_hub
+    from rpiae.interop.reference.sampling import sampling_of_reference
     from rpiae.losses import CRITICS, LOSSES
     from rpiae.recipes import RECIPES
     from rpiae.runs import resume, run
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from rpiae.sampling import load_generator
 
 _WHERE = {
-    "AutoencoderRPiAE": "rpiae.interop.autoencoder_rpiae",
+    "AutoencoderRPiAE": "rpiae.interop.diffusers.autoencoder_rpiae",
     "BRIDGES": "rpiae.bridges",
     "BridgeConfig": "rpiae.core.config.parts",
     "CRITICS": "rpiae.losses",
@@ -77,12 +77,12 @@ _WHERE = {
     "build": "rpiae.core.model.build",
     "export_model": "rpiae.interop.exporting",
     "load_generator": "rpiae.sampling",
-    "push_to_hub": "rpiae.interop.hub",
+    "push_to_hub": "rpiae.interop.hub.repositories",
     "resume": "rpiae.runs",
     "resume_generator": "rpiae.runs.generating",
     "run": "rpiae.runs",
     "run_generator": "rpiae.runs.generating",
-    "sampling_of_reference": "rpiae.interop.sampling",
+    "sampling_of_reference": "rpiae.interop.reference.sampling",
 }
 
 __all__ = [

@@ -45,16 +45,16 @@ _OF_GRAPHS = frozenset({"size", "dynamic", "dtype"})
 
 #: Formats by the name that users give.
 TARGETS: Mapping[str, Target] = {
-    "reference": Target(function="rpiae.interop.reference:write_reference"),
+    "reference": Target(function="rpiae.interop.reference.tokenizers:write_reference"),
     "diffusers": Target(
-        function="rpiae.interop.diffusers_export:write_diffusers",
+        function="rpiae.interop.diffusers.exporting:write_diffusers",
         options=frozenset({"size"}),
         square=True,
     ),
     "torch-export": Target(
-        function="rpiae.interop.graph_files:write_torch_export", options=_OF_GRAPHS
+        function="rpiae.interop.graphs.files:write_torch_export", options=_OF_GRAPHS
     ),
-    "onnx": Target(function="rpiae.interop.graph_files:write_onnx", options=_OF_GRAPHS),
+    "onnx": Target(function="rpiae.interop.graphs.files:write_onnx", options=_OF_GRAPHS),
     "webdataset": Target(function="rpiae.interop.latents:write_webdataset", of="latents"),
     "datasets": Target(function="rpiae.interop.latents:write_datasets", of="latents"),
 }

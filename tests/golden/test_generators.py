@@ -14,7 +14,7 @@ from rpiae.core.model.blocks import sincos_positions
 from rpiae.core.runtime.weights import shapes
 from rpiae.generators.dit import Dit
 from rpiae.generators.layers import RotaryAttention, normed
-from rpiae.interop.lightningdit import (
+from rpiae.interop.reference.lightningdit import (
     Untold,
     config_of,
     dit_from_reference,

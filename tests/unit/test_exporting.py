@@ -24,8 +24,8 @@ from rpiae.core.model.folders import save_tokenizer
 from rpiae.core.model.resampling import Mode, weights
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.interop.exporting import TARGETS, export_model
-from rpiae.interop.graphs import Graph, graphs, sizes_of
-from rpiae.interop.onnx_files import save_onnx
+from rpiae.interop.graphs.onnx import save_onnx
+from rpiae.interop.graphs.tracing import Graph, graphs, sizes_of
 from tests.commands import rpiae as run
 from tests.toys import BRIDGES, DECODERS, ENCODERS
 

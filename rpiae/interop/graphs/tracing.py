@@ -15,7 +15,7 @@ from rpiae.core.model.one_pass import MOST_TOKENS
 from rpiae.core.model.temporal import TemporalBridge, TemporalDecoder
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.names import printable
-from rpiae.interop.constants import fold_constants
+from rpiae.interop.graphs.constants import fold_constants
 
 #: Images per batch that a graph of torch.export takes at most.
 MOST_IMAGES = 1024

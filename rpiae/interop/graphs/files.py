@@ -15,8 +15,8 @@ from torch import Tensor
 from rpiae.core.errors import UsageError, unknown
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.files import write_text
-from rpiae.interop.graphs import TOLERANCES, Graph, Sides, Sizes, graphs, sizes_of
-from rpiae.interop.onnx_files import OPSET, check_onnx, save_onnx
+from rpiae.interop.graphs.onnx import OPSET, check_onnx, save_onnx
+from rpiae.interop.graphs.tracing import TOLERANCES, Graph, Sides, Sizes, graphs, sizes_of
 from rpiae.latents.encoding import tokenizer_digest
 
 FACTS_FILE = "export.json"

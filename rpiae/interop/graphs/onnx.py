@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rpiae.core.errors import MissingExtraError, RunError, UsageError
-from rpiae.interop.graphs import Graph, reason_of
+from rpiae.interop.graphs.tracing import Graph, reason_of
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
