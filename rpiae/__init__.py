@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from rpiae.interop.diffusers.autoencoder_rpiae import AutoencoderRPiAE
     from rpiae.interop.exporting import export_model
     from rpiae.interop.hub.repositories import push_to_hub
+    from rpiae.interop.importing import Imported
     from rpiae.interop.reference.sampling import sampling_of_reference
     from rpiae.losses import CRITICS, LOSSES
     from rpiae.recipes import RECIPES
@@ -113,6 +114,7 @@ __all__ = [
     "build",
     "export_model",
     "from_pretrained",
+    "import_model",
     "load",
     "load_generator",
     "push_to_hub",
@@ -164,6 +166,25 @@ def load(
 
 #: By the name that it has in the libraries around.
 from_pretrained = load
+
+
+def import_model(source: str | os.PathLike[str], **told: Any) -> Imported:
+    """A model of another project, whose layout is recognised; its ``model`` is a tokenizer or a generator.
+
+    Args:
+        source: a file, a folder, or a repository of the Hugging Face hub (``user/name``).
+        told: what tensors do not say, such as ``encoder="dinov2-b"``, ``stats="stats.pt"``, ``num_heads=12``:
+            see ``rpiae.interop.reference.facts.Told``.
+
+    Raises:
+        CheckpointError: if a file is damaged, of no known layout, or not whole.
+        UsageError: if something is left open, which is asked for at once, or what is told does not fit.
+        FetchError: if a repository cannot be had.
+    """
+    from rpiae.interop.importing import import_model as imported
+    from rpiae.interop.reference.facts import Told
+
+    return imported(source, told=Told(**told))
 
 
 def save(
