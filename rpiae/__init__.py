@@ -39,9 +39,11 @@ if TYPE_CHECKING:
     from rpiae.encoders import ENCODERS
     from rpiae.evaluation import METRICS
     from rpiae.generators import GENERATORS
-    from rpiae.interop.autoencoder_rpiae import AutoencoderRPiAE
-    from rpiae.interop.hub import push_to_hub
-    from rpiae.interop.sampling import sampling_of_reference
+    from rpiae.interop.diffusers.autoencoder_rpiae import AutoencoderRPiAE
+    from rpiae.interop.exporting import export_model
+    from rpiae.interop.hub.repositories import push_to_hub
+    from rpiae.interop.importing import Imported
+    from rpiae.interop.reference.sampling import sampling_of_reference
     from rpiae.losses import CRITICS, LOSSES
     from rpiae.recipes import RECIPES
     from rpiae.runs import resume, run
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     from rpiae.sampling import load_generator
 
 _WHERE = {
-    "AutoencoderRPiAE": "rpiae.interop.autoencoder_rpiae",
+    "AutoencoderRPiAE": "rpiae.interop.diffusers.autoencoder_rpiae",
     "BRIDGES": "rpiae.bridges",
     "BridgeConfig": "rpiae.core.config.parts",
     "CRITICS": "rpiae.losses",
@@ -74,13 +76,14 @@ _WHERE = {
     "RpiaeError": "rpiae.core.errors",
     "RunConfig": "rpiae.core.config.recipe",
     "build": "rpiae.core.model.build",
+    "export_model": "rpiae.interop.exporting",
     "load_generator": "rpiae.sampling",
-    "push_to_hub": "rpiae.interop.hub",
+    "push_to_hub": "rpiae.interop.hub.repositories",
     "resume": "rpiae.runs",
     "resume_generator": "rpiae.runs.generating",
     "run": "rpiae.runs",
     "run_generator": "rpiae.runs.generating",
-    "sampling_of_reference": "rpiae.interop.sampling",
+    "sampling_of_reference": "rpiae.interop.reference.sampling",
 }
 
 __all__ = [
@@ -109,7 +112,9 @@ __all__ = [
     "RpiaeError",
     "RunConfig",
     "build",
+    "export_model",
     "from_pretrained",
+    "import_model",
     "load",
     "load_generator",
     "push_to_hub",
@@ -161,6 +166,25 @@ def load(
 
 #: By the name that it has in the libraries around.
 from_pretrained = load
+
+
+def import_model(source: str | os.PathLike[str], **told: Any) -> Imported:
+    """A model of another project, whose layout is recognised; its ``model`` is a tokenizer or a generator.
+
+    Args:
+        source: a file, a folder, or a repository of the Hugging Face hub (``user/name``).
+        told: what tensors do not say, such as ``encoder="dinov2-b"``, ``stats="stats.pt"``, ``num_heads=12``:
+            see ``rpiae.interop.reference.facts.Told``.
+
+    Raises:
+        CheckpointError: if a file is damaged, of no known layout, or not whole.
+        UsageError: if something is left open, which is asked for at once, or what is told does not fit.
+        FetchError: if a repository cannot be had.
+    """
+    from rpiae.interop.importing import import_model as imported
+    from rpiae.interop.reference.facts import Told
+
+    return imported(source, told=Told(**told))
 
 
 def save(

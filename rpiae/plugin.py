@@ -106,6 +106,7 @@ if TYPE_CHECKING:
         TrainedMetric,
     )
     from rpiae.evaluation.seen import Seen
+    from rpiae.interop.latents import as_dataset
     from rpiae.latents import LatentDataset
     from rpiae.testing import (
         SyntheticClips,
@@ -188,6 +189,7 @@ _WHERE = {
     "TrainedMetric": "rpiae.evaluation.examination",
     "UsageError": "rpiae.core.errors",
     "Window": "rpiae.core.model.attention",
+    "as_dataset": "rpiae.interop.latents",
     "at_least": "rpiae.core.config.fields",
     "at_least_fp32": "rpiae.core.model.geometry",
     "attention": "rpiae.core.model.attention",
@@ -289,6 +291,7 @@ __all__ = [
     "TrainedMetric",
     "UsageError",
     "Window",
+    "as_dataset",
     "at_least",
     "at_least_fp32",
     "attention",

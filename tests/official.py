@@ -10,7 +10,7 @@ from torch import Tensor
 
 import rpiae
 from rpiae.core.model.tokenizer import RPiAE
-from rpiae.interop.reference import write_reference
+from rpiae.interop.reference.tokenizers import write_reference
 from tests.toys import DECODERS, ENCODERS
 
 #: Images of 32 pixels on a grid of 2×2, which the encoder sees with 28.

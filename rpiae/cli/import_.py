@@ -99,8 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
     from rpiae.core.model.folders import save_tokenizer
     from rpiae.core.model.generator_folders import save_generator
     from rpiae.core.model.tokenizer import RPiAE
-    from rpiae.interop.facts import Told
     from rpiae.interop.importing import import_model
+    from rpiae.interop.reference.facts import Told
 
     told = Told(
         **{name: getattr(arguments, name) or "" for name in _WORDS},

@@ -31,6 +31,7 @@ examples:
   rpiae stats runs/a folder:photos
   rpiae diffuse latents --generator dit-b --out runs/g
   rpiae sample runs/g --classes 0-9 --guidance 1.5 --out samples.png
+  rpiae export runs/a --to onnx --out there
   rpiae import qihoo360/RPiAE --out model
   rpiae import ep-0000800.pt --tokenizer model --out g
   rpiae eval runs/a --data folder:photos --metrics psnr,ssim,rfd:tiny
@@ -81,6 +82,9 @@ VERBS: Mapping[str, Verb] = {
     "decode": Verb("decode", "latents to PNG files"),
     "stats": Verb("stats", "measure and store latent_norm: mean and std of the latents"),
     "sample": Verb("sample", "images, or latents, from a trained generator"),
+    "export": Verb(
+        "export", "a tokenizer as files of others: reference, diffusers, ONNX, torch.export"
+    ),
     "import": Verb(
         "import_", "a tokenizer or generator of somebody else's, from its file or the hub"
     ),

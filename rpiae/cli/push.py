@@ -32,8 +32,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the repository's files, and push them."""
-    from rpiae.interop.hub import named_repository, push_to_hub
-    from rpiae.interop.pushing import write_repository
+    from rpiae.interop.hub.pushing import write_repository
+    from rpiae.interop.hub.repositories import named_repository, push_to_hub
 
     place = named_repository(arguments.repository, arguments.revision)
     if arguments.out and not arguments.dry_run:

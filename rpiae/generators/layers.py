@@ -269,16 +269,24 @@ def normed(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(at_least_fp32(x))  # type: ignore[no-any-return]  # nn.Module calls are Any
 
 
+class _RMSNorm(nn.RMSNorm):
+    """RMSNorm of values that may be wider than its weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 def token_norm(width: int, *, rms: bool) -> nn.Module:
     """RMSNorm with weights, or LayerNorm without."""
     if rms:
-        return nn.RMSNorm(width, eps=EPS)
+        return _RMSNorm(width, eps=EPS)
     return nn.LayerNorm(width, eps=EPS, elementwise_affine=False)
 
 
 def head_norm(width: int, *, rms: bool) -> nn.Module:
     """Of queries or keys: RMSNorm, or LayerNorm with weights and biases."""
-    return nn.RMSNorm(width, eps=EPS) if rms else nn.LayerNorm(width, eps=QK_LAYER_NORM_EPS)
+    return _RMSNorm(width, eps=EPS) if rms else nn.LayerNorm(width, eps=QK_LAYER_NORM_EPS)
 
 
 def mlp_hidden(width: int, ratio: float, *, swiglu: bool) -> int:

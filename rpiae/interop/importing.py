@@ -22,13 +22,13 @@ from rpiae.core.runtime.files import read_json
 from rpiae.core.runtime.names import printable
 from rpiae.core.runtime.weight_files import expanded, named_file
 from rpiae.core.runtime.weights import Signature, holds
-from rpiae.interop.facts import Told
-from rpiae.interop.generators import import_generator
-from rpiae.interop.lightningdit import WHAT as A_GENERATOR
-from rpiae.interop.lightningdit import Untold
-from rpiae.interop.reference import DECODER_ALONE, WHOLE, read_tokenizer
-from rpiae.interop.reference import WHAT as A_TOKENIZER
-from rpiae.interop.transformers import SIGNATURES as ENCODERS
+from rpiae.interop.reference.facts import Told
+from rpiae.interop.reference.generators import import_generator
+from rpiae.interop.reference.lightningdit import WHAT as A_GENERATOR
+from rpiae.interop.reference.lightningdit import Untold
+from rpiae.interop.reference.tokenizers import DECODER_ALONE, WHOLE, read_tokenizer
+from rpiae.interop.reference.tokenizers import WHAT as A_TOKENIZER
+from rpiae.interop.reference.transformers import SIGNATURES as ENCODERS
 
 #: Any of these shows a generator of the reference; a file with one key renamed has the others.
 _GENERATORS: tuple[Signature, ...] = (
@@ -95,7 +95,7 @@ def import_model(source: str | os.PathLike[str], *, told: Told | None = None) ->
     told = told or Told()
     path = _found(os.fspath(source), told)
     if path.is_dir():
-        from rpiae.interop.autoencoder_rae import is_autoencoder_rae, read_autoencoder_rae
+        from rpiae.interop.diffusers.autoencoder_rae import is_autoencoder_rae, read_autoencoder_rae
 
         if is_autoencoder_rae(path):
             layout = "a folder of diffusers' AutoencoderRAE"

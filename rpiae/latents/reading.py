@@ -200,6 +200,20 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
         return self._stored.read(index, self.kind)
 
     @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of what is stored of every item: ``latent``, or ``mean`` and ``logvar``, and each with
+        ``_flipped`` of the mirrored image."""
+        return self._plan.settings.tensors
+
+    def tensor(self, index: int, name: str) -> Float[Tensor, "c ..."]:
+        """An item of one of the ``tensors``, in the type that it is stored in.
+
+        Raises:
+            CheckpointError: if it is damaged.
+        """
+        return self._stored.read(index, name)
+
+    @property
     def num_images(self) -> int:
         return len(self._shown)
 
@@ -231,6 +245,11 @@ class LatentDataset(TorchDataset[tuple[Tensor, int]]):
     def name(self, index: int) -> str:
         """What the source calls an image, a clip, or the video of a window."""
         return self._stored.name(index)
+
+    @property
+    def positions(self) -> Tensor:
+        """Index in the source of every image, every clip, or the video of every window, (n,), int64."""
+        return self._stored.positions
 
     @property
     def windows(self) -> VideoWindows | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -30,6 +31,10 @@ class Stored(Protocol):
 
     latent_shape: tuple[int, ...]
     labels: Tensor
+
+    @property
+    def positions(self) -> Tensor:
+        """Index in the source of what each item is of, (n,), int64."""
 
     def __len__(self) -> int: ...
 
@@ -74,12 +79,16 @@ class Shards:
         self._starts = np.cumsum([0, *counts])
         self._files: dict[int, Any] = {}
         self._names: dict[int, list[str]] = {}
+        self._rates: dict[int, list[str]] = {}
         self._checked: set[tuple[int, str]] = set()
         self.labels = torch.full((len(self),), -1)
         if plan.labelled:
-            self.labels = torch.cat(
-                [self._stored(number, "label")[:] for number in range(plan.num_files)]
-            )
+            self.labels = self._all("label")
+
+    @functools.cached_property
+    def positions(self) -> Tensor:
+        """Index of each image or clip in the source."""
+        return self._all("position")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -100,8 +109,12 @@ class Shards:
 
     def rate(self, index: int) -> Fraction | None:
         """Frames per second of a clip; None of images."""
+        if not self._plan.frames:
+            return None
         number, row = self._locate(index)
-        return Fraction(self._metadata(number)["rates"][row]) if self._plan.frames else None
+        if number not in self._rates:
+            self._rates[number] = self._metadata(number)["rates"]
+        return Fraction(self._rates[number][row])
 
     def verify(self) -> None:
         """Read everything and compare it with its digests."""
@@ -122,6 +135,10 @@ class Shards:
                 stop = min(start + size, count)
                 yield stored[start:stop], names[start:stop]
             left -= count
+
+    def _all(self, name: str) -> Tensor:
+        """A tensor of numbers of all shards."""
+        return torch.cat([self._stored(number, name)[:] for number in range(self._plan.num_files)])
 
     def _locate(self, index: int) -> tuple[int, int]:
         index = range(len(self))[index]

@@ -24,7 +24,7 @@ PINNED = """
     GeneratorConfig Grid HeldOut LatentDataset LayeredDecoder LossConfig Manifest Measured Metric
     MetricConfig Past Patch Posterior Preset QuantisedPosterior Replica RpiaeError Seen StageSteps
     StepContext StepRandomness SyntheticClips SyntheticImages TemporalBlock TemporalBridge
-    TemporalDecoder Term TrainedMetric UsageError Window at_least at_least_fp32 attention block_index
+    TemporalDecoder Term TrainedMetric UsageError Window as_dataset at_least at_least_fp32 attention block_index
     check_bridge check_builds check_critic check_dataset check_decoder check_encoder check_generator
     check_generator_builds check_loss check_manifest check_metric check_plugin download generator
     load_whole loaded_once local_weights map_grid map_to_tokens names_file names_revision per_frame

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import rpiae as library
-from rpiae.interop.diffusers_export import write_diffusers
+from rpiae.interop.diffusers.exporting import write_diffusers
 from tests.commands import rpiae, rpiae_alone
 from tests.official import decoder_alone, official, state_of, tokenizer
 from tests.toys import DECODERS

@@ -32,9 +32,9 @@ from rpiae.core.model.contracts import Features
 from rpiae.core.model.folders import save_tokenizer
 from rpiae.core.model.geometry import map_grid, map_to_tokens, tokens_to_map
 from rpiae.core.model.tokenizer import RPiAE
-from rpiae.interop.facts import Told
 from rpiae.interop.importing import import_model
-from rpiae.interop.reference import write_reference
+from rpiae.interop.reference.facts import Told
+from rpiae.interop.reference.tokenizers import write_reference
 from tests.golden.conftest import Golden, Load
 from tests.toys import DECODERS, ENCODERS
 

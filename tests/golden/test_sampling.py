@@ -15,7 +15,7 @@ from torch import Tensor
 from rpiae.core.config.generation import FlowConfig
 from rpiae.core.model.latent_generator import LatentFacts, LatentGenerator
 from rpiae.core.runtime.weights import shapes
-from rpiae.interop.lightningdit import Untold, config_of, dit_from_reference
+from rpiae.interop.reference.lightningdit import Untold, config_of, dit_from_reference
 from rpiae.sampling.configs import SamplingConfig
 from rpiae.sampling.guidance import LabelledVelocity, guided
 from rpiae.sampling.samplers import Velocity, states

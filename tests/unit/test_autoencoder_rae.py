@@ -19,9 +19,9 @@ import rpiae
 from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.model.build import build_tokenizer, resolved_parts
 from rpiae.core.model.tokenizer import RPiAE
-from rpiae.interop.autoencoder_rae import is_autoencoder_rae, read_autoencoder_rae
-from rpiae.interop.autoencoder_rae_layout import ENCODERS, EncoderType, decoder_positions
-from rpiae.interop.diffusers_export import write_diffusers
+from rpiae.interop.diffusers.autoencoder_rae import is_autoencoder_rae, read_autoencoder_rae
+from rpiae.interop.diffusers.exporting import write_diffusers
+from rpiae.interop.diffusers.layout import ENCODERS, EncoderType, decoder_positions
 from tests.toys import BRIDGES, DECODERS
 from tests.toys import ENCODERS as TOY_ENCODERS
 
@@ -441,7 +441,7 @@ def test_reading_takes_no_diffusers(folder: Path) -> None:
 import sys
 from pathlib import Path
 sys.modules["diffusers"] = sys.modules["transformers"] = None
-from rpiae.interop.autoencoder_rae import read_autoencoder_rae
+from rpiae.interop.diffusers.autoencoder_rae import read_autoencoder_rae
 print(read_autoencoder_rae(Path({str(folder)!r})).trained_size)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

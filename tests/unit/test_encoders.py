@@ -566,7 +566,9 @@ def test_offline_the_cache_is_searched_for_every_name(
 ) -> None:
     asked = []
 
-    def cached(hub_id: str, name: str, *, revision: str, local_files_only: bool) -> str:
+    def cached(
+        hub_id: str, name: str, *, revision: str, local_files_only: bool, **_: object
+    ) -> str:
         asked.append((name, local_files_only))
         if name != "c":
             raise LocalEntryNotFoundError("nothing here")

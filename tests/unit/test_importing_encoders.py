@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.model.tokenizer import RPiAE
-from rpiae.interop.facts import Told
 from rpiae.interop.importing import import_model
-from rpiae.interop.reference import write_reference
+from rpiae.interop.reference.facts import Told
+from rpiae.interop.reference.tokenizers import write_reference
 from tests.official import decoder_alone, official, state_of, tokenizer
 
 transformers = pytest.importorskip("transformers")

@@ -18,8 +18,8 @@ from rpiae.core.model.folders import save_tokenizer
 from rpiae.core.model.generator_folders import load_generator_model
 from rpiae.generators.configs import DitConfig
 from rpiae.generators.dit import Dit
-from rpiae.interop.generators import import_generator
-from rpiae.interop.lightningdit import Untold, dit_to_reference
+from rpiae.interop.reference.generators import import_generator
+from rpiae.interop.reference.lightningdit import Untold, dit_to_reference
 from rpiae.latents.encoding import tokenizer_digest
 from tests.toys import DECODERS, ENCODERS
 

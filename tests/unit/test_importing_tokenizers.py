@@ -18,9 +18,9 @@ from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.model.contracts import Features
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.generators.configs import DitConfig
-from rpiae.interop.facts import Told
 from rpiae.interop.importing import import_model
-from rpiae.interop.lightningdit import dit_to_reference
+from rpiae.interop.reference.facts import Told
+from rpiae.interop.reference.lightningdit import dit_to_reference
 from tests.official import alone, decoder_alone, official, state_of, tokenizer
 
 HEADS = Told(num_heads=2, decoder_heads=2)

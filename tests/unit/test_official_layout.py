@@ -20,11 +20,11 @@ from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.weights import shapes
 from rpiae.encoders.configs import TimmEncoderConfig
 from rpiae.interop import importing
-from rpiae.interop.facts import Facts, Told
 from rpiae.interop.importing import import_model
-from rpiae.interop.reference import write_reference
-from rpiae.interop.reference_parts import bridge_config, decoder_sizes
-from rpiae.interop.transformers import foreign_encoder
+from rpiae.interop.reference.facts import Facts, Told
+from rpiae.interop.reference.parts import bridge_config, decoder_sizes
+from rpiae.interop.reference.tokenizers import write_reference
+from rpiae.interop.reference.transformers import foreign_encoder
 from tests.official import ENCODER, alone, decoder_alone, official, state_of, tokenizer
 from tests.toys import DECODERS, ENCODERS
 

@@ -23,9 +23,9 @@ from rpiae.core.model.folders import load_tokenizer, save_tokenizer
 from rpiae.core.model.places import recorded_word
 from rpiae.evaluation.configs import EvaluationConfig
 from rpiae.evaluation.saved import evaluate_saved
-from rpiae.interop.card import Described, model_card
-from rpiae.interop.paths import without_paths
-from rpiae.interop.pushing import write_repository
+from rpiae.interop.hub.card import Described, model_card
+from rpiae.interop.hub.paths import without_paths
+from rpiae.interop.hub.pushing import write_repository
 from tests.commands import rpiae as command
 from tests.hub import TOKEN, Hub, hub_at_work
 from tests.short_run import short_run, write_images

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rpiae.core.errors import UsageError
-from rpiae.interop.sampling import guided_interval, sampling_of_reference
+from rpiae.interop.reference.sampling import guided_interval, sampling_of_reference
 from rpiae.sampling.configs import SamplingConfig
 from rpiae.sampling.guidance import guided
 from rpiae.sampling.times import sampling_times

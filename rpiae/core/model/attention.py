@@ -15,7 +15,8 @@ count in frames where several tokens make one. More entries than kernels take go
 
 Under ``torch.compile`` the choice is made once per traced graph, while it is traced, and is a
 constant in it: set context or environment before the first call. Left alone, it is ``sdpa`` there
-instead of ``xformers``, which cannot be traced.
+instead of ``xformers``, which cannot be traced. What ``torch.export`` traces has ``sdpa``, as it may run
+anywhere, and no chunks.
 """
 
 from __future__ import annotations
@@ -156,6 +157,8 @@ def attention(
         scale = q.shape[-1] ** -0.5
     if mask is not None:
         mask = mask.needed(q.shape[-2], k.shape[-2])
+    if torch.compiler.is_exporting():
+        return _sdpa(q, k, v, scale, mask)
     # Traced with a symbolic number of tokens, this is one constant or the other, and a guard.
     tokens = 0 if k.shape[-2] <= MOST_CPU_MATH_TOKENS else MOST_CPU_MATH_TOKENS + 1
     name = _name_of_choice(

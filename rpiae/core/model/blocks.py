@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from rpiae.core.errors import UsageError
 from rpiae.core.model.attention import attention
 from rpiae.core.model.geometry import at_least_fp32
+from rpiae.core.model.resampling import Mode, resample
 
 _recompute: contextvars.ContextVar[bool] = contextvars.ContextVar("recompute", default=False)
 
@@ -202,7 +203,7 @@ def resample_positions(
     size: tuple[int, int],
     *,
     antialias: bool,
-    mode: Literal["bicubic", "bilinear"] = "bicubic",
+    mode: Mode = "bicubic",
     offset: float = 0.0,
 ) -> Float[Tensor, "1 height width d"]:
     """Positions resampled to ``size`` (rows, columns), in fp32; unchanged at the stored size.
@@ -217,13 +218,9 @@ def resample_positions(
         offset: what DINO and DINOv2 without registers add to both sides wanted, in tokens, before
             they divide by the stored ones: it shifts where each position is read.
     """
-    if tuple(positions.shape[1:3]) == tuple(size):
-        return positions
-    stored = positions.shape[1:3]
-    scale = [(side + offset) / old for side, old in zip(size, stored, strict=True)]
-    resampled = F.interpolate(
-        at_least_fp32(positions.permute(0, 3, 1, 2)), mode=mode, antialias=antialias,
-        **({"scale_factor": scale} if offset else {"size": size}),
+    resampled = resample(
+        at_least_fp32(positions.permute(0, 3, 1, 2)), size,
+        mode=mode, antialias=antialias, offset=offset,
     )  # fmt: skip
     return resampled.permute(0, 2, 3, 1).to(positions.dtype)
 

@@ -80,7 +80,7 @@ def _encoded(
     )
     return [
         _with_last_repeated(
-            tokens.reshape(len(clip), clip.shape[2], *tokens.shape[1:]), plan.grid[0], dim=1
+            tokens.reshape(clip.shape[0], clip.shape[2], *tokens.shape[1:]), plan.grid[0], dim=1
         ).flatten(1, 2)
         for tokens in made
     ]

@@ -37,8 +37,8 @@ def save_tokenizer(
             half the bytes. They come back in fp32, rounded.
 
     Raises:
-        UsageError: if the tokenizer was put together without configs, or its values are too large for
-            the narrower dtype.
+        UsageError: if the tokenizer was put together without configs, has other weights than they give, or
+            its values are too large for the narrower dtype.
         CheckpointError: if the folder cannot be written.
     """
     if model.config is None:
@@ -46,6 +46,7 @@ def save_tokenizer(
             "this tokenizer was put together by hand and has no config to save: make it with "
             "rpiae.build, or pass config"
         )
+    model = _as_configured(model, model.config)
     target = Path(folder)
     tree = _config_of(model)
     if rounded_to is not None:
@@ -121,6 +122,25 @@ def load_saved(saved: SavedModel) -> RPiAE:
         if name in state:
             model.register_buffer(name, state[name])
     load_state(model, state, source=source, exact=not rounded)
+    return model
+
+
+def _as_configured(model: RPiAE, config: ResolvedTokenizer) -> RPiAE:
+    """The tokenizer itself, out of ``torch.compile``.
+
+    Raises:
+        UsageError: if it has other weights than its config gives, so that it could not be loaded.
+    """
+    model = getattr(model, "_orig_mod", model)
+    wanted = shapes(build_tokenizer(config, device="meta").state_dict())
+    found = shapes(model.state_dict())
+    wrong = [n for n in {**wanted, **found} if n not in _NORMS and wanted.get(n) != found.get(n)]
+    if wrong:
+        raise UsageError(
+            "this tokenizer has other weights than its parts' configs give, so it could not be loaded: "
+            f"{len(wrong)} differ, such as {wrong[0]}. If a part was wrapped or parametrized, undo that "
+            "first; model.encoder.compile() compiles a part in place"
+        )
     return model
 
 

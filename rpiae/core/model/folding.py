@@ -45,20 +45,20 @@ def per_frame(
         ValueError: if a map is not (b, c, t, h, w).
     """
     if grid is not None:
-        frames = values.reshape(len(values) * grid[0], math.prod(grid[1:]), values.shape[-1])
+        frames = values.reshape(values.shape[0] * grid[0], math.prod(grid[1:]), values.shape[-1])
         [made] = in_chunks(
             lambda chunk: [network(chunk)],
             frames,
-            most=len(frames) if whole else frames_at_once(grid),
+            most=frames.shape[0] if whole else frames_at_once(grid),
         )
-        return made.reshape(len(values), grid[0] * made.shape[1], made.shape[2])
+        return made.reshape(values.shape[0], grid[0] * made.shape[1], made.shape[2])
     if values.ndim != 5:
         raise ValueError(f"a map of a clip is (b, c, t, h, w), not {tuple(values.shape)}")
     t, h, w = values.shape[2:]
     frames = fold(values)
-    most = len(frames) if whole else frames_at_once((t, h, w))
+    most = frames.shape[0] if whole else frames_at_once((t, h, w))
     [made] = in_chunks(lambda chunk: [network(chunk)], frames, most=most)
-    return made.reshape(len(values), t, *made.shape[1:]).transpose(1, 2)
+    return made.reshape(values.shape[0], t, *made.shape[1:]).transpose(1, 2)
 
 
 def fold(clip: Float[Tensor, "b c t h w"]) -> Float[Tensor, "bt c h w"]:
@@ -82,7 +82,7 @@ def in_chunks(
         values: tensors (n, …).
         most: entries per call.
     """
-    if len(values[0]) <= most:
+    if values[0].shape[0] <= most:
         return function(*values)
     chunks = zip(*(torch.split(tensor, most) for tensor in values), strict=True)
     parts = [function(*chunk) for chunk in chunks]

@@ -87,16 +87,17 @@ def save_generator(
             the narrower dtype.
         CheckpointError: if the folder cannot be written.
     """
-    if model.config is None:
+    whole: LatentGenerator = getattr(model, "_orig_mod", model)  # out of torch.compile
+    if whole.config is None:
         raise UsageError("this generator was put together by hand and has no config to save")
     target = Path(folder)
-    state = written_state(model, rounded_to)
+    state = written_state(whole, rounded_to)
     tree = {
         "format": FORMAT,
         "kind": GENERATOR,
-        **written_parts({GENERATOR: model.config}),
-        "flow": unparse(model.flow),
-        "latents": _listed(asdict(model.facts)),
+        **written_parts({GENERATOR: whole.config}),
+        "flow": unparse(whole.flow),
+        "latents": _listed(asdict(whole.facts)),
     }
     write_model(target, tree, state)
     return target

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rpiae.core.errors import UsageError
+from rpiae.core.model.resampling import resample
 
 Grid: TypeAlias = tuple[int, int, int]
 
@@ -99,10 +100,10 @@ def geometry(
             f"the encoder takes {seen[0]} frames per token and the decoder makes {made[0]}: time is "
             "not resampled, so they must be equal"
         )
-    steps = math.ceil(frames / made[0])
-    steps = 1 + math.ceil((steps - 1) / temporal_downsampling) * temporal_downsampling
+    steps = _covering(frames, made[0])
+    steps = 1 + _covering(steps - 1, temporal_downsampling) * temporal_downsampling
     rows, columns = (
-        math.ceil(side / (pixels * downsampling)) * downsampling
+        _covering(side, pixels * downsampling) * downsampling
         for side, pixels in zip((height, width), made[1:], strict=True)
     )
     return Geometry(
@@ -111,6 +112,11 @@ def geometry(
         grid=(steps, rows, columns),
         encoder_size=(steps * seen[0], rows * seen[1], columns * seen[2]),
     )
+
+
+def _covering(side: int, unit: int) -> int:
+    """How many units cover a side, which may be a symbol of a graph that is exported."""
+    return -(-side // unit)
 
 
 def pad_to(
@@ -137,10 +143,7 @@ def encoder_view(images: Float[Tensor, "b c h w"], plan: Geometry) -> Float[Tens
     """Images, or frames of a clip, as an encoder sees them, in fp32 (or fp64): padded by reflection,
     then resized (bicubic) to its patches."""
     images = pad_to(at_least_fp32(images), plan.padded[1:])
-    size = plan.encoder_size[1:]
-    if images.shape[-2:] == size:
-        return images
-    return F.interpolate(images, size=size, mode="bicubic", align_corners=False)
+    return resample(images, plan.encoder_size[1:])
 
 
 def to_8_bits(images: Tensor, *, rounding: Rounding = "nearest") -> Tensor:

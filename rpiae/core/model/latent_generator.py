@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 
@@ -107,12 +108,20 @@ class LatentGenerator(nn.Module):
     ) -> Float[Tensor, "b c h w"]:
         """ε − x₁ as the model has it, in fp32 at least.
 
+        A model of half precision is computed under autocast: what adds up in it stays in fp32.
+
         Args:
             latents: x_t, normalised.
             time: t in [0, 1], shifted.
             labels: 0 to ``num_classes``, which stands for no class.
         """
-        predicted = at_least_fp32(self.generator(latents, time, labels))
+        weight = next(self.roles["generator"].parameters(), latents)
+        half = weight.dtype in (torch.bfloat16, torch.float16)
+        given = latents if half else latents.to(weight.dtype)
+        with (
+            torch.autocast(latents.device.type, weight.dtype) if half else contextlib.nullcontext()
+        ):
+            predicted = at_least_fp32(self.generator(given, time, labels))
         if self.flow.prediction == "v":
             return predicted
         return (at_least_fp32(latents) - predicted) / self.divisor(time, latents.ndim)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
 
 from rpiae.core.errors import UsageError
 from rpiae.core.model.clips import as_clip, clip_features, of_images
@@ -150,7 +151,7 @@ class RPiAE(nn.Module):
                 f"latents must be tensors (batch, {channels}, h, w), or (batch, {channels}, t, h, w) "
                 f"of clips, not {given}; a posterior gives them with mode() or sample()"
             )
-        if not latent.shape[2:].numel():
+        if 0 in latent.shape[2:]:
             raise UsageError(f"the latent is empty: its shape is {tuple(latent.shape)}")
         sides = latent.ndim - 2
         if size is not None and len(size) != sides:
@@ -285,11 +286,11 @@ class RPiAE(nn.Module):
         """Warn of the first images outside [0, 1] by more than rounding and resampling explain.
 
         Looking at values makes an accelerator's queue wait, so there only the first batch is looked
-        at; traced code is not looked at.
+        at; traced code and what ``vmap`` maps are not looked at.
         """
         if torch.compiler.is_compiling() or not self._watches_range:
             return
-        if images.is_meta or not images.numel():
+        if images.is_meta or not images.numel() or is_batchedtensor(images):
             return
         least, largest = (value.item() for value in images.detach().aminmax())
         inside = least >= -TOLERANCE and largest <= 1 + TOLERANCE

@@ -7,13 +7,15 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from rpiae.core.errors import CheckpointError, RunError
+from rpiae.core.errors import CheckpointError, RunError, UsageError
 
 #: Levels of lists and tables that a document may have; ours have fewer than ten.
 DEEPEST = 64
@@ -63,6 +65,34 @@ def whole(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Where to write a new folder inside the block; behind it, the folder has its own name.
+
+    If anything fails, nothing is left.
+
+    Raises:
+        UsageError: if there is something of that name already, other than an empty folder.
+        RunError: if the system refuses, inside the block too.
+    """
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"{folder} exists already: name a new folder")
+    unfinished = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        # The temporary folder is its owner's alone; what is made in it is as other folders are.
+        made = unfinished / folder.name
+        made.mkdir()
+        yield made
+        made.replace(folder)
+    except OSError as error:
+        raise RunError(f"cannot write {folder}: {error.strerror or error}") from None
+    finally:
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def until_whole(path: Path) -> Path:

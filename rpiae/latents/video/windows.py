@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -81,6 +82,12 @@ class VideoWindows:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    @functools.cached_property
+    def positions(self) -> Tensor:
+        """Index in the source of the video of each item."""
+        counts = np.diff(self._ends, prepend=0)
+        return torch.tensor(np.repeat([video.position for video in self.videos], counts))
 
     def window(self, index: int) -> tuple[StoredVideo, int]:
         """The video of an item, and the latent step that the item starts at."""

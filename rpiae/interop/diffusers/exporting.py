@@ -15,7 +15,7 @@ from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.model.folders import save_tokenizer
 from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.files import whole, write_text
-from rpiae.interop.autoencoder_rae_layout import (
+from rpiae.interop.diffusers.layout import (
     CLASS,
     CONFIG_FILE,
     ENCODERS,
@@ -23,7 +23,7 @@ from rpiae.interop.autoencoder_rae_layout import (
     WEIGHTS_FILE,
     RaeEncoder,
 )
-from rpiae.interop.autoencoder_rae_writing import RaeModel, as_autoencoder_rae
+from rpiae.interop.diffusers.writing import RaeModel, as_autoencoder_rae
 
 #: The transformers that encoders are named for where none is installed.
 _NEWEST = "5.24"

@@ -1,7 +1,7 @@
 """Encoders in transformers' layouts: as configs and weights of ``TimmEncoder``, and back.
 
 Four classes are known: Dinov2WithRegistersModel, Dinov2Model, ViTMAEModel and the vision tower of
-SiglipModel; ``rpiae.interop.transformers_kinds`` has what is published of each.
+SiglipModel; ``rpiae.interop.reference.kinds`` has what is published of each.
 """
 
 from __future__ import annotations
@@ -21,10 +21,17 @@ from rpiae.core.model.layouts import State, encoder_layout
 from rpiae.core.model.resolve import part_config
 from rpiae.core.runtime.names import printable, shown
 from rpiae.core.runtime.weights import Shapes, Signature, read_weights, shapes
-from rpiae.interop.facts import Facts, Table, Told, find_documents
-from rpiae.interop.shapes import PartShapes, Place, below, check_values, check_whole, ratio
-from rpiae.interop.transformers_kinds import PLAIN, REGISTERS, SIGLIP, VIT_MAE, Kind
-from rpiae.interop.transformers_names import with_long_names
+from rpiae.interop.reference.facts import Facts, Table, Told, find_documents
+from rpiae.interop.reference.kinds import PLAIN, REGISTERS, SIGLIP, VIT_MAE, Kind
+from rpiae.interop.reference.names import with_long_names
+from rpiae.interop.reference.shapes import (
+    PartShapes,
+    Place,
+    below,
+    check_values,
+    check_whole,
+    ratio,
+)
 
 if TYPE_CHECKING:
     from rpiae.encoders.timm import TimmEncoder

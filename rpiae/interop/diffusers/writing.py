@@ -17,7 +17,7 @@ from rpiae.core.model.layouts import State, restored
 from rpiae.core.model.tokenizer import NORM_EPS, RPiAE
 from rpiae.decoders.vit import VitDecoder
 from rpiae.encoders.timm import TimmEncoder
-from rpiae.interop.autoencoder_rae_layout import (
+from rpiae.interop.diffusers.layout import (
     CLASS,
     ENCODERS,
     HEAD_WIDTH,

@@ -21,7 +21,7 @@ from rpiae.core.model.adapters import (
     vit_encoder_to_transformers,
 )
 from rpiae.core.model.layouts import SIGLIP_ENCODER, VIT_ENCODER, Layout, State, encoder_layout
-from rpiae.interop.facts import Triple
+from rpiae.interop.reference.facts import Triple
 
 IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALVES: tuple[Triple, Triple] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -12,9 +12,9 @@ from rpiae.core.model.layouts import State
 from rpiae.core.model.saved import CONFIG_FILE
 from rpiae.core.runtime.files import write_text
 from rpiae.decoders.configs import VitDecoderConfig
-from rpiae.interop.facts import Table
-from rpiae.interop.transformers import WEIGHTS
-from rpiae.interop.transformers_kinds import Kind
+from rpiae.interop.reference.facts import Table
+from rpiae.interop.reference.kinds import Kind
+from rpiae.interop.reference.transformers import WEIGHTS
 
 #: Names in a folder of the official layout.
 WEIGHTS_FILE, YAML_FILE, STATISTICS_FILE = "rpiae.pt", "rpiae.yaml", "stats.pt"

@@ -14,7 +14,7 @@ from rpiae.core.model.tokenizer import NORM_EPS, RPiAE
 from rpiae.core.runtime.names import printable, shown
 from rpiae.core.runtime.weight_files import named_file, opened
 from rpiae.core.runtime.weights import check_finite, check_plain
-from rpiae.interop.facts import Facts, Table, located
+from rpiae.interop.reference.facts import Facts, Table, located
 
 NAMES = ("mean", "var")
 

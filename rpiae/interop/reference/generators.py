@@ -16,7 +16,7 @@ from rpiae.core.model.tokenizer import RPiAE
 from rpiae.core.runtime.names import printable
 from rpiae.core.runtime.weight_files import named_file
 from rpiae.core.runtime.weights import load_whole, read_weights, shapes
-from rpiae.interop.lightningdit import (
+from rpiae.interop.reference.lightningdit import (
     LABELS,
     SIGNATURE,
     WHAT,

@@ -2,7 +2,7 @@
 
 A file of RPiAE holds encoder, decoder, with a bridge ``vb_feature_encoder`` and ``vb_feature_decoder``, and in
 training a replica, which is left out. One of RAE holds the decoder alone. Statistics of features are a file
-of their own. All sizes are read off the shapes; ``rpiae.interop.facts`` has what these do not say.
+of their own. All sizes are read off the shapes; ``rpiae.interop.reference.facts`` has what these do not say.
 
 Source: method.md section 6; the reference implementations of arXiv 2603.19206 and 2510.11690.
 """
@@ -32,8 +32,8 @@ from rpiae.core.runtime.names import printable
 from rpiae.core.runtime.weights import Signature, holds, read_weights, shapes
 from rpiae.decoders.configs import VitDecoderConfig
 from rpiae.encoders.timm import TimmEncoder
-from rpiae.interop.facts import Facts, Told, find_documents
-from rpiae.interop.reference_files import (
+from rpiae.interop.reference.facts import Facts, Told, find_documents
+from rpiae.interop.reference.files import (
     DECODER,
     ENCODER,
     STATISTICS_FILE,
@@ -43,7 +43,9 @@ from rpiae.interop.reference_files import (
     write_encoder,
     write_yaml,
 )
-from rpiae.interop.reference_parts import (
+from rpiae.interop.reference.kinds import REGISTERS, Kind
+from rpiae.interop.reference.names import with_long_names
+from rpiae.interop.reference.parts import (
     DecoderSizes,
     bridge_config,
     bridge_shapes,
@@ -52,17 +54,15 @@ from rpiae.interop.reference_parts import (
     decoder_sizes,
     under,
 )
-from rpiae.interop.shapes import below, check_values, check_whole
-from rpiae.interop.statistics import normalise, statistics_file, write_statistics
-from rpiae.interop.transformers import (
+from rpiae.interop.reference.shapes import below, check_values, check_whole
+from rpiae.interop.reference.statistics import normalise, statistics_file, write_statistics
+from rpiae.interop.reference.transformers import (
     ForeignEncoder,
     encoder_files,
     foreign_encoder,
     read_encoder,
     without_final_norm,
 )
-from rpiae.interop.transformers_kinds import REGISTERS, Kind
-from rpiae.interop.transformers_names import with_long_names
 
 #: Any of these shows a decoder of the reference; a file with one key renamed has the others.
 _DECODER_SIGNS = ("decoder_embed.weight", "decoder_pred.weight", "decoder_pos_embed")

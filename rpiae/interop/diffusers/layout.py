@@ -29,7 +29,7 @@ from rpiae.core.model.adapters import (
 )
 from rpiae.core.model.blocks import sincos_at
 from rpiae.core.model.layouts import DECODER, Layout, State
-from rpiae.interop.transformers_names import SHORTER_ATTENTION, SHORTER_VIT_MLP
+from rpiae.interop.reference.names import SHORTER_ATTENTION, SHORTER_VIT_MLP
 
 CLASS = "AutoencoderRAE"
 CONFIG_FILE = "config.json"

@@ -37,8 +37,8 @@ from rpiae.evaluation.protocol import EVALUATION_FILE
 from rpiae.evaluation.records import WEIGHTS, add_evaluation, read_evaluations
 from rpiae.evaluation.saved_generation import is_generation
 from rpiae.evaluation.subjects import results_folder
-from rpiae.interop.card import Described, model_card, parameters
-from rpiae.interop.paths import without_paths
+from rpiae.interop.hub.card import Described, model_card, parameters
+from rpiae.interop.hub.paths import without_paths
 from rpiae.latents.encoding import tokenizer_digest
 from rpiae.sampling.loaded import LoadedGenerator
 from rpiae.sampling.plan import generator_digest

@@ -48,7 +48,7 @@ class Told:
         mean, std: the encoder's input statistics.
         weights_key: which weights to take where a file has several.
         tokenizer: folder of the tokenizer of a generator.
-        head_depth, num_classes: see ``rpiae.interop.lightningdit.Untold``.
+        head_depth, num_classes: see ``rpiae.interop.reference.lightningdit.Untold``.
         file: name in a repository of the Hub, or in a folder.
         revision: branch, tag or commit of the Hub.
     """

@@ -31,7 +31,7 @@ from rpiae.core.runtime.weights import (
 )
 from rpiae.decoders.configs import VitDecoderConfig
 from rpiae.encoders.configs import TimmEncoderConfig, Triple
-from rpiae.interop.autoencoder_rae_layout import (
+from rpiae.interop.diffusers.layout import (
     CLASS,
     CONFIG_FILE,
     ENCODERS,

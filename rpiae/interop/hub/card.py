@@ -76,7 +76,7 @@ def model_card(described: Described) -> str:
         eval_results=results or None,
         **_licence(described),
     )
-    template = importlib.resources.files("rpiae.interop") / "templates" / "card.md"
+    template = importlib.resources.files("rpiae.interop.hub") / "templates" / "card.md"
     card = ModelCard.from_template(
         data,
         template_str=template.read_text("utf-8"),

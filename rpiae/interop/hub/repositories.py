@@ -12,7 +12,7 @@ from rpiae.core.errors import RpiaeError, RunError, UsageError
 from rpiae.core.model.places import HubPlace, hub_place
 from rpiae.core.runtime.download import LOG_IN, hub_failures, offline_variable, refusal
 from rpiae.core.runtime.names import shown
-from rpiae.interop.pushing import Source, write_repository
+from rpiae.interop.hub.pushing import Source, write_repository
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -23,10 +23,10 @@ from rpiae.core.model.layouts import BRIDGE, DECODER, State
 from rpiae.core.runtime.names import shown
 from rpiae.core.runtime.weights import Shapes, shapes
 from rpiae.decoders.configs import VitDecoderConfig
-from rpiae.interop.facts import Facts, Table
-from rpiae.interop.shapes import PartShapes, Place, below, ratio
-from rpiae.interop.transformers import ForeignEncoder
-from rpiae.interop.transformers_kinds import KINDS
+from rpiae.interop.reference.facts import Facts, Table
+from rpiae.interop.reference.kinds import KINDS
+from rpiae.interop.reference.shapes import PartShapes, Place, below, ratio
+from rpiae.interop.reference.transformers import ForeignEncoder
 
 T = TypeVar("T")
 

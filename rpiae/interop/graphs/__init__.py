@@ -1,0 +1,1 @@
+"""Tokenizers as graphs: torch.export and ONNX."""

@@ -1,0 +1,1 @@
+"""The official layouts, RPiAE and RAE with LightningDiT: read and written."""
