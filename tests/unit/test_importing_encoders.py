@@ -114,15 +114,19 @@ def test_names_in_memory(tmp_path: Path, name: str) -> None:
     torch.testing.assert_close(found.state_dict(), wanted.state_dict(), rtol=0, atol=0)
 
 
-def test_half_of_a_gated_mlp(tmp_path: Path) -> None:
+def test_parts_of_a_gated_encoder(tmp_path: Path) -> None:
     file = decoder(tmp_path / "rae")
     theirs("gated", tmp_path / "encoder")
     path = tmp_path / "encoder" / "model.safetensors"
     state = load_file(path)
     both = state.pop("encoder.layer.1.mlp.weights_in.weight")
     state["encoder.layer.1.mlp.gate_proj.weight"] = both.chunk(2)[0].clone()
-    save_file(state, path)
     told = Told(encoder=str(tmp_path / "encoder"), decoder_heads=2)
+    registers = state.pop("embeddings.register_tokens")
+    save_file(state, path)
+    with pytest.raises(CheckpointError, match=r"embeddings\.register_tokens is missing, and"):
+        import_model(file, told=told)
+    save_file(state | {"embeddings.register_tokens": registers}, path)
     wrong = r"missing: \S+1\.mlp\.weights_in\.weight\. unexpected: \S+1\.mlp\.gate_proj\.weight"
     with pytest.raises(CheckpointError, match=wrong):
         import_model(file, told=told)

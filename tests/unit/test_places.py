@@ -273,7 +273,9 @@ def test_a_path_never_leads_to_the_hub(hub: Hub, made: Path) -> None:
         assert hub_place(word) is None
         with pytest.raises(CheckpointError, match="does not exist"):
             rpiae.load(word)
-    with pytest.raises(UsageError, match="only repositories of the hub, user/name, have revisions"):
+    with pytest.raises(
+        UsageError, match="no repository of the hub, user/name, and only these have revisions"
+    ):
         rpiae.load(NAME, revision="main")
     assert not hub.asked
 
@@ -303,6 +305,9 @@ def test_models_that_ship_go_by_their_names(
     assert is_borrowed(tokenizer_folder("whole"))
     with pytest.raises(CheckpointError, match=r"\(small-one, whole\)\. Did you mean 'small-one'"):
         rpiae.load("small-on")
+    with pytest.raises(CheckpointError, match="does not exist") as refused:
+        rpiae.load("small-one", subfolder="there")
+    assert "Did you mean" not in str(refused.value)
     shutil.copytree(made / "1", "small-one")
     assert same(rpiae.load("small-one"), made / "1")
 

@@ -91,8 +91,8 @@ def named_place(word: Word, kind: str = "", *, revision: str = "", subfolder: st
         return _fetched(_merged(place, word, revision, subfolder), kind)
     if revision:
         raise UsageError(
-            f"{printable(str(word))} is a folder of this machine, or none at all, and only repositories of the "
-            f"hub, user/name, have revisions: leave {shown(revision)} out"
+            f"{printable(str(word))} is no repository of the hub, user/name, and only these have revisions: "
+            f"leave {shown(revision)} out"
         )
     shipped = _shipped()
     path = Path(word)
@@ -130,7 +130,7 @@ def hub_place(word: Word, *, only: bool = False) -> HubPlace | None:
 def unknown_word(word: Word) -> str:
     """What else a word could have meant that names no folder, for the end of a message."""
     shipped = _shipped()
-    if not isinstance(word, str) or not re.fullmatch(_NAME, word, re.ASCII):
+    if not isinstance(word, str) or word in shipped or not re.fullmatch(_NAME, word, re.ASCII):
         return ""
     names = f" ({', '.join(shipped)})" if shipped else ""
     return (

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rpiae.core.config.parts import EncoderConfig
 from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.model.adapters import is_for_registers
-from rpiae.core.model.layouts import State, encoder_layout
+from rpiae.core.model.layouts import FOREIGN_REGISTERS, State, encoder_layout
 from rpiae.core.model.resolve import part_config
 from rpiae.core.runtime.names import printable, shown
 from rpiae.core.runtime.weights import Shapes, Signature, read_weights, shapes
@@ -291,8 +291,8 @@ def _measured(kind: Kind, found: Shapes, source: str, prefix: str) -> ForeignEnc
     layout = encoder_layout(registers=True, gated=True) if gated else kind.layout
     if gated and kind is not REGISTERS:
         raise CheckpointError(
-            f"{source}: {kind.what} with a gated MLP cannot be imported: timm has none that resamples "
-            "positions as transformers does"
+            f"{source}: {prefix}{FOREIGN_REGISTERS} is missing, and {kind.what} with a gated MLP cannot be "
+            "imported: timm has none that resamples positions as transformers does"
         )
     part = PartShapes(source=source, layout=layout, prefix=prefix, shapes=found)
     convolution, mlp = "network.patch_embed.proj.weight", "network.blocks.{n}.mlp"
