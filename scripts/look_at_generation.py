@@ -126,7 +126,7 @@ def build(folder: Path, settings: Settings) -> None:
         rpiae("build", *(("--resume", str(folder)) if begun else start), log=log)
     rpiae(
         "encode", str(folder), f"parquet:{data}", "--out", f"{folder}-latents", "--image-size", "32",
-        "--flip", "--dtype", "bf16", log=log,
+        "--dtype", "bf16", "--precision", "bf16", log=log,
     )  # fmt: skip
 
 
@@ -153,7 +153,6 @@ def generate(look: Look, tokenizer: Path, settings: Settings) -> None:
 
 def _training(look: Look, settings: Settings) -> Iterator[str]:
     yield "recipe.flow.shift=0"  # that of the latents' size
-    yield "flip=true"
     yield "held_out=512"
     yield f"recipe.stages[0].steps={settings.steps}"
     yield f"recipe.stages[0].batch_size={settings.batch_size}"
@@ -218,10 +217,10 @@ def main() -> None:
     parser.add_argument("--cnn", type=Path, required=True, help="of scripts/train_small_cnn.py")
     parser.add_argument("--out", type=Path, default=Path("runs/look"))
     parser.add_argument("--generator", default="dit-t")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--sampling-steps", type=int, default=25)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--sampling-steps", type=int, default=15)
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--processes", type=int, default=1, help="steps at a time")
     arguments = vars(parser.parse_args())
