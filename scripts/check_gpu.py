@@ -209,35 +209,66 @@ def tests(settings: Settings, seconds: float, found: Outcome) -> None:
 
 
 def bench(settings: Settings, seconds: float, found: Outcome) -> None:
-    """Every stage of the paper's model, with every attention backend that runs here."""
-    batch, repeats = ("2", "1") if settings.toy else ("32", "5")
+    """Every stage of the paper's model, with every attention backend that runs here, and compiled."""
+    batch = "2" if settings.toy else "32"
     model = (*(TOY if settings.toy else PAPER), "--set", f"recipe.batch_size={batch}")
     wanted = (
-        [("fp32", "sdpa")]
+        [("fp32", "sdpa", False)]
         if settings.toy
-        else [("bf16", "xformers"), ("bf16", "sdpa"), ("fp32", "sdpa")]
+        else [
+            ("bf16", "xformers", False), ("bf16", "sdpa", False), ("bf16", "sdpa", True), ("fp32", "sdpa", False),
+        ]
+    )  # fmt: skip
+    found.figures["batch_size"] = int(batch)
+    measured(settings, seconds, found, model, wanted)
+
+
+def generators(settings: Settings, seconds: float, found: Outcome) -> None:
+    """A generator's sampling step and training step, compiled and not."""
+    model = (
+        ("--generator", "dit-t", "--set", "recipe.batch_size=4", "--set", "generator.rows=4")
+        if settings.toy
+        else ("--generator", "dit-b", "--set", "recipe.batch_size=64")
     )
+    precision = "fp32" if settings.toy else "bf16"
+    wanted = [(precision, "sdpa", False), (precision, "sdpa", True)]
+    measured(settings, seconds, found, model, wanted)
+
+
+def measured(
+    settings: Settings, seconds: float, found: Outcome, model: Sequence[str],
+    wanted: Sequence[tuple[str, str, bool]],
+) -> None:  # fmt: skip
+    """`rpiae bench` of a model for every precision, attention backend, and compiled or not."""
+    repeats = "1" if settings.toy else "5"
     ends = time.monotonic() + seconds
-    rows = []
-    for precision, backend in wanted:
+    rows: list[dict[str, Any]] = []
+    for precision, backend, compiled in wanted:
         try:
             said = command(
                 settings, "-m", "rpiae", "bench", *model, "--device", settings.device, "--precision",
-                precision, "--repeats", repeats, "--json", name=f"bench-{precision}-{backend}",
+                precision, "--repeats", repeats, "--json", *(["--compile"] if compiled else []),
+                name="-".join(
+                    ["bench", model[1], precision, backend, *(["compiled"] if compiled else [])]
+                ),
                 seconds=ends - time.monotonic(), environment={"RPIAE_ATTENTION": backend},
             )  # fmt: skip
         except Failed as failure:
             found.state = "failed"
-            found.lines.append(f"{precision}, {backend}: {failure}\n")
+            how = ", compiled" if compiled else ""
+            found.lines.append(f"{precision}, {backend}{how}: {failure}\n")
             continue
-        rows += [{"backend": backend, **row} for row in json.loads(said)["rows"]]
-    found.figures = {"rows": rows, "batch_size": int(batch)}
+        rows += [
+            {"backend": backend, "compiled": compiled, **row} for row in json.loads(said)["rows"]
+        ]
+    found.figures["rows"] = rows
     found.lines += [f"`rpiae bench {' '.join(model)}`", ""]
     found.lines += table(
-        ("operation", "precision", "attention", "images/s", "of peak", "GiB"),
+        ("operation", "precision", "attention", "steps' blocks", "images/s", "of peak", "GiB"),
         (
             (
-                row["operation"], row["precision"], row["backend"], f"{row['images_per_second']:.1f}",
+                row["operation"], row["precision"], row["backend"],
+                "compiled" if row["compiled"] else "eager", f"{row['images_per_second']:.1f}",
                 f"{row['peak_share']:.0%}", f"{row['memory'] / 2**30:.1f}" if row["memory"] else "?",
             )
             for row in rows
@@ -406,6 +437,7 @@ CHECKS: tuple[tuple[str, Check, float, float], ...] = (
     ("Machine", machine, 0, 60),
     ("Tests", tests, 20, 180),
     ("Speed of the paper's model", bench, 40, 150),
+    ("Speed of a generator", generators, 40, 90),
     ("Profile of a step", profile, 30, 60),
     ("The default build", build, 40, 150),
     ("The claims, longer", claims, 60, 600),

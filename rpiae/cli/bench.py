@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rpiae.runs.timing import Speed
 
 #: Options that are fields of a generator's run, here.
-GENERATOR_FIELDS = ("generator", "recipe", "seed", "device", "precision")
+GENERATOR_FIELDS = ("generator", "recipe", "seed", "device", "precision", "compile")
 
 
 @frozen(kw_only=True)

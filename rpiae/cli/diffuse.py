@@ -20,7 +20,7 @@ from rpiae.core.errors import UsageError
 #: Options that are fields of a generator's run.
 FIELDS = (
     "generator", "recipe", "latents", "data", "tokenizer", "held_out", "seed", "device", "precision",
-    "init",
+    "compile", "init",
 )  # fmt: skip
 
 #: Options by the names that they are kept under, where these differ.
@@ -118,7 +118,9 @@ def _demonstrate(arguments: argparse.Namespace) -> int:
     from rpiae.cli.demonstrating import follow_steps, print_first_plan
     from rpiae.runs.demonstration import OUT, demonstrate, first_plan
 
-    names = ("tokenizer", "generator", "recipe", "held_out", "init", "overrides", "without")
+    names = (
+        "tokenizer", "generator", "recipe", "held_out", "init", "compile", "overrides", "without",
+    )  # fmt: skip
     given = [WORDS.get(name, f"--{name}") for name in names if getattr(arguments, name)]
     if arguments.processes > 1:
         given.append("--processes")

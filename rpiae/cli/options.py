@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from rpiae.core.model.resolve import ResolvedRun
 
 #: What ``run_options`` declares of a run's own fields, besides ``--set``.
-RUN_FIELDS = ("encoder", "bridge", "decoder", "recipe", "data", "seed", "device", "precision")
+RUN_FIELDS = (
+    "encoder",
+    "bridge",
+    "decoder",
+    "recipe",
+    "data",
+    "seed",
+    "device",
+    "precision",
+    "compile",
+)
 
 
 def nonempty(word: str) -> str:
@@ -94,6 +104,10 @@ def setting_options(parser: argparse.ArgumentParser, example: str) -> None:
     parser.add_argument("--seed", type=whole)
     parser.add_argument("--device", metavar="NAME", type=nonempty, help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"])
+    parser.add_argument(
+        "--compile", action="store_true", default=None,
+        help="compile the blocks (torch.compile): a minute at the start, then faster steps",
+    )  # fmt: skip
 
 
 def start_options(parser: argparse.ArgumentParser) -> None:

@@ -20,6 +20,7 @@ from rpiae.core.model.fetching import Loading, loading_parts, needed
 from rpiae.core.model.places import pinned_word
 from rpiae.core.model.resolve import ResolvedRun, resolve_run
 from rpiae.core.model.saved import TOKENIZER
+from rpiae.core.model.stages import AnyRun
 from rpiae.core.registry.importing import MAIN, import_hint
 from rpiae.core.registry.registry import OWN, registry
 from rpiae.core.runtime.processes import Runtime
@@ -150,6 +151,15 @@ def loading(resolved: ResolvedRun) -> list[Loading]:
     """The parts of a run that load something when it begins."""
     parts = loading_parts(resolved.config, encoder=not brings_pivot(resolved.config))
     return [*parts, *held_out_metrics(measured_while_training(resolved.config.recipe)).values()]
+
+
+def runtime_of(config: AnyRun) -> Runtime:
+    """Where and how a run says that it is computed.
+
+    Raises:
+        UsageError: if the device is not there.
+    """
+    return Runtime(device=config.device, precision=config.precision, compile=config.compile)
 
 
 def settled(resolved: ResolvedRun, runtime: Runtime) -> ResolvedRun:

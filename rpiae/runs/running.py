@@ -39,6 +39,7 @@ from rpiae.runs.resolving import (
     measured_while_training,
     planned,
     resolve,
+    runtime_of,
     settled,
 )
 from rpiae.runs.stages import StageStore, machine, session
@@ -69,7 +70,7 @@ def run(
     """
     resolved = config if isinstance(config, ResolvedRun) else _resolved(config)
     check_startable(resolved)
-    runtime = Runtime(device=resolved.config.device, precision=resolved.config.precision)
+    runtime = runtime_of(resolved.config)
     out = runtime.on_main(lambda: with_folder(resolved).config.out)
     resolved = evolve(resolved, config=evolve(resolved.config, out=out))
     folder = Path(out)
@@ -124,7 +125,7 @@ def resume(
     path = Path(folder)
     resolved, changed = resumed_config(path, changes=changes, overrides=overrides)
     config = resolved.config
-    runtime = Runtime(device=config.device, precision=config.precision)
+    runtime = runtime_of(config)
     data = _dataset(config)
     stage, step = progress(path / "checkpoints")
     # A stage that was begun has its critic in the checkpoint.

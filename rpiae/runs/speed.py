@@ -24,6 +24,7 @@ from rpiae.core.training.player import MicroBatch
 from rpiae.core.training.task import Trainee
 from rpiae.data.synthetic import SyntheticClips, SyntheticImages
 from rpiae.runs import timing
+from rpiae.runs.resolving import runtime_of
 from rpiae.runs.timing import PeakMemory, Speed, multiply_adds, step_seconds, timed
 from rpiae.tasks.tokenizer.replica import PivotReplica
 from rpiae.tasks.tokenizer.task import TokenizerTask, adversary_of
@@ -53,7 +54,7 @@ def measure(
     if repeats < 1:
         raise UsageError(f"repeats must be at least 1, got {repeats}")
     config = resolved.config
-    runtimes = [Runtime(device=config.device, precision=p) for p in precisions]
+    runtimes = [runtime_of(evolve(config, precision=p)) for p in precisions]
     device = runtimes[0].device
     peak = matrix_speed(device, size=timing.PEAK_SIZE)
     yield peak

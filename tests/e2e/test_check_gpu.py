@@ -26,6 +26,12 @@ def test_the_rehearsal_runs_every_check(tmp_path: Path) -> None:
     assert {row["operation"] for row in figures["Speed of the paper's model"]["rows"]} >= {
         "encode", "stage tune", "stage compress", "stage polish",
     }  # fmt: skip
+    generator = figures["Speed of a generator"]["rows"]
+    assert {(row["operation"], row["compiled"]) for row in generator} == {
+        (operation, compiled)
+        for operation in ("sampling step", "stage flow")
+        for compiled in (False, True)
+    }
     assert figures["Profile of a step"]["busy_ms"] > 0
     assert figures["The default build"]["summary"]["psnr"] > 0
     page = (tmp_path / "checked" / "gpu.md").read_text()
@@ -41,4 +47,4 @@ def test_without_time_every_check_is_skipped_and_said(tmp_path: Path) -> None:
     assert "it needs" in done.stdout
     figures = json.loads((tmp_path / "checked" / "gpu.json").read_text())
     states = [each["state"] for name, each in figures.items() if name != "Machine"]
-    assert states == ["skipped"] * 5
+    assert states == ["skipped"] * 6

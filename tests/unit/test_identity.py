@@ -61,7 +61,8 @@ WITHOUT_EFFECT = {
 
 #: Fields that a resume may change although results depend on them.
 ROUNDING = {
-    "RunConfig": {"precision"}, "GeneratorRunConfig": {"precision"}, "RecipeConfig": {"accumulate"},
+    "RunConfig": {"precision", "compile"}, "GeneratorRunConfig": {"precision", "compile"},
+    "RecipeConfig": {"accumulate"},
 }  # fmt: skip
 LOADED = {"weights", "weights_key", "hub_id", "revision", "url"}
 
@@ -136,6 +137,7 @@ CHANGES: dict[str, Tree | str] = {
     "data": "data.image_size=24",
     "seed": {"seed": 4},
     "precision": {"precision": "bf16"},
+    "compile": {"compile": True},
     "recipe.stages": "recipe.stages[2].optimiser.clip=1.5",
     "recipe.batch_size": "recipe.batch_size=2",
     "recipe.max_steps": "recipe.max_steps=3",

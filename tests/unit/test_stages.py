@@ -286,6 +286,7 @@ SAME = [
 OTHER = [
     ("seed", {"seed": 4}, ()),
     ("precision", {"precision": "bf16"}, ()),
+    ("compiled", {"compile": True}, ()),
     ("noise", {}, ("recipe.stages[0].noise=0.3",)),
     ("batch", {}, ("recipe.batch_size=2",)),
     ("length", {}, ("recipe.max_steps=3",)),

@@ -270,6 +270,8 @@ class RunConfig:
         seed: of every random draw.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``auto`` measures and takes the faster.
+        compile: whether transformer blocks and convolutional ones are compiled in training steps, by
+            ``torch.compile``: seconds to minutes at the start, and faster steps.
         wandb_project: Weights & Biases project that the events go to; empty is none.
         requires: distributions of plugins that the run takes parts from, such as ``"rpiae-foo"``; a
             run that begins writes them down, and where one is not installed, messages name it.
@@ -289,6 +291,7 @@ class RunConfig:
     seed: int = at_least(0, default=0)
     device: str = without_effect("auto", "what it leads to is told beside addresses")
     precision: Literal["auto", "fp32", "bf16"] = rounding_only("auto", "weights stay in fp32")
+    compile: bool = rounding_only(False, "the same operations, fused")
     wandb_project: str = without_effect("", "where events are told")
     requires: tuple[str, ...] = without_effect((), "for messages")
     imports: tuple[str, ...] = without_effect((), "for messages")

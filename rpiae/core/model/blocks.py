@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,12 +19,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rpiae.core.errors import UsageError
+from rpiae.core.errors import TrainingError, UsageError
 from rpiae.core.model.attention import attention
 from rpiae.core.model.geometry import at_least_fp32
 from rpiae.core.model.resampling import Mode, resample
 
+#: Kinds of blocks and inputs that are compiled in a process, at most.
+MOST_SHAPES = 256
+
 _recompute: contextvars.ContextVar[bool] = contextvars.ContextVar("recompute", default=False)
+_compile: contextvars.ContextVar[bool] = contextvars.ContextVar("compile", default=False)
 
 
 @contextlib.contextmanager
@@ -37,11 +42,58 @@ def recomputing(enabled: bool) -> Iterator[None]:
         _recompute.reset(token)
 
 
+@contextlib.contextmanager
+def compiling(enabled: bool) -> Iterator[None]:
+    """Have blocks inside the ``with`` block go through ``torch.compile``, each shape of input on its own:
+    what comes out depends on the block and its input, and not on what was compiled before.
+
+    Raises:
+        TrainingError: if a block cannot be compiled here, or there are more than ``MOST_SHAPES`` kinds of
+            blocks and inputs.
+    """
+    if not enabled:
+        yield
+        return
+    from torch._dynamo import config
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+    # Left alone, torch goes on without a word where its limit is met, by other operations.
+    limits = {"recompile_limit": MOST_SHAPES, "accumulated_recompile_limit": MOST_SHAPES}
+    token = _compile.set(True)
+    try:
+        with config.patch(fail_on_recompile_limit_hit=True, **limits):
+            yield
+    except FailOnRecompileLimitHit as error:
+        raise TrainingError(
+            f"there are more than {MOST_SHAPES} kinds of blocks and inputs to compile, one for each shape of "
+            "a batch: leave out --compile, or have fewer sizes of images"
+        ) from error
+    except TorchDynamoException as error:
+        cause = getattr(error, "inner_exception", error)  # what a backend raised
+        said = str(cause).strip().splitlines() or [type(cause).__name__]
+        raise TrainingError(
+            f"torch.compile cannot compile the blocks here: {said[0]}. Leave out --compile (--set "
+            "compile=false goes on with a run that has it)"
+        ) from error
+    finally:
+        _compile.reset(token)
+
+
 def through(block: nn.Module, values: Tensor, **arguments: Any) -> Tensor:
-    """Tokens or a map through one block, with what else it takes; see ``recomputing``."""
+    """Tokens or a map through one block, with what else it takes; see ``recomputing``, ``compiling``."""
+    call = _compiled() if _compile.get() and not torch.compiler.is_compiling() else _call
     if _recompute.get() and torch.is_grad_enabled():
-        return checkpoint(block, values, use_reentrant=False, **arguments)  # type: ignore[no-any-return]  # torch types it loosely
+        return checkpoint(call, block, values, arguments, use_reentrant=False)  # type: ignore[no-any-return]  # torch types it loosely
+    return call(block, values, arguments)
+
+
+def _call(block: nn.Module, values: Tensor, arguments: dict[str, Any]) -> Tensor:
     return block(values, **arguments)  # type: ignore[no-any-return]  # nn.Module calls are Any
+
+
+@functools.cache
+def _compiled() -> Callable[[nn.Module, Tensor, dict[str, Any]], Tensor]:
+    return torch.compile(_call, dynamic=False)
 
 
 class SelfAttention(nn.Module):

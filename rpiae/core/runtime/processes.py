@@ -61,6 +61,7 @@ class Runtime:
     Args:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``auto``, ``fp32`` or ``bf16``.
+        compile: whether blocks are compiled in training steps.
 
     Attributes:
         rank: which of the processes this is.
@@ -70,7 +71,10 @@ class Runtime:
         UsageError: if the device is not there.
     """
 
-    def __init__(self, *, device: str = "auto", precision: Precision = "auto") -> None:
+    def __init__(
+        self, *, device: str = "auto", precision: Precision = "auto", compile: bool = False
+    ) -> None:
+        self.compile = compile
         self.device = choose_device(device)
         if self.device.index is not None:
             torch.cuda.set_device(self.device)  # Accelerate takes the current one

@@ -11,7 +11,7 @@ from attrs import asdict, define, field
 
 from rpiae.core.config.recipe import StageConfig, StageLength, batch_size, stage_length
 from rpiae.core.errors import CheckpointError, DataError, TrainingError, UsageError
-from rpiae.core.model.blocks import recomputing
+from rpiae.core.model.blocks import compiling, recomputing
 from rpiae.core.model.contracts import Batch, StageSteps
 from rpiae.core.runtime.draws import key
 from rpiae.core.runtime.signals import StopSignal
@@ -198,7 +198,10 @@ class StageAtWork:
             for other in self.players[1:]:
                 if other is not player:
                     other.rest()
-            with recomputing(self.inputs.recipe.recompute):
+            with (
+                recomputing(self.inputs.recipe.recompute),
+                compiling(self.inputs.runtime.compile),
+            ):
                 learned[player.name] = player.learn(
                     self.step,
                     batches,

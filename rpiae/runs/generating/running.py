@@ -39,7 +39,7 @@ from rpiae.runs.generating.normalising import shape_of, statistics
 from rpiae.runs.generating.planning import GeneratorPlan, plan_generator
 from rpiae.runs.generating.resolving import ResolvedGenerator, resolve_generator
 from rpiae.runs.recording import recorded
-from rpiae.runs.resolving import made_with
+from rpiae.runs.resolving import made_with, runtime_of
 from rpiae.runs.summary import stage_row
 from rpiae.tasks.generator.task import GeneratorTask
 
@@ -57,7 +57,7 @@ def run_generator(run: ResolvedGenerator | Tree) -> Iterator[events.Event]:
         RpiaeError: see the subclasses; nothing already saved is lost.
     """
     resolved = run if isinstance(run, ResolvedGenerator) else resolve_generator(run)
-    runtime = Runtime(device=resolved.config.device, precision=resolved.config.precision)
+    runtime = runtime_of(resolved.config)
     resolved = _with_folder(resolved, runtime)
     folder = Path(resolved.config.out)
     plan = plan_generator(resolved)
@@ -93,7 +93,7 @@ def resume_generator(
     path = Path(folder)
     resolved, changed = resumed_generator(path, changes=changes, overrides=overrides)
     config = resolved.config
-    runtime = Runtime(device=config.device, precision=config.precision)
+    runtime = runtime_of(config)
     plan = plan_generator(resolved)
     yield events.Planned(plan=plan)
     check_memory(plan.memory, runtime.device)

@@ -24,6 +24,7 @@ from rpiae.data.synthetic import SyntheticLatents
 from rpiae.recipes.configs import GeneratorRecipeConfig
 from rpiae.runs import timing
 from rpiae.runs.generating.resolving import DEFAULTS
+from rpiae.runs.resolving import runtime_of
 from rpiae.runs.timing import PeakMemory, Speed, multiply_adds, step_seconds, timed
 from rpiae.tasks.generator.task import GeneratorTask
 
@@ -121,7 +122,7 @@ def measure_generator(
     if repeats < 1:
         raise UsageError(f"repeats must be at least 1, got {repeats}")
     recipe, flat = measured.recipe, measured.build("meta")
-    runtimes = [Runtime(device=measured.config.device, precision=p) for p in precisions]
+    runtimes = [runtime_of(evolve(measured.config, precision=p)) for p in precisions]
     peak = matrix_speed(runtimes[0].device, size=timing.PEAK_SIZE)
     yield peak
     for runtime in runtimes:
