@@ -58,7 +58,9 @@ def compiling(enabled: bool) -> Iterator[None]:
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
     # Left alone, torch goes on without a word where its limit is met, by other operations.
-    limits = {"recompile_limit": MOST_SHAPES, "accumulated_recompile_limit": MOST_SHAPES}
+    limits: dict[str, Any] = {
+        "recompile_limit": MOST_SHAPES, "accumulated_recompile_limit": MOST_SHAPES,
+    }  # fmt: skip
     token = _compile.set(True)
     try:
         with config.patch(fail_on_recompile_limit_hit=True, **limits):
@@ -83,7 +85,7 @@ def through(block: nn.Module, values: Tensor, **arguments: Any) -> Tensor:
     """Tokens or a map through one block, with what else it takes; see ``recomputing``, ``compiling``."""
     call = _compiled() if _compile.get() and not torch.compiler.is_compiling() else _call
     if _recompute.get() and torch.is_grad_enabled():
-        return checkpoint(call, block, values, arguments, use_reentrant=False)  # type: ignore[no-any-return]  # torch types it loosely
+        return checkpoint(call, block, values, arguments, use_reentrant=False)
     return call(block, values, arguments)
 
 
