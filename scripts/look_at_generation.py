@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from attrs import evolve, frozen
+from PIL import Image
 
 from rpiae.core.config.tree import dump_toml
 from rpiae.studies.configs import read_study
@@ -154,6 +155,7 @@ def generate(look: Look, tokenizer: Path, settings: Settings) -> None:
 def _training(look: Look, settings: Settings) -> Iterator[str]:
     yield "recipe.flow.shift=0"  # that of the latents' size
     yield "held_out=512"
+    yield "compile=true"
     yield f"recipe.stages[0].steps={settings.steps}"
     yield f"recipe.stages[0].batch_size={settings.batch_size}"
     yield from look.overrides
@@ -204,6 +206,24 @@ def table(settings: Settings) -> Iterator[str]:
             yield f"| {look.name} | {guidance:g} | {' | '.join(cells)} |"
 
 
+def picture(settings: Settings) -> Path:
+    """Guided samples of all generators beside each other, in their order: half of each one's."""
+    sheets = []
+    for look in LOOKS:
+        path = settings.out / "generators" / f"{look.name}-{settings.guidance:g}.png"
+        with Image.open(path) as sheet:
+            sheets.append(sheet.convert("RGB").crop((0, 0, sheet.width // 2, sheet.height)))
+    gap = 12
+    width = sum(sheet.width + gap for sheet in sheets) - gap
+    whole = Image.new("RGB", (width, sheets[0].height), "white")
+    left = 0
+    for sheet in sheets:
+        whole.paste(sheet, (left, 0))
+        left += sheet.width + gap
+    whole.save(settings.out / "look.png")
+    return settings.out / "look.png"
+
+
 def metrics_of(results: Mapping[str, Mapping[str, Any]]) -> Mapping[str, float]:
     """The numbers in what ``rpiae eval --json`` prints of one generator, by its folder."""
     (found,) = results.values()
@@ -232,6 +252,7 @@ def main() -> None:
         list(pool.map(lambda folder: build(folder, settings), folders.values()))
         list(pool.map(lambda look: generate(look, folders[look.row], settings), LOOKS))
     print("\n".join(table(settings)))
+    print(picture(settings))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ from rich.table import Table
 
 from rpiae.cli.screen import stderr, stdout
 from rpiae.core.errors import UsageError
+from rpiae.core.model.shipped import shipped_models
 from rpiae.core.registry.registry import (
     FAMILIES,
+    OWN,
     Entry,
     Manifest,
     Plugin,
@@ -20,10 +22,13 @@ from rpiae.core.registry.registry import (
     registry,
 )
 
+#: What is listed besides families of parts.
+MODELS = "models"
+
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Which families."""
-    parser.add_argument("family", nargs="?", help="encoders, bridges, …, or plugins")
+    parser.add_argument("family", nargs="?", help="encoders, bridges, …, models, or plugins")
     parser.add_argument("--json", action="store_true")
     parser.add_argument(
         "--check", action="store_true", help="with plugins: also load what each of them names"
@@ -31,13 +36,13 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print parts and presets, or the installed plugins."""
+    """Print parts and presets, the models that ship with rpiae, or the installed plugins."""
     if arguments.family == "plugins":
         return _plugins(as_json=arguments.json, check=arguments.check)
     if arguments.check:
         raise UsageError("--check goes with plugins: rpiae list plugins --check")
-    families = [arguments.family] if arguments.family else list(FAMILIES)
-    listing = {family: _rows(family) for family in families}
+    families = [arguments.family] if arguments.family else [*FAMILIES, MODELS]
+    listing = {family: _models() if family == MODELS else _rows(family) for family in families}
     _warn_of_broken()
     if arguments.json:
         print(json.dumps(listing, indent=2))
@@ -53,6 +58,19 @@ def run(arguments: argparse.Namespace) -> int:
         stdout.print(table)
         stdout.print()
     return 0
+
+
+def _models() -> list[dict[str, Any]]:
+    """What ships with weights."""
+    return [
+        {
+            "name": model.name,
+            "kind": f"{model.kind} of {model.tokenizer}" if model.tokenizer else model.kind,
+            "summary": model.summary,
+            "distribution": OWN,
+        }
+        for model in shipped_models()
+    ]
 
 
 def _rows(family: str) -> list[dict[str, Any]]:

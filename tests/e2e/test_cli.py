@@ -189,6 +189,10 @@ def test_list_is_quick_and_machine_readable(tmp_path: Path) -> None:
     listing = json.loads(out)
     assert {"tiny", "dinov2-b", "timm"} <= {row["name"] for row in listing["encoders"]}
     assert {"quick", "rpiae"} <= {row["name"] for row in listing["recipes"]}
+    assert {row["name"]: row["kind"] for row in listing["models"]} == {
+        "cifar10": "generator of cifar10-vb16",
+        "cifar10-vb16": "tokenizer",
+    }
     assert seconds < 5, "list loads something heavy"
     probe = "import sys, rpiae.cli.listing; print('torch' in sys.modules)"
     loaded = subprocess.run(

@@ -59,3 +59,40 @@ def test_a_folder_of_that_name_goes_before_it(
     own = rpiae.build(encoder="tiny", bridge="vb4", decoder="vit-t")
     rpiae.save(own, "cifar10-vb16")
     assert rpiae.load("cifar10-vb16").latent_shape(32, 32) == (4, 8, 8)
+
+
+def test_sampling_needs_its_name_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["sample", "cifar10", "--classes", "cat,ship", "--per-class", "2", "--steps", "4"]
+    assert main(words) == 0
+    assert capsys.readouterr().out.startswith("samples.png: 4 samples, classes: 2")
+    with Image.open("samples.png") as sheet:
+        assert sheet.width > 2 * 32
+        assert sheet.height > 2 * 32
+    assert main(["reconstruct", "cifar10", "samples.png"]) == 1
+    assert "a generator and no tokenizer, its own being cifar10-vb16" in capsys.readouterr().err
+
+
+def test_a_shipped_generator_is_of_the_shipped_tokenizer() -> None:
+    """Its fingerprint is compared as it is loaded; so both are replaced together or not at all."""
+    generator = rpiae.load_generator("cifar10")
+    assert generator.model.facts.tokenizer == "cifar10-vb16"
+    assert generator.model.facts.label_names[3] == "cat"
+    images = generator.sample(["cat", "ship"], steps=4, seed=1)
+    assert images.shape == (2, 3, 32, 32)
+    assert not torch.equal(images[0], images[1])
+
+
+def test_what_ships_is_small_and_has_cards() -> None:
+    folder = Path(rpiae.__file__).parent / "pretrained"
+    models = [path for path in folder.iterdir() if path.is_dir()]
+    assert {path.name for path in models} == {"cifar10", "cifar10-vb16"}
+    listed = (folder / "README.md").read_text(encoding="utf-8")
+    for path in models:
+        card = (path / "README.md").read_text(encoding="utf-8")
+        assert card.startswith(f"# `{path.name}`: ")
+        assert f"]({path.name}/README.md)" in listed
+    weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    assert weights < 20e6

@@ -128,14 +128,16 @@ from pathlib import Path
 from rpiae.core.training import events
 from rpiae.runs.generating import run_generator
 from tests.short_run import short_generator_run
-latents, out = map(Path, sys.argv[1:])
-steps = [e.total for e in run_generator(short_generator_run(latents, out)) if isinstance(e, events.StepDone)]
+latents, out = map(Path, sys.argv[1:3])
+run = short_generator_run(latents, out) | {"compile": "compiled" in sys.argv}
+steps = [e.total for e in run_generator(run) if isinstance(e, events.StepDone)]
 if (out / "summary.json").exists():
     (out / "totals.json").write_text(json.dumps(steps))
 """
 
 
-def test_two_processes_learn_what_one_does(latents: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["eager", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_two_processes_learn_what_one_does(latents: Path, tmp_path: Path, how: str) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
@@ -144,7 +146,7 @@ def test_two_processes_learn_what_one_does(latents: Path, tmp_path: Path) -> Non
     }  # fmt: skip
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(latents), str(tmp_path / "two")],
+            [sys.executable, "-c", SCRIPT, str(latents), str(tmp_path / "two"), how],
             cwd=Path(__file__).parents[2],
             env={**os.environ, **together, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )

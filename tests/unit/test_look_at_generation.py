@@ -73,3 +73,20 @@ def test_the_table_of_what_eval_prints(
         del one["metrics"]["recall[tiny]"]
     (results / "rae-1.json").write_text(json.dumps(lacking))
     assert next(row for row in look.table(settings) if "| rae | 1 |" in row).count(" – ") == 1
+
+
+def test_the_picture_shows_half_of_every_guided_sheet(look: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "generators").mkdir()
+    for number, each in enumerate(look.LOOKS):
+        sheet = Image.new("RGB", (40, 10), (number, 0, 0))
+        sheet.paste((0, 0, 200), (20, 0, 40, 10))
+        sheet.save(tmp_path / "generators" / f"{each.name}-2.png")
+    settings = look.Settings(
+        out=tmp_path, data=tmp_path, cnn=tmp_path, generator="dit-t", steps=1, batch_size=1, count=12,
+        sampling_steps=2, guidance=2.0,
+    )  # fmt: skip
+    with Image.open(look.picture(settings)) as whole:
+        assert whole.height == 10
+        shown = [whole.getpixel((left, 5)) for left in range(whole.width)]
+    assert [shown.count((number, 0, 0)) for number in range(len(look.LOOKS))] == [20] * 4
+    assert (0, 0, 200) not in shown

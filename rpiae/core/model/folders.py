@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +17,12 @@ from rpiae.core.errors import CheckpointError, UsageError
 from rpiae.core.model.build import build_tokenizer, resolved_parts
 from rpiae.core.model.places import Word, named_place, unknown_word
 from rpiae.core.model.resolve import ResolvedTokenizer
-from rpiae.core.model.saved import FORMAT, TOKENIZER, SavedModel, open_model, write_model
+from rpiae.core.model.saved import FORMAT, GENERATOR, TOKENIZER, SavedModel, open_model, write_model
 from rpiae.core.model.saved_parts import FLOATS, fitting, read_parts, written_parts
 from rpiae.core.model.saved_tensors import TensorFacts
 from rpiae.core.model.state import load_state, written_state
 from rpiae.core.model.tokenizer import RPiAE
+from rpiae.core.runtime.names import printable
 from rpiae.core.runtime.weights import check_architecture, shapes
 
 
@@ -88,12 +91,20 @@ def tokenizer_folder(folder: Word, *, revision: str = "", subfolder: str = "") -
     if os.path.isfile(path):
         raise CheckpointError(f"{path} is a file: name the folder of a run or tokenizer")
     what = "has no finished tokenizer yet" if os.path.isdir(path) else "does not exist"
-    if os.path.lexists(path / "generator" / "config.json"):
-        what = "holds a generator and no tokenizer"
+    if os.path.lexists(path / GENERATOR / "config.json"):
+        what = f"holds a generator and no tokenizer{_whose(path / GENERATOR)}"
     raise CheckpointError(
         f"{path} {what}: expected config.json and model.safetensors there or in {path / 'tokenizer'}"
         f"{unknown_word(folder)}"
     )
+
+
+def _whose(generator: Path) -> str:
+    """Which tokenizer a generator has, for messages; nothing where its folder does not say so."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        config = json.loads((generator / "config.json").read_text(encoding="utf-8"))
+        return f", its own being {printable(str(config['latents']['tokenizer']))}"
+    return ""
 
 
 def load_saved(saved: SavedModel) -> RPiAE:

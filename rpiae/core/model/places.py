@@ -7,7 +7,6 @@ Nothing is written into folders that are not the user's own: the hub's cache, an
 
 from __future__ import annotations
 
-import importlib.resources
 import os
 import re
 from pathlib import Path, PurePosixPath
@@ -23,6 +22,7 @@ from rpiae.core.errors import (
 )
 from rpiae.core.model.saved import CONFIG_FILE, GENERATOR, TOKENIZER, check_config
 from rpiae.core.model.saved_tensors import INDEX_FILE, WEIGHTS_FILE
+from rpiae.core.model.shipped import shipped_folders
 from rpiae.core.runtime.download import fetch_hub, temporary_cache
 from rpiae.core.runtime.hub import is_commit, snapshot_of
 from rpiae.core.runtime.names import printable, shown
@@ -94,7 +94,7 @@ def named_place(word: Word, kind: str = "", *, revision: str = "", subfolder: st
             f"{printable(str(word))} is no repository of the hub, user/name, and only these have revisions: "
             f"leave {shown(revision)} out"
         )
-    shipped = _shipped()
+    shipped = shipped_folders()
     path = Path(word)
     if isinstance(word, str) and word in shipped and not os.path.lexists(path):
         path = shipped[word]
@@ -129,7 +129,7 @@ def hub_place(word: Word, *, only: bool = False) -> HubPlace | None:
 
 def unknown_word(word: Word) -> str:
     """What else a word could have meant that names no folder, for the end of a message."""
-    shipped = _shipped()
+    shipped = shipped_folders()
     if not isinstance(word, str) or word in shipped or not re.fullmatch(_NAME, word, re.ASCII):
         return ""
     names = f" ({', '.join(shipped)})" if shipped else ""
@@ -162,8 +162,8 @@ def lasting_word(word: Word) -> str:
 def lasting_name(place: Path) -> str:
     """The word for a folder that leads there from everywhere: of the hub's cache, to the same commit;
     of the user's own, its path from the root."""
-    for name, shipped in _shipped().items():
-        if place in (shipped, shipped / TOKENIZER):
+    for name, shipped in shipped_folders().items():
+        if place in (shipped, shipped / TOKENIZER, shipped / GENERATOR):
             return name
     repository, commit, below = snapshot_of(place)
     if commit:
@@ -174,7 +174,7 @@ def lasting_name(place: Path) -> str:
 def is_borrowed(place: Path) -> bool:
     """Whether a folder is not the user's own: of the hub's cache, or of the package."""
     return bool(snapshot_of(place).commit) or any(
-        shipped == place or shipped in place.parents for shipped in _shipped().values()
+        shipped == place or shipped in place.parents for shipped in shipped_folders().values()
     )
 
 
@@ -201,15 +201,6 @@ def _check_subfolder(subfolder: str) -> None:
         raise UsageError(
             f"subfolder = {shown(subfolder)} leads elsewhere: name a folder below, such as models/a"
         )
-
-
-def _shipped() -> dict[str, Path]:
-    """Folders of the models that ship with rpiae, by name."""
-    package = importlib.resources.files(__name__.partition(".")[0])
-    folder = Path(str(package / "pretrained"))
-    if not folder.is_dir():
-        return {}
-    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
 
 
 def _fetched(place: HubPlace, kind: str) -> Path:
