@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from rpiae.cli.screen import stderr, stdout
-from rpiae.core.errors import UsageError
+from rpiae.core.errors import UnknownNameError, UsageError, did_you_mean
 from rpiae.core.model.shipped import shipped_models
 from rpiae.core.registry.registry import (
     FAMILIES,
@@ -21,9 +21,10 @@ from rpiae.core.registry.registry import (
     installed_plugins,
     registry,
 )
+from rpiae.core.runtime.names import shown
 
 #: What is listed besides families of parts.
-MODELS = "models"
+MODELS, PLUGINS = "models", "plugins"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -37,10 +38,16 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print parts and presets, the models that ship with rpiae, or the installed plugins."""
-    if arguments.family == "plugins":
+    if arguments.family == PLUGINS:
         return _plugins(as_json=arguments.json, check=arguments.check)
     if arguments.check:
         raise UsageError("--check goes with plugins: rpiae list plugins --check")
+    named = [*FAMILIES, MODELS, PLUGINS]
+    if arguments.family and arguments.family not in named:
+        raise UnknownNameError(
+            f"nothing is listed as {shown(arguments.family)}.{did_you_mean(arguments.family, named)} "
+            f"There are {', '.join(sorted(named))}"
+        )
     families = [arguments.family] if arguments.family else [*FAMILIES, MODELS]
     listing = {family: _models() if family == MODELS else _rows(family) for family in families}
     _warn_of_broken()
@@ -65,9 +72,12 @@ def _models() -> list[dict[str, Any]]:
     return [
         {
             "name": model.name,
-            "kind": f"{model.kind} of {model.tokenizer}" if model.tokenizer else model.kind,
-            "summary": model.summary,
+            "kind": model.kind,
+            "summary": f"{model.summary}, of {model.tokenizer}"
+            if model.tokenizer
+            else model.summary,
             "distribution": OWN,
+            "tokenizer": model.tokenizer,
         }
         for model in shipped_models()
     ]

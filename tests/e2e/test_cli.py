@@ -121,6 +121,7 @@ def test_reconstruct(run_folder: Path, tmp_path: Path) -> None:
         (["build", "--encoder", "timm:resnet18"], 2, "cannot be a pivot"),
         (["build", "--encoder", "timm:vit_smal_patch16_224"], 2, "Did you mean"),
         (["list", "encodrs"], 2, "Did you mean 'encoders'?"),
+        (["list", "modles"], 2, "Did you mean 'models'?"),
         (["show", "vb6x4"], 2, "nothing is named"),
         (["reconstruct", "nowhere", "x.png", "--out", "y.png"], 1, "does not exist"),
         (["fetch", "tinny"], 2, "Did you mean 'tiny'"),
@@ -190,7 +191,7 @@ def test_list_is_quick_and_machine_readable(tmp_path: Path) -> None:
     assert {"tiny", "dinov2-b", "timm"} <= {row["name"] for row in listing["encoders"]}
     assert {"quick", "rpiae"} <= {row["name"] for row in listing["recipes"]}
     assert {row["name"]: row["kind"] for row in listing["models"]} == {
-        "cifar10": "generator of cifar10-vb16",
+        "cifar10": "generator",
         "cifar10-vb16": "tokenizer",
     }
     assert seconds < 5, "list loads something heavy"

@@ -20,6 +20,7 @@ from rpiae.core.model.blocks import compiling, through
 from rpiae.core.training import events
 from rpiae.runs import generating
 from tests.short_run import (
+    ADAPTIVE,
     short_generator_run,
     short_run,
     short_video_run,
@@ -100,6 +101,34 @@ def test_a_compiled_run_resumes_to_the_bit(kind: str, tmp_path: Path) -> None:
     torch.compiler.reset()  # as in another process
     assert digests(go_on(tmp_path / "broken")) == whole[-len(whole) :]
     assert whole
+
+
+def test_graphs_that_are_kept_after_others_that_were_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adaptive weight keeps the graph once its warm-up is over; a resumed run may begin with that."""
+    traced_only(monkeypatch)
+    written, tree, _ = RUNS["tokenizer"]
+    data = written(tmp_path / "data")
+
+    def trained(name: str, *, compile: bool, until: int | None = None) -> list[float]:
+        asked = tree(data, tmp_path / name, checkpoint_every=1) | {"compile": compile}
+        happened = runs.run(runs.resolve(asked, overrides=(ADAPTIVE,)))
+        found = []
+        for event in happened:
+            if isinstance(event, events.StepDone):
+                found.append(event.total)
+            if isinstance(event, events.CheckpointSaved) and event.step == until:
+                happened.close()  # type: ignore[attr-defined]  # a generator
+                break
+        return found
+
+    plain = trained("plain", compile=False)
+    whole = trained("whole", compile=True)
+    assert whole == pytest.approx(plain, rel=1e-5)
+    begun = trained("broken", compile=True, until=3)
+    torch.compiler.reset()
+    assert begun + curve(runs.resume(tmp_path / "broken")) == whole
 
 
 class Doubled(nn.Module):

@@ -97,7 +97,7 @@ class GeneratorRunConfig:
         seed: of every random draw.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``auto`` measures and takes the faster.
-        compile: whether transformer blocks and convolutional ones are compiled in training steps, by
+        compile: whether blocks, of transformers and of convolutions, are compiled in training steps by
             ``torch.compile``: seconds to minutes at the start, and faster steps.
         wandb_project: Weights & Biases project that the events go to; empty is none.
         requires: distributions of plugins that the run takes parts from; see ``RunConfig``.

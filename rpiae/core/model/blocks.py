@@ -27,6 +27,9 @@ from rpiae.core.model.resampling import Mode, resample
 #: Kinds of blocks and inputs that are compiled in a process, at most.
 MOST_SHAPES = 256
 
+#: Lines of an error of torch.compile that are told; what follows is a trace.
+MOST_LINES = 3
+
 _recompute: contextvars.ContextVar[bool] = contextvars.ContextVar("recompute", default=False)
 _compile: contextvars.ContextVar[bool] = contextvars.ContextVar("compile", default=False)
 
@@ -56,14 +59,22 @@ def compiling(enabled: bool) -> Iterator[None]:
         return
     from torch._dynamo import config
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+    from torch._functorch import config as gradients
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-    # Left alone, torch goes on without a word where its limit is met, by other operations.
-    limits: dict[str, Any] = {
+    # Left alone, torch goes on without a word where its limit is met, by other operations; cuts blocks by
+    # how gradients are sent between processes; and refuses a graph that is kept after one that was not.
+    settings: dict[str, Any] = {
         "recompile_limit": MOST_SHAPES, "accumulated_recompile_limit": MOST_SHAPES,
+        "fail_on_recompile_limit_hit": True, "optimize_ddp": False,
     }  # fmt: skip
     token = _compile.set(True)
     try:
-        with config.patch(fail_on_recompile_limit_hit=True, **limits):
+        with (
+            config.patch(**settings),
+            gradients.patch(donated_buffer=False),
+            torch.autograd.set_multithreading_enabled(False),  # the settings are those of a thread
+        ):
             yield
     except FailOnRecompileLimitHit as error:
         raise TrainingError(
@@ -72,10 +83,11 @@ def compiling(enabled: bool) -> Iterator[None]:
         ) from error
     except TorchDynamoException as error:
         cause = getattr(error, "inner_exception", error)  # what a backend raised
-        said = str(cause).strip().splitlines() or [type(cause).__name__]
+        said = [line.strip() for line in str(cause).splitlines() if line.strip()]
         raise TrainingError(
-            f"torch.compile cannot compile the blocks here: {said[0]}. Leave out --compile (--set "
-            "compile=false goes on with a run that has it)"
+            "torch.compile cannot compile the blocks here: "
+            f"{' · '.join(said[:MOST_LINES]) or type(cause).__name__}. Leave out --compile (--set compile=false "
+            f"goes on with a run that has it); where a run was killed while it compiled, delete {cache_dir()}"
         ) from error
     finally:
         _compile.reset(token)

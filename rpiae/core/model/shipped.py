@@ -40,16 +40,21 @@ def shipped_folders() -> dict[str, Path]:
 
 def shipped_models() -> list[Shipped]:
     """All of them, by what their folders say."""
-    return [_described(name, folder) for name, folder in shipped_folders().items()]
+    found = []
+    for name, folder in shipped_folders().items():
+        for below, kind in _KINDS.items():
+            if (folder / below / "config.json").is_file():
+                found.append(_described(name, kind, folder, below))
+                break
+    return found
 
 
-def _described(name: str, folder: Path) -> Shipped:
-    below = next(below for below in _KINDS if (folder / below / "config.json").is_file())
+def _described(name: str, kind: str, folder: Path, below: str) -> Shipped:
     config = json.loads((folder / below / "config.json").read_text(encoding="utf-8"))
     heading = (folder / "README.md").read_text(encoding="utf-8").partition("\n")[0]
     return Shipped(
         name=name,
-        kind=_KINDS[below],
+        kind=kind,
         summary=heading.partition(":")[2].strip(),
         tokenizer=config.get("latents", {}).get("tokenizer", ""),
     )
