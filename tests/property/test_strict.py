@@ -40,6 +40,7 @@ WRONG: dict[Path, st.SearchStrategy[Any]] = {
     ("out",): not_text,
     ("device",): not_text,
     ("precision",): texts | not_text,
+    ("compile",): not_bool,
     ("encoder", "width"): not_int,
     ("encoder", "mlp_ratio"): not_number,
     ("encoder", "pretrained"): not_bool,

@@ -46,6 +46,7 @@ needs_a_compiler = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
     torch.compiler.reset()
+    counters.clear()
     yield
     torch.compiler.reset()
     counters.clear()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import rpiae
 from rpiae.core.errors import CheckpointError, FetchError, RpiaeError, UsageError
-from rpiae.core.model import places
+from rpiae.core.model import shipped
 from rpiae.core.model.folders import load_tokenizer, save_tokenizer, tokenizer_folder
 from rpiae.core.model.places import (
     hub_place,
@@ -298,7 +298,7 @@ def test_models_that_ship_go_by_their_names(
     package = tmp_path / "package" / "pretrained"
     shutil.copytree(made / "0", package / "small-one")
     shutil.copytree(made / "run", package / "whole")
-    monkeypatch.setattr(places.importlib.resources, "files", lambda _: package.parent)
+    monkeypatch.setattr(shipped.importlib.resources, "files", lambda _: package.parent)
     assert same(rpiae.load("small-one"), made / "0")
     assert rpiae.load_generator("whole").model.num_classes == 3
     assert lasting_word("small-one") == lasting_name(package / "small-one") == "small-one"

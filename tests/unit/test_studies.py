@@ -284,7 +284,8 @@ class TestSeeds:
         values: Tree = {
             "encoder": {"name": "vit", "width": 48, "depth": 1, "num_heads": 2}, "bridge": "vb8",
             "decoder": "vit-t", "recipe": "quick", "data": "sample", "seed": 5, "device": "auto",
-            "precision": "bf16", "wandb_project": "mine", "requires": ["pip"], "imports": ["json"],
+            "precision": "bf16", "compile": True, "wandb_project": "mine", "requires": ["pip"],
+            "imports": ["json"],
         }  # fmt: skip
         refused = {"out", "init", "init_parts"}  # without init, the last two have nothing to say
         assert values.keys() | refused == {a.name for a in attrs.fields(RunConfig)}
