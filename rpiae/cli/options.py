@@ -18,16 +18,8 @@ if TYPE_CHECKING:
 
 #: What ``run_options`` declares of a run's own fields, besides ``--set``.
 RUN_FIELDS = (
-    "encoder",
-    "bridge",
-    "decoder",
-    "recipe",
-    "data",
-    "seed",
-    "device",
-    "precision",
-    "compile",
-)
+    "encoder", "bridge", "decoder", "recipe", "data", "seed", "device", "precision", "compile",
+)  # fmt: skip
 
 
 def nonempty(word: str) -> str:

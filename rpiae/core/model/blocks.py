@@ -60,7 +60,6 @@ def compiling(enabled: bool) -> Iterator[None]:
     from torch._dynamo import config
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
     from torch._functorch import config as gradients
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     # Left alone, torch goes on without a word where its limit is met, by other operations; cuts blocks by
     # how gradients are sent between processes; and refuses a graph that is kept after one that was not.
@@ -82,6 +81,8 @@ def compiling(enabled: bool) -> Iterator[None]:
             "a batch: leave out --compile, or have fewer sizes of images"
         ) from error
     except TorchDynamoException as error:
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
         cause = getattr(error, "inner_exception", error)  # what a backend raised
         said = [line.strip() for line in str(cause).splitlines() if line.strip()]
         raise TrainingError(
